@@ -1,0 +1,298 @@
+"""Every setting, its default, its meaning and its unit, in one place.
+
+A YAML file holds what differs from these defaults; `--set section.key=value` overrides both.
+All mistakes are reported together, each as `section.key: what is wrong, what was given`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from captioner.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+BUNDLED = "bundled:"  # prefix of a path that travels with the package
+
+
+class Section(BaseModel):
+    """Base of all sections: values never change, unknown keys are mistakes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the pictures and captions are."""
+
+    root: str = Field("bundled:data/scenes", description="folder or annotation file")
+    format: Literal["auto", "flickr", "karpathy", "coco", "csv", "jsonl", "scenes"] = Field(
+        "auto", description="annotation format; auto detects it"
+    )
+    images: str | None = Field(None, description="folder of the pictures, when not beside them")
+    split_train: str = Field("train", description="split to learn from")
+    split_dev: str = Field("dev", description="split that chooses the best epoch")
+    split_test: str = Field("test", description="split kept for the last score")
+    restval: bool = Field(False, description="join Karpathy's `restval` images to train")
+    image_column: str | None = Field(None, description="CSV/JSONL column; guessed when null")
+    caption_column: str | None = Field(None, description="CSV/JSONL column; guessed when null")
+    split_column: str = Field("split", description="CSV/JSONL column that names the split")
+    holdout: Fraction = Field(
+        0.05, description="share of train images used as dev where the data names no dev split"
+    )
+    strict: bool = Field(False, description="any problem in the data stops the run")
+
+
+class TextConfig(Section):
+    """How captions become token ids."""
+
+    min_count: Count = Field(5, description="a word seen fewer times in train becomes <unk>")
+    max_length: Count = Field(50, description="tokens of a training caption; longer ones are cut")
+
+
+class EncoderConfig(Section):
+    """The frozen CNN."""
+
+    backbone: str = Field("resnet50", description="torchvision classification CNN")
+    weights: str = Field(
+        "DEFAULT", description="torchvision enum name, path to .pth/.safetensors, or none"
+    )
+    builder_args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of torchvision's builder"
+    )
+    image_size: Annotated[int, Field(ge=32)] | None = Field(
+        None, description="pixels: shorter side resized to this, centre cropped; null: the weights'"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic of the CNN; auto: bf16 where the hardware has it"
+    )
+    flip: bool = Field(False, description="also store each training image mirrored")
+    batch_size: Count = Field(64, description="images per forward pass of the CNN")
+
+
+class DecoderConfig(Section):
+    """The RNN that writes the caption, and the layer that starts it."""
+
+    cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
+    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="phi of rnn and elman")
+    hidden_size: Count = Field(512, description="units per layer")
+    num_layers: Count = Field(1, description="stacked layers")
+    embed_size: Count = Field(256, description="width of a word vector")
+    dropout: Fraction = Field(0.5, description="on embeddings, between layers, on outputs")
+    feature_dropout: Fraction = Field(0.0, description="on the image features")
+    tie_weights: bool = Field(True, description="output layer shares the word vectors")
+    init_activation: Literal["tanh", "relu", "none"] = Field(
+        "tanh", description="after the projection of the image to the initial hidden state"
+    )
+    feature_norm: Literal["standardize", "l2", "layer", "none"] = Field(
+        "standardize", description="what is done to the features before that projection"
+    )
+
+
+class TrainingConfig(Section):
+    """How the decoder learns."""
+
+    epochs: Count = Field(10, description="passes over the training captions")
+    batch_size: Count = Field(128, description="captions per step")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak, of AdamW")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps up to the peak")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="from the peak to the last step"
+    )
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.98, description="AdamW's second beta")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="of matrices; biases and norms have none"
+    )
+    label_smoothing: Fraction = Field(0.1, description="probability spread over the vocabulary")
+    clip_norm: Annotated[float, Field(gt=0)] = Field(5.0, description="global gradient norm")
+    bptt_window: Count | None = Field(
+        None, description="tokens per window of truncated BPTT; null: the whole caption"
+    )
+    ema_decay: Fraction = Field(
+        0.0, description="moving average of the weights, per step; evaluated and saved; 0: off"
+    )
+    metric: Literal["bleu_4", "cider_d"] = Field(
+        "cider_d", description="dev score that chooses the best epoch"
+    )
+    patience: Count | None = Field(
+        None, description="stop after this many epochs without a better dev score; null: never"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")
+
+
+class DecodingConfig(Section):
+    """How words are searched."""
+
+    beam_size: Count = Field(3, description="hypotheses kept per image; 1 is greedy")
+    length_penalty: Annotated[float, Field(ge=0)] = Field(
+        0.7, description="a: score = log-probability / length^a"
+    )
+    max_length: Count = Field(24, description="most tokens, end included")
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="n: no n-gram twice in a caption; 0: off"
+    )
+
+
+class Config(Section):
+    """All sections together."""
+
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        splits = (self.data.split_train, self.data.split_dev)
+        if len(set(splits)) < len(splits):
+            raise ValueError(
+                f"data.split_dev: must differ from data.split_train, given {splits[1]!r}"
+            )
+        if self.decoder.cell not in ("rnn", "elman") and self.decoder.nonlinearity != "tanh":
+            raise ValueError(
+                f"decoder.nonlinearity: only rnn and elman have one, given "
+                f"{self.decoder.nonlinearity!r} with cell {self.decoder.cell!r}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return every value, defaults included, as YAML that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def bundled(name: str) -> Path:
+    """Return the path of a file or folder that travels with the package.
+
+    Args:
+        name: path below the bundle, such as `configs/scenes.yaml` or `data/scenes`.
+    """
+    package = Path(str(resources.files("captioner")))
+    installed = package / "bundled" / name
+    # In a checkout the bundle is the repository itself.
+    return installed if installed.exists() else package.parent / name
+
+
+def resolve_path(value: str) -> Path:
+    """Return the path a setting names; `bundled:` paths are inside the package."""
+    if value.startswith(BUNDLED):
+        return bundled(value.removeprefix(BUNDLED))
+    return Path(value).expanduser()
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a config given by path or by the name of a bundled one.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = bundled(f"configs/{path.stem}.yaml")
+    if packaged.is_file() and name in (path.stem, f"{path.stem}.yaml", f"configs/{path.stem}.yaml"):
+        return packaged
+    have = ", ".join(sorted(p.stem for p in bundled("configs").glob("*.yaml")))
+    raise ConfigError(f"{name}: no such config file; give a path or one of the bundled: {have}")
+
+
+def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file and apply overrides.
+
+    Args:
+        name: path of a YAML file, name of a bundled config, or None for the defaults.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        ConfigError: with one line per mistake, all mistakes at once.
+    """
+    tree: dict[str, Any] = {}
+    source = "defaults"
+    if name is not None:
+        path = find_config(name)
+        source = str(path)
+        tree = _read_yaml(path)
+    mistakes = [m for override in overrides if (m := _apply(tree, override))]
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        mistakes += _explain(error)
+    if mistakes:
+        raise ConfigError("\n".join([f"{source}: {len(mistakes)} mistake(s)", *mistakes]))
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections such as `training:`, given {tree!r}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> str | None:
+    """Put one `section.key=value` into the tree; return what is wrong with it, if anything."""
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not sections or not all((*sections, last)):
+        return f"--set {override}: must look like section.key=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {override}: the value is not valid YAML"
+    node: Any = tree
+    for section in sections:
+        if node.get(section) is None:
+            node[section] = {}
+        node = node[section]
+        if not isinstance(node, dict):
+            return f"--set {override}: {section} is not a section"
+    node[last] = value
+    return None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line per mistake: `section.key: what is wrong, given value`."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: no such setting{_suggest(item['loc'])}, given {item['input']!r}")
+        elif item["type"] == "value_error":
+            lines.append(str(item["ctx"]["error"]))
+        else:
+            what = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{key}: {what}, given {item['input']!r}")
+    return lines
+
+
+def _suggest(loc: tuple[int | str, ...]) -> str:
+    """Name the setting that was probably meant."""
+    model: type[BaseModel] = Config
+    for part in loc[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"
+
+
+def _names(fields: Mapping[str, Any]) -> str:
+    return ", ".join(fields)

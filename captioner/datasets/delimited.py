@@ -1,0 +1,79 @@
+"""CSV and TSV: a first line of column names, then one caption, or a JSON list of them, per row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from captioner.datasets.base import Dataset, Options
+from captioner.datasets.collect import Collector, picture_folders
+from captioner.datasets.reading import excerpt, guess_delimiter, is_utf8, read_lines, read_rows
+from captioner.datasets.table import Columns, Row, add_rows, choose_columns, table_files
+from captioner.errors import DataError
+
+LOOKS_FOR = (
+    "a .csv or .tsv file, or a folder with metadata.csv, captions.csv, train.csv or one .csv"
+)
+
+_SUFFIXES = (".csv", ".tsv")
+
+
+def recognise(root: Path) -> bool:
+    """Whether this is a CSV or TSV file, or a folder with some."""
+    return root.suffix in _SUFFIXES if root.is_file() else bool(table_files(root, _SUFFIXES))
+
+
+def load(root: Path, options: Options) -> Dataset:
+    """Read CSV or TSV files; the line of column names tells the delimiter.
+
+    Args:
+        root: a file, or a folder (see `table_files`).
+        options: `images` and the columns are used.
+
+    Raises:
+        DataError: if there is no such file, or a column is missing.
+    """
+    files = table_files(root, _SUFFIXES)
+    if not files:
+        raise DataError(f"{root}: no table: expected {LOOKS_FOR}")
+    base = root.parent if root.is_file() else root
+    found = Collector(root, "csv", picture_folders(base, options.images))
+    for file in files:
+        lines = read_lines(file)
+        delimiter = guess_delimiter(lines[0] if lines else "")
+        header = next(read_rows(lines[:1], delimiter), (1, []))[1]
+        names = [name.strip() for name in header]
+        columns = choose_columns(names, options, found.place(file))
+        rows = read_rows(lines, delimiter, first=1)
+        add_rows(found, file, columns, _rows(found, file, rows, names, columns.caption))
+    return found.dataset(report_unnamed=root.is_dir())
+
+
+def _rows(
+    found: Collector,
+    file: Path,
+    rows: Iterable[tuple[int, list[str]]],
+    names: list[str],
+    caption: str,
+) -> Iterator[tuple[str, Row]]:
+    place = found.place(file)
+    for number, cells in rows:
+        where = f"{place}:{number}"
+        if not all(map(is_utf8, cells)):
+            found.problem("not UTF-8", where, excerpt(cells))
+        elif len(cells) != len(names):
+            found.problem("malformed line", where, f"{len(cells)} cells instead of {len(names)}")
+        else:
+            row = dict(zip(names, map(str.strip, cells), strict=True))
+            yield where, {**row, caption: _unpack(row[caption])}
+
+
+def _unpack(cell: str) -> object:
+    """The list in a cell like `["a dog", "a brown dog"]`; any other cell as it is."""
+    if cell.startswith('["') and cell.endswith("]"):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            return cell
+    return cell

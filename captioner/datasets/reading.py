@@ -1,0 +1,109 @@
+r"""Text files as people really write them: UTF-8 with or without BOM, any line ending, some damage.
+
+Bytes that are not UTF-8 survive reading as lone surrogates (`surrogateescape`), so one bad line
+costs that line and not the file; `is_utf8` finds them wherever they end up. It also finds the
+lone surrogates of a JSON escape such as `"\ud83d"`, which could never be written again.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import DataError
+
+
+def read_text(path: Path) -> str:
+    """The whole file; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        DataError: if it cannot be read, or is UTF-16.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read it: {error.strerror}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines with their endings; only line feeds and carriage returns end a line.
+
+    Raises:
+        DataError: if the file cannot be read, or is UTF-16.
+    """
+    # str.splitlines would also cut at U+2028 and other characters a caption may hold.
+    data = read_text(path).encode("utf-8", errors="surrogateescape")
+    return [line.decode("utf-8", errors="surrogateescape") for line in data.splitlines(True)]
+
+
+def read_json(path: Path) -> Any:
+    """The parsed document.
+
+    Raises:
+        DataError: if the file cannot be read or is not JSON, with line and column.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path}: not valid JSON: {error.msg} at {place}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not usable JSON: {error}") from error
+
+
+def read_rows(lines: list[str], delimiter: str, first: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row of a delimited text, quoted or not.
+
+    A row whose quotes make no sense (a caption that begins with a quotation) is cut at every
+    delimiter instead, so that a stray quote never swallows the rows below it.
+
+    Args:
+        lines: the file, line endings included.
+        delimiter: one character.
+        first: index of the line to start at.
+
+    Yields:
+        (line number from 1, cells); a quoted cell may span lines, blank lines are passed over.
+    """
+    begin = first
+    while begin < len(lines):
+        start = begin
+        following = (lines[index] for index in range(start, len(lines)))
+        reader = csv.reader(following, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield begin + 1, cells
+                begin = start + reader.line_num
+        except csv.Error:
+            yield begin + 1, lines[begin].rstrip("\r\n").split(delimiter)
+            begin += 1
+
+
+def guess_delimiter(header: str) -> str:
+    """The separator a line of column names uses most; a comma if none."""
+    return max(",\t;|", key=header.count)
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def excerpt(value: object) -> str:
+    """A short printable form of a value, for a message."""
+    text = ascii(value) if isinstance(value, str) and not is_utf8(value) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,37 @@
+"""Every error a user can cause, as one tree.
+
+    CaptionerError
+    |-- ConfigError       a config file, an override or a combination of settings
+    |-- DataError         annotations, splits, captions
+    |-- ImageError        one picture that cannot be read
+    |-- ModelError        weights, backbones, model directories
+    `-- CheckpointError   saving or resuming a training run
+
+A message is one clear line (a list of mistakes has one line each) that says what is wrong,
+where, and what to do about it. The command line prints it and exits with code 1; a
+`ConfigError` is a usage mistake and exits with code 2.
+"""
+
+
+class CaptionerError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(CaptionerError):
+    """A setting is unknown, of the wrong type, or impossible together with another."""
+
+
+class DataError(CaptionerError):
+    """A data set cannot be read, or holds what strict mode refuses."""
+
+
+class ImageError(CaptionerError):
+    """One image cannot be turned into RGB pixels."""
+
+
+class ModelError(CaptionerError):
+    """Weights, a backbone or a model directory cannot be used."""
+
+
+class CheckpointError(CaptionerError):
+    """A training run cannot be saved or resumed."""

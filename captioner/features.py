@@ -1,0 +1,262 @@
+"""What the frozen CNN said about each image, computed once and stored.
+
+A store is a folder with two growing files: `rows.f16`, one fp16 feature vector after another,
+and `rows.key`, the 16-byte key of each. The key is a digest of the image file's content and of
+the view taken of it (as it is, or mirrored). The folder's name is the encoder's fingerprint:
+another backbone, other weights, another transform or other arithmetic is another store. Rows
+are appended before their keys, so after a crash the unkeyed tail is simply written again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner.errors import DataError, ImageError
+from captioner.images import read_image
+from captioner.models.encoder import FrozenEncoder
+
+KEY_BYTES = 16
+PLAIN, MIRRORED = "plain", "mirrored"
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """Return where stores live: `$CAPTIONER_CACHE`, else `~/.cache/captioner`."""
+    root = os.environ.get("CAPTIONER_CACHE")
+    if root:
+        return Path(root).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "captioner"
+
+
+class FeatureStore:
+    """Feature vectors on disk, read through a memory map."""
+
+    def __init__(self, folder: Path, feature_size: int):
+        """Open a store, or start an empty one.
+
+        Args:
+            folder: made when absent.
+            feature_size: width F of a row.
+        """
+        self.folder = folder
+        self.feature_size = feature_size
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rows = folder / "rows.f16"
+        self._keys = folder / "rows.key"
+        self._index: dict[bytes, int] = {}
+        self.refresh()
+
+    @classmethod
+    def for_encoder(cls, encoder: FrozenEncoder, root: Path | None = None) -> FeatureStore:
+        """Open the store of an encoder.
+
+        Args:
+            encoder: its fingerprint names the folder.
+            root: parent folder; None: `cache_folder() / "features"`.
+        """
+        parent = cache_folder() / "features" if root is None else root
+        store = cls(
+            parent / f"{encoder.spec.backbone}-{encoder.fingerprint()}", encoder.feature_size
+        )
+        about = {"encoder": asdict(encoder.spec), "dtype": str(encoder.dtype)}
+        (store.folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        return store
+
+    def refresh(self) -> None:
+        """Read the index again, after another process may have added rows."""
+        keys = self._keys.read_bytes() if self._keys.exists() else b""
+        written = self._rows.stat().st_size // self._row_bytes if self._rows.exists() else 0
+        count = min(len(keys) // KEY_BYTES, written)
+        self._index = {keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
+        self._count = count
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.feature_size * 2
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def rows(self, keys: Sequence[bytes]) -> NDArray[np.float16]:
+        """Return stored features.
+
+        Args:
+            keys: N row keys, each in the store.
+
+        Returns:
+            float16 (N, F).
+        """
+        if not keys:
+            return np.empty((0, self.feature_size), np.float16)
+        table = np.memmap(
+            self._rows, np.float16, mode="r", shape=(self._count, self.feature_size)
+        )
+        return np.asarray(table[[self._index[key] for key in keys]])
+
+    def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:
+        """Add rows; each is on disk before its key is.
+
+        Args:
+            keys: N row keys.
+            features: float16 (N, F).
+        """
+        with self._rows.open("ab") as rows, self._keys.open("ab") as index:
+            # What a crash left behind the last keyed row is cut off first.
+            rows.truncate(self._count * self._row_bytes)
+            index.truncate(self._count * KEY_BYTES)
+            rows.write(np.ascontiguousarray(features, np.float16).tobytes())
+            rows.flush()
+            os.fsync(rows.fileno())
+            index.write(b"".join(keys))
+            index.flush()
+            os.fsync(index.fileno())
+        for key in keys:
+            self._index[key] = self._count
+            self._count += 1
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store's lock, so that two runs do not fill it at the same time."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.refresh()
+            yield
+
+
+def image_key(data: bytes, view: str = PLAIN) -> bytes:
+    """Return the key of an image file's content under a view.
+
+    Args:
+        data: the file's bytes.
+        view: `PLAIN` or `MIRRORED`.
+    """
+    return hashlib.blake2b(data, digest_size=KEY_BYTES, person=view.encode()).digest()
+
+
+def fill_store(
+    store: FeatureStore,
+    encoder: FrozenEncoder,
+    images: Sequence[Path],
+    *,
+    mirrored: bool = False,
+    batch_size: int = 64,
+    say: Callable[[str], None] = print,
+) -> tuple[dict[Path, tuple[bytes, ...]], dict[Path, ImageError]]:
+    """Encode every image that the store does not know yet.
+
+    Args:
+        store: filled in place; what it holds is not computed again.
+        encoder: the CNN the store belongs to.
+        images: files, each once.
+        mirrored: also store each image mirrored left to right.
+        batch_size: images per forward pass.
+        say: told what is about to be stored, and what was saved.
+
+    Returns:
+        The row keys of each readable image (plain first), and what is wrong with the others.
+
+    Raises:
+        DataError: if not one image can be read.
+    """
+    views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
+    keys: dict[Path, tuple[bytes, ...]] = {}
+    broken: dict[Path, ImageError] = {}
+
+    def keys_of(path: Path) -> tuple[bytes, ...] | ImageError:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return ImageError(f"cannot be read: {error.strerror or error}")
+        return tuple(image_key(data, view) for view in views)
+
+    with store.writing(), ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        for path, found in zip(images, _ahead(pool, keys_of, images, 256), strict=True):
+            if isinstance(found, ImageError):
+                broken[path] = found
+            else:
+                keys[path] = found
+        todo = [p for p in keys if any(key not in store for key in keys[p])]
+        size = len(todo) * len(views) * store.feature_size * 2
+        known = len(keys) - len(todo)
+        if todo:
+            say(
+                f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
+                f"{store.folder}), {known:,} stored already"
+            )
+            broken |= _encode(store, encoder, todo, keys, pool, batch_size)
+    if not keys.keys() - broken.keys():
+        first = next(iter(broken.items()), None)
+        raise DataError(
+            "no image could be read" + (f"; first: {first[0]}: {first[1]}" if first else "")
+        )
+    return {path: key for path, key in keys.items() if path not in broken}, broken
+
+
+def _encode(
+    store: FeatureStore,
+    encoder: FrozenEncoder,
+    todo: Sequence[Path],
+    keys: dict[Path, tuple[bytes, ...]],
+    pool: ThreadPoolExecutor,
+    batch_size: int,
+) -> dict[Path, ImageError]:
+    broken: dict[Path, ImageError] = {}
+
+    def pixels_of(path: Path) -> Tensor | ImageError:
+        try:
+            return encoder.spec.preprocess.pixels(read_image(path))
+        except ImageError as error:
+            return error
+
+    bar = tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05)
+    decoded = zip(todo, _ahead(pool, pixels_of, todo, 2 * batch_size), strict=True)
+    while batch := list(islice(decoded, batch_size)):
+        broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
+        good = [(path, found) for path, found in batch if isinstance(found, Tensor)]
+        if good:
+            pixels = torch.stack([found for _, found in good])
+            views = [pixels] if len(keys[good[0][0]]) == 1 else [pixels, pixels.flip(-1)]
+            new: dict[bytes, NDArray[np.float16]] = {}
+            for view, images in enumerate(views):
+                features = encoder(images).half().cpu().numpy()
+                for (path, _), row in zip(good, features, strict=True):
+                    # Two files with the same content are one row.
+                    if (key := keys[path][view]) not in store:
+                        new[key] = row
+            if new:
+                store.append(list(new), np.stack(list(new.values())))
+        bar.update(len(batch))
+    bar.close()
+    return broken
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Path], T], items: Iterable[Path], depth: int
+) -> Iterator[T]:
+    """Map in order on a pool with at most `depth` results waiting, so memory stays bounded."""
+    source = iter(items)
+    waiting = deque(pool.submit(work, item) for item in islice(source, depth))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(source, 1))

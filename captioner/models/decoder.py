@@ -1,0 +1,233 @@
+"""The RNN that writes the caption, started by the image.
+
+`init_hidden` turns features into the initial hidden state, `forward` reads whole captions
+(teacher forcing, one fused call), `step` advances by one token. All three share one set of
+weights. An LSTM's h and c travel as one tensor, concatenated over layers, so that search and
+training see a single hidden state whatever the cell.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.recurrence import Elman
+from captioner.text import PAD_ID
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "none": lambda x: x}
+
+
+class InitialState(nn.Module):
+    """Features -> initial hidden state of every layer, through a learned projection.
+
+    The activation bounds h as the cell's own recurrence would; an LSTM's c is unbounded by
+    nature and stays linear.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        feature_size: int,
+        hidden_size: int,
+        num_layers: int,
+        has_cell_state: bool,
+        norm: str,
+        activation: str,
+        dropout: float,
+    ):
+        super().__init__()
+        self.norm = norm
+        self.activation = ACTIVATIONS[activation]
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.dropout = nn.Dropout(dropout)
+        states = 2 * num_layers if has_cell_state else num_layers
+        self.projection = nn.Linear(feature_size, states * hidden_size)
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("std", torch.ones(feature_size))
+
+    def measure(self, features: Tensor) -> None:
+        """Take mean and standard deviation of each dimension from the training images.
+
+        Args:
+            features: (N, F) of the training split.
+        """
+        values = features.double()
+        self.mean.copy_(values.mean(0))
+        # A dimension that never moves carries nothing; dividing by its zero would carry noise.
+        std = values.std(0, unbiased=False)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project a batch.
+
+        Args:
+            features: (B, F).
+
+        Returns:
+            initial hidden state (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
+        """
+        features = features.float()
+        if self.norm == "standardize":
+            features = (features - self.mean) / self.std
+        elif self.norm == "l2":
+            features = functional.normalize(features, dim=-1)
+        elif self.norm == "layer":
+            features = functional.layer_norm(features, features.shape[-1:])
+        projected = self.projection(self.dropout(features))
+        # (B, S * H) -> (S, B, H)
+        states = projected.view(len(features), -1, self.hidden_size).transpose(0, 1)
+        h = self.activation(states[: self.num_layers])
+        return torch.cat((h, states[self.num_layers :])).contiguous()
+
+
+class Decoder(nn.Module):
+    """Word vectors -> recurrent cell -> scores of the next word."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        feature_size: int,
+        cell: Literal["rnn", "gru", "lstm", "elman"] = "lstm",
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        hidden_size: int = 512,
+        num_layers: int = 1,
+        embed_size: int = 256,
+        dropout: float = 0.5,
+        feature_dropout: float = 0.0,
+        tie_weights: bool = True,
+        init_activation: Literal["tanh", "relu", "none"] = "tanh",
+        feature_norm: Literal["standardize", "l2", "layer", "none"] = "standardize",
+    ):
+        """Build a decoder; the arguments are those of the config's `decoder` section.
+
+        Args:
+            vocab_size: V.
+            feature_size: F of the encoder.
+            cell, nonlinearity, hidden_size, num_layers, embed_size, dropout, feature_dropout,
+                tie_weights, init_activation, feature_norm: see `captioner.config.DecoderConfig`.
+        """
+        super().__init__()
+        # Everything needed to build this decoder again, for the model directory.
+        self.settings: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "feature_size": feature_size,
+            "cell": cell,
+            "nonlinearity": nonlinearity,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "embed_size": embed_size,
+            "dropout": dropout,
+            "feature_dropout": feature_dropout,
+            "tie_weights": tie_weights,
+            "init_activation": init_activation,
+            "feature_norm": feature_norm,
+        }
+        self.is_lstm = cell == "lstm"
+        self.num_layers = num_layers
+        self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=PAD_ID)
+        self.cell = _build_cell(cell, nonlinearity, embed_size, hidden_size, num_layers, dropout)
+        self.init_hidden = InitialState(
+            feature_size=feature_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            has_cell_state=self.is_lstm,
+            norm=feature_norm,
+            activation=init_activation,
+            dropout=feature_dropout,
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(embed_size if tie_weights else hidden_size, vocab_size)
+        # Tied: hidden -> word-vector space, then the scores are products with the word vectors.
+        self.to_embed = nn.Linear(hidden_size, embed_size, bias=False) if tie_weights else None
+        # Scores start near zero, so the first loss is about log V.
+        nn.init.normal_(self.embedding.weight, std=embed_size**-0.5)
+        with torch.no_grad():
+            self.embedding.weight[PAD_ID].zero_()
+        nn.init.zeros_(self.output.bias)
+        if tie_weights:
+            self.output.weight = self.embedding.weight
+
+    def run_cell(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Read tokens without scoring words.
+
+        Args:
+            token_ids: int64 (B, T).
+            hidden: (L, B, H), or (2L, B, H) for an LSTM.
+
+        Returns:
+            outputs of the last layer (B, T, H), and the hidden state after the last token.
+        """
+        words = self.dropout(self.embedding(token_ids))
+        if not self.is_lstm:
+            outputs, hidden = self.cell(words, hidden)
+            return outputs, hidden
+        h, c = hidden.split(self.num_layers)
+        outputs, state = self.cell(words, (h.contiguous(), c.contiguous()))
+        return outputs, torch.cat(state)
+
+    def to_logits(self, outputs: Tensor) -> Tensor:
+        """Score every word of the vocabulary.
+
+        Args:
+            outputs: of the last layer, (..., H).
+
+        Returns:
+            logits (..., V).
+        """
+        outputs = self.dropout(outputs)
+        if self.to_embed is not None:
+            outputs = self.dropout(self.to_embed(outputs))
+        logits: Tensor = self.output(outputs)
+        return logits
+
+    def forward(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole captions.
+
+        Args:
+            token_ids: int64 (B, T), start token first.
+            hidden: from `init_hidden`.
+
+        Returns:
+            logits (B, T, V) of each next token, and the hidden state after the last.
+        """
+        outputs, hidden = self.run_cell(token_ids, hidden)
+        return self.to_logits(outputs), hidden
+
+    def step(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Advance by one token.
+
+        Args:
+            token_ids: int64 (B,).
+            hidden: (L, B, H), or (2L, B, H) for an LSTM.
+
+        Returns:
+            logits (B, V) of the next token, and the hidden state after this one.
+        """
+        logits, hidden = self(token_ids.unsqueeze(1), hidden)
+        return logits.squeeze(1), hidden
+
+
+def _build_cell(
+    cell: str, nonlinearity: str, embed_size: int, hidden_size: int, num_layers: int, dropout: float
+) -> nn.Module:
+    between = dropout if num_layers > 1 else 0.0
+    shape = (embed_size, hidden_size, num_layers)
+    if cell == "elman":
+        return Elman(*shape, nonlinearity=nonlinearity, dropout=between)
+    if cell == "rnn":
+        rnn = nn.RNN(*shape, nonlinearity=nonlinearity, batch_first=True, dropout=between)
+        # Its two biases only ever appear as their sum: one is enough, as in the textbook.
+        for layer in range(num_layers):
+            bias = rnn.get_parameter(f"bias_hh_l{layer}")
+            nn.init.zeros_(bias).requires_grad_(False)
+        return rnn
+    kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    return kind(*shape, batch_first=True, dropout=between)

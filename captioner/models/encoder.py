@@ -1,0 +1,249 @@
+"""The frozen CNN: any torchvision classification CNN, without its last layer, in its fast form.
+
+The feature of an image is what the network's last linear layer is given: the pooled vector of
+most families, the second hidden layer of VGG and AlexNet (the published captioners' "fc7").
+The fast form folds batch norms into convolutions (the same function, fewer operations), keeps
+channels last in memory and computes in bf16 where the hardware has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+
+from captioner.errors import ModelError
+from captioner.models.preprocess import Preprocess
+from captioner.models.weights import fetch_weights, load_strictly
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_CNN = ("maxvit", "swin", "vit")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What rebuilds the CNN: its name, its builder's arguments, its preprocessing.
+
+    Attributes:
+        backbone: torchvision name.
+        builder_args: keyword arguments of torchvision's builder.
+        preprocess: from pictures to its input.
+        weights: where the weights came from, for people to read.
+    """
+
+    backbone: str
+    builder_args: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    weights: str = "none"
+
+
+class FrozenEncoder(nn.Module):
+    """A CNN that never changes: images in, one feature vector each out."""
+
+    def __init__(self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: str = "auto"):
+        """Build the fast form from a torchvision state dict.
+
+        Args:
+            spec: what to build.
+            state: torchvision's parameters and statistics, fp32, classifier keys left out.
+            precision: "auto", "fp32", "bf16" or "fp16".
+
+        Raises:
+            ModelError: if the backbone is refused, or the state does not fit it.
+        """
+        super().__init__()
+        network = build_backbone(spec.backbone, spec.builder_args, device="meta")
+        self.feature_size = remove_head(network)
+        load_strictly(network, state, where=spec.weights)
+        self.spec = spec
+        self.state = dict(network.state_dict())
+        self.precision = precision
+        self.network: nn.Module = _fold(network.eval())
+        self.requires_grad_(False)
+        self.to_device(torch.device("cpu"))
+
+    @classmethod
+    def create(
+        cls,
+        backbone: str,
+        weights: str = "DEFAULT",
+        *,
+        builder_args: Mapping[str, Any] | None = None,
+        image_size: int | None = None,
+        precision: str = "auto",
+    ) -> Self:
+        """Build a CNN and bring its weights.
+
+        Args:
+            backbone: torchvision name of a classification CNN.
+            weights: torchvision enum name, path to a state dict, or "none" (random).
+            builder_args: keyword arguments of torchvision's builder.
+            image_size: pixels; shorter side and centre crop instead of the weights' own.
+            precision: see `FrozenEncoder`.
+
+        Raises:
+            ModelError: if the backbone is refused, or the weights cannot be had or do not fit.
+        """
+        check_backbone(backbone)
+        found = fetch_weights(backbone, weights, dict(builder_args or {}), build_backbone)
+        preprocess = found.preprocess
+        if image_size is not None:
+            preprocess = Preprocess(
+                image_size, image_size, preprocess.interpolation, preprocess.mean, preprocess.std
+            )
+        spec = EncoderSpec(backbone, found.builder_args, preprocess, found.origin)
+        return cls(spec, found.state, precision)
+
+    def to_device(self, device: torch.device) -> Self:
+        """Move to a device, in the precision that suits it."""
+        name = self.precision if self.precision != "auto" else best_precision(device)
+        self.dtype = DTYPES[name]
+        self.network.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)
+        self.device = device
+        return self
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode for good: frozen statistics are part of frozen weights."""
+        return super().train(False)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            pixels: uint8 (B, 3, S, S) from `Preprocess.pixels`, on any device.
+
+        Returns:
+            features, float32 (B, F).
+        """
+        images = self.spec.preprocess.normalize(pixels.to(self.device, non_blocking=True))
+        features: Tensor = self.network(images.to(self.dtype))
+        return features.flatten(1).float()
+
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that change whenever the features would."""
+        recipe = asdict(self.spec) | {"weights": "", "dtype": str(self.dtype)}
+        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
+        for name, tensor in sorted(self.state.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def best_precision(device: torch.device) -> str:
+    """Return the arithmetic the device is fastest at: bf16 where its hardware has it."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bf16" if any(known.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")) else "fp32"
+    return "fp32"
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that is not a torchvision classification CNN.
+
+    Raises:
+        ModelError: saying why, with the names that come closest.
+    """
+    if name.startswith(NOT_CNN):
+        raise ModelError(
+            f"encoder.backbone: {name} is a transformer, not a CNN; "
+            f"choose a CNN such as resnet50 or convnext_tiny"
+        )
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
+        raise ModelError(
+            f"encoder.backbone: torchvision has no classification CNN {name!r}; "
+            f"did you mean {' or '.join(close)}?"
+        )
+
+
+class _CountOnCpu(TorchFunctionMode):
+    """Keep RegNet's sums over block widths real while everything else is built on "meta"."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.arange, torch.tensor):
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
+    """Build a torchvision CNN without weights.
+
+    Args:
+        name: torchvision name.
+        builder_args: keyword arguments of its builder.
+        device: "meta" builds shapes only, which is instant.
+
+    Raises:
+        ModelError: if the name or an argument is refused.
+    """
+    check_backbone(name)
+    args = dict(builder_args)
+    if name in ("googlenet", "inception_v3"):
+        # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
+        args = {"aux_logits": False, "init_weights": False} | args
+    try:
+        with torch.device(device), _CountOnCpu():
+            network: nn.Module = models.get_model(name, weights=None, **args)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"encoder.builder_args: {name} refuses {args}: {error}") from error
+    return network
+
+
+def remove_head(network: nn.Module) -> int:
+    """Take out the layer that turns features into class scores.
+
+    Args:
+        network: torchvision CNN, changed in place.
+
+    Returns:
+        Width F of the features that layer was given.
+    """
+    head = head_name(network)
+    layer = network.get_submodule(head)
+    if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, then the pooling
+        network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
+        return layer.in_channels
+    network.set_submodule(head, nn.Identity())
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features
+
+
+def head_name(network: nn.Module) -> str:
+    """Return the dotted name of the last layer: a linear one, or SqueezeNet's convolution."""
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else "classifier.1"
+
+
+def _fold(network: nn.Module) -> nn.Module:
+    """Fold every batch norm that directly follows a convolution into it (same function)."""
+    graph = fx.symbolic_trace(network)
+    layers = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if before.op == "call_module" and len(before.users) == 1:
+            convolution = layers[before.target]
+            if isinstance(convolution, nn.Conv2d):
+                folded = fuse_conv_bn_eval(copy.copy(convolution), layers[node.target])
+                graph.set_submodule(before.target, folded)
+                graph.set_submodule(node.target, nn.Identity())
+    return graph

@@ -1,0 +1,120 @@
+"""RGB picture -> the pixels a CNN was trained on; one transform for training and captioning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as transforms
+from torchvision.transforms.functional import InterpolationMode
+
+from captioner.errors import ModelError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+FILE_NAME = "preprocessor_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """What a torchvision weights entry's `transforms()` does, as numbers that can be stored.
+
+    Attributes:
+        resize_size: pixels of the shorter side after resizing.
+        crop_size: pixels of the centre crop's sides.
+        interpolation: torchvision's name, such as "bilinear".
+        mean: per channel, of values in 0..1.
+        std: per channel.
+    """
+
+    resize_size: int = 256
+    crop_size: int = 224
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @classmethod
+    def of_weights(cls, transform: Any) -> Self:
+        """Read a torchvision `ImageClassification` preset."""
+        return cls(
+            resize_size=transform.resize_size[0],
+            crop_size=transform.crop_size[0],
+            interpolation=transform.interpolation.value,
+            mean=tuple(transform.mean),
+            std=tuple(transform.std),
+        )
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize and crop.
+
+        Args:
+            image: RGB picture.
+
+        Returns:
+            uint8 (3, crop_size, crop_size), 0..255.
+        """
+        mode = InterpolationMode(self.interpolation)
+        resized = transforms.resize(image, [self.resize_size], interpolation=mode)
+        return transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Scale to what the CNN expects; on the device, where it is cheap.
+
+        Args:
+            pixels: uint8 (B, 3, S, S).
+
+        Returns:
+            float32 (B, 3, S, S), channels last in memory.
+        """
+        images = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
+        shape = (1, 3, 1, 1)
+        mean = images.new_tensor(self.mean).view(shape) * 255
+        std = images.new_tensor(self.std).view(shape) * 255
+        return (images - mean) / std
+
+    def save(self, folder: Path) -> None:
+        """Write `preprocessor_config.json` into a folder."""
+        text = json.dumps(asdict(self), indent=2)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `preprocessor_config.json` from a folder.
+
+        Raises:
+            ModelError: if it is missing or does not hold these values.
+        """
+        path = folder / FILE_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            made = cls(
+                resize_size=_side(values["resize_size"]),
+                crop_size=_side(values["crop_size"]),
+                interpolation=InterpolationMode(values["interpolation"]).value,
+                mean=_channels(values["mean"]),
+                std=_channels(values["std"]),
+            )
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path}: not a preprocessor config: {error}") from error
+        if made.crop_size > made.resize_size:
+            raise ModelError(f"{path}: crop_size must not exceed resize_size")
+        return made
+
+
+def _side(value: Any) -> int:
+    if not isinstance(value, int) or not 1 <= value <= 4096:
+        raise ValueError(f"a side must be 1 to 4096 pixels, given {value!r}")
+    return value
+
+
+def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,181 @@
+"""Weights for a torchvision CNN: by enum name, by path, or none; and a strict fit."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from captioner.config import resolve_path
+from captioner.errors import ModelError
+from captioner.models.preprocess import Preprocess
+
+# What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.
+CLASSIFIER_KEYS = re.compile(r"^(fc|classifier|aux1|aux2|AuxLogits)\b")
+# Torchvision's DenseNet files still use names from before it was allowed to rename them.
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWeights:
+    """A state dict and what must be known to use it.
+
+    Attributes:
+        state: torchvision's parameters and statistics by name.
+        origin: where they came from, for people to read.
+        builder_args: arguments of the builder that these weights need.
+        preprocess: the transform they were trained with.
+    """
+
+    state: dict[str, Tensor]
+    origin: str
+    builder_args: dict[str, Any]
+    preprocess: Preprocess
+
+
+def fetch_weights(
+    backbone: str,
+    weights: str,
+    builder_args: dict[str, Any],
+    build: Callable[..., nn.Module],
+) -> FoundWeights:
+    """Bring the weights a config asks for.
+
+    Args:
+        backbone: torchvision name, known to exist.
+        weights: torchvision enum name, path to a state dict, or "none".
+        builder_args: the user's arguments of the builder.
+        build: makes the network, for random weights.
+
+    Raises:
+        ModelError: if they cannot be read or downloaded.
+    """
+    members = models.get_model_weights(backbone)
+    first = Preprocess.of_weights(next(iter(members)).transforms())
+    if weights.lower() == "none":
+        print(
+            f"warning: encoder.weights is none: {backbone} starts from random weights and "
+            f"knows nothing about pictures; captions will be poor",
+            file=sys.stderr,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            state = build(backbone, builder_args).state_dict()
+        return FoundWeights(state, "none", builder_args, first)
+    if weights in members.__members__:
+        entry = members[weights]
+        if backbone in ("googlenet", "inception_v3"):
+            # As torchvision's own builder does for these two: weights from TensorFlow.
+            builder_args = {"transform_input": True} | builder_args
+        origin = f"{type(entry).__name__}.{entry.name}"
+        return FoundWeights(
+            _download(entry, origin), origin, builder_args, Preprocess.of_weights(entry.transforms())
+        )
+    path = resolve_path(weights)
+    if not path.is_file():
+        have = ", ".join(members.__members__)
+        raise ModelError(
+            f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
+            f"(there are: {have}, none)"
+        )
+    return FoundWeights(read_state_dict(path), path.name, builder_args, first)
+
+
+def _download(entry: Any, origin: str) -> dict[str, Tensor]:
+    try:
+        state = state_of(entry.get_state_dict(progress=True, check_hash=True))
+    except (URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ModelError(
+            f"encoder.weights: {origin} could not be downloaded ({error}). Two ways out: put "
+            f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path "
+            f"of a state dict you have"
+        ) from error
+    return state
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict; nothing in the file is ever run.
+
+    Args:
+        path: `.safetensors`, or a file written by `torch.save`.
+
+    Returns:
+        fp32 tensors by name (integers stay integers).
+
+    Raises:
+        ModelError: if it cannot be read or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: not a plain state dict; it holds Python objects, which are never loaded"
+        ) from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path}: not a state dict: it must map names to tensors")
+    return state_of(state)
+
+
+def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in fp32 and with today's names."""
+    return {
+        OLD_DENSENET.sub(r"\1\2", str(name)): t.float() if t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Load weights into a network without its head; anything that does not fit is an error.
+
+    Args:
+        network: built on the meta device, head removed.
+        state: parameters by name; the classifier's may be there or not.
+        where: names the weights in messages.
+
+    Raises:
+        ModelError: naming missing and unexpected keys, and shapes that differ.
+    """
+    wanted = network.state_dict()
+    # A counter of training batches: absent from converted weights, unused when frozen.
+    counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")}
+    given = counters | {k: v for k, v in state.items() if k in wanted}
+    missing = sorted(wanted.keys() - given.keys())
+    unexpected = sorted(k for k in state.keys() - wanted.keys() if not CLASSIFIER_KEYS.match(k))
+    shapes = [
+        f"{k} is {tuple(given[k].shape)}, not {tuple(wanted[k].shape)}"
+        for k in sorted(wanted.keys() & given.keys())
+        if given[k].shape != wanted[k].shape
+    ]
+    faults = [
+        f"{what}: {_few(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+        if names
+    ]
+    if faults:
+        raise ModelError(
+            f"encoder.weights: {where} does not fit this backbone ({'; '.join(faults)}); "
+            f"check encoder.backbone and encoder.builder_args"
+        )
+    wanted.update(given)  # keeps the version marks that MNASNet asks for
+    network.load_state_dict(wanted, assign=True)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,326 @@
+r"""The recurrence written out: an Elman network and its gradients, derived by hand.
+
+    H_t = phi(Z_t),   Z_t = X_t W_xh + H_t-1 W_hh + b        t = 1 ... T, from H_0
+    O_t = H_t W_ho + b_o
+    L   = sum over t of l(O_t, Y_t)
+
+`docs/recurrence.md` derives every line of the backward pass; the tests prove it equal to
+`torch.nn.RNN` and to autograd. `Elman` trains the real captioner with it.
+
+The worked example, 3 samples of 5 features through 7 hidden units with relu. One step, with
+numbers simple enough for paper: each unit adds up the features (a tenth of each), its own old
+state (1 everywhere), and its bias (-3 to 3).
+
+>>> import torch
+>>> X = torch.arange(-7.0, 8.0).reshape(3, 1, 5)  # B = 3 samples, T = 1 step, E = 5 features
+>>> X.sum(2).flatten()
+tensor([-25.,   0.,  25.])
+>>> W_xh, W_hh, b = torch.full((5, 7), 0.1), torch.eye(7), torch.arange(-3.0, 4.0)
+>>> H = recurrence(X, torch.ones(3, 7), W_xh, W_hh, b, phi="relu")
+>>> H.squeeze(1).round(decimals=4)
+tensor([[0.0000, 0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 1.5000],
+        [0.0000, 0.0000, 0.0000, 1.0000, 2.0000, 3.0000, 4.0000],
+        [0.5000, 1.5000, 2.5000, 3.5000, 4.5000, 5.5000, 6.5000]])
+
+Four steps of random numbers are what `torch.nn.RNN` makes of them. It keeps its weights
+transposed, and has a second bias that adds nothing to the first:
+
+>>> rnn = torch.nn.RNN(5, 7, nonlinearity="relu", batch_first=True, dtype=torch.float64)
+>>> _ = torch.nn.init.zeros_(rnn.bias_hh_l0)
+>>> X, H_0 = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+>>> expected, last = rnn(X, H_0[None])
+>>> H = recurrence(X, H_0, rnn.weight_ih_l0.T, rnn.weight_hh_l0.T, rnn.bias_ih_l0, phi="relu")
+>>> H.shape
+torch.Size([3, 4, 7])
+>>> torch.allclose(H, expected), torch.allclose(H[:, -1], last[0])
+(True, True)
+"""
+
+# The names are those of the formulas above, capitals included, and so is their number; what goes
+# forward and comes back is described on its way forward.
+# ruff: noqa: D417, E741, N803, N806, PLR0917
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Phi = Literal["tanh", "relu"]
+
+_PHI: Final[dict[str, Callable[[Tensor], Tensor]]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+# phi'(Z), told from H = phi(Z) alone: Z need not be kept for the backward pass.
+_SLOPE: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "tanh": lambda H: 1 - H * H,
+    "relu": lambda H: (H > 0).to(H.dtype),
+}
+
+
+class Gradients(NamedTuple):
+    """The gradients of the loss with respect to everything the network computes with."""
+
+    X: Tensor
+    H_0: Tensor
+    W_xh: Tensor
+    W_hh: Tensor
+    b: Tensor
+    W_ho: Tensor
+    b_o: Tensor
+
+
+def recurrence(
+    X: Tensor, H_0: Tensor, W_xh: Tensor, W_hh: Tensor, b: Tensor, *, phi: Phi = "tanh"
+) -> Tensor:
+    """Compute every hidden state, H_t = phi(X_t W_xh + H_t-1 W_hh + b).
+
+    Source: J. L. Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
+
+    Args:
+        X: inputs, (B, T, E), T at least 1.
+        H_0: the state before the first step, (B, H).
+        W_xh: input to hidden, (E, H).
+        W_hh: hidden to hidden, (H, H).
+        b: bias of the hidden units, (H,).
+        phi: the non-linearity, "tanh" or "relu".
+
+    Returns:
+        The states H_1 ... H_T, (B, T, H); the last one is `H[:, -1]`.
+    """
+    # What comes from the inputs depends on no state: one product serves all the steps at once.
+    from_inputs = X @ W_xh + b  # (B, T, H)
+    states = []
+    H_t = H_0
+    for from_input in from_inputs.unbind(1):
+        H_t = _PHI[phi](torch.addmm(from_input, H_t, W_hh))
+        states.append(H_t)
+    return torch.stack(states).transpose(0, 1)  # (T, B, H) -> (B, T, H)
+
+
+def recurrence_backward(
+    grad_H: Tensor,
+    X: Tensor,
+    H_0: Tensor,
+    W_xh: Tensor,
+    W_hh: Tensor,
+    H: Tensor,
+    *,
+    phi: Phi = "tanh",
+    window: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Carry the gradients of the states back through time, to all that made them.
+
+    Sources: P. J. Werbos, "Backpropagation Through Time: What It Does and How to Do It", Proc.
+    IEEE 78 (1990); truncated: R. J. Williams and J. Peng, "An Efficient Gradient-Based Algorithm
+    for On-Line Training of Recurrent Network Trajectories", Neural Computation 2 (1990).
+
+    Args:
+        grad_H: what each state does to the loss directly, not by way of later states, (B, T, H).
+        X, H_0, W_xh, W_hh: as given to `recurrence`.
+        H: the states it returned, (B, T, H).
+        phi: the non-linearity it used.
+        window: cut the way back after every `window` steps counted from the first, at least 1;
+            None goes back to H_0 from everywhere.
+
+    Returns:
+        dL/dX, dL/dH_0, dL/dW_xh, dL/dW_hh and dL/db, each with the shape of its tensor.
+
+    Raises:
+        ValueError: if window < 1.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 step, got {window}")
+    steps = H.shape[1]
+    slope = _SLOPE[phi](H)
+    deltas = []  # Delta_t = dL/dZ_t, from the last step to the first
+    from_later = torch.zeros_like(H_0)  # what H_t does to the loss by way of H_t+1
+    for t in reversed(range(steps)):
+        if window is not None and (t + 1) % window == 0:
+            from_later = torch.zeros_like(H_0)
+        delta = (grad_H[:, t] + from_later) * slope[:, t]
+        from_later = delta @ W_hh.T
+        deltas.append(delta)
+    Delta = torch.stack(deltas[::-1], dim=1)  # (B, T, H)
+    H_before = torch.cat([H_0[:, None], H[:, :-1]], dim=1)  # H_t-1 beside each Delta_t
+    return (
+        Delta @ W_xh.T,
+        from_later,
+        torch.einsum("bte,bth->eh", X, Delta),
+        torch.einsum("btg,bth->gh", H_before, Delta),
+        Delta.sum((0, 1)),
+    )
+
+
+def output_layer(H: Tensor, W_ho: Tensor, b_o: Tensor) -> Tensor:
+    """Compute O_t = H_t W_ho + b_o for every step.
+
+    Args:
+        H: states, (B, T, H).
+        W_ho: hidden to output, (H, V).
+        b_o: bias of the outputs, (V,).
+
+    Returns:
+        Outputs (logits), (B, T, V).
+    """
+    return H @ W_ho + b_o
+
+
+def output_layer_backward(grad_O: Tensor, H: Tensor, W_ho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry the gradients of the outputs back to the states and the output layer.
+
+    Args:
+        grad_O: dL/dO, (B, T, V).
+        H, W_ho: as given to `output_layer`.
+
+    Returns:
+        dL/dH by way of the outputs alone (B, T, H), dL/dW_ho (H, V) and dL/db_o (V,).
+    """
+    return grad_O @ W_ho.T, torch.einsum("bth,btv->hv", H, grad_O), grad_O.sum((0, 1))
+
+
+def cross_entropy(O: Tensor, Y: Tensor) -> Tensor:
+    """Add up -log softmax(O_t)[Y_t] over steps and samples.
+
+    Args:
+        O: outputs, (B, T, V).
+        Y: the right output of each step, int64 (B, T), from 0 to V - 1.
+
+    Returns:
+        The loss in nats, a scalar.
+    """
+    return -O.log_softmax(-1).gather(-1, Y[..., None]).sum()
+
+
+def cross_entropy_backward(O: Tensor, Y: Tensor) -> Tensor:
+    """Compute dL/dO_t = softmax(O_t) - onehot(Y_t).
+
+    Args:
+        O, Y: as given to `cross_entropy`.
+
+    Returns:
+        The gradient, (B, T, V).
+    """
+    return O.softmax(-1) - nn.functional.one_hot(Y, O.shape[-1])
+
+
+def loss_and_gradients(
+    X: Tensor,
+    Y: Tensor,
+    H_0: Tensor,
+    W_xh: Tensor,
+    W_hh: Tensor,
+    b: Tensor,
+    W_ho: Tensor,
+    b_o: Tensor,
+    *,
+    phi: Phi = "tanh",
+    window: int | None = None,
+) -> tuple[Tensor, Gradients]:
+    """Run the whole network forward to its loss and back to all its gradients.
+
+    Args:
+        X, H_0, W_xh, W_hh, b, phi: as for `recurrence`.
+        Y: the right output of each step, int64 (B, T), from 0 to V - 1.
+        W_ho, b_o: as for `output_layer`.
+        window: truncate the gradients as in `recurrence_backward`; the loss stays the same.
+
+    Returns:
+        The loss, a scalar, and its gradients, each with the shape of its tensor.
+
+    Raises:
+        ValueError: if window < 1.
+    """
+    H = recurrence(X, H_0, W_xh, W_hh, b, phi=phi)
+    O = output_layer(H, W_ho, b_o)
+    grad_H, grad_W_ho, grad_b_o = output_layer_backward(cross_entropy_backward(O, Y), H, W_ho)
+    recurrent = recurrence_backward(grad_H, X, H_0, W_xh, W_hh, H, phi=phi, window=window)
+    return cross_entropy(O, Y), Gradients(*recurrent, W_ho=grad_W_ho, b_o=grad_b_o)
+
+
+class _Recurrence(torch.autograd.Function):
+    """`recurrence` for autograd, with `recurrence_backward` in place of what autograd derives."""
+
+    @staticmethod
+    def forward(X: Tensor, H_0: Tensor, W_xh: Tensor, W_hh: Tensor, b: Tensor, phi: Phi) -> Tensor:
+        return recurrence(X, H_0, W_xh, W_hh, b, phi=phi)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        X, H_0, W_xh, W_hh, _, ctx.phi = inputs
+        ctx.save_for_backward(X, H_0, W_xh, W_hh, output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_H: Tensor) -> tuple[Tensor | None, ...]:
+        # backward() may be called inside autocast too, where products would lose their precision.
+        with torch.autocast(grad_H.device.type, enabled=False):
+            gradients = recurrence_backward(grad_H, *ctx.saved_tensors, phi=ctx.phi)
+        return *gradients, None
+
+
+class Elman(nn.Module):
+    """A stack of recurrences that stands in for `torch.nn.RNN`, trained by the gradients above.
+
+    It starts from the very values `torch.nn.RNN` draws from the same seed, has the one bias b
+    where that has two, and always computes in the precision of its weights, autocast or not.
+
+    Args:
+        input_size: features of each input, E.
+        hidden_size: hidden units of each layer, H.
+        num_layers: recurrences on top of each other, L; each reads the states of the one below.
+        nonlinearity: phi, "tanh" or "relu".
+        batch_first: must be true: inputs are (B, T, E); there for the likeness.
+        dropout: probability, 0 to 1, of zeroing a state on its way to the next layer.
+
+    Raises:
+        ValueError: if a size, the non-linearity or the dropout is not one of those.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: Phi = "tanh",
+        batch_first: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not batch_first:
+            raise ValueError("Elman reads inputs as (B, T, E) only: leave batch_first true")
+        rnn = nn.RNN(input_size, hidden_size, num_layers, nonlinearity=nonlinearity)
+        self.phi: Phi = nonlinearity
+        self.dropout = nn.Dropout(dropout)
+        self.W_xh = nn.ParameterList()
+        self.W_hh = nn.ParameterList()
+        self.b = nn.ParameterList()
+        for weight_ih, weight_hh, bias_ih, _ in rnn.all_weights:
+            self.W_xh.append(nn.Parameter(weight_ih.detach().T.contiguous()))
+            self.W_hh.append(nn.Parameter(weight_hh.detach().T.contiguous()))
+            self.b.append(nn.Parameter(bias_ih.detach()))
+
+    def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run all the layers over all the steps.
+
+        Args:
+            inputs: (B, T, E), T at least 1.
+            hidden: the state of each layer before the first step, (L, B, H).
+
+        Returns:
+            The states of the topmost layer, (B, T, H), and the last state of each, (L, B, H).
+        """
+        dtype = self.b[0].dtype
+        H = inputs.to(dtype)
+        last = []
+        with torch.autocast(inputs.device.type, enabled=False):
+            layers = zip(hidden.to(dtype), self.W_xh, self.W_hh, self.b, strict=True)
+            for layer, (H_0, W_xh, W_hh, b) in enumerate(layers):
+                # Dropout draws in the order of memory, time first as `recurrence` leaves it:
+                # the order in which torch.nn.RNN draws on a processor.
+                X = self.dropout(H) if layer else H
+                H = _Recurrence.apply(X, H_0, W_xh, W_hh, b, self.phi)
+                last.append(H[:, -1])
+        return H, torch.stack(last)

@@ -1,0 +1,135 @@
+"""What every search shares: the step, the hypotheses, log-probabilities and the roll-out loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps (token_ids int64 (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H))."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hypotheses:
+    """Up to n sentences for each of B images.
+
+    A place with no sentence to hold (a tiny vocabulary can run out of them) has log-probability
+    and score -inf, length 0, only end tokens, and is not finished.
+
+    Attributes:
+        token_ids: tokens without the start token, padded with the end token, int64 (B, n, T).
+        lengths: number of tokens before the end token, int64 (B, n).
+        log_probs: sum of the tokens' log-probabilities in nats, the end token's included,
+            float32 (B, n).
+        scores: what the search ranks by, float32 (B, n).
+        finished: whether the sentence wrote its end token, bool (B, n).
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+    scores: Tensor
+    finished: Tensor
+
+
+def check_arguments(
+    hidden: Tensor, *, eos_id: int, max_length: int, suppress_ids: Sequence[int]
+) -> None:
+    """Refuse what no search can do.
+
+    Raises:
+        ValueError: if hidden is not (L, B, H), max_length < 1, or the end token is suppressed.
+    """
+    if hidden.dim() != 3:
+        raise ValueError(f"hidden must have shape (L, B, H), not {tuple(hidden.shape)}")
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, not {max_length}")
+    if eos_id in suppress_ids:
+        raise ValueError(f"suppress_ids must not hold the end token {eos_id}: nothing could end")
+
+
+def token_log_probs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
+    """Turn logits into log-probabilities, with -inf where a token must not be written.
+
+    The others keep the model's own probabilities: they are not scaled up to sum to one.
+
+    Args:
+        logits: any floating dtype, (N, V).
+        suppress_ids: tokens never to write, int64 (S,).
+
+    Returns:
+        A new tensor the caller may write to, float32 (N, V).
+    """
+    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
+    return log_probs.index_fill_(1, suppress_ids, -torch.inf)
+
+
+def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k most probable tokens of each row, best first, lowest id first among equals.
+
+    Args:
+        log_probs: float32 (N, V), V < 2**24.
+        k: 1 to V.
+
+    Returns:
+        Their log-probabilities, float32 (N, k), and their ids, int64 (N, k).
+    """
+    # torch.topk leaves open which of several equal values it picks, so it only finds the
+    # threshold; a second one, over keys that are all different, picks the tokens.
+    threshold = log_probs.topk(k).values[:, -1:]
+    ids = torch.arange(log_probs.shape[1], device=log_probs.device, dtype=torch.float32)
+    at_threshold = torch.where(log_probs == threshold, -1.0 - ids, -torch.inf)
+    keys = torch.where(log_probs > threshold, 1.0 + ids, at_threshold)
+    token_ids = keys.topk(k).indices.sort(dim=1).values
+    values, order = log_probs.gather(1, token_ids).sort(dim=1, descending=True, stable=True)
+    return values, token_ids.gather(1, order)
+
+
+def roll_out(
+    step: Step,
+    hidden: Tensor,
+    choose: Callable[[Tensor], Tensor],
+    *,
+    bos_id: int,
+    eos_id: int,
+    max_length: int,
+    suppress_ids: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Write one token after another in each row until all rows ended.
+
+    Args:
+        step: the model's step.
+        hidden: initial decoder state, (L, N, H).
+        choose: picks one token per row, float32 (M, V) log-probabilities to int64 (M,).
+        bos_id: start token.
+        eos_id: end token.
+        max_length: most tokens to write, end token included; at least 1.
+        suppress_ids: tokens never to write.
+
+    Returns:
+        Token ids padded with the end token, int64 (N, T), T <= max_length, and the sum of their
+        log-probabilities, float32 (N,).
+    """
+    device, rows = hidden.device, hidden.shape[1]
+    suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=device)
+    written = torch.full((rows, max_length), eos_id, device=device)
+    totals = torch.zeros(rows, device=device)
+    active = torch.arange(rows, device=device)
+    token_ids = torch.full((rows,), bos_id, device=device)
+    length = 0
+    while active.numel() and length < max_length:
+        logits, hidden = step(token_ids, hidden)
+        log_probs = token_log_probs(logits, suppressed)
+        token_ids = choose(log_probs)
+        written[active, length] = token_ids
+        totals[active] += log_probs.gather(1, token_ids[:, None]).squeeze(1)
+        length += 1
+        going = (token_ids != eos_id).nonzero().squeeze(1)
+        if going.numel() < active.numel():  # a row that ended costs no further step
+            active, token_ids = active[going], token_ids[going]
+            hidden = hidden.index_select(1, going)
+    return written[:, :length], totals

@@ -1,0 +1,317 @@
+"""Captions as words, words as ids: one tokeniser and one vocabulary for training and scoring.
+
+`tokenize` gives the tokens of the COCO evaluation (Stanford's PTB tokeniser, lower-cased, its
+punctuation removed) without Java or downloads. `docs/metrics.md` lists where they still differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from captioner.errors import ModelError
+
+# What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
+# before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.
+PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+_BRACKETS = {
+    "(": "-lrb-", ")": "-rrb-",
+    "[": "-lsb-", "]": "-rsb-",
+    "{": "-lcb-", "}": "-rcb-",
+}  # fmt: skip
+
+# The PTB conventions for single characters. Double quotes, long dashes and the ellipsis end up
+# as removed punctuation, so they are spaces from the start.
+_FOLDED = {
+    **{mark: f" {name} " for mark, name in _BRACKETS.items()},
+    **dict.fromkeys("\"`“”«»‹›–—―‒…", " "),
+    **dict.fromkeys("‘’", "'"),
+    **{symbol: f" {symbol} " for symbol in "=~^|\\"},
+    "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 ",
+    "€": " $ ", "£": " # ", "¢": " cents ",
+    "‐": "‐", "‑": "‑",  # hyphens inside a word
+    "\u00ad": "",  # the soft hyphen is invisible
+}  # fmt: skip
+
+_CLITICS = "'s|'m|'d|'ll|'re|'ve|n't"
+_ABBREVIATIONS = (
+    "adm al ala apr ariz assn assoc atty aug ave bldg blvd brig bros calif capt cf cmdr co col "
+    "colo conn corp cpl ct dec dept det dr esq est etc ext feb fla fri ft ga gen gov hon inc ind "
+    "insp intl jan jr jul jun kan lt ltd maj mar md messrs mich minn mlle mme mo mon mont mr mrs "
+    "ms mt natl neb nev nov oct okla penn ph.d prof pvt rd rep reps rev sen sep sept sgt sq sr st "
+    "ste supt tel tenn thu thurs tue tues univ va vs vt wed wis wyo"
+)
+
+# Chunks that are one token although a rule below would take them apart.
+_ATOM = re.compile(
+    rf"{'|'.join(_BRACKETS.values())}|{_CLITICS}|[?!]{{2,}}|\*+"
+    r"|'t|'n'?|'em|'till?|'cause|'[0-9]{2}s?|y'|o'|ol'|ma'am|d'ye|c'mon|s'mores|li'l|nat'l|cap'n"
+    r"|hallowe'en|hawai'i|ne'er|e'er|o'er|ev'ry"
+    r"|(?!i\.$)[^\W\d_]\.(?:[^\W\d_]\.)*"  # u.s., p.m., the b. of "plan b."
+    rf"|(?:{'|'.join(map(re.escape, _ABBREVIATIONS.split()))})\."
+)
+
+# Tried in order; the first that changes a chunk splits it, and its pieces start over.
+_RULES = [
+    (re.compile(r"^('t)(is|was)$|^(y')(all)$"), r"\1\3 \2\4"),
+    (re.compile(rf"('n'|(?:{_CLITICS}|'n)(?!\w))"), r" \1 "),
+    (re.compile(r"(?<!^[dlo])'|'(?![^\W\d_])"), " "),  # a quote, unless it is o'clock, d'angelo
+    (re.compile(r"\.{2,}|^\.(?!\d)"), " "),
+    (re.compile(r"^-+(?![.\d])|-+$"), " "),
+    (re.compile(r"([?!]{2,}|\*+|^/|/$|\+(?!\d))"), r" \1 "),
+]
+
+# Pairs the Treebank splits without an apostrophe, to be written as one word again.
+_SPELT_TOGETHER = {("gim", "me"), ("gon", "na"), ("got", "ta"), ("lem", "me"), ("wan", "na")}
+_CLITIC = re.compile(rf"(?:{_CLITICS})\Z")
+_PLAIN_WORD = re.compile(r"[^\W\d_]+\Z")
+
+
+class _Fold(dict[int, str]):
+    """A table for `str.translate` that decides about further characters when it sees them."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        category = unicodedata.category(char)
+        if code > 0xFFFF or category[0] == "C" or category == "Nl" or 0xFE00 <= code <= 0xFE0F:
+            folded = " "  # control characters, emoji: what the PTB tokeniser cannot read
+        elif code > 0x7F and category[0] in "SP":
+            folded = f" {char} "
+        else:
+            folded = char
+        self[code] = folded
+        return folded
+
+
+_FOLD = _Fold({ord(char): text for char, text in _FOLDED.items()})
+
+
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into lower-cased PTB tokens without punctuation, as the COCO evaluation does.
+
+    Every whitespace-separated chunk is split by itself, so a token tokenised again is itself.
+
+    Args:
+        caption: any text; may be empty.
+
+    Returns:
+        The tokens, for example `["a", "man", "'s", "hat"]`.
+    """
+    chunks = caption.lower().translate(_FOLD).split()
+    return [token for chunk in chunks for token in _pieces(chunk)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _pieces(chunk: str) -> tuple[str, ...]:
+    """Split one chunk without white space until no piece can be split further."""
+    if _ATOM.fullmatch(chunk):
+        return (chunk,)
+    for pattern, replacement in _RULES:
+        pieces = pattern.sub(replacement, chunk).split()
+        if pieces != [chunk]:
+            break
+    else:
+        pieces = _treebank()(chunk)
+    if pieces == [chunk]:
+        return () if chunk in PUNCTUATION else (chunk,)
+    return tuple(token for piece in pieces for token in _pieces(piece))
+
+
+@lru_cache(maxsize=1)
+def _treebank() -> Callable[[str], list[str]]:
+    """Import nltk only when text is tokenised: captioning a picture must not wait for it."""
+    from nltk.tokenize.treebank import TreebankWordTokenizer
+
+    split: Callable[[str], list[str]] = TreebankWordTokenizer().tokenize
+    return split
+
+
+def detokenize(tokens: Iterable[str]) -> str:
+    """Write tokens as a readable caption: clitics and brackets close up, the rest is spaced.
+
+    For tokens that `tokenize` gave, `tokenize(detokenize(tokens)) == tokens`.
+
+    Args:
+        tokens: for example `["it", "does", "n't", "-lrb-", "yet", "-rrb-", "bark"]`.
+
+    Returns:
+        For example `"it doesn't (yet) bark"`.
+    """
+    written = {name: mark for mark, name in _BRACKETS.items()}
+    words: list[str] = []
+    previous = ""
+    for token in tokens:
+        word = written.get(token, token)
+        if words and _closes_up(previous, token):
+            words[-1] += word
+        else:
+            words.append(word)
+        previous = token
+    return " ".join(words)
+
+
+def _closes_up(previous: str, token: str) -> bool:
+    """Say whether `token` is written without a space after `previous`."""
+    if token in ("-rrb-", "-rsb-", "-rcb-"):
+        return previous not in PUNCTUATION
+    if previous in ("-lrb-", "-lsb-", "-lcb-"):
+        return True
+    if _CLITIC.match(token):
+        return bool(_PLAIN_WORD.match(previous))
+    return (previous, token) in _SPELT_TOGETHER
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words a model knows and their ids; ids 0 to 3 are padding, start, end and unknown.
+
+    Args:
+        words: the words without the special tokens, in the order of their ids (the first is id 4).
+        counts: how often each was seen in the training captions.
+        min_count: how often a word had to be seen to be kept.
+    """
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...]
+    min_count: int
+    _tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    specials: ClassVar[tuple[str, ...]] = ("<pad>", "<bos>", "<eos>", "<unk>")
+    pad_id: ClassVar[int] = 0
+    bos_id: ClassVar[int] = 1
+    eos_id: ClassVar[int] = 2
+    unk_id: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        tokens = self.specials + self.words
+        object.__setattr__(self, "_tokens", tokens)
+        object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
+        if len(self._ids) != len(tokens):
+            twice = [token for token, seen in Counter(tokens).items() if seen > 1]
+            raise ModelError(f"vocabulary: word given twice: {', '.join(twice[:5])}")
+        if len(self.counts) != len(self.words):
+            raise ModelError(
+                f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one each"
+            )
+
+    @classmethod
+    def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
+        """Keep the words seen at least `min_count` times, most frequent first, ties by alphabet.
+
+        Args:
+            captions_tokens: the tokens of each training caption.
+            min_count: at least 1.
+        """
+        seen = Counter(token for tokens in captions_tokens for token in tokens)
+        kept = [
+            (word, count)
+            for word, count in seen.items()
+            if count >= min_count and word not in cls.specials
+        ]
+        kept.sort(key=lambda item: (-item[1], item[0]))
+        return cls(
+            words=tuple(word for word, _ in kept),
+            counts=tuple(count for _, count in kept),
+            min_count=min_count,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of ids, special tokens included."""
+        return len(self._tokens)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._ids
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """Map tokens to ids, unknown ones to `unk_id`; no start or end is added."""
+        return [self._ids.get(token, self.unk_id) for token in tokens]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Map ids to tokens up to the first end; padding and starts are left out.
+
+        Raises:
+            IndexError: if an id is outside [0, len(self)).
+        """
+        tokens = []
+        for token_id in map(int, ids):
+            if token_id == self.eos_id:
+                break
+            if not 0 <= token_id < len(self):
+                raise IndexError(f"token id {token_id} is outside the vocabulary [0, {len(self)})")
+            if token_id not in (self.pad_id, self.bos_id):
+                tokens.append(self._tokens[token_id])
+        return tokens
+
+    def coverage(self, captions_tokens: Iterable[Sequence[str]]) -> float:
+        """Return the share of running tokens that are known, in [0, 1]; 1 where there are none."""
+        known = total = 0
+        for tokens in captions_tokens:
+            total += len(tokens)
+            known += sum(token in self._ids for token in tokens)
+        return known / total if total else 1.0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON a person can read: `min_count`, the special tokens, and each word's count."""
+        path = Path(path)
+        content = {
+            "min_count": self.min_count,
+            "specials": list(self.specials),
+            "words": dict(zip(self.words, self.counts, strict=True)),
+        }
+        aside = path.with_name(path.name + ".tmp")
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: if the file cannot be read or does not hold a vocabulary.
+        """
+        try:
+            content = json.loads(
+                Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates
+            )
+            return cls._from_json(content)
+        except (OSError, ValueError, ModelError) as error:
+            reason = str(error).removeprefix("vocabulary: ")
+            raise ModelError(f"{os.fspath(path)}: not a vocabulary: {reason}") from error
+
+    @classmethod
+    def _from_json(cls, content: Any) -> Vocabulary:
+        """Check the shape of a vocabulary file's content and build the vocabulary."""
+        if not isinstance(content, dict) or not {"min_count", "specials", "words"} <= set(content):
+            raise ValueError("it must hold min_count, specials and words")
+        if content["specials"] != list(cls.specials):
+            raise ValueError(
+                f"specials are {content['specials']}, must be {list(cls.specials)} in this order"
+            )
+        words, min_count = content["words"], content["min_count"]
+        if not isinstance(words, dict) or not all(word.strip() for word in words):
+            raise ValueError("words must map each word to its count")
+        if not all(type(number) is int and number >= 0 for number in (min_count, *words.values())):
+            raise ValueError("min_count and every word's count must be a whole number")
+        return cls(words=tuple(words), counts=tuple(words.values()), min_count=min_count)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a JSON object that names a key twice, where `json` would keep the last."""
+    keys = Counter(key for key, _ in pairs)
+    twice = [key for key, seen in keys.items() if seen > 1]
+    if twice:
+        raise ValueError(f"word given twice: {', '.join(twice[:5])}")
+    return dict(pairs)

@@ -1,0 +1,148 @@
+"""Train the small CNN of the bundled scenes on endlessly drawn pictures.
+
+    python scripts/train_scenes_cnn.py data/scenes_cnn.safetensors
+
+Each attribute of a picture is read off the pooled features by one linear layer, so that a
+captioner that sees nothing but these features can read it off too. The combinations of
+attributes that the dev and test splits hold out are never drawn for training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from torchvision.models import get_model
+from tqdm import tqdm
+
+from captioner.datasets.scenes import (
+    COLOURS,
+    COUNTS,
+    KINDS,
+    RADII,
+    RELATIONS,
+    Scene,
+    draw,
+    scenes,
+    split_combinations,
+)
+
+BACKBONE = "mobilenet_v2"
+BUILDER_ARGS = {"inverted_residual_setting": [[1, 24, 1, 2], [2, 48, 3, 2], [2, 96, 3, 2]]}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as captioning applies
+BATCH = 128  # pictures
+# Answers to each question about a picture; "" where there is no second thing.
+HEADS: dict[str, tuple[object, ...]] = {
+    "layout": (*range(1, len(COUNTS) + 1), *RELATIONS),
+    "first kind": KINDS,
+    "first colour": tuple(COLOURS),
+    "first size": tuple(RADII),
+    "second kind": (*KINDS, ""),
+    "second colour": (*COLOURS, ""),
+    "second size": (*RADII, ""),
+}
+
+
+def answers(scene: Scene) -> list[int]:
+    """Answer every question about a scene, as indices into `HEADS`."""
+    facts: list[object] = [scene.relation or scene.count]
+    for thing in scene.things:
+        facts += [thing.kind, thing.colour, thing.size]
+    facts += [""] * (len(HEADS) - len(facts))
+    return [choices.index(fact) for choices, fact in zip(HEADS.values(), facts, strict=True)]
+
+
+class Drawings(IterableDataset[tuple[Tensor, Tensor]]):
+    """Endless batches: pictures uint8 (B, H, W, 3) and answers int64 (B, heads)."""
+
+    def __init__(self, split: str, seed: str) -> None:
+        self.shares = split_combinations()[split]
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = random.Random(self.seed)
+        endless = scenes(self.shares, rng)
+        while True:
+            batch = [next(endless) for _ in range(BATCH)]
+            pictures = [np.asarray(draw(scene, rng).convert("RGB")) for scene in batch]
+            yield torch.from_numpy(np.stack(pictures)), torch.tensor([*map(answers, batch)])
+
+
+class Reader(nn.Module):
+    """The CNN's pooled features, and one linear layer that answers every question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = get_model(BACKBONE, weights=None, **BUILDER_ARGS)
+        width = self.cnn.classifier[-1].in_features
+        self.cnn.classifier = nn.Identity()
+        self.heads = nn.Linear(width, sum(map(len, HEADS.values())))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """Answer each question: uint8 (B, H, W, 3) -> one (B, choices) of logits per head."""
+        images = pictures.permute(0, 3, 1, 2).float() / 255  # a channels-last view
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        logits: Tensor = self.heads(self.cnn((images - mean) / std))
+        return logits.split([*map(len, HEADS.values())], dim=1)
+
+
+def train(steps: int, seed: int, peak: float) -> Reader:
+    """Minimise the sum of every head's cross-entropy."""
+    torch.manual_seed(seed)
+    model = Reader().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)
+    drawings = DataLoader(Drawings("train", f"{seed}/cnn"), batch_size=None, num_workers=1)
+    progress = tqdm(zip(range(steps), drawings, strict=False), total=steps, mininterval=5)
+    for step, (pictures, targets) in progress:
+        logits = model(pictures)
+        loss = sum(F.cross_entropy(*pair) for pair in zip(logits, targets.T, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+    return model.eval()
+
+
+@torch.inference_mode()
+def accuracy(model: Reader, split: str, batches: int = 16) -> dict[str, float]:
+    """Share of right answers on new pictures of a split's combinations, per head and of all."""
+    right = []
+    for _, (pictures, targets) in zip(range(batches), Drawings(split, "check"), strict=False):
+        guesses = torch.stack([logits.argmax(1) for logits in model(pictures)], dim=1)
+        right.append(guesses == targets)
+    table = torch.cat(right)  # (pictures, heads)
+    scores = dict(zip(HEADS, table.float().mean(0).tolist(), strict=True))
+    return {**scores, "all": table.all(1).float().mean().item()}
+
+
+def main() -> None:
+    """Train, report the accuracy per attribute, save the CNN without its classifier."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    options = parser.parse_args()
+    model = train(options.steps, options.seed, options.learning_rate)
+    for split in ("train", "dev", "test"):
+        scores = accuracy(model, split)
+        print(split, ", ".join(f"{head} {score:.4f}" for head, score in scores.items()))
+    weights = {key: value.contiguous() for key, value in model.cnn.state_dict().items()}
+    notes = {"backbone": BACKBONE, "steps": str(options.steps), "seed": str(options.seed)}
+    save_file(weights, options.output, metadata={"format": "pt", **notes})
+
+
+if __name__ == "__main__":
+    main()
