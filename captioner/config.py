@@ -140,6 +140,24 @@ class DecodingConfig(Section):
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
     )
+    sample: bool = Field(False, description="draw words at random instead of searching")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="sampling: below 1 sharper, above 1 flatter"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        0, description="sampling: only from the k most probable words; 0: all"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampling: only from the fewest words that hold this probability"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="sampling: of the draws")
+
+    def summary(self) -> str:
+        """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""
+        if self.sample:
+            return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
+        blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
+        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}"
 
 
 class Config(Section):
@@ -291,7 +309,9 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
             return ""
         model = annotation
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"
+    return (
+        f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"
+    )
 
 
 def _names(fields: Mapping[str, Any]) -> str:

@@ -109,9 +109,7 @@ class FeatureStore:
         """
         if not keys:
             return np.empty((0, self.feature_size), np.float16)
-        table = np.memmap(
-            self._rows, np.float16, mode="r", shape=(self._count, self.feature_size)
-        )
+        table = np.memmap(self._rows, np.float16, mode="r", shape=(self._count, self.feature_size))
         return np.asarray(table[[self._index[key] for key in keys]])
 
     def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:

@@ -62,6 +62,7 @@ _ATOM = re.compile(
 
 # Tried in order; the first that changes a chunk splits it, and its pieces start over.
 _RULES = [
+    (re.compile(r"[,;:]+$|(?<![.?!])[.?!]$"), " "),
     (re.compile(r"^('t)(is|was)$|^(y')(all)$"), r"\1\3 \2\4"),
     (re.compile(rf"('n'|(?:{_CLITICS}|'n)(?!\w))"), r" \1 "),
     (re.compile(r"(?<!^[dlo])'|'(?![^\W\d_])"), " "),  # a quote, unless it is o'clock, d'angelo
@@ -161,9 +162,7 @@ def detokenize(tokens: Iterable[str]) -> str:
 
 def _closes_up(previous: str, token: str) -> bool:
     """Say whether `token` is written without a space after `previous`."""
-    if token in ("-rrb-", "-rsb-", "-rcb-"):
-        return previous not in PUNCTUATION
-    if previous in ("-lrb-", "-lsb-", "-lcb-"):
+    if token in ("-rrb-", "-rsb-", "-rcb-") or previous in ("-lrb-", "-lsb-", "-lcb-"):
         return True
     if _CLITIC.match(token):
         return bool(_PLAIN_WORD.match(previous))

@@ -1,0 +1,48 @@
+"""The command line: one file per verb; each parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from captioner import __version__
+from captioner.errors import CaptionerError, ConfigError
+
+COMMANDS = ("train", "caption", "evaluate", "features")
+
+
+class Commands(click.Group):
+    """Commands are imported when they are needed, and none imports torch before it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the verbs in the order people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"captioner.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Turn every foreseen error into its message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except CaptionerError as error:
+            click.echo(f"captioner: error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except BrokenPipeError:  # the reader of our captions has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="captioner")
+def main() -> None:
+    """Image captioning you can trust: a frozen CNN starts an RNN, the RNN writes the caption."""

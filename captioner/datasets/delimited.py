@@ -9,7 +9,7 @@ from pathlib import Path
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import excerpt, guess_delimiter, is_utf8, read_lines, read_rows
-from captioner.datasets.table import Columns, Row, add_rows, choose_columns, table_files
+from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
 
 LOOKS_FOR = (
@@ -44,7 +44,7 @@ def load(root: Path, options: Options) -> Dataset:
         delimiter = guess_delimiter(lines[0] if lines else "")
         header = next(read_rows(lines[:1], delimiter), (1, []))[1]
         names = [name.strip() for name in header]
-        columns = choose_columns(names, options, found.place(file))
+        columns = choose_columns(names, options, str(file))
         rows = read_rows(lines, delimiter, first=1)
         add_rows(found, file, columns, _rows(found, file, rows, names, columns.caption))
     return found.dataset(report_unnamed=root.is_dir())

@@ -45,7 +45,7 @@ def load(root: Path, options: Options) -> Dataset:
         first = next(rows, None)
         if first is None:
             raise DataError(f"{file}: not one JSON object, one per line, in it")
-        columns = choose_columns(list(first[1]), options, first[0])
+        columns = choose_columns(list(first[1]), options, str(file))
         add_rows(found, file, columns, chain([first], rows))
     return found.dataset(report_unnamed=root.is_dir())
 

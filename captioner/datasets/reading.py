@@ -105,5 +105,5 @@ def is_utf8(text: str) -> bool:
 
 def excerpt(value: object) -> str:
     """A short printable form of a value, for a message."""
-    text = ascii(value) if isinstance(value, str) and not is_utf8(value) else repr(value)
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

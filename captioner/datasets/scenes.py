@@ -13,7 +13,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -23,8 +23,10 @@ from PIL import Image, ImageChops, ImageDraw
 from captioner.datasets.base import Dataset, Example, Problem
 from captioner.errors import DataError
 
+Colour = tuple[float, float, float]
+
 KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
-COLOURS = {
+COLOURS: dict[str, Colour] = {
     "red": (214, 40, 40),
     "yellow": (240, 196, 20),
     "green": (40, 150, 60),
@@ -33,14 +35,14 @@ COLOURS = {
     "pink": (242, 135, 190),
     "black": (35, 35, 35),
 }
-RADII = {"small": 6.5, "large": 12.5}  # pixels
+RADII = {"small": 5.5, "large": 10.5}  # pixels
 COUNTS = ("a", "two", "three", "four")
 # Relation of the first thing to the second -> the same seen from the second, and as a trailer.
 RELATIONS = {"left of": ("right of", "on its left"), "above": ("below", "above it")}
 
-SIZE = 80  # pixels, width and height of a picture
+SIZE = 64  # pixels, width and height of a picture
 SPLITS = {"train": 2000, "dev": 200, "test": 200}  # pictures
-HELD_OUT = {"test": (60, 110), "dev": (60, 110)}  # combinations of (groups, pairs)
+HELD_OUT = {"test": (42, 100), "dev": (42, 100)}  # combinations of (groups, pairs)
 INDEX = "captions.jsonl"
 
 _SUPERSAMPLING = 4
@@ -226,12 +228,13 @@ def _related(
     return down > 2 * abs(across)
 
 
-def draw(scene: Scene, rng: random.Random) -> Image.Image:
+def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = COLOURS) -> Image.Image:
     """Draw a scene with random places, turns, tints and background.
 
     Args:
         scene: what to show.
         rng: decides all that the captions do not mention.
+        colours: name of a colour -> red, green, blue, each 0 to 255.
 
     Returns:
         A palette picture of `SIZE` x `SIZE` pixels and at most 16 colours.
@@ -259,7 +262,7 @@ def draw(scene: Scene, rng: random.Random) -> Image.Image:
         shades = [level and level + number * _LEVELS for level in levels]
         # Things never touch, so adding two layers of palette indices keeps both.
         indices = ImageChops.add(indices, mask.reduce(_SUPERSAMPLING).point(shades))
-        tint = [min(255, max(0, c + rng.uniform(-14, 14))) for c in COLOURS[thing.colour]]
+        tint = [min(255, max(0, c + rng.uniform(-14, 14))) for c in colours[thing.colour]]
         for level in range(1, _LEVELS + 1):
             mix = zip(background, tint, strict=True)
             palette += [round(back + (front - back) * level / _LEVELS) for back, front in mix]

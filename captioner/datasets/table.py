@@ -56,14 +56,17 @@ def choose_columns(names: Collection[str], options: Options, where: str) -> Colu
     """Take the columns the options name, and guess the others among the usual names.
 
     Raises:
-        DataError: naming the columns there are, if a named one is not there or a guess fails.
+        DataError: naming the columns there are, if a named one is not there, a guess fails or
+            two have the same name.
     """
     there = ", ".join(map(excerpt, names)) or "none"
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: two columns have the same name; columns: {there}")
 
     def pick(given: str | None, usual: tuple[str, ...], what: str) -> str:
         if given is not None and given not in names:
             raise DataError(f"{where}: no column {given!r} (data.{what}_column); columns: {there}")
-        by_lower = {name.lower(): name for name in reversed(list(names))}
+        by_lower = {name.lower(): name for name in names}
         choice = given or next((by_lower[name] for name in usual if name in by_lower), None)
         if choice is None:
             message = f"{where}: which column is the {what}? Set data.{what}_column; columns: "

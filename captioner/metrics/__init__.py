@@ -1,0 +1,35 @@
+"""Scores of captions: on tokens only, with statistics for each image that can be resampled."""
+
+from captioner.metrics.bleu import Bleu
+from captioner.metrics.cider import Cider, CiderD, CiderPlain
+from captioner.metrics.references import PreparedReferences
+from captioner.metrics.rouge import RougeL
+from captioner.metrics.scoring import (
+    DEFAULT_METRICS,
+    METRICS,
+    Comparison,
+    Metric,
+    Score,
+    compare_captions,
+    score_captions,
+)
+from captioner.metrics.signature import Signature, compatible, differences
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "METRICS",
+    "Bleu",
+    "Cider",
+    "CiderD",
+    "CiderPlain",
+    "Comparison",
+    "Metric",
+    "PreparedReferences",
+    "RougeL",
+    "Score",
+    "Signature",
+    "compare_captions",
+    "compatible",
+    "differences",
+    "score_captions",
+]

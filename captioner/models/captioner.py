@@ -33,7 +33,7 @@ from captioner.images import read_image, to_rgb
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import EncoderSpec, FrozenEncoder
 from captioner.models.preprocess import Preprocess
-from captioner.search import beam_search
+from captioner.search import Hypotheses, beam_search, sample
 from captioner.text import Vocabulary, detokenize
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -128,18 +128,38 @@ class Captioner:
         """
         settings = self.settings(n_best=n_best, **decoding)
         words = self.vocabulary
-        found = beam_search(
-            self.decoder.step,
-            self.decoder.init_hidden(features.to(self.device)),
-            bos_id=words.bos_id,
-            eos_id=words.eos_id,
-            beam_size=settings.beam_size,
-            max_length=settings.max_length,
-            length_penalty=settings.length_penalty,
-            no_repeat_ngram_size=settings.no_repeat_ngram_size,
-            n_best=n_best,
-            suppress_ids=(words.pad_id, words.bos_id, words.unk_id),
-        )
+        hidden = self.decoder.init_hidden(features.to(self.device))
+        ids: dict[str, Any] = {
+            "bos_id": words.bos_id,
+            "eos_id": words.eos_id,
+            "suppress_ids": (words.pad_id, words.bos_id, words.unk_id),
+            "max_length": settings.max_length,
+        }
+        if settings.sample:
+            found = sample(
+                self.decoder.step,
+                hidden,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                n_samples=n_best,
+                generator=torch.Generator(self.device).manual_seed(settings.seed),
+                **ids,
+            )
+        else:
+            found = beam_search(
+                self.decoder.step,
+                hidden,
+                beam_size=settings.beam_size,
+                length_penalty=settings.length_penalty,
+                no_repeat_ngram_size=settings.no_repeat_ngram_size,
+                n_best=n_best,
+                **ids,
+            )
+        return self._read(found)
+
+    def _read(self, found: Hypotheses) -> list[list[Caption]]:
+        """Turn ids into captions."""
         rows = zip(
             found.token_ids.tolist(),
             found.log_probs.tolist(),
@@ -149,7 +169,7 @@ class Captioner:
         )
         return [
             [
-                Caption(detokenize(words.decode(ids)), log_prob, score, finished)
+                Caption(detokenize(self.vocabulary.decode(ids)), log_prob, score, finished)
                 for ids, log_prob, score, finished in zip(*row, strict=True)
                 if log_prob > -np.inf  # fewer hypotheses exist than were asked for
             ]
@@ -170,7 +190,7 @@ class Captioner:
             raise ConfigError(
                 f"decoding.{name}: {first['msg'].lower()}, given {first['input']!r}"
             ) from error
-        if not 1 <= n_best <= settings.beam_size:
+        if n_best < 1 or (n_best > settings.beam_size and not settings.sample):
             raise ConfigError(
                 f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best}"
             )

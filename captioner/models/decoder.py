@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner.recurrence import Elman
-from captioner.text import PAD_ID
+from captioner.text import Vocabulary
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "none": lambda x: x}
 
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         }
         self.is_lstm = cell == "lstm"
         self.num_layers = num_layers
-        self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=PAD_ID)
+        self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
         self.cell = _build_cell(cell, nonlinearity, embed_size, hidden_size, num_layers, dropout)
         self.init_hidden = InitialState(
             feature_size=feature_size,
@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         # Scores start near zero, so the first loss is about log V.
         nn.init.normal_(self.embedding.weight, std=embed_size**-0.5)
         with torch.no_grad():
-            self.embedding.weight[PAD_ID].zero_()
+            self.embedding.weight[Vocabulary.pad_id].zero_()
         nn.init.zeros_(self.output.bias)
         if tie_weights:
             self.output.weight = self.embedding.weight

@@ -174,9 +174,7 @@ def check_backbone(name: str) -> None:
 class _CountOnCpu(TorchFunctionMode):
     """Keep RegNet's sums over block widths real while everything else is built on "meta"."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")

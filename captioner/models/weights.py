@@ -80,7 +80,10 @@ def fetch_weights(
             builder_args = {"transform_input": True} | builder_args
         origin = f"{type(entry).__name__}.{entry.name}"
         return FoundWeights(
-            _download(entry, origin), origin, builder_args, Preprocess.of_weights(entry.transforms())
+            _download(entry, origin),
+            origin,
+            builder_args,
+            Preprocess.of_weights(entry.transforms()),
         )
     path = resolve_path(weights)
     if not path.is_file():
@@ -154,7 +157,9 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
     """
     wanted = network.state_dict()
     # A counter of training batches: absent from converted weights, unused when frozen.
-    counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")}
+    counters = {
+        k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")
+    }
     given = counters | {k: v for k, v in state.items() if k in wanted}
     missing = sorted(wanted.keys() - given.keys())
     unexpected = sorted(k for k in state.keys() - wanted.keys() if not CLASSIFIER_KEYS.match(k))

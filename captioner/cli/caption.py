@@ -1,0 +1,102 @@
+"""`captioner caption`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from captioner.cli.options import (
+    batch_option,
+    decoding_options,
+    device_option,
+    find_model,
+    given,
+    load_captioner,
+    model_option,
+    say,
+)
+
+SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
+
+
+@click.command("caption")
+@click.argument("images", nargs=-1, required=True)
+@model_option
+@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: stdout]")
+@click.option(
+    "--format",
+    type=click.Choice(["text", "jsonl", "csv", "coco", "txt"]),
+    help="text: path, tab, caption; txt: a file beside each image.  [default: by --output, text]",
+)
+@click.option("--n-best", type=click.IntRange(1), default=1, help="Captions per image.")
+@click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
+@batch_option
+@click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
+@decoding_options
+@device_option
+def command(
+    images: tuple[str, ...],
+    model: Path | None,
+    output: Path | None,
+    format: str | None,
+    n_best: int,
+    recursive: bool,
+    batch_size: int,
+    num_workers: int | None,
+    device: str,
+    **decoding: Any,
+) -> None:
+    """Caption IMAGES: files, folders, globs, or - for paths on stdin.
+
+    Captions go to stdout (or --output), everything else to stderr. A broken file is reported
+    and the rest are captioned; the exit code is then 1.
+    """
+    folder = find_model(model)
+
+    from captioner.inference.local import caption_files
+    from captioner.inference.sources import list_images
+    from captioner.inference.writers import write_records
+    from captioner.files import whole_file
+
+    captioner = load_captioner(folder, device)
+    chosen = given(decoding)
+    if n_best > captioner.decoding.beam_size and "beam_size" not in chosen:
+        chosen["beam_size"] = n_best  # a beam as wide as what is asked of it
+    records = caption_files(
+        captioner,
+        list_images(images, recursive=recursive, stdin=sys.stdin),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        n_best=n_best,
+        **chosen,
+    )
+    format = format or _format_of(output)
+    started, count, failed = time.perf_counter(), 0, 0
+    with ExitStack() as stack:
+        file = sys.stdout
+        if output:
+            aside = stack.enter_context(whole_file(output))
+            file = stack.enter_context(aside.open("w", encoding="utf-8"))
+        for record in write_records(records, file, format=format, n_best=n_best):
+            count += 1
+            if record.error:
+                failed += 1
+                say(f"captioner: {record.file_name}: {record.error}")
+    if count >= SHOW_RATE_FROM or failed or output:
+        seconds = time.perf_counter() - started
+        say(
+            f"{count:,} image(s), {count - failed:,} captioned, {failed:,} failed, "
+            f"{count / seconds:,.1f} images per second{f', in {output}' if output else ''}"
+        )
+    if failed:
+        raise SystemExit(1)
+
+
+def _format_of(output: Path | None) -> str:
+    endings = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco"}
+    return endings.get(output.suffix.lower(), "text") if output else "text"

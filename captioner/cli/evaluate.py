@@ -1,0 +1,70 @@
+"""`captioner evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from captioner.cli.options import (
+    decoding_options,
+    device_option,
+    find_model,
+    given,
+    load_captioner,
+    model_option,
+    say,
+    set_option,
+)
+
+
+@click.command("evaluate")
+@model_option
+@click.option("--data", help="Data set to caption.  [default: the one the model was trained on]")
+@click.option("--split", help="Split to caption.  [default: test where there is one, else dev]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for predictions.jsonl and scores.json.  [default: evaluation/<split> in the run]",
+)
+@set_option
+@click.option("--n-best", type=click.IntRange(1), default=1, help="Captions kept per image.")
+@decoding_options
+@device_option
+def command(
+    model: Path | None,
+    data: str | None,
+    split: str | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    n_best: int,
+    device: str,
+    **decoding: Any,
+) -> None:
+    """Caption a split of a data set and score the captions."""
+    folder = find_model(model)
+
+    from captioner.evaluation.run import config_of_model, evaluate
+
+    if data:
+        overrides = (f"data.root={data}", "data.format=auto", *overrides)
+    config = config_of_model(folder, overrides)
+    captioner = load_captioner(folder, device)
+    result = evaluate(
+        captioner,
+        config,
+        output or folder.parent / "evaluation",
+        split=split,
+        n_best=n_best,
+        say=say,
+        **given(decoding),
+    )
+    count = len(result.captions)
+    say(f"{result.split}: {count:,} images captioned by {folder}")
+    for name, score in result.scores.items():
+        click.echo(f"{name:8}  {score}")
+    if result.truth is not None:
+        click.echo(f"{'truth':8}  {result.truth:.3f} of the captions are true in every attribute")
+    say(f"signature: {result.scores['bleu_4'].signature}")
+    say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")

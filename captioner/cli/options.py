@@ -1,0 +1,98 @@
+"""Options that several verbs share, and what they all need to start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from captioner.models.captioner import Captioner
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+config_argument = click.argument("config", required=False)
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a setting, as section.key=value.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)
+model_option = click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Model or run directory.  [default: $CAPTIONER_MODEL, else the newest run under runs/]",
+)
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images per pass."
+)
+
+_DECODING = (
+    click.option("--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."),
+    click.option("--length-penalty", type=float, help="a: score = log-probability / length^a."),
+    click.option("--max-length", type=int, help="Most tokens of a caption, end included."),
+    click.option("--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."),
+    click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
+    click.option("--top-k", type=int, help="Sample from the k most probable words."),
+    click.option("--top-p", type=float, help="Sample from the words that hold this probability."),
+    click.option("--seed", type=int, help="Seed of the sampling."),
+)
+
+
+def decoding_options(command: F) -> F:
+    """Add the options of the search; those not given stay as the model was trained to have them."""
+    for option in reversed(_DECODING):
+        command = option(command)
+    return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Keep the decoding options that were given; any sampling option asks for sampling."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if chosen.keys() & {"temperature", "top_k", "top_p"}:
+        chosen["sample"] = True
+    return chosen
+
+
+def find_model(model: Path | None) -> Path:
+    """Return the model directory to use.
+
+    Args:
+        model: what the user asked for, if anything.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    from captioner.errors import ModelError
+    from captioner.models.captioner import model_folder
+
+    if model is None and (named := os.environ.get("CAPTIONER_MODEL")):
+        model = Path(named)
+    if model is not None:
+        return model_folder(model)
+    finished = sorted(Path("runs").glob("*/model/config.json"), key=lambda p: p.stat().st_mtime)
+    if not finished:
+        raise ModelError(
+            "no model: nothing finished under runs/ here; train one with `captioner train`, or "
+            "name one with --model DIR or $CAPTIONER_MODEL"
+        )
+    return finished[-1].parent
+
+
+def load_captioner(folder: Path, device: str) -> Captioner:
+    """Load the model a command works with."""
+    from captioner.models.captioner import Captioner
+
+    return Captioner.load(folder, device)
+
+
+def say(message: str) -> None:
+    """Everything that is not a caption goes to stderr."""
+    click.echo(message, err=True)

@@ -1,0 +1,56 @@
+"""`captioner train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from captioner.cli.options import config_argument, device_option, say, set_option
+
+
+@click.command("train")
+@config_argument
+@set_option
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<config name>]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--overwrite", is_flag=True, help="Delete the run in the folder and start over.")
+@device_option
+def command(
+    config: str | None,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+) -> None:
+    """Train a captioner.
+
+    CONFIG is a YAML file or the name of a bundled one: scenes (the default, drawn pictures,
+    about a minute), flickr8k, flickr30k, coco.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    name = config or "scenes"
+    folder = output or Path("runs") / Path(name).stem
+
+    from captioner.config import load_config
+
+    settings = load_config(name, overrides)
+
+    from captioner.training.run import Stopped, train
+
+    try:
+        done = train(settings, folder, resume=resume, overwrite=overwrite, device=device)
+    except Stopped:
+        say(f"stopped; go on with: captioner train {name} --output {folder} --resume")
+        raise SystemExit(1) from None
+    say(
+        f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch} of "
+        f"{done.epochs}; {done.seconds:,.0f} s of training\n"
+        f"model: {done.folder / 'model'}   curves: {done.folder / 'curves.png'}\n"
+        f"next: captioner caption IMAGE --model {done.folder}\n"
+        f"      captioner evaluate --model {done.folder}"
+    )

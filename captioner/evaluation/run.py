@@ -1,0 +1,158 @@
+"""Caption a split, score it, write `predictions.jsonl` and `scores.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from captioner.config import Config, load_config
+from captioner.datasets import Dataset
+from captioner.errors import DataError
+from captioner.files import write_text
+from captioner.metrics import Score, score_captions
+from captioner.models.captioner import Caption, Captioner
+from captioner.text import tokenize
+from captioner.training.prepare import SplitTable, open_dataset, read_split
+
+CHUNK = 256  # images searched together
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model makes of a split.
+
+    Attributes:
+        split: its name.
+        table: its images and references.
+        captions: n-best of each image.
+        scores: by name.
+        truth: share of captions true of their picture; None where nobody knows.
+        output: folder with `predictions.jsonl` and `scores.json`.
+    """
+
+    split: str
+    table: SplitTable
+    captions: list[list[Caption]]
+    scores: dict[str, Score]
+    truth: float | None
+    output: Path
+
+
+def evaluate(
+    captioner: Captioner,
+    config: Config,
+    output: Path,
+    *,
+    split: str | None = None,
+    n_best: int = 1,
+    resamples: int = 1000,
+    say: Callable[[str], None] = print,
+    **decoding: Any,
+) -> Evaluation:
+    """Caption a split and score the captions.
+
+    Args:
+        captioner: on its device.
+        config: whose `data` section names the data set.
+        output: folder to write to.
+        split: name; None: the test split where there is one, else dev.
+        n_best: captions kept per image.
+        resamples: of the bootstrap behind the intervals.
+        say: told what happens.
+        **decoding: overrides of the model's own settings, such as beam_size=5.
+
+    Raises:
+        DataError: if the split cannot be used.
+        ConfigError: if a decoding setting is impossible.
+    """
+    settings = captioner.settings(n_best=n_best, **decoding)
+    dataset = open_dataset(config.data)
+    split = split or _default_split(dataset, config)
+    table = read_split(
+        dataset, split, captioner.encoder, batch_size=config.encoder.batch_size, say=say
+    )
+    captions = caption_split(captioner, table, n_best=n_best, **settings.model_dump())
+    texts = [best[0].text for best in captions]
+    scores = score_captions(
+        [tokenize(text) for text in texts],
+        table.references,
+        resamples=resamples,
+        decode=settings.summary(),
+        split=split,
+    )
+    truth = None
+    if dataset.judge:
+        pairs = zip(table.examples, texts, strict=True)
+        truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
+    result = Evaluation(split, table, captions, scores, truth, output)
+    _write(result)
+    return result
+
+
+def caption_split(
+    captioner: Captioner, table: SplitTable, *, n_best: int = 1, **decoding: Any
+) -> list[list[Caption]]:
+    """Caption every image of a split from its stored features.
+
+    Returns:
+        The n-best captions of each image, in order.
+    """
+    captions: list[list[Caption]] = []
+    with tqdm(total=len(table.examples), desc="captioning", unit="image") as bar:
+        for features in table.features.split(CHUNK):
+            captions += captioner.search(features, n_best=n_best, **decoding)
+            bar.update(len(features))
+    return captions
+
+
+def config_of_model(folder: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Return the config a model was trained with, where its run folder is still around it.
+
+    Args:
+        folder: model directory.
+        overrides: `section.key=value` strings.
+    """
+    path = folder.resolve().parent / "config.yaml"
+    return load_config(str(path) if path.is_file() else None, overrides)
+
+
+def _default_split(dataset: Dataset, config: Config) -> str:
+    for name in (config.data.split_test, config.data.split_dev):
+        if name in dataset.splits:
+            return name
+    raise DataError(
+        f"{dataset.root}: has no {config.data.split_test} or {config.data.split_dev} split; "
+        f"name one of {', '.join(dataset.splits) or 'none'} with --split"
+    )
+
+
+def _write(result: Evaluation) -> None:
+    lines = []
+    per_image = {name: score.per_image for name, score in result.scores.items()}
+    for i, (example, captions) in enumerate(
+        zip(result.table.examples, result.captions, strict=True)
+    ):
+        row = {
+            "file_name": str(example.image),
+            "image_id": example.image_id,
+            "caption": captions[0].text,
+            "score": round(captions[0].score, 6),
+            "status": "ok",
+            "references": list(example.captions),
+            "scores": {name: round(float(values[i]), 6) for name, values in per_image.items()},
+            "n_best": [
+                {"caption": c.text, "log_prob": round(c.log_prob, 6), "finished": c.finished}
+                for c in captions
+            ],
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(result.output / "predictions.jsonl", "".join(lines))
+    scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
+    if result.truth is not None:
+        scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
+    write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n")

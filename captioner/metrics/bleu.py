@@ -1,0 +1,91 @@
+"""BLEU-1 to BLEU-4: clipped n-gram precisions and a brevity penalty, unsmoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from captioner.metrics.references import (
+    MAX_ORDER,
+    Floats,
+    Ints,
+    PreparedReferences,
+    Tokens,
+    prepare,
+)
+
+
+class Bleu:
+    """BLEU with clipping over all references and the closest reference length (ties: the shorter).
+
+    Papineni, Roukos, Ward, Zhu: BLEU: a method for automatic evaluation of machine translation,
+    ACL 2002.
+
+    Args:
+        references: for each image its reference captions as tokens, or prepared references.
+
+    Raises:
+        DataError: see `PreparedReferences`.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+    formula: ClassVar[dict[str, str]] = {"smooth": "none", "ref_len": "closest"}
+    note = ""
+
+    def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
+        self._references = prepare(references)
+
+    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Count what BLEU is made of.
+
+        Args:
+            hypotheses: the tokens of one caption for each image.
+
+        Returns:
+            float64 (N, 9): n-grams of length 1 to 4 in the hypothesis, those of them that occur
+            in a reference (clipped), and the closest reference length.
+
+        Raises:
+            DataError: if hypotheses and images do not pair up.
+        """
+        references = self._references
+        images = references.check(hypotheses)
+        counts = references.count(hypotheses)
+        rows, matches = references.match(counts, images)
+        allowed = np.zeros(len(counts.times), np.int64)
+        np.maximum.at(allowed, rows, references.counts.times[matches])
+        matched = np.bincount(
+            counts.caption * MAX_ORDER + counts.order,
+            weights=np.minimum(counts.times, allowed),
+            minlength=len(images) * MAX_ORDER,
+        ).reshape(-1, MAX_ORDER)
+        lengths = np.array([len(hypothesis) for hypothesis in hypotheses], np.int64)
+        possible = np.maximum(lengths[:, None] - np.arange(MAX_ORDER), 0)
+        closest = self._closest_length(lengths)
+        return np.column_stack([possible, matched, closest]).astype(np.float64)
+
+    def _closest_length(self, lengths: Ints) -> Ints:
+        """Return the reference length closest to each hypothesis's length, the shorter of two."""
+        references = self._references
+        distance = np.abs(references.lengths - lengths[references.image])
+        ranked = (distance << 32) | references.lengths
+        return np.minimum.reduceat(ranked, references.first) & 0xFFFFFFFF
+
+    def combine(self, sums: Floats) -> Floats:
+        """Turn statistics into scores.
+
+        Args:
+            sums: statistics of one image or summed over images, (..., 9).
+
+        Returns:
+            BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4); exactly 0 where an order has no match.
+        """
+        possible, matched = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
+        length, reference_length = sums[..., 0], sums[..., -1]
+        precision = np.divide(matched, possible, out=np.zeros_like(matched), where=possible > 0)
+        shortness = np.divide(reference_length, length, out=np.ones_like(length), where=length > 0)
+        with np.errstate(divide="ignore"):  # log 0 = -inf is meant: one empty order makes BLEU 0
+            mean_log = np.cumsum(np.log(precision), axis=-1) / np.arange(1, MAX_ORDER + 1)
+        return np.asarray(np.exp(mean_log + np.minimum(0.0, 1.0 - shortness)[..., None]))

@@ -1,0 +1,137 @@
+"""How sure a score is: resampling of images, by matrix products over per-image statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from captioner.errors import ConfigError, DataError
+from captioner.metrics.references import Floats
+
+CONFIDENCE = 0.95
+_BLOCK = 1 << 22  # numbers in one block of resamples: 32 MiB
+
+
+def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
+    """Sum statistics over images drawn with replacement.
+
+    Efron: Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1979.
+
+    Args:
+        statistics: per image, (N, S).
+        resamples: how many times N images are drawn; at least 1.
+        seed: equal seeds draw equal images.
+
+    Returns:
+        float64 (resamples, S).
+
+    Raises:
+        ConfigError: if resamples < 1.
+    """
+    images = len(statistics)
+
+    def draw(rng: np.random.Generator, rows: int) -> Floats:
+        drawn = rng.integers(images, size=(rows, images))
+        drawn += images * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * images)
+        return times.reshape(rows, images).astype(np.float64)
+
+    return _products(draw, statistics, resamples, seed)
+
+
+def swapped_sums(statistics: Floats, *, trials: int, seed: int) -> Floats:
+    """Sum statistics over random subsets of images, each image taken with probability 1/2.
+
+    Args and Returns are as for `resampled_sums`.
+    """
+
+    def draw(rng: np.random.Generator, rows: int) -> Floats:
+        return rng.integers(2, size=(rows, len(statistics)), dtype=np.int8).astype(np.float64)
+
+    return _products(draw, statistics, trials, seed)
+
+
+def interval(samples: Floats, confidence: float = CONFIDENCE) -> Floats:
+    """Return the central percentile interval of samples (R, K): float64 (K, 2)."""
+    tail = (1 - confidence) / 2
+    return np.asarray(np.quantile(samples, [tail, 1 - tail], axis=0).T)
+
+
+class PairedTest(NamedTuple):
+    """How two systems differ on the same images; float64 (K,), the interval (K, 2)."""
+
+    difference: Floats  # score of b less score of a
+    interval: Floats  # of the difference, by paired bootstrap
+    p_bootstrap: Floats  # two-sided, in (0, 1]
+    p_randomization: Floats  # two-sided, in (0, 1]
+
+
+def paired_test(
+    a: Floats,
+    b: Floats,
+    combine: Callable[[Floats], Floats],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> PairedTest:
+    """Test whether two systems differ by more than the choice of images explains.
+
+    Koehn: Statistical significance tests for machine translation evaluation, EMNLP 2004;
+    Noreen: Computer-intensive methods for testing hypotheses, 1989 (approximate randomisation).
+
+    Args:
+        a: per-image statistics of one system, (N, S).
+        b: those of the other, the same images in the same order.
+        combine: maps summed statistics (..., S) to scores (..., K).
+        resamples: of the bootstrap, and trials of the randomisation; at least 1.
+        seed: equal seeds give equal answers.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ConfigError: if resamples < 1.
+        DataError: if there are fewer than two images: one says nothing about others.
+    """
+    if len(a) < 2:
+        raise DataError(f"comparing two systems needs two images or more, was {len(a)}")
+    width = a.shape[1]
+    observed = combine(b.sum(axis=0)) - combine(a.sum(axis=0))
+    sums = resampled_sums(np.hstack([a, b]), resamples=resamples, seed=seed)
+    drawn = combine(sums[:, width:]) - combine(sums[:, :width])
+    # Were the systems equal, their scores could change places on any image.
+    moved = swapped_sums(b - a, trials=resamples, seed=seed + 1)
+    shuffled = combine(b.sum(axis=0) - moved) - combine(a.sum(axis=0) + moved)
+    return PairedTest(
+        difference=observed,
+        interval=interval(drawn, confidence),
+        p_bootstrap=_p_value(drawn - observed, observed),
+        p_randomization=_p_value(shuffled, observed),
+    )
+
+
+def _p_value(by_chance: Floats, observed: Floats) -> Floats:
+    """Return how often chance is at least as far from 0, the observation itself counted once."""
+    # Sums in another order differ in the last bits, which must not decide a tie.
+    as_far = np.abs(by_chance) >= np.abs(observed) - 1e-12
+    p_value = (1 + as_far.sum(axis=0)) / (1 + len(by_chance))
+    return np.where(np.isnan(observed), np.nan, p_value)
+
+
+def _products(
+    draw: Callable[[np.random.Generator, int], Floats], statistics: Floats, rows: int, seed: int
+) -> Floats:
+    """Multiply `rows` random rows of image weights with the statistics, block by block."""
+    if rows < 1:
+        raise ConfigError(f"resamples: must be at least 1, was {rows}")
+    rng = np.random.default_rng(seed)
+    blocks = [draw(rng, size) @ statistics for size in _blocks(rows, len(statistics))]
+    return np.concatenate(blocks)
+
+
+def _blocks(rows: int, images: int) -> Iterator[int]:
+    """Cut `rows` into blocks that fit in memory together with their image weights."""
+    size = max(1, _BLOCK // max(1, images))
+    for start in range(0, rows, size):
+        yield min(size, rows - start)

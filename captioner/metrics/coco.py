@@ -1,0 +1,171 @@
+"""METEOR and SPICE by the official Java programs, which `pycocoevalcap` carries.
+
+Where something is missing the scores are NaN and `note` says in one line what to install.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
+
+# English parameters of METEOR 1.5: weight of exact, stem, synonym and paraphrase matches, then
+# those of precision against recall, of fragmentation, and of content against function words.
+_STAGES = np.array([1.0, 0.6, 0.8, 0.6])
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_METEOR_COLUMNS = 23
+
+
+class Meteor:
+    """METEOR 1.5: matches Java finds, combined here as Java would, so that they can be resampled.
+
+    Denkowski, Lavie: Meteor universal: language specific translation evaluation for any target
+    language, WMT 2014.
+
+    Args:
+        references: for each image its reference captions as tokens, or prepared references.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("meteor",)
+    formula: ClassVar[Mapping[str, str]] = {"meteor": "1.5"}
+
+    def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
+        self._references = prepare(references)
+        self.note = _missing("METEOR")
+
+    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Match each caption with its references: float64 (N, 23), NaN if `note` says why."""
+        references = self._references
+        references.check(hypotheses)
+        undefined = np.full((len(hypotheses), _METEOR_COLUMNS), np.nan)
+        if self.note:
+            return undefined
+        lines = [
+            " ||| ".join(["SCORE", *_texts(references, image), _text(hypothesis)])
+            for image, hypothesis in enumerate(hypotheses)
+        ]
+        command = ["java", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en"]
+        done = subprocess.run(
+            [*command, "-norm"],
+            cwd=_package() / "meteor",
+            input="\n".join(lines) + "\n",
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        rows = [line.split() for line in done.stdout.splitlines()]
+        if len(rows) != len(lines) or any(len(row) != _METEOR_COLUMNS for row in rows):
+            self.note = f"METEOR failed: {_last_line(done.stderr or done.stdout)}"
+            return undefined
+        table = np.array(rows, np.float64)
+        # A caption matched whole, in one piece, is not fragmented at all.
+        whole = (table[:, 20] == 1) & (table[:, 21:23] == table[:, 0:2]).all(axis=1)
+        table[whole, 20] = 0
+        return table
+
+    def combine(self, sums: Floats) -> Floats:
+        """Turn statistics (..., 23), of one image or summed over images, into (..., 1)."""
+        length, matches, chunks = sums[..., 0:4], sums[..., 4:20], sums[..., 20]
+        stages = matches.reshape(*sums.shape[:-1], 4, 4)  # (stage, content/function of each side)
+        precision = _share(stages[..., 0], stages[..., 2], length[..., 0], length[..., 2])
+        recall = _share(stages[..., 1], stages[..., 3], length[..., 1], length[..., 3])
+        mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
+        matched = sums[..., 21:23].sum(axis=-1) / 2
+        fragmentation = _divide(chunks, matched)
+        return np.asarray((mean * (1 - _GAMMA * fragmentation**_BETA))[..., None])
+
+
+class Spice:
+    """SPICE: F-score of the scene graph's propositions, averaged over images.
+
+    Anderson, Fernando, Johnson, Gould: SPICE: semantic propositional image caption evaluation,
+    ECCV 2016.
+
+    Args:
+        references: for each image its reference captions as tokens, or prepared references.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("spice",)
+    formula: ClassVar[Mapping[str, str]] = {"spice": "1.0"}
+
+    def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
+        self._references = prepare(references)
+        self.note = _missing("SPICE")
+        if not self.note and not list((_package() / "spice" / "lib").glob("*corenlp*-models.jar")):
+            self.note = (
+                "SPICE needs the Stanford CoreNLP models: "
+                "run python -m pycocoevalcap.spice.get_stanford_models"
+            )
+
+    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Score each image: float64 (N, 2), its F-score and 1; NaN if `note` says why."""
+        references = self._references
+        references.check(hypotheses)
+        scores = np.full(len(hypotheses), np.nan)
+        if not self.note:
+            from pycocoevalcap.spice.spice import Spice as Official
+
+            truths = {image: _texts(references, image) for image in range(len(hypotheses))}
+            written = {image: [_text(hypothesis)] for image, hypothesis in enumerate(hypotheses)}
+            try:
+                _, details = Official().compute_score(truths, written)
+                scores = np.array([detail["All"]["f"] for detail in details], np.float64)
+            except (OSError, subprocess.CalledProcessError) as error:
+                self.note = f"SPICE failed: {_last_line(str(error))}"
+        return np.column_stack([scores, np.ones(len(scores))])
+
+    def combine(self, sums: Floats) -> Floats:
+        """Turn statistics (..., 2), of one image or summed over images, into the mean (..., 1)."""
+        return np.asarray(sums[..., :1] / sums[..., 1:])
+
+
+def _missing(what: str) -> str:
+    """Return what has to be installed for the Java metrics; empty if all is there."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return f"{what} needs pycocoevalcap: pip install 'captioner[coco]'"
+    if shutil.which("java") is None:
+        return f"{what} needs Java: install a Java runtime so that `java` is on the PATH"
+    return ""
+
+
+def _package() -> Path:
+    """Return the folder of pycocoevalcap, a namespace package without a file of its own."""
+    spec = importlib.util.find_spec("pycocoevalcap")
+    assert spec is not None  # _missing looked
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0])
+
+
+def _text(tokens: Tokens) -> str:
+    """Write tokens for METEOR, whose separator is three bars."""
+    return " ".join(tokens).replace("|||", "")
+
+
+def _texts(references: PreparedReferences, image: int) -> list[str]:
+    """Write the references of one image."""
+    start = int(references.first[image])
+    captions = references.captions[start : start + int(references.per_image[image])]
+    return [_text(caption) for caption in captions]
+
+
+def _share(content: Floats, function: Floats, length: Floats, functions: Floats) -> Floats:
+    """Return the weighted share of matched words, content words counted more."""
+    matched = (_STAGES * (_DELTA * content + (1 - _DELTA) * function)).sum(axis=-1)
+    return _divide(matched, _DELTA * (length - functions) + (1 - _DELTA) * functions)
+
+
+def _divide(a: Floats, b: Floats) -> Floats:
+    """Divide, 0 where there is nothing to divide by; NaN stays NaN."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no output")

@@ -1,0 +1,276 @@
+"""Scores of a set of captions, and of one set against another, by any of the metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import captioner
+from captioner.errors import ConfigError
+from captioner.metrics import bootstrap
+from captioner.metrics.bleu import Bleu
+from captioner.metrics.cider import Cider, CiderD, CiderPlain
+from captioner.metrics.coco import Meteor, Spice
+from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
+from captioner.metrics.rouge import RougeL
+from captioner.metrics.signature import Signature
+
+
+class Metric(Protocol):
+    """Statistics for each image, which are summed over images and then turned into scores."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of its K scores."""
+
+    @property
+    def formula(self) -> Mapping[str, str]:
+        """Return what its signature says about the formula."""
+
+    @property
+    def note(self) -> str:
+        """Return why its scores are undefined; empty where they are not."""
+
+    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Return the statistics of each image, (N, S)."""
+
+    def combine(self, sums: Floats) -> Floats:
+        """Turn statistics summed over images, (..., S), into scores, (..., K)."""
+
+
+METRICS: Mapping[str, Callable[[PreparedReferences], Metric]] = {
+    "bleu": Bleu,
+    "rouge_l": RougeL,
+    "cider": Cider,
+    "cider_d": CiderD,
+    "cider_plain": CiderPlain,
+    "meteor": Meteor,
+    "spice": Spice,
+}
+DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "cider_d")
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One score of a set of captions.
+
+    Args:
+        name: for example `bleu_4`.
+        value: of the whole set; NaN where it is undefined.
+        per_image: of each image alone, float64 (N,).
+        interval: lowest and highest plausible value; None without resampling.
+        signature: how the score was made.
+        note: why it is undefined; empty where it is not.
+    """
+
+    name: str
+    value: float
+    per_image: Floats
+    interval: tuple[float, float] | None
+    signature: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.note:
+            return f"undefined ({self.note})"
+        return _with_interval(f"{self.value:.3f}", self.interval)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what goes into `scores.json`; an undefined value is None."""
+        return {
+            "value": _or_none(self.value),
+            "interval": self.interval,
+            "signature": self.signature,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One score of two systems on the same images; see `bootstrap.PairedTest`.
+
+    Args:
+        name: for example `bleu_4`.
+        a: score of the first system.
+        b: score of the second.
+        difference: b less a.
+        interval: of the difference.
+        p_bootstrap: two-sided.
+        p_randomization: two-sided.
+        per_image: b less a on each image, float64 (N,).
+        signature: how the scores were made.
+        note: why it is undefined; empty where it is not.
+    """
+
+    name: str
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    p_bootstrap: float
+    p_randomization: float
+    per_image: Floats
+    signature: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.note:
+            return f"undefined ({self.note})"
+        difference = _with_interval(f"{self.difference:+.3f}", self.interval)
+        return f"{difference}, p = {self.p_randomization:.3f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what goes into a JSON file; undefined values are None."""
+        low, high = self.interval
+        return {
+            **{name: _or_none(getattr(self, name)) for name in ("a", "b", "difference")},
+            "interval": None if math.isnan(low) else (low, high),
+            "p_bootstrap": _or_none(self.p_bootstrap),
+            "p_randomization": _or_none(self.p_randomization),
+            "signature": self.signature,
+            "note": self.note,
+        }
+
+
+def score_captions(
+    hypotheses: Sequence[Tokens],
+    references: PreparedReferences | Sequence[Sequence[Tokens]],
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    resamples: int = 0,
+    seed: int = 0,
+    tokenizer: str = "ptb",
+    case: str = "lc",
+    decode: str | None = None,
+    split: str | None = None,
+) -> dict[str, Score]:
+    """Score captions by every metric asked for.
+
+    Args:
+        hypotheses: the tokens of one caption for each image.
+        references: for each image its reference captions as tokens; prepare them once
+            (`PreparedReferences`) where the same images are scored again and again.
+        metrics: names out of `METRICS`; `bleu` gives four scores.
+        resamples: of the bootstrap that gives intervals (of two images or more); 0 for none.
+        seed: equal seeds give equal intervals.
+        tokenizer: how the tokens were made, for the signature.
+        case: their case, for the signature.
+        decode: how the captions were searched for, for the signature, for example `beam5,lp0.0`.
+        split: the data split, for the signature.
+
+    Returns:
+        Scores by name: `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `cider_d`, ...
+
+    Raises:
+        ConfigError: if a metric is unknown.
+        DataError: if the captions cannot be scored; see `PreparedReferences`.
+    """
+    prepared = prepare(references)
+    labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
+    scores: dict[str, Score] = {}
+    for metric in _make(metrics, prepared):
+        statistics = metric.statistics(hypotheses)
+        values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
+        intervals = None
+        if resamples and len(prepared) > 1 and not metric.note:
+            sums = bootstrap.resampled_sums(statistics, resamples=resamples, seed=seed)
+            intervals = bootstrap.interval(metric.combine(sums))
+        for k, name in enumerate(metric.names):
+            scores[name] = Score(
+                name=name,
+                value=float(values[k]),
+                per_image=per_image[:, k],
+                interval=None if intervals is None else _pair(intervals[k]),
+                signature=_sign(name, metric, prepared, labels),
+                note=metric.note,
+            )
+    return scores
+
+
+def compare_captions(
+    a: Sequence[Tokens],
+    b: Sequence[Tokens],
+    references: PreparedReferences | Sequence[Sequence[Tokens]],
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    resamples: int = 1000,
+    seed: int = 0,
+    tokenizer: str = "ptb",
+    case: str = "lc",
+    split: str | None = None,
+) -> dict[str, Comparison]:
+    """Test whether the captions of system `b` score otherwise than those of system `a`.
+
+    Args and Raises are as for `score_captions`.
+
+    Returns:
+        Comparisons by the name of the score.
+    """
+    prepared = prepare(references)
+    labels = {"tok": tokenizer, "case": case, "split": split}
+    comparisons: dict[str, Comparison] = {}
+    for metric in _make(metrics, prepared):
+        of_a, of_b = metric.statistics(a), metric.statistics(b)
+        test = bootstrap.paired_test(of_a, of_b, metric.combine, resamples=resamples, seed=seed)
+        total_a, total_b = metric.combine(of_a.sum(axis=0)), metric.combine(of_b.sum(axis=0))
+        per_image = metric.combine(of_b) - metric.combine(of_a)
+        for k, name in enumerate(metric.names):
+            comparisons[name] = Comparison(
+                name=name,
+                a=float(total_a[k]),
+                b=float(total_b[k]),
+                difference=float(test.difference[k]),
+                interval=_pair(test.interval[k]),
+                p_bootstrap=float(test.p_bootstrap[k]),
+                p_randomization=float(test.p_randomization[k]),
+                per_image=per_image[:, k],
+                signature=_sign(name, metric, prepared, labels),
+                note=metric.note,
+            )
+    return comparisons
+
+
+def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric]:
+    """Make the metrics of these names for the references."""
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise ConfigError(f"metrics: unknown {', '.join(unknown)}; known are {', '.join(METRICS)}")
+    return [METRICS[name](references) for name in metrics]
+
+
+def _sign(
+    name: str, metric: Metric, references: PreparedReferences, labels: Mapping[str, str | None]
+) -> str:
+    """Write the signature of a score; `labels` are what only the caller knows."""
+    fewest, most = references.per_image.min(), references.per_image.max()
+    fields = {
+        "refs": str(fewest) if fewest == most else f"{fewest}-{most}",
+        "tok": labels["tok"],
+        "case": labels["case"],
+        **metric.formula,
+        "decode": labels.get("decode"),
+        "split": labels["split"],
+        "n": len(references),
+        "v": captioner.__version__,
+    }
+    return str(Signature.build(name.replace("_", ""), fields))
+
+
+def _or_none(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
+def _pair(low_high: Floats) -> tuple[float, float]:
+    low, high = low_high.tolist()
+    return low, high
+
+
+def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
+    """Write a value with half the width of its interval."""
+    if interval is None:
+        return text
+    half = (interval[1] - interval[0]) / 2
+    return f"{text} +- {half:.3f} ({bootstrap.CONFIDENCE:.0%})"

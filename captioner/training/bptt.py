@@ -1,0 +1,89 @@
+"""One training step: teacher forcing, back-propagation through time, clipped gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.models.decoder import Decoder
+from captioner.text import Vocabulary
+from captioner.training.tables import Batch
+
+
+def backward(
+    decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0, window: int | None = None
+) -> Tensor:
+    """Add the gradients of a batch's loss to the decoder's parameters.
+
+    The loss is the cross-entropy of the next token, averaged over the batch's real tokens. With
+    a window the caption goes through the network in pieces of that many tokens: the hidden
+    state is carried from piece to piece, its gradient is not (truncated back-propagation
+    through time, Williams & Peng 1990). Memory is bounded by the window; one as long as the
+    caption gives the full gradients.
+
+    Args:
+        decoder: in training mode.
+        batch: of captions and their images.
+        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+        window: tokens per piece, at least 1; None: the whole caption.
+
+    Returns:
+        The loss in nats per token, a scalar without gradient.
+    """
+    total = batch.inputs.new_zeros((), dtype=torch.float32)
+    hidden = decoder.init_hidden(batch.features)
+    width = window or batch.inputs.shape[1]
+    for start in range(0, batch.inputs.shape[1], width):
+        piece = slice(start, start + width)
+        outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
+        targets = batch.targets[:, piece]
+        # Only real tokens reach the output layer: it is the widest of all.
+        real = targets != Vocabulary.pad_id
+        logits = decoder.to_logits(outputs[real])  # (tokens, V)
+        loss = (
+            functional.cross_entropy(
+                logits.float(), targets[real], reduction="sum", label_smoothing=label_smoothing
+            )
+            / batch.tokens
+        )
+        loss.backward()
+        total += loss.detach()
+        hidden = hidden.detach()
+    return total
+
+
+def clip(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:
+    """Scale all gradients so that their global norm is at most `clip_norm`.
+
+    Source: Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
+    networks".
+
+    Returns:
+        The norm before clipping, a scalar.
+    """
+    return nn.utils.clip_grad_norm_(parameters, clip_norm)
+
+
+def schedule(step: int, *, total_steps: int, warmup_steps: int, kind: str) -> float:
+    """Return the share of the peak learning rate at a step.
+
+    Args:
+        step: from 0.
+        total_steps: of the whole run.
+        warmup_steps: of linear growth at the start; at most a tenth of a short run.
+        kind: "cosine", "linear" or "constant" after the warm-up.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    warmup = min(warmup_steps, total_steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if kind == "linear" else 1.0

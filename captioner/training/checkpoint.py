@@ -1,0 +1,158 @@
+"""The state of a run in one file: safetensors, with everything that is not a tensor as JSON
+in its header. It is written whole (aside, flushed, renamed), and nothing in it is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from captioner.errors import CheckpointError
+from captioner.files import whole_file
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: passes completed.
+        batch: batches done of the epoch under way.
+        step: optimizer steps since the start.
+        loss_sum: nats over the epoch's tokens so far.
+        token_sum: tokens of the epoch so far.
+        best_score: best dev score so far.
+        best_epoch: the pass that gave it, from 1; 0 for none yet.
+        seconds: spent training, over all sittings.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    token_sum: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    progress: Progress,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write the whole state of a run.
+
+    Args:
+        path: file to write.
+        modules: by name; their parameters and buffers are stored.
+        optimizer: its moments are stored.
+        progress: position and scores.
+        identity: what a resumed run must share with this one.
+
+    Raises:
+        CheckpointError: if it cannot be written; an older file at the path stays as it was.
+    """
+    tensors = {
+        f"{name}.{key}": tensor.contiguous().clone()  # tied weights share memory, files cannot
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+    }
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    header = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(dict(identity))}
+    write_tensors(path, tensors, header)
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    identity: Mapping[str, Any],
+) -> Progress:
+    """Bring a run back to where it was saved.
+
+    Args:
+        path: file written by `save_checkpoint`.
+        modules, optimizer: changed in place.
+        identity: must equal what was saved.
+
+    Returns:
+        The position to go on from.
+
+    Raises:
+        CheckpointError: if the file is damaged or belongs to another run.
+    """
+    tensors, header = read_tensors(path)
+    try:
+        progress = Progress(**json.loads(header["progress"]))
+        saved = json.loads(header["identity"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {error!r}") from error
+    differing = [key for key in identity if saved.get(key) != identity[key]]
+    if differing:
+        raise CheckpointError(
+            f"{path}: belongs to another run ({', '.join(differing)} changed); "
+            f"resume with the same data and settings, or start over with --overwrite"
+        )
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition(".")
+        groups.setdefault(part, {})[rest] = tensor
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(groups[name])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in groups.get("optimizer", {}).items():
+            index, _, field = key.partition(".")
+            state.setdefault(int(index), {})[field] = tensor
+        param_groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+        torch.set_rng_state(groups["random"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in groups["random"]:
+            torch.cuda.set_rng_state(groups["random"]["cuda"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+    return progress
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write tensors and a header, whole.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    try:
+        with whole_file(path) as aside:
+            save_file({k: v.cpu() for k, v in tensors.items()}, aside, metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: could not be written: {error}; free some space") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,312 @@
+"""The loop: steps, epochs, dev scores, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captioner.config import TrainingConfig
+from captioner.errors import CheckpointError
+from captioner.metrics import score_captions
+from captioner.models.captioner import Captioner
+from captioner.models.decoder import Decoder
+from captioner.models.encoder import best_precision
+from captioner.text import tokenize
+from captioner.training import bptt
+from captioner.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from captioner.training.prepare import SplitTable
+from captioner.training.tables import CaptionTable, iterate
+from captioner.training.telemetry import RunLog
+
+LOG_EVERY = 20  # steps; also the places where a run can be stopped
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and its state is saved."""
+
+
+class Trainer:
+    """Teaches a decoder from tables, and remembers where it is."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        train: CaptionTable,
+        dev: SplitTable,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        identity: dict[str, Any],
+        log: RunLog,
+    ):
+        """Get ready to train.
+
+        Args:
+            captioner: its decoder learns; on the device to train on.
+            train: captions and features.
+            dev: split that chooses the best epoch.
+            config: the `training` section.
+            folder: run folder.
+            identity: what a resumed run must share with this one.
+            log: told what happens.
+        """
+        self.captioner = captioner
+        self.decoder = captioner.decoder
+        self.config = config
+        self.log = log
+        self.identity = identity
+        self.last = folder / "checkpoints" / "last.safetensors"
+        self.best = folder / "checkpoints" / "best.safetensors"
+        self.device = captioner.device
+        self.train_table = train.to(self.device)
+        self.dev = dev
+        self.progress = Progress()
+        self.steps_per_epoch = -(-len(train) // config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.optimizer = _optimizer(self.decoder, config)
+        self.average = copy.deepcopy(self.decoder).eval() if config.ema_decay else None
+        name = config.precision if config.precision != "auto" else best_precision(self.device)
+        self.autocast = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=name == "bf16"
+        )
+
+    @property
+    def evaluated(self) -> Decoder:
+        """The weights that are scored and kept: the moving average where there is one."""
+        return self.average or self.decoder
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint.
+
+        Raises:
+            CheckpointError: if it is damaged or belongs to another run.
+        """
+        self.progress = load_checkpoint(
+            self.last, modules=self._modules(), optimizer=self.optimizer, identity=self.identity
+        )
+        self.log.forget_after(self.progress.step)
+        self.log.say(
+            f"resuming after epoch {self.progress.epoch}, step {self.progress.step:,} "
+            f"of {self.total_steps:,}"
+        )
+
+    def run(self) -> None:
+        """Train to the end, and leave the best weights in the captioner's decoder.
+
+        Raises:
+            Stopped: if SIGINT or SIGTERM came; the state is saved.
+            CheckpointError: if the state cannot be saved.
+        """
+        progress, config = self.progress, self.config
+        bar = tqdm(total=self.total_steps, initial=progress.step, unit="step", smoothing=0.1)
+        with bar, _stop_signals() as stop_asked:
+            while progress.epoch < config.epochs and not self._ran_out_of_patience():
+                bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
+                self._epoch(bar, stop_asked)
+                self._score_epoch()
+        tensors, _ = read_tensors(self.best)
+        self.decoder.load_state_dict(tensors)
+        self.decoder.eval()
+
+    def _epoch(self, bar: Any, stop_asked: list[int]) -> None:
+        config, progress = self.config, self.progress
+        self.decoder.train()
+        batches = iterate(
+            self.train_table,
+            config.batch_size,
+            seed=config.seed,
+            epoch=progress.epoch,
+            start=progress.batch,
+        )
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        tokens: list[int] = []
+        started = time.perf_counter()
+        for batch in batches:
+            with self.autocast:
+                loss = bptt.backward(
+                    self.decoder,
+                    batch,
+                    label_smoothing=config.label_smoothing,
+                    window=config.bptt_window,
+                )
+            norms.append(self._update())
+            losses.append(loss)
+            tokens.append(batch.tokens)
+            progress.batch += 1
+            progress.step += 1
+            if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
+                continue
+            # Reading values waits for the device, so it is done once in a while.
+            seconds = time.perf_counter() - started
+            shown = self._log_steps(torch.stack(losses), torch.stack(norms), tokens, seconds)
+            bar.set_postfix(shown, refresh=False)
+            bar.update(len(losses))
+            losses, norms, tokens = [], [], []
+            started = time.perf_counter()
+            if stop_asked:
+                self._save()
+                raise Stopped
+
+    def _update(self) -> Tensor:
+        """Clip, step, average; return the gradient norm before clipping."""
+        config = self.config
+        factor = bptt.schedule(
+            self.progress.step,
+            total_steps=self.total_steps,
+            warmup_steps=config.warmup_steps,
+            kind=config.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        norm = bptt.clip(self.decoder.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            # Early on the average follows closely, so that it does not remember the start.
+            decay = min(config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
+                )
+        return norm
+
+    def _log_steps(
+        self, losses: Tensor, norms: Tensor, tokens: list[int], seconds: float
+    ) -> dict[str, str]:
+        progress = self.progress
+        weights = torch.tensor(tokens, dtype=torch.float64)
+        nats = float(losses.double().cpu() @ weights)
+        total = sum(tokens)
+        progress.loss_sum += nats
+        progress.token_sum += total
+        progress.seconds += seconds
+        norm = float(norms.mean())
+        speed = total / seconds
+        self.log.record(
+            kind="step",
+            epoch=progress.epoch + 1,
+            step=progress.step,
+            loss=nats / total,
+            grad_norm=norm,
+            clipped=float((norms > self.config.clip_norm).float().mean()),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            tokens_per_second=round(speed),
+        )
+        return {"loss": f"{nats / total:.3f}", "norm": f"{norm:.2f}", "tokens/s": f"{speed:,.0f}"}
+
+    def _score_epoch(self) -> None:
+        progress, config = self.progress, self.config
+        started = time.perf_counter()
+        scores = self._dev_scores()
+        progress.seconds += time.perf_counter() - started
+        progress.epoch += 1
+        progress.batch = 0
+        train_loss = progress.loss_sum / progress.token_sum
+        progress.loss_sum, progress.token_sum = 0.0, 0
+        score = scores[config.metric]
+        better = not score <= progress.best_score  # also where the score is undefined (NaN)
+        if better:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            state = self.evaluated.state_dict()
+            write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
+        self.log.record(
+            kind="epoch",
+            epoch=progress.epoch,
+            step=progress.step,
+            train_loss=train_loss,
+            **scores,
+            seconds=round(progress.seconds, 1),
+        )
+        self._save()
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        self.log.say(
+            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {shown}"
+            f"{'  (best so far)' if better else ''}"
+        )
+
+    def _dev_scores(self) -> dict[str, float]:
+        judge = Captioner(
+            self.captioner.encoder,
+            self.evaluated,
+            self.captioner.vocabulary,
+            self.captioner.decoding,
+        )
+        judge.device = self.device
+        captions = [
+            tokenize(best[0].text)
+            for features in self.dev.features.split(256)
+            for best in judge.search(features)
+        ]
+        scores = score_captions(captions, self.dev.references)
+        return {name: scores[name].value for name in ("bleu_4", "cider_d")}
+
+    def _ran_out_of_patience(self) -> bool:
+        patience, progress = self.config.patience, self.progress
+        return patience is not None and progress.epoch - progress.best_epoch >= patience
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.last,
+            modules=self._modules(),
+            optimizer=self.optimizer,
+            progress=self.progress,
+            identity=self.identity,
+        )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules: dict[str, nn.Module] = {"decoder": self.decoder}
+        if self.average is not None:
+            modules["average"] = self.average
+        return modules
+
+
+def _optimizer(decoder: Decoder, config: TrainingConfig) -> torch.optim.AdamW:
+    trained = [p for p in decoder.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT kills as usual."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        asked.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["CheckpointError", "Stopped", "Trainer"]

@@ -1,0 +1,212 @@
+"""From a config to everything the loop needs: data set, vocabulary, features, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.config import Config, DataConfig, resolve_path
+from captioner.datasets import Dataset, Example, describe, load_dataset
+from captioner.errors import DataError
+from captioner.features import FeatureStore, fill_store
+from captioner.models.encoder import FrozenEncoder
+from captioner.text import Vocabulary, tokenize
+from captioner.training.tables import CaptionTable
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTable:
+    """A split to caption and score.
+
+    Attributes:
+        examples: N images with their captions.
+        features: fp16 (N, F).
+        references: the tokens of every caption of each image.
+    """
+
+    examples: tuple[Example, ...]
+    features: Tensor
+    references: list[list[list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything training starts from."""
+
+    vocabulary: Vocabulary
+    train: CaptionTable
+    dev: SplitTable
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Load the data set a config names.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return load_dataset(
+        resolve_path(config.root),
+        format=config.format,
+        images=resolve_path(config.images) if config.images else None,
+        restval=config.restval,
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        split_column=config.split_column,
+        holdout=config.holdout,
+        strict=config.strict,
+    )
+
+
+def open_encoder(config: Config, device: torch.device) -> FrozenEncoder:
+    """Build the frozen CNN a config names.
+
+    Raises:
+        ModelError: if backbone or weights cannot be had.
+    """
+    settings = config.encoder
+    encoder = FrozenEncoder.create(
+        settings.backbone,
+        settings.weights,
+        builder_args=settings.builder_args,
+        image_size=settings.image_size,
+        precision=settings.precision,
+    )
+    return encoder.to_device(device)
+
+
+def store_features(
+    encoder: FrozenEncoder,
+    examples: Sequence[Example],
+    *,
+    flip: bool,
+    batch_size: int,
+    strict: bool,
+    say: Say,
+) -> tuple[tuple[Example, ...], np.ndarray]:
+    """Have the store know every image, and read its rows.
+
+    Args:
+        encoder: the frozen CNN.
+        examples: whose images are wanted.
+        flip: also the mirrored view of each.
+        batch_size: images per forward pass.
+        strict: an image that cannot be read is an error.
+        say: told what happens.
+
+    Returns:
+        The examples with a readable image, and float16 (images * views, F) in their order.
+
+    Raises:
+        DataError: if an image cannot be read and `strict`, or none can.
+    """
+    store = FeatureStore.for_encoder(encoder)
+    images = list(dict.fromkeys(example.image for example in examples))
+    keys, broken = fill_store(store, encoder, images, mirrored=flip, batch_size=batch_size, say=say)
+    for path, error in broken.items():
+        say(f"skipped: {path}: {error}")
+    if broken and strict:
+        raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
+    kept = tuple(example for example in examples if example.image in keys)
+    return kept, store.rows([key for example in kept for key in keys[example.image]])
+
+
+def tokenize_examples(
+    examples: Sequence[Example], say: Say
+) -> tuple[tuple[Example, ...], list[list[list[str]]]]:
+    """Tokenise all captions; what holds no word is left out, and said.
+
+    Returns:
+        The examples that keep a caption, and the tokens of each caption of each.
+    """
+    kept: list[Example] = []
+    tokens: list[list[list[str]]] = []
+    wordless = 0
+    for example in examples:
+        captions = [words for caption in example.captions if (words := tokenize(caption))]
+        wordless += len(example.captions) - len(captions)
+        if captions:
+            kept.append(example)
+            tokens.append(captions)
+    if wordless:
+        say(f"skipped: {wordless:,} caption(s) without a word")
+    return tuple(kept), tokens
+
+
+def prepare(config: Config, encoder: FrozenEncoder, say: Say) -> Prepared:
+    """Load, tokenise, encode.
+
+    Args:
+        config: of the run.
+        encoder: the frozen CNN, on its device.
+        say: told what was found and what happens.
+
+    Raises:
+        DataError: if the data cannot be used.
+    """
+    dataset = open_dataset(config.data)
+    train, train_tokens = tokenize_examples(dataset.split(config.data.split_train), say)
+    dev, dev_tokens = tokenize_examples(dataset.split(config.data.split_dev), say)
+    vocabulary = Vocabulary.build(
+        (tokens for image in train_tokens for tokens in image), config.text.min_count
+    )
+    say(describe(dataset, _about_words(config, vocabulary, train_tokens, dev_tokens)))
+    settings = config.encoder
+    options = {"batch_size": settings.batch_size, "strict": config.data.strict, "say": say}
+    tokens_of = dict(zip((example.image_id for example in train), train_tokens, strict=True))
+    tokens_of |= dict(zip((example.image_id for example in dev), dev_tokens, strict=True))
+    train, features = store_features(encoder, train, flip=settings.flip, **options)
+    dev, dev_features = store_features(encoder, dev, flip=False, **options)
+    table = CaptionTable.build(
+        features,
+        [tokens_of[example.image_id] for example in train],
+        vocabulary,
+        views=2 if settings.flip else 1,
+        max_length=config.text.max_length,
+    )
+    references = [tokens_of[example.image_id] for example in dev]
+    return Prepared(vocabulary, table, SplitTable(dev, torch.from_numpy(dev_features), references))
+
+
+def _about_words(
+    config: Config,
+    vocabulary: Vocabulary,
+    train: list[list[list[str]]],
+    dev: list[list[list[str]]],
+) -> list[tuple[str, str]]:
+    def share(split: list[list[list[str]]]) -> str:
+        return f"{vocabulary.coverage(tokens for image in split for tokens in image):.1%}"
+
+    size = f"{len(vocabulary):,} entries (words seen {config.text.min_count} times or more)"
+    return [
+        ("vocabulary", size),
+        ("coverage", f"{share(train)} of the words in train, {share(dev)} in dev"),
+    ]
+
+
+def read_split(
+    dataset: Dataset, split: str, encoder: FrozenEncoder, *, batch_size: int, say: Say
+) -> SplitTable:
+    """Tokenise and encode one split of a data set, to caption and score it.
+
+    Raises:
+        DataError: if the split has no usable image.
+    """
+    examples, tokens = tokenize_examples(dataset.split(split), say)
+    tokens_of = {e.image_id: words for e, words in zip(examples, tokens, strict=True)}
+    examples, features = store_features(
+        encoder, examples, flip=False, batch_size=batch_size, strict=False, say=say
+    )
+    references = [tokens_of[example.image_id] for example in examples]
+    return SplitTable(examples, torch.from_numpy(features), references)
+
+
+def run_name(config_name: str | None) -> Path:
+    """Return the default run folder of a config: `runs/` and the config's name."""
+    return Path("runs") / (Path(config_name).stem if config_name else "default")

@@ -1,0 +1,155 @@
+"""One training run, from a config to a model directory."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioner.config import Config, load_config
+from captioner.errors import CheckpointError, ConfigError
+from captioner.files import write_text
+from captioner.models.captioner import Captioner, choose_device
+from captioner.models.decoder import Decoder
+from captioner.models.encoder import FrozenEncoder
+from captioner.training.loop import Stopped, Trainer
+from captioner.training.prepare import Prepared, open_encoder, prepare
+from captioner.training.telemetry import RunLog
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What came of a run.
+
+    Attributes:
+        folder: run folder.
+        metric: name of the dev score that chose the model.
+        best_score: its best value.
+        best_epoch: from 1.
+        epochs: done.
+        seconds: spent training and scoring, features not included.
+    """
+
+    folder: Path
+    metric: str
+    best_score: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Summary:
+    """Train a captioner.
+
+    Args:
+        config: what to do; ignored in favour of the run's own when resuming.
+        folder: run folder to write.
+        resume: go on with the run in the folder.
+        overwrite: delete what is in the folder and start.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The best score and where everything is.
+
+    Raises:
+        CaptionerError: if the data, the weights or the folder cannot be used.
+        Stopped: if the run was asked to stop; its state is saved.
+    """
+    if resume:
+        config = _config_of_run(folder)
+    else:
+        _claim(folder, overwrite)
+    log = RunLog(folder)
+    write_text(folder / "config.yaml", config.to_yaml())
+    chosen = choose_device(device)
+    encoder = open_encoder(config, chosen)
+    prepared = prepare(config, encoder, log.say)
+    trainer = _build(config, prepared, encoder, folder, chosen, log)
+    if resume and trainer.last.exists():
+        trainer.resume()
+    trainer.run()
+    trainer.captioner.save(folder / "model")
+    log.draw_curves()
+    progress = trainer.progress
+    return Summary(
+        folder=folder,
+        metric=config.training.metric,
+        best_score=progress.best_score,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        seconds=progress.seconds,
+    )
+
+
+def _build(
+    config: Config,
+    prepared: Prepared,
+    encoder: FrozenEncoder,
+    folder: Path,
+    device: torch.device,
+    log: RunLog,
+) -> Trainer:
+    torch.manual_seed(config.training.seed)
+    decoder = Decoder(
+        vocab_size=len(prepared.vocabulary),
+        feature_size=encoder.feature_size,
+        **config.decoder.model_dump(),
+    )
+    decoder.init_hidden.measure(prepared.train.features)
+    captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
+    weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
+    log.say(
+        f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
+        f"({device})"
+    )
+    words = "\n".join(prepared.vocabulary.words)
+    identity: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "encoder": encoder.fingerprint(),
+        "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
+        "captions": len(prepared.train),
+    }
+    return Trainer(
+        captioner,
+        prepared.train,
+        prepared.dev,
+        config.training,
+        folder,
+        identity=identity,
+        log=log,
+    )
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Make sure that a new run destroys nothing that was not given up."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{folder}: there is a run in it already; --resume goes on with it, --overwrite "
+            f"starts over, --output DIR writes elsewhere"
+        )
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: not a run folder, so --overwrite will not delete it")
+    shutil.rmtree(folder)
+
+
+def _config_of_run(folder: Path) -> Config:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no run to resume here; start one without --resume")
+    return load_config(str(path))
+
+
+__all__ = ["Stopped", "Summary", "train"]

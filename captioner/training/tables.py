@@ -1,0 +1,145 @@
+"""A data set as tensors: captions as token ids, images as rows of features.
+
+Everything the loop touches is an index into one of these tables, so a batch is a gather and
+not a copy from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.text import Vocabulary
+
+BUCKET = 64  # batches that are shuffled together before they are sorted by length
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionTable:
+    """Training captions of a split.
+
+    Attributes:
+        features: fp16 (R, F), one row per image and view.
+        token_ids: int64 (N, T), start token, words, end token, padding.
+        lengths: int64 (N,), tokens of a caption with start and end.
+        rows: int64 (N, views), the rows of `features` that show the caption's image.
+    """
+
+    features: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def build(
+        cls,
+        features: np.ndarray,
+        captions: Sequence[Sequence[Sequence[str]]],
+        vocabulary: Vocabulary,
+        *,
+        views: int = 1,
+        max_length: int = 50,
+    ) -> CaptionTable:
+        """Make the table.
+
+        Args:
+            features: float16 (images * views, F); an image's views follow one another.
+            captions: for each image, the tokens of each of its captions.
+            vocabulary: turns tokens into ids.
+            views: rows of `features` per image.
+            max_length: words of a caption; the rest is cut off.
+        """
+        encoded = [
+            [vocabulary.bos_id, *vocabulary.encode(tokens[:max_length]), vocabulary.eos_id]
+            for image in captions
+            for tokens in image
+        ]
+        owner = torch.tensor([i for i, image in enumerate(captions) for _ in image])
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        token_ids = torch.full((len(encoded), int(lengths.max())), vocabulary.pad_id)
+        for row, ids in zip(token_ids, encoded, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        rows = owner[:, None] * views + torch.arange(views)
+        return cls(torch.from_numpy(features), token_ids, lengths, rows)
+
+    def to(self, device: torch.device) -> CaptionTable:
+        """Move features and token ids to a device; lengths and rows steer from the CPU."""
+        return replace(self, features=self.features.to(device), token_ids=self.token_ids.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's captions.
+
+    Attributes:
+        features: (B, F).
+        inputs: int64 (B, T), from the start token on.
+        targets: int64 (B, T), the next token of each, padding after the end.
+        tokens: number of real targets.
+    """
+
+    features: Tensor
+    inputs: Tensor
+    targets: Tensor
+    tokens: int
+
+
+def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
+    """Decide which captions meet in which batch: random, but of similar length.
+
+    The order depends on nothing but the arguments, so any position in training can be found
+    again.
+
+    Args:
+        lengths: int64 (N,).
+        batch_size: B.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        Caption indices of each batch, int64 (B,); the last batches may be smaller.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator)
+    batches: list[Tensor] = []
+    for pool in order.split(batch_size * BUCKET):
+        by_length = pool[lengths[pool].argsort(stable=True)]
+        batches += by_length.split(batch_size)
+    mixed = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in mixed]
+
+
+def iterate(
+    table: CaptionTable, batch_size: int, *, seed: int, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """Yield an epoch's batches.
+
+    Args:
+        table: on the device to train on.
+        batch_size: B.
+        seed: of the run.
+        epoch: from 0.
+        start: first batch of the epoch to yield.
+    """
+    batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=epoch)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    views = torch.randint(table.rows.shape[1], (len(table),), generator=generator)
+    device = table.token_ids.device
+    for chosen in batches[start:]:
+        lengths = table.lengths[chosen]
+        longest = int(lengths.max())
+        rows = table.rows[chosen, views[chosen]].to(device)
+        token_ids = table.token_ids[chosen.to(device), :longest]
+        yield Batch(
+            features=table.features[rows],
+            inputs=token_ids[:, :-1],
+            targets=token_ids[:, 1:],
+            tokens=int(lengths.sum()) - len(chosen),
+        )

@@ -1,0 +1,95 @@
+"""What a run tells: lines on stderr and in `train.log`, `metrics.jsonl`, `curves.png`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from captioner.files import whole_file, write_text
+
+
+class RunLog:
+    """The log of one run folder."""
+
+    def __init__(self, folder: Path):
+        """Log to a folder.
+
+        Args:
+            folder: run folder; made when absent.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text = folder / "train.log"
+        self.metrics = folder / "metrics.jsonl"
+        self.curves = folder / "curves.png"
+
+    def say(self, message: str) -> None:
+        """Print a message above any progress bar, and keep it with its time."""
+        tqdm.write(message, file=sys.stderr)
+        stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        with self.text.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+
+    def record(self, **values: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run will take again."""
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
+        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def draw_curves(self) -> None:
+        """Draw `curves.png` from `metrics.jsonl`."""
+        lines = read_metrics(self.metrics)
+        with whole_file(self.curves) as aside:
+            draw_curves(lines, aside)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`; a line cut short by a crash is left out."""
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+    return lines
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw loss, gradient norm and dev scores over the steps of a run.
+
+    Args:
+        lines: of `metrics.jsonl`.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed only here
+
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=120)
+    loss, norm, score = figure.subplots(1, 3)
+    at = [line["step"] for line in steps]
+    ends = [line["step"] for line in epochs]
+    loss.plot(at, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
+    loss.plot(ends, [line["train_loss"] for line in epochs], "o-", ms=3, label="epochs")
+    loss.set(title="training loss", xlabel="step", ylabel="nats per token")
+    loss.legend(frameon=False)
+    norm.plot(at, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
+    norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
+    for name in ("bleu_4", "cider_d"):
+        if epochs and name in epochs[0]:
+            score.plot(ends, [line[name] for line in epochs], "o-", ms=3, label=name)
+    score.set(title="dev scores", xlabel="step")
+    score.legend(frameon=False)
+    for axes in (loss, norm, score):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(path, format="png")
