@@ -11,14 +11,14 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .gif .webp .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm "
-    ".jp2 .ico .tga .avif".split()
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
+    | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
 )
 
 
@@ -52,7 +52,7 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
             return to_rgb(_upright(image))
     except ImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError("not an image, or of a kind Pillow does not know") from error
     except MemoryError as error:
         raise ImageError("too large for the memory") from error

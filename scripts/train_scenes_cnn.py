@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool1d, cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.models import get_model
 from tqdm import tqdm
@@ -125,7 +125,7 @@ class Reader(nn.Module):
         images = pictures.permute(0, 3, 1, 2).float() / 255  # a channels-last view
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         features = self.cnn((images - mean) / std)
-        shares = F.adaptive_avg_pool1d(features[:, None], len(self.bias))[:, 0]
+        shares = adaptive_avg_pool1d(features[:, None], len(self.bias))[:, 0]
         logits: Tensor = shares * self.scale + self.bias
         return logits.split([*map(len, HEADS.values())], dim=1)
 
@@ -142,7 +142,7 @@ def train(steps: int, seed: int, peak: float) -> Reader:
     progress = tqdm(zip(range(steps), drawings, strict=False), total=steps, mininterval=5)
     for step, (pictures, targets) in progress:
         logits = model(pictures)
-        loss = sum(F.cross_entropy(*pair) for pair in zip(logits, targets.T, strict=True))
+        loss = sum(cross_entropy(*pair) for pair in zip(logits, targets.T, strict=True))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)

@@ -58,10 +58,10 @@ def command(
     """
     folder = find_model(model)
 
+    from captioner.files import whole_file
     from captioner.inference.local import caption_files
     from captioner.inference.sources import list_images
     from captioner.inference.writers import write_records
-    from captioner.files import whole_file
 
     captioner = load_captioner(folder, device)
     chosen = given(decoding)

@@ -74,6 +74,6 @@ def _unpack(cell: str) -> object:
     if cell.startswith('["') and cell.endswith("]"):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
     return cell

@@ -1,0 +1,1 @@
+"""What learns and what is frozen: encoder, decoder, and both as one captioner."""

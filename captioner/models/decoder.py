@@ -8,16 +8,21 @@ training see a single hidden state whatever the cell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.recurrence import Elman
+from captioner.recurrence import Elman, Phi
 from captioner.text import Vocabulary
 
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "none": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "none": lambda x: x,
+}
 
 
 class InitialState(nn.Module):
@@ -96,7 +101,7 @@ class Decoder(nn.Module):
         vocab_size: int,
         feature_size: int,
         cell: Literal["rnn", "gru", "lstm", "elman"] = "lstm",
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        nonlinearity: Phi = "tanh",
         hidden_size: int = 512,
         num_layers: int = 1,
         embed_size: int = 256,
@@ -106,13 +111,21 @@ class Decoder(nn.Module):
         init_activation: Literal["tanh", "relu", "none"] = "tanh",
         feature_norm: Literal["standardize", "l2", "layer", "none"] = "standardize",
     ):
-        """Build a decoder; the arguments are those of the config's `decoder` section.
+        """Build a decoder.
 
         Args:
             vocab_size: V.
             feature_size: F of the encoder.
-            cell, nonlinearity, hidden_size, num_layers, embed_size, dropout, feature_dropout,
-                tie_weights, init_activation, feature_norm: see `captioner.config.DecoderConfig`.
+            cell: recurrent cell; `elman` is `rnn` with its gradients written out by hand.
+            nonlinearity: phi of `rnn` and `elman`.
+            hidden_size: H, units per layer.
+            num_layers: stacked layers.
+            embed_size: width of a word vector.
+            dropout: share of word vectors, of outputs and between layers that is dropped.
+            feature_dropout: share of the features that is dropped.
+            tie_weights: score words by their word vectors, through a projection H -> embed_size.
+            init_activation: after the projection of the features.
+            feature_norm: what is done to the features before that projection.
         """
         super().__init__()
         # Everything needed to build this decoder again, for the model directory.
@@ -216,7 +229,7 @@ class Decoder(nn.Module):
 
 
 def _build_cell(
-    cell: str, nonlinearity: str, embed_size: int, hidden_size: int, num_layers: int, dropout: float
+    cell: str, nonlinearity: Phi, embed_size: int, hidden_size: int, num_layers: int, dropout: float
 ) -> nn.Module:
     between = dropout if num_layers > 1 else 0.0
     shape = (embed_size, hidden_size, num_layers)
@@ -229,5 +242,5 @@ def _build_cell(
             bias = rnn.get_parameter(f"bias_hh_l{layer}")
             nn.init.zeros_(bias).requires_grad_(False)
         return rnn
-    kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+    kind = nn.GRU if cell == "gru" else nn.LSTM
     return kind(*shape, batch_first=True, dropout=between)

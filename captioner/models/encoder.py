@@ -109,7 +109,7 @@ class FrozenEncoder(nn.Module):
         """Move to a device, in the precision that suits it."""
         name = self.precision if self.precision != "auto" else best_precision(device)
         self.dtype = DTYPES[name]
-        self.network.to(device=device, dtype=self.dtype, memory_format=torch.channels_last)
+        self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
         self.device = device
         return self
 

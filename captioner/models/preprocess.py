@@ -61,7 +61,8 @@ class Preprocess:
         """
         mode = InterpolationMode(self.interpolation)
         resized = transforms.resize(image, [self.resize_size], interpolation=mode)
-        return transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
+        pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
+        return pixels
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Scale to what the CNN expects; on the device, where it is cheap.

@@ -194,12 +194,15 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
 
 
 def _as_hypotheses(beams: _Beams, length: int, length_penalty: float, eos_id: int) -> Hypotheses:
-    """Read prefixes of the given length, end token counted, as hypotheses."""
-    real = beams.totals > -torch.inf
-    finished = real & (beams.written[:, :, length] == eos_id)
+    """Read prefixes of the given length, end token counted, as hypotheses.
+
+    What a dead place reads as is never seen: the empty places that a search starts with rank
+    before it.
+    """
+    finished = (beams.written[:, :, length] == eos_id) & (beams.totals > -torch.inf)
     return Hypotheses(
-        token_ids=beams.written[:, :, 1:].masked_fill(~real[:, :, None], eos_id),
-        lengths=(length - finished.long()) * real,
+        token_ids=beams.written[:, :, 1:],
+        lengths=length - finished.long(),
         log_probs=beams.totals,
         scores=beams.totals / math.pow(length, length_penalty),
         finished=finished,

@@ -76,7 +76,7 @@ def sample(
     ends = token_ids == eos_id
     return Hypotheses(
         token_ids=token_ids,
-        lengths=(ends).sum(dim=2),
+        lengths=(~ends).sum(dim=2),
         log_probs=log_probs,
         scores=log_probs,
         finished=ends.any(dim=2),

@@ -1,5 +1,7 @@
-"""The state of a run in one file: safetensors, with everything that is not a tensor as JSON
-in its header. It is written whole (aside, flushed, renamed), and nothing in it is unpickled.
+"""The state of a run in one file.
+
+safetensors, with everything that is not a tensor as JSON in its header. It is written whole
+(aside, flushed, renamed), and nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def load_checkpoint(
 
     Args:
         path: file written by `save_checkpoint`.
-        modules, optimizer: changed in place.
+        modules: by the names they were saved under; changed in place.
+        optimizer: changed in place.
         identity: must equal what was saved.
 
     Returns:

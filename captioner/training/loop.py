@@ -37,7 +37,7 @@ from captioner.training.telemetry import RunLog
 LOG_EVERY = 20  # steps; also the places where a run can be stopped
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 a request that was met, not an error
     """The run was asked to stop, and its state is saved."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
@@ -158,11 +158,17 @@ def prepare(config: Config, encoder: FrozenEncoder, say: Say) -> Prepared:
     )
     say(describe(dataset, _about_words(config, vocabulary, train_tokens, dev_tokens)))
     settings = config.encoder
-    options = {"batch_size": settings.batch_size, "strict": config.data.strict, "say": say}
     tokens_of = dict(zip((example.image_id for example in train), train_tokens, strict=True))
     tokens_of |= dict(zip((example.image_id for example in dev), dev_tokens, strict=True))
-    train, features = store_features(encoder, train, flip=settings.flip, **options)
-    dev, dev_features = store_features(encoder, dev, flip=False, **options)
+    store = partial(
+        store_features,
+        encoder,
+        batch_size=settings.batch_size,
+        strict=config.data.strict,
+        say=say,
+    )
+    train, features = store(train, flip=settings.flip)
+    dev, dev_features = store(dev, flip=False)
     table = CaptionTable.build(
         features,
         [tokens_of[example.image_id] for example in train],
@@ -205,8 +211,3 @@ def read_split(
     )
     references = [tokens_of[example.image_id] for example in examples]
     return SplitTable(examples, torch.from_numpy(features), references)
-
-
-def run_name(config_name: str | None) -> Path:
-    """Return the default run folder of a config: `runs/` and the config's name."""
-    return Path("runs") / (Path(config_name).stem if config_name else "default")

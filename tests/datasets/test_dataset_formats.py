@@ -209,13 +209,14 @@ def test_csv_named_columns_ids_and_lists(tmp_path: Path) -> None:
         tmp_path / "x.csv",
         "image_id,file,photo,text,says,part",
         'one,?,a.jpg,?,"[""A"", ""dog""]",training',
-        "two,?,b.jpg,?,[B],mine",
+        'two,?,b.jpg,?,"[""B]",mine',
+        f'two,?,b.jpg,?,"[""C"",{"[" * 50_000}]",mine',
     )
     options = {"image_column": "photo", "caption_column": "says", "split_column": "part"}
     dataset = clean(file, images=tmp_path / "pictures", **options)
     assert content(dataset) == [
         ("one", "a.jpg", "train", ("A", "dog")),
-        ("two", "b.jpg", "mine", ("[B]",)),
+        ("two", "b.jpg", "mine", ('["B]', f'["C",{"[" * 50_000}]')),
     ]
 
 
