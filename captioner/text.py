@@ -83,7 +83,12 @@ class _Fold(dict[int, str]):
     def __missing__(self, code: int) -> str:
         char = chr(code)
         category = unicodedata.category(char)
-        if code > 0xFFFF or category[0] == "C" or category == "Nl" or 0xFE00 <= code <= 0xFE0F:
+        if (
+            code > 0xFFFF
+            or category[0] == "C"
+            or category in ("Nl", "Me")
+            or 0xFE00 <= code <= 0xFE0F
+        ):
             folded = " "  # control characters, emoji: what the PTB tokeniser cannot read
         elif code > 0x7F and category[0] in "SP":
             folded = f" {char} "

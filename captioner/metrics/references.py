@@ -26,7 +26,7 @@ class NgramCounts(NamedTuple):
     """How often each caption holds each of its n-grams; parallel arrays, int64 (E,)."""
 
     caption: Ints  # index of the caption
-    ngram: Ints  # number of the n-gram; PreparedReferences.size or more: in no reference
+    ngram: Ints  # its number among those of its order; `size` or more: in no reference
     order: Ints  # length of the n-gram less one, in [0, MAX_ORDER)
     times: Ints  # at least 1
 
@@ -117,7 +117,7 @@ class PreparedReferences:
         owner = np.repeat(np.arange(len(captions)), lengths)
         left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(words))
         start, grams = np.arange(len(words)), words
-        offset, unknown, blocks = 0, self.size, []
+        offset, blocks = 0, []
         for order in range(MAX_ORDER):
             if order:
                 long_enough = left[start] > order
@@ -127,10 +127,9 @@ class PreparedReferences:
                 self._keys.append(np.unique(grams))
             known = len(self._keys[order])
             grams = _number(grams, self._keys[order])
-            numbers = np.where(grams < known, offset + grams, unknown + grams - known)
+            numbers = np.where(grams < known, offset + grams, self.size + grams - known)
             blocks.append(_tally(owner[start], numbers, order))
             offset += known
-            unknown += max(0, int(grams.max(initial=0)) - known + 1)
         if learning:
             self.size = offset
         return NgramCounts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))

@@ -242,5 +242,5 @@ def _build_cell(
             bias = rnn.get_parameter(f"bias_hh_l{layer}")
             nn.init.zeros_(bias).requires_grad_(False)
         return rnn
-    kind = nn.GRU if cell == "gru" else nn.LSTM
-    return kind(*shape, batch_first=True, dropout=between)
+    kinds: dict[str, type[nn.GRU | nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+    return kinds[cell](*shape, batch_first=True, dropout=between)

@@ -1,0 +1,126 @@
+"""How long `captioner` keeps people waiting before it does something.
+
+    python benchmarks/startup.py
+
+Two ratios, each of medians of wall-clock times of whole processes that take turns:
+
+- `captioner --help` to `python -c pass`, at most 5; neither torch nor numpy is imported for it.
+- `captioner caption one.jpg` to a script that imports torch and torchvision, builds the same CNN,
+  loads the same weights and runs it once on the same picture, at most 1.4.
+
+The model is made here: mobilenet_v2 with random weights and an LSTM of 512 units over a
+vocabulary of Flickr8k's size. The picture is noise. Neither changes the time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from common import describe_machine, noise_jpeg, verdict
+
+HELP_RUNS = 31
+CAPTION_RUNS = 7
+WORDS = 2540
+
+REFERENCE = """
+import sys
+import torch
+import torchvision
+from PIL import Image
+
+picture, weights = sys.argv[1:]
+network = torchvision.models.mobilenet_v2()
+network.load_state_dict(torch.load(weights, weights_only=True))
+network.eval()
+transform = torchvision.transforms.Compose([
+    torchvision.transforms.Resize(256),
+    torchvision.transforms.CenterCrop(224),
+    torchvision.transforms.ToTensor(),
+    torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+])
+with torch.inference_mode():
+    print(network(transform(Image.open(picture).convert("RGB"))[None]).argmax().item())
+"""
+
+NOTHING_HEAVY = """
+import sys
+from captioner.cli import main
+main(["--help"], standalone_mode=False)
+heavy = {"torch", "torchvision", "numpy"} & sys.modules.keys()
+sys.exit(f"--help imports {', '.join(sorted(heavy))}" if heavy else 0)
+"""
+
+
+def make_model(folder: Path) -> Path:
+    """Save a captioner with random weights; return a plain state dict of its CNN."""
+    import torch
+    from torchvision import models
+
+    from captioner.models.captioner import Captioner
+    from captioner.models.decoder import Decoder
+    from captioner.models.encoder import FrozenEncoder
+    from captioner.text import Vocabulary
+
+    state = folder / "mobilenet_v2.pth"
+    torch.save(models.mobilenet_v2().state_dict(), state)
+    words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
+    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    encoder = FrozenEncoder.create("mobilenet_v2", str(state))
+    decoder = Decoder(vocab_size=len(vocabulary), feature_size=encoder.feature_size)
+    Captioner(encoder, decoder, vocabulary).save(folder / "model")
+    return state
+
+
+def take_turns(commands: dict[str, list[str]], runs: int, folder: Path) -> dict[str, float]:
+    """Run commands in turn, the first turn unmeasured; return each one's median in seconds."""
+    # As after an installation: there is bytecode, from the second turn on at the latest.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    environment = os.environ | bytecode
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(1 + runs):
+        for name, command in commands.items():
+            started = perf_counter()
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            seconds[name].append(perf_counter() - started)
+    return {name: median(times[1:]) for name, times in seconds.items()}
+
+
+def report(times: dict[str, float], target: float) -> None:
+    """Print the medians and the ratio of the second to the first."""
+    base, ours = times.values()
+    for name, seconds in times.items():
+        print(f"{name:34} {seconds * 1e3:10,.1f} ms")
+    print(verdict("ratio", ours / base, at_most=target))
+
+
+def main() -> None:
+    print(describe_machine())
+    python, captioner = [sys.executable], [sys.executable, "-m", "captioner"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture = folder / "one.jpg"
+        noise_jpeg(picture, seed=0)
+        state = make_model(folder)
+        subprocess.run([*python, "-c", NOTHING_HEAVY], check=True, stdout=subprocess.DEVNULL)
+        starting = {
+            "python -c pass": [*python, "-c", "pass"],
+            "captioner --help": [*captioner, "--help"],
+        }
+        report(take_turns(starting, HELP_RUNS, folder), target=5)
+        captioning = {
+            "torch, torchvision, the CNN once": [*python, "-c", REFERENCE, str(picture), str(state)],
+            "captioner caption one.jpg": [
+                *captioner, "caption", str(picture), "--model", str(folder / "model"),
+            ],
+        }  # fmt: skip
+        report(take_turns(captioning, CAPTION_RUNS, folder), target=1.4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import toys
+
+CELLS = ["rnn", "gru", "lstm", "elman"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_steps_and_teacher_forcing_share_weights_and_answers(cell, num_layers, tie_weights):
+    decoder = toys.decoder(cell=cell, num_layers=num_layers, tie_weights=tie_weights).eval()
+    batch = toys.batch()
+    start = decoder.init_hidden(batch.features)
+    logits, last = decoder(batch.inputs, start)
+    hidden = start
+    for t in range(batch.inputs.shape[1]):
+        step_logits, hidden = decoder.step(batch.inputs[:, t], hidden)
+        torch.testing.assert_close(step_logits, logits[:, t], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(hidden, last, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_layer_starts_from_the_image(cell):
+    decoder = toys.decoder(cell=cell, num_layers=2).eval()
+    one, other = decoder.init_hidden(torch.randn(2, 6)).unbind(1)
+    assert one.shape == ((4 if cell == "lstm" else 2), 8)
+    assert ((one - other).abs().amax(1) > 0).all()
+
+
+def test_h_is_bounded_by_its_activation_and_c_is_not():
+    decoder = toys.decoder(cell="lstm", init_activation="tanh").eval()
+    h, c = decoder.init_hidden(1000 * torch.randn(16, 6))
+    assert h.abs().max() <= 1
+    assert c.abs().max() > 1
+
+
+@pytest.mark.parametrize(("activation", "function"), [("relu", torch.relu), ("none", lambda x: x)])
+def test_the_activation_is_the_one_asked_for(activation, function):
+    decoder = toys.decoder(cell="gru", init_activation=activation, feature_norm="none").eval()
+    features = torch.randn(3, 6)
+    expected = function(decoder.init_hidden.projection(features))
+    torch.testing.assert_close(decoder.init_hidden(features)[0], expected)
+
+
+def test_standardised_features_have_mean_zero_and_deviation_one_per_dimension():
+    features = torch.randn(500, 6) * torch.tensor([1, 10, 0.1, 5, 0, 2]) + torch.arange(6.0)
+    decoder = toys.decoder(cell="gru", init_activation="none")
+    decoder.init_hidden.measure(features)
+    decoder.init_hidden.projection = nn.Identity()
+    decoder.init_hidden.hidden_size = 6
+    standard = decoder.init_hidden(features)[0]
+    moves = torch.tensor([True, True, True, True, False, True])
+    torch.testing.assert_close(standard.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        standard.std(0, unbiased=False)[moves], torch.ones(5), atol=1e-4, rtol=0
+    )
+    assert (standard[:, 4] == 0).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "layer"])
+def test_other_norms_do_not_see_the_length_of_a_feature_vector(norm):
+    decoder = toys.decoder(feature_norm=norm).eval()
+    features = torch.randn(3, 6)
+    torch.testing.assert_close(
+        decoder.init_hidden(features), decoder.init_hidden(7 * features), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_an_untrained_decoder_knows_nothing_the_loss_is_log_v(tie_weights):
+    vocab_size = 500
+    decoder = toys.decoder(
+        vocab_size=vocab_size, hidden_size=64, embed_size=32, tie_weights=tie_weights
+    ).eval()
+    batch = toys.batch(vocab_size=vocab_size, size=64)
+    logits, _ = decoder(batch.inputs, decoder.init_hidden(batch.features))
+    real = batch.targets != 0
+    loss = nn.functional.cross_entropy(logits[real], batch.targets[real])
+    assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.03)
+
+
+def test_tied_weights_are_one_matrix_and_fewer_parameters():
+    tied, untied = toys.decoder(tie_weights=True), toys.decoder(tie_weights=False)
+    assert tied.output.weight is tied.embedding.weight
+    assert untied.output.weight is not untied.embedding.weight
+    count = [sum(p.numel() for p in d.parameters()) for d in (tied, untied)]
+    assert count[0] < count[1]
+
+
+def test_an_unknown_cell_is_refused():
+    with pytest.raises(KeyError):
+        toys.decoder(cell="transformer")

@@ -1,0 +1,126 @@
+"""Small real things to test with: pictures of colours, captions about them, tiny models."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from captioner.config import Config
+from captioner.models.captioner import Captioner
+from captioner.models.decoder import Decoder
+from captioner.models.encoder import EncoderSpec, FrozenEncoder, build_backbone
+from captioner.models.preprocess import Preprocess
+from captioner.text import Vocabulary
+from captioner.training.tables import Batch
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 60),
+    "blue": (40, 60, 220),
+    "white": (245, 245, 245),
+    "black": (10, 10, 10),
+    "yellow": (240, 220, 40),
+}
+WORDS = ("a", "square", "in", "the", "middle", *COLOURS)
+SIZE = 32
+
+
+def vocabulary() -> Vocabulary:
+    return Vocabulary.build([WORDS], min_count=1)
+
+
+def encoder_state(seed: int = 0) -> dict[str, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return dict(build_backbone("squeezenet1_1", {}).state_dict())
+
+
+def encoder(seed: int = 0) -> FrozenEncoder:
+    spec = EncoderSpec("squeezenet1_1", {}, Preprocess(SIZE, SIZE), "toy")
+    return FrozenEncoder(spec, encoder_state(seed), "fp32")
+
+
+def decoder(*, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, **changes: Any) -> Decoder:
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"hidden_size": 8, "embed_size": 5, "dropout": 0.0} | changes
+    return Decoder(vocab_size=vocab_size, feature_size=feature_size, **settings)
+
+
+def captioner(**changes: Any) -> Captioner:
+    eyes, words = encoder(), vocabulary()
+    writer = decoder(vocab_size=len(words), feature_size=eyes.feature_size, **changes)
+    return Captioner(eyes, writer, words)
+
+
+def batch(*, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, size: int = 4) -> Batch:
+    """Captions of 2 to 6 words, padded."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 7, (size,), generator=generator)
+    token_ids = torch.full((size, int(lengths.max()) + 2), Vocabulary.pad_id)
+    for row, length in zip(token_ids, lengths.tolist(), strict=True):
+        words = torch.randint(4, vocab_size, (length,), generator=generator)
+        row[: length + 2] = torch.tensor([Vocabulary.bos_id, *words, Vocabulary.eos_id])
+    return Batch(
+        features=torch.randn(size, feature_size, generator=generator),
+        inputs=token_ids[:, :-1],
+        targets=token_ids[:, 1:],
+        tokens=int(lengths.sum()) + size,
+    )
+
+
+def draw(path: Path, colour: str, shade: int = 0) -> Path:
+    red, green, blue = COLOURS[colour]
+    image = Image.new("RGB", (SIZE, SIZE), (120 + shade, 120, 120))
+    image.paste((red, green, blue), (8, 8, 24, 24))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def data_set(folder: Path) -> Path:
+    """Write a CSV data set: 24 train and 6 dev pictures with two captions each."""
+    with (folder / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "caption", "split"])
+        for split, shades in (("train", range(4)), ("dev", [5])):
+            for shade in shades:
+                for colour in COLOURS:
+                    name = f"{split}_{colour}_{shade}.png"
+                    draw(folder / name, colour, shade)
+                    table.writerow([name, f"a {colour} square", split])
+                    table.writerow([name, f"A {colour} square in the middle.", split])
+    return folder / "captions.csv"
+
+
+def config(folder: Path, **training: Any) -> Config:
+    """Return a config that trains on `data_set(folder)` in about a second."""
+    weights = folder / "weights.safetensors"
+    save_file(encoder_state(), weights)
+    return Config.model_validate(
+        {
+            "data": {"root": str(data_set(folder))},
+            "text": {"min_count": 1},
+            "encoder": {
+                "backbone": "squeezenet1_1",
+                "weights": str(weights),
+                "image_size": SIZE,
+                "precision": "fp32",
+            },
+            "decoder": {"hidden_size": 24, "embed_size": 12, "dropout": 0.1},
+            "training": {
+                "epochs": 3,
+                "batch_size": 8,
+                "learning_rate": 0.02,
+                "warmup_steps": 2,
+                "precision": "fp32",
+                "label_smoothing": 0.0,
+            }
+            | training,
+        }
+    )

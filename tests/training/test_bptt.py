@@ -1,0 +1,125 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import toys
+from captioner.training import bptt
+
+
+def gradients(decoder, batch, **options):
+    decoder.zero_grad()
+    loss = bptt.backward(decoder, batch, **options)
+    grads = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in decoder.named_parameters()
+    }
+    return loss, grads
+
+
+def test_loss_and_gradients_are_those_of_cross_entropy_over_real_tokens():
+    decoder, batch = toys.decoder(), toys.batch()
+    loss, grads = gradients(decoder, batch, label_smoothing=0.1)
+    decoder.zero_grad()
+    logits, _ = decoder(batch.inputs, decoder.init_hidden(batch.features))
+    expected = nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=0, label_smoothing=0.1
+    )
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, p in decoder.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad, msg=name)
+
+
+def test_padding_teaches_nothing():
+    decoder, batch = toys.decoder(), toys.batch()
+    _, grads = gradients(decoder, batch)
+    assert (grads["embedding.weight"][0] == 0).all() or decoder.settings["tie_weights"]
+    wider = copy.copy(batch)
+    pad = torch.zeros(len(batch.inputs), 3, dtype=torch.long)
+    object.__setattr__(wider, "inputs", torch.cat((batch.inputs, pad), 1))
+    object.__setattr__(wider, "targets", torch.cat((batch.targets, pad), 1))
+    _, more = gradients(decoder, wider)
+    for name in grads:
+        torch.testing.assert_close(grads[name], more[name], msg=name)
+
+
+def test_the_vector_of_the_padding_token_gets_no_gradient_from_being_read():
+    decoder, batch = toys.decoder(tie_weights=False), toys.batch()
+    _, grads = gradients(decoder, batch)
+    assert (batch.inputs == 0).any()
+    assert (grads["embedding.weight"][0] == 0).all()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "elman"])
+def test_a_window_as_long_as_the_caption_is_full_bptt(cell):
+    decoder, batch = toys.decoder(cell=cell, num_layers=2), toys.batch()
+    full_loss, full = gradients(decoder, batch)
+    for window in (batch.inputs.shape[1], 1000):
+        loss, grads = gradients(decoder, batch, window=window)
+        assert torch.equal(loss, full_loss)
+        assert all(torch.equal(grads[name], full[name]) for name in full)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "elman"])
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_shorter_window_keeps_the_loss_and_cuts_the_gradient(cell, window):
+    decoder, batch = toys.decoder(cell=cell), toys.batch()
+    full_loss, full = gradients(decoder, batch)
+    loss, grads = gradients(decoder, batch, window=window)
+    torch.testing.assert_close(loss, full_loss)
+
+    decoder.zero_grad()  # the definition: autograd with the state detached at each window
+    hidden, total = decoder.init_hidden(batch.features), 0.0
+    for t in range(batch.inputs.shape[1]):
+        if t and t % window == 0:
+            hidden = hidden.detach()
+        logits, hidden = decoder.step(batch.inputs[:, t], hidden)
+        total = total + nn.functional.cross_entropy(
+            logits, batch.targets[:, t], ignore_index=0, reduction="sum"
+        )
+    (total / batch.tokens).backward()
+    for name, p in decoder.named_parameters():
+        expected = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(grads[name], expected, msg=name, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(
+        grads["init_hidden.projection.weight"], full["init_hidden.projection.weight"]
+    )
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "elman"])
+def test_one_batch_can_be_learnt_by_heart(cell):
+    decoder, batch = toys.decoder(cell=cell, hidden_size=32, embed_size=16), toys.batch()
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = bptt.backward(decoder, batch)
+        bptt.clip(decoder.parameters(), 5.0)
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_clipping_scales_the_whole_gradient_and_tells_the_norm_before():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert bptt.clip(layer.parameters(), 1.0).item() == pytest.approx(5.0)
+    torch.testing.assert_close(layer.weight.grad, torch.tensor([[0.6, 0.8]]))
+    assert bptt.clip(layer.parameters(), 2.0).item() == pytest.approx(1.0)
+    torch.testing.assert_close(layer.weight.grad, torch.tensor([[0.6, 0.8]]))
+
+
+def test_the_schedule_warms_up_and_decays():
+    def rate(step, kind):
+        return bptt.schedule(step, total_steps=1000, warmup_steps=100, kind=kind)
+
+    assert rate(0, "cosine") == pytest.approx(0.01)
+    assert rate(49, "linear") == pytest.approx(0.5)
+    assert [rate(s, "constant") for s in (99, 500, 999)] == [1.0, 1.0, 1.0]
+    assert rate(550, "cosine") == pytest.approx(0.5)
+    assert rate(550, "linear") == pytest.approx(0.5)
+    assert rate(999, "cosine") < 1e-5
+    # a run shorter than its warm-up still warms up, over a tenth of it
+    short = [bptt.schedule(s, total_steps=20, warmup_steps=100, kind="cosine") for s in range(20)]
+    assert short[0] == 0.5
+    assert max(short) == 1.0

@@ -1,0 +1,89 @@
+import copy
+
+import pytest
+import torch
+
+import toys
+from captioner.errors import CheckpointError
+from captioner.training import bptt
+from captioner.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+
+def make():
+    decoder = toys.decoder(dropout=0.3)
+    return decoder, torch.optim.AdamW(decoder.parameters(), lr=0.01)
+
+
+def step(decoder, optimizer):
+    optimizer.zero_grad()
+    loss = bptt.backward(decoder, toys.batch())
+    optimizer.step()
+    return loss
+
+
+@pytest.fixture
+def saved(tmp_path):
+    decoder, optimizer = make()
+    for _ in range(3):
+        step(decoder, optimizer)
+    path = tmp_path / "checkpoints" / "last.safetensors"
+    progress = Progress(epoch=2, batch=5, step=30, loss_sum=1.5, token_sum=9, best_score=0.25)
+    save_checkpoint(
+        path,
+        modules={"decoder": decoder},
+        optimizer=optimizer,
+        progress=progress,
+        identity={"captions": 4},
+    )
+    return path, decoder, optimizer, progress
+
+
+def test_everything_comes_back(saved):
+    path, decoder, optimizer, progress = saved
+    expected = [step(decoder, optimizer) for _ in range(3)]
+    other, other_optimizer = make()
+    back = load_checkpoint(
+        path, modules={"decoder": other}, optimizer=other_optimizer, identity={"captions": 4}
+    )
+    assert back == progress
+    # moments, weights and the dropout's randomness: the next losses are the same, bit for bit
+    assert [step(other, other_optimizer) for _ in range(3)] == expected
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_what_changed(saved):
+    decoder, optimizer = make()
+    with pytest.raises(CheckpointError, match=r"last\.safetensors.*captions changed"):
+        load_checkpoint(
+            saved[0], modules={"decoder": decoder}, optimizer=optimizer, identity={"captions": 5}
+        )
+
+
+def test_a_cut_off_file_is_refused_by_name(saved):
+    path = saved[0]
+    data = path.read_bytes()
+    decoder, optimizer = make()
+    before = copy.deepcopy(decoder.state_dict())
+    for length in (0, 5, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+            load_checkpoint(path, modules={"decoder": decoder}, optimizer=optimizer, identity={})
+    for name, tensor in before.items():
+        assert torch.equal(tensor, decoder.state_dict()[name])
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
+    path, decoder, optimizer, progress = saved
+    before = path.read_bytes()
+
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("captioner.training.checkpoint.save_file", no_space)
+    with pytest.raises(CheckpointError, match=r"could not be written.*No space left"):
+        save_checkpoint(
+            path, modules={"decoder": decoder}, optimizer=optimizer, progress=progress, identity={}
+        )
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
