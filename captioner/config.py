@@ -7,13 +7,23 @@ All mistakes are reported together, each as `section.key: what is wrong, what wa
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from captioner.errors import ConfigError
 
@@ -26,6 +36,15 @@ class Section(BaseModel):
     """Base of all sections: values never change, unknown keys are mistakes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would read `epochs: yes` as 1.
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and wanted is not bool:
+            raise PydanticCustomError("truth", "should not be true or false")
+        return value
 
 
 class DataConfig(Section):
@@ -47,6 +66,14 @@ class DataConfig(Section):
         0.05, description="share of train images used as dev where the data names no dev split"
     )
     strict: bool = Field(False, description="any problem in the data stops the run")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.split_dev == self.split_train:
+            raise ValueError(
+                f"data.split_dev: must differ from data.split_train, given {self.split_dev!r}"
+            )
+        return self
 
 
 class TextConfig(Section):
@@ -93,6 +120,15 @@ class DecoderConfig(Section):
     feature_norm: Literal["standardize", "l2", "layer", "none"] = Field(
         "standardize", description="what is done to the features before that projection"
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.cell not in ("rnn", "elman") and self.nonlinearity != "tanh":
+            raise ValueError(
+                f"decoder.nonlinearity: only rnn and elman have one, given "
+                f"{self.nonlinearity!r} with cell {self.cell!r}"
+            )
+        return self
 
 
 class TrainingConfig(Section):
@@ -170,20 +206,6 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        splits = (self.data.split_train, self.data.split_dev)
-        if len(set(splits)) < len(splits):
-            raise ValueError(
-                f"data.split_dev: must differ from data.split_train, given {splits[1]!r}"
-            )
-        if self.decoder.cell not in ("rnn", "elman") and self.decoder.nonlinearity != "tanh":
-            raise ValueError(
-                f"decoder.nonlinearity: only rnn and elman have one, given "
-                f"{self.decoder.nonlinearity!r} with cell {self.decoder.cell!r}"
-            )
-        return self
-
     def to_yaml(self) -> str:
         """Return every value, defaults included, as YAML that `load_config` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -205,7 +227,12 @@ def resolve_path(value: str) -> Path:
     """Return the path a setting names; `bundled:` paths are inside the package."""
     if value.startswith(BUNDLED):
         return bundled(value.removeprefix(BUNDLED))
-    return Path(value).expanduser()
+    return home_path(value)
+
+
+def home_path(value: str) -> Path:
+    """Return the path with `~` replaced; a user nobody knows is left for the caller to miss."""
+    return Path(os.path.expanduser(value))  # noqa: PTH111 pathlib's raises for such a user
 
 
 def find_config(name: str) -> Path:
@@ -214,8 +241,8 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: if there is no such file.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = home_path(name)
+    if os.path.isfile(path):  # noqa: PTH113 pathlib's raises for a name that is too long
         return path
     packaged = bundled(f"configs/{path.stem}.yaml")
     if packaged.is_file() and name in (path.stem, f"{path.stem}.yaml", f"configs/{path.stem}.yaml"):
@@ -255,13 +282,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 32nd of May
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold sections such as `training:`, given {tree!r}")
-    return tree
+    return {section: {} if values is None else values for section, values in tree.items()}
 
 
 def _apply(tree: dict[str, Any], override: str) -> str | None:
@@ -272,7 +299,7 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
         return f"--set {override}: must look like section.key=value"
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return f"--set {override}: the value is not valid YAML"
     node: Any = tree
     for section in sections:

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.errors import DataError, ImageError
+from captioner.errors import DataError, ImageError, ModelError
+from captioner.files import write_text
 from captioner.images import read_image
 from captioner.models.encoder import FrozenEncoder
 
@@ -77,7 +78,7 @@ class FeatureStore:
             parent / f"{encoder.spec.backbone}-{encoder.fingerprint()}", encoder.feature_size
         )
         about = {"encoder": asdict(encoder.spec), "dtype": str(encoder.dtype)}
-        (store.folder / "about.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n")
         return store
 
     def refresh(self) -> None:
@@ -176,6 +177,7 @@ def fill_store(
 
     Raises:
         DataError: if not one image can be read.
+        ModelError: if a feature is not a number that fp16 can hold.
     """
     views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
     keys: dict[Path, tuple[bytes, ...]] = {}
@@ -227,26 +229,32 @@ def _encode(
         except ImageError as error:
             return error
 
-    bar = tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05)
     decoded = zip(todo, _ahead(pool, pixels_of, todo, 2 * batch_size), strict=True)
-    while batch := list(islice(decoded, batch_size)):
-        broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
-        good = [(path, found) for path, found in batch if isinstance(found, Tensor)]
-        if good:
-            pixels = torch.stack([found for _, found in good])
-            views = [pixels] if len(keys[good[0][0]]) == 1 else [pixels, pixels.flip(-1)]
-            new: dict[bytes, NDArray[np.float16]] = {}
-            for view, images in enumerate(views):
-                features = encoder(images).half().cpu().numpy()
-                for (path, _), row in zip(good, features, strict=True):
-                    # Two files with the same content are one row.
-                    if (key := keys[path][view]) not in store:
-                        new[key] = row
-            if new:
-                store.append(list(new), np.stack(list(new.values())))
-        bar.update(len(batch))
-    bar.close()
+    with tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05) as bar:
+        while batch := list(islice(decoded, batch_size)):
+            broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
+            good = {path: found for path, found in batch if isinstance(found, Tensor)}
+            for view in range(len(keys[batch[0][0]])):
+                # Two files with the same content are one row.
+                new = {keys[path][view]: path for path in good if keys[path][view] not in store}
+                if new:
+                    pixels = torch.stack([good[path] for path in new.values()])
+                    features = encoder(pixels.flip(-1) if view else pixels)
+                    store.append(list(new), _storable(features, list(new.values())))
+            bar.update(len(batch))
     return broken
+
+
+def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
+    rows = features.half().cpu()
+    bad = ~rows.isfinite().all(1)
+    if bad.any():
+        raise ModelError(
+            f"{images[int(bad.nonzero()[0])]}: its features are not numbers that fp16 can hold "
+            f"(up to {torch.finfo(torch.float16).max:,.0f}); the weights do not suit the backbone, "
+            f"or set encoder.precision to fp32"
+        )
+    return np.asarray(rows.numpy())
 
 
 def _ahead(

@@ -14,8 +14,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a path beside the wanted one to write to; put it in place when the block succeeds.
 
     Args:
-        path: final file; its folder is made when absent.
+        path: final file; its folder is made when absent. A link keeps pointing where it does; a
+            device or a pipe, such as /dev/null, is written to as it is.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

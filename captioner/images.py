@@ -8,6 +8,7 @@ stands for an animation, and anything that cannot be decoded whole is an `ImageE
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
     | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
 )
+# Larger images are refused below, which says more than Pillow's warning would.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -40,10 +43,14 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a path with a zero byte in it
+        raise ImageError(f"cannot be read: {error}") from error
     if not data:
         raise ImageError("empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if not image.width * image.height:
+                raise ImageError(f"{image.width} x {image.height} pixels: nothing to see")
             if image.width * image.height > max_pixels:
                 raise ImageError(
                     f"{image.width} x {image.height} pixels, more than the limit of {max_pixels:,}"
@@ -54,6 +61,8 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.I
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not an image, or of a kind Pillow does not know") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"more pixels than the limit of {max_pixels:,}") from error
     except MemoryError as error:
         raise ImageError("too large for the memory") from error
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error,
@@ -95,6 +104,6 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     top = float(values.max(initial=0))
     if pixels.dtype.kind == "f" and top <= 1:
         values = values * 255
-    elif top > 255 or pixels.dtype == np.uint16:
+    elif top > 255 or pixels.dtype.kind == "u":
         values = values / 257
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -30,11 +30,11 @@ def list_images(
             names = (line.rstrip("\n") for line in stdin)
             yield from list_images([n for n in names if n and n != "-"], recursive=recursive)
             continue
-        path = Path(source)
-        if path.is_dir():
-            yield from _folder(path, recursive)
-        elif os.path.lexists(path):
-            yield path
+        # os.path answers "no" where pathlib raises: names too long, folders not to be entered.
+        if os.path.isdir(source):  # noqa: PTH112
+            yield from _folder(Path(source), recursive)
+        elif os.path.lexists(source):
+            yield Path(source)
         elif glob.has_magic(source):
             found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 absolute ones too
             if not found:
@@ -46,18 +46,17 @@ def list_images(
 
 def _folder(folder: Path, recursive: bool) -> Iterator[Path | tuple[str, ImageError]]:
     found = False
-    try:
-        for parent, folders, files in os.walk(folder):
-            folders.sort()
-            for name in sorted(files):
-                if Path(name).suffix.lower() in SUFFIXES:
-                    found = True
-                    yield Path(parent, name)
-            if not recursive:
-                break
-    except OSError as error:
-        yield str(folder), ImageError(f"cannot be listed: {error.strerror}")
-        return
-    if not found:
+    errors: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in SUFFIXES:
+                found = True
+                yield Path(parent, name)
+        if not recursive:
+            break
+    for error in errors:
+        yield str(error.filename), ImageError(f"cannot be listed: {error.strerror}")
+    if not found and not errors:
         hint = "" if recursive else " (--recursive looks into its folders)"
         yield str(folder), ImageError(f"no image in this folder{hint}")

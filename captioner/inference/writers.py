@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from captioner.errors import DataError
 from captioner.files import write_text
 from captioner.inference.local import Record
 
@@ -24,8 +25,8 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
     """
     best = record.captions[0] if record.captions else None
     row: dict[str, Any] = {
-        "file_name": record.file_name,
-        "image_id": record.image_id,
+        "file_name": _utf8(record.file_name),
+        "image_id": _utf8(record.image_id),
         "caption": record.caption,
         "score": round(best.score, 6) if best else None,
         "status": record.status,
@@ -53,6 +54,9 @@ def write_records(
 
     Yields:
         Each record, once written.
+
+    Raises:
+        DataError: if the file beside an image cannot be written.
     """
     if format == "csv":
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -69,7 +73,7 @@ def write_records(
             file.write(f"{opening}\n{json.dumps(_coco(record), ensure_ascii=False)}")
             opening = ","
         elif format == "txt":
-            write_text(Path(record.file_name).with_suffix(".txt"), record.caption + "\n")
+            _write_beside(record)
         else:
             file.writelines(_lines(record, n_best))
         file.flush()
@@ -78,16 +82,31 @@ def write_records(
         file.write("[]\n" if opening == "[" else "\n]\n")
 
 
+def _write_beside(record: Record) -> None:
+    path = Path(record.file_name).with_suffix(".txt")
+    try:
+        write_text(path, record.caption + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}; choose a format that needs no file there"
+        ) from error
+
+
+def _utf8(name: str) -> str:
+    """Spell out the bytes of a file name that are not UTF-8, as stderr does."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _coco(record: Record) -> dict[str, Any]:
     """One entry of a COCO results file; COCO's ids are numbers."""
     digits = record.image_id.rpartition("_")[2]
-    image_id = int(digits) if digits.isdecimal() else record.image_id
+    image_id = int(digits) if digits.isdecimal() else _utf8(record.image_id)
     return {"image_id": image_id, "caption": record.caption}
 
 
 def _lines(record: Record, n_best: int) -> Iterator[str]:
     """Path, tab, caption; with n-best each line also has the caption's log-probability."""
-    name = record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+    name = _utf8(record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n"))
     for caption in record.captions:
         detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
         yield f"{name}\t{caption.text}{detail}\n"

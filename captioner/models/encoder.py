@@ -69,8 +69,8 @@ class FrozenEncoder(nn.Module):
         self.spec = spec
         self.state = dict(network.state_dict())
         self.precision = precision
-        self.network: nn.Module = _fold(network.eval())
-        self.requires_grad_(False)
+        self.network: nn.Module = _fold(network)
+        self.dtype = torch.float32
         self.to_device(torch.device("cpu"))
 
     @classmethod
@@ -108,6 +108,12 @@ class FrozenEncoder(nn.Module):
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the precision that suits it."""
         name = self.precision if self.precision != "auto" else best_precision(device)
+        if DTYPES[name] != self.dtype != torch.float32:
+            # Rounded weights cannot be made exact again, so start from the exact ones.
+            network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
+            remove_head(network)
+            load_strictly(network, self.state, where=self.spec.weights)
+            self.network = _fold(network)
         self.dtype = DTYPES[name]
         self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
         self.device = device
@@ -232,7 +238,7 @@ def head_name(network: nn.Module) -> str:
 
 def _fold(network: nn.Module) -> nn.Module:
     """Fold every batch norm that directly follows a convolution into it (same function)."""
-    graph = fx.symbolic_trace(network)
+    graph = fx.symbolic_trace(network.eval().requires_grad_(False))
     layers = dict(graph.named_modules())
     for node in graph.graph.nodes:
         if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
-from captioner.errors import ModelError
+from captioner.errors import ImageError, ModelError
+from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -58,7 +60,12 @@ class Preprocess:
 
         Returns:
             uint8 (3, crop_size, crop_size), 0..255.
+
+        Raises:
+            ImageError: if the picture is so long and thin that resizing would fill the memory.
         """
+        if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
+            raise ImageError(f"{image.width} x {image.height} pixels: too long and thin to resize")
         mode = InterpolationMode(self.interpolation)
         resized = transforms.resize(image, [self.resize_size], interpolation=mode)
         pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
@@ -103,19 +110,25 @@ class Preprocess:
             )
         except OSError as error:
             raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ModelError(f"{path}: not a preprocessor config: {error}") from error
+        if not min(made.std) > 0:
+            raise ModelError(f"{path}: std must be above 0, given {made.std}")
         if made.crop_size > made.resize_size:
             raise ModelError(f"{path}: crop_size must not exceed resize_size")
         return made
 
 
 def _side(value: Any) -> int:
-    if not isinstance(value, int) or not 1 <= value <= 4096:
+    if type(value) is not int or not 1 <= value <= 4096:
         raise ValueError(f"a side must be 1 to 4096 pixels, given {value!r}")
     return value
 
 
 def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(f"mean and std must be finite, given {values!r}")
     return red, green, blue

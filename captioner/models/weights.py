@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -97,11 +97,17 @@ def fetch_weights(
 
 def _download(entry: Any, origin: str) -> dict[str, Tensor]:
     try:
-        state = state_of(entry.get_state_dict(progress=True, check_hash=True))
-    except (URLError, OSError, RuntimeError) as error:
+        # Torchvision itself would unpickle whatever lies in its cache.
+        state = state_of(
+            entry.get_state_dict(
+                progress=True, check_hash=True, map_location="cpu", weights_only=True
+            )
+        )
+    except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ModelError(
-            f"encoder.weights: {origin} could not be downloaded ({error}). Two ways out: put "
+            f"encoder.weights: {origin} could not be had ({' '.join(str(error).split())[:200]}). "
+            f"Two ways out: put "
             f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path "
             f"of a state dict you have"
         ) from error

@@ -1,0 +1,215 @@
+"""Tokens per second of training, beside the textbook's loop and beside the bare kernels.
+
+    python benchmarks/training.py
+
+Three contestants take turns on the same random captions (of Flickr8k's lengths and vocabulary)
+with the decoder, the batch size and the precision of `configs/flickr8k.yaml`:
+
+- ours: `Trainer`, as `captioner train` runs it: batches, forward, loss, backward, clipping, AdamW,
+  moving average, progress bar, log; features come from a table.
+- (a) the textbook: the pairs of picture and caption are shuffled; each batch's pictures are
+  decoded and go through the eager CNN, in every epoch again; a cell reads the padded captions
+  step by step. fp32, no gradients through the CNN. Ours must be at least 20 times as fast.
+- (b) the bare kernels: embedding, LSTM, output layer, loss and backward on random ids, in batches
+  of the same shapes without padding: nothing is gathered, dropped out, clipped or learnt. Same
+  layers, same autocast, same loss. Ours must reach at least 0.7 of its speed.
+
+Speeds are medians over the rounds, in real tokens (padding does not count).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+from common import describe_machine, noise_jpeg, verdict
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision import models, transforms
+from tqdm import tqdm
+
+from captioner.config import Config, load_config
+from captioner.models.captioner import Captioner
+from captioner.models.decoder import Decoder
+from captioner.models.encoder import FrozenEncoder, best_precision
+from captioner.text import Vocabulary
+from captioner.training.loop import Trainer
+from captioner.training.prepare import SplitTable
+from captioner.training.tables import CaptionTable, epoch_order
+from captioner.training.telemetry import RunLog
+
+WORDS = 2536
+IMAGES, CAPTIONS_PER_IMAGE = 1024, 5
+ROUNDS = 7
+
+
+def make_table(vocabulary: Vocabulary, feature_size: int) -> CaptionTable:
+    """Draw features of two views per image, and captions of 7 to 20 words, 11 on average."""
+    random = np.random.default_rng(0)
+    lengths = 7 + random.binomial(13, 0.3, (IMAGES, CAPTIONS_PER_IMAGE))
+    captions = [
+        [[vocabulary.words[i] for i in random.integers(WORDS, size=length)] for length in image]
+        for image in lengths
+    ]
+    features = random.standard_normal((2 * IMAGES, feature_size)).astype(np.float16)
+    return CaptionTable.build(features, captions, vocabulary, views=2)
+
+
+def tokens_of(table: CaptionTable) -> int:
+    """Count the words and ends to predict."""
+    return int(table.lengths.sum()) - len(table)
+
+
+class Ours:
+    """One pass over the table by `Trainer`."""
+
+    def __init__(
+        self, config: Config, vocabulary: Vocabulary, table: CaptionTable, folder: Path
+    ) -> None:
+        encoder = FrozenEncoder.create("mobilenet_v2", str(folder / "mobilenet_v2.pth"))
+        decoder = Decoder(
+            vocab_size=len(vocabulary),
+            feature_size=encoder.feature_size,
+            **config.decoder.model_dump(),
+        )
+        captioner = Captioner(encoder, decoder, vocabulary, config.decoding)
+        dev = SplitTable((), table.features[:0], [])
+        self.tokens = tokens_of(table)
+        self.trainer = Trainer(
+            captioner, table, dev, config.training, folder, identity={}, log=RunLog(folder / "run")
+        )
+
+    def run(self) -> float:
+        """Train for an epoch; return tokens per second."""
+        progress = self.trainer.progress
+        with tqdm(total=self.trainer.steps_per_epoch, leave=False) as bar:
+            started = perf_counter()
+            self.trainer._epoch(bar, [])
+            seconds = perf_counter() - started
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        return self.tokens / seconds
+
+
+class BareKernels:
+    """The same layers on random ids, forward and backward."""
+
+    def __init__(self, config: Config, vocab_size: int, table: CaptionTable) -> None:
+        decoder, self.training = config.decoder, config.training
+        self.embedding = nn.Embedding(vocab_size, decoder.embed_size)
+        self.lstm = nn.LSTM(decoder.embed_size, decoder.hidden_size, batch_first=True)
+        self.to_embed = nn.Linear(decoder.hidden_size, decoder.embed_size, bias=False)
+        self.output = nn.Linear(decoder.embed_size, vocab_size)
+        self.output.weight = self.embedding.weight
+        lengths = table.lengths - 1
+        batches = epoch_order(lengths, self.training.batch_size, seed=0, epoch=0)
+        shapes = [(len(batch), int(lengths[batch].max())) for batch in batches]
+        self.ids = [torch.randint(4, vocab_size, shape) for shape in shapes]
+        bf16 = best_precision(torch.device("cpu")) == "bf16"
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    def run(self) -> float:
+        """Run every batch; return tokens per second."""
+        started = perf_counter()
+        for ids in self.ids:
+            with self.autocast:
+                outputs, _ = self.lstm(self.embedding(ids))
+                logits = self.output(self.to_embed(outputs.flatten(0, 1)))
+                smoothing = self.training.label_smoothing
+                functional.cross_entropy(
+                    logits.float(), ids.flatten(), label_smoothing=smoothing
+                ).backward()
+            for layer in (self.embedding, self.lstm, self.to_embed, self.output):
+                layer.zero_grad()
+        return sum(ids.numel() for ids in self.ids) / (perf_counter() - started)
+
+
+class Textbook:
+    """A batch of the loop that tutorials show."""
+
+    def __init__(
+        self, config: Config, vocab_size: int, table: CaptionTable, pictures: list[Path]
+    ) -> None:
+        self.table, self.pictures, self.batch_size = table, pictures, config.training.batch_size
+        self.cnn = models.mobilenet_v2().eval().requires_grad_(False)
+        self.cnn.classifier = nn.Identity()
+        self.transform = transforms.Compose([
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ])  # fmt: skip
+        sizes = config.decoder
+        self.start = nn.Linear(1280, sizes.hidden_size)
+        self.embedding = nn.Embedding(vocab_size, sizes.embed_size)
+        self.cell = nn.LSTMCell(sizes.embed_size, sizes.hidden_size)
+        self.output = nn.Linear(sizes.hidden_size, vocab_size)
+        layers = nn.ModuleList([self.start, self.embedding, self.cell, self.output])
+        self.parameters = list(layers.parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3)
+
+    def run(self) -> float:
+        """Train on one batch; return tokens per second."""
+        started = perf_counter()
+        chosen = torch.randperm(len(self.table))[: self.batch_size].tolist()
+        images = [Image.open(self.pictures[i // CAPTIONS_PER_IMAGE]) for i in chosen]
+        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images])
+        captions = self.table.token_ids[chosen]
+        tokens = self._step(self.cnn(pixels), captions[:, : int(self.table.lengths[chosen].max())])
+        return tokens / (perf_counter() - started)
+
+    def _step(self, features: Tensor, captions: Tensor) -> int:
+        h = torch.tanh(self.start(features))
+        c = torch.zeros_like(h)
+        inputs, targets = captions[:, :-1], captions[:, 1:]
+        loss = torch.zeros(())
+        for t in range(inputs.shape[1]):
+            h, c = self.cell(self.embedding(inputs[:, t]), (h, c))
+            loss = loss + functional.cross_entropy(
+                self.output(h), targets[:, t], ignore_index=Vocabulary.pad_id, reduction="sum"
+            )
+        tokens = int((targets != Vocabulary.pad_id).sum())
+        self.optimizer.zero_grad()
+        (loss / tokens).backward()
+        nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        self.optimizer.step()
+        return tokens
+
+
+def main() -> int:
+    print(describe_machine())
+    torch.manual_seed(0)
+    config = load_config("flickr8k", ["training.epochs=1000"])
+    vocabulary = Vocabulary(tuple(f"word{i}" for i in range(WORDS)), (5,) * WORDS, 5)
+    table = make_table(vocabulary, feature_size=1280)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = [folder / f"{i}.jpg" for i in range(IMAGES)]
+        for seed, picture in enumerate(pictures):
+            noise_jpeg(picture, seed=seed)
+        torch.save(models.mobilenet_v2().state_dict(), folder / "mobilenet_v2.pth")
+        contestants = {
+            "ours": Ours(config, vocabulary, table, folder),
+            "textbook": Textbook(config, len(vocabulary), table, pictures),
+            "bare kernels": BareKernels(config, len(vocabulary), table),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(1 + ROUNDS):
+            for name, contestant in contestants.items():
+                speeds[name].append(contestant.run())
+    ours, textbook, bare = (median(of[1:]) for of in speeds.values())  # the first warms up
+    for name, speed in zip(speeds, (ours, textbook, bare), strict=True):
+        print(f"{name:14} {speed:10,.0f} tokens per second")
+    against_textbook = verdict("ours / textbook", ours / textbook, at_least=20)
+    against_bare = verdict("ours / bare kernels", ours / bare, at_least=0.7)
+    print(against_textbook, against_bare, sep="\n")
+    return int("MISSED" in against_textbook + against_bare)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import toys
+from captioner.config import DecodingConfig
+from captioner.errors import ConfigError, ImageError, ModelError
+from captioner.models.captioner import Captioner
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return toys.captioner(cell="lstm", num_layers=1)
+
+
+@pytest.fixture
+def folder(captioner, tmp_path):
+    captioner.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return toys.draw(tmp_path / "red.png", "red")
+
+
+def test_a_model_directory_is_all_it_takes(captioner, folder, picture):
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "vocab.json",
+    ]
+    back = Captioner.load(folder, "cpu")
+    features = captioner.encode([Image.open(picture).convert("RGB")])
+    assert torch.equal(back.encode([Image.open(picture).convert("RGB")]), features)
+    assert back.search(features, n_best=3) == captioner.search(features, n_best=3)
+    assert back.decoding == captioner.decoding
+    assert back.vocabulary == captioner.vocabulary
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "elman"])
+def test_every_decoder_survives_the_disk(cell, tie_weights, tmp_path):
+    before = toys.captioner(cell=cell, num_layers=2, tie_weights=tie_weights)
+    before.save(tmp_path)
+    after = Captioner.load(tmp_path, "cpu")
+    for name, tensor in before.decoder.state_dict().items():
+        assert torch.equal(tensor, after.decoder.state_dict()[name]), name
+
+
+def test_a_run_directory_stands_for_its_model(folder):
+    assert Captioner.load(folder.parent, "cpu").vocabulary == toys.vocabulary()
+
+
+def test_saving_again_replaces_the_directory(captioner, folder):
+    (folder / "stray.txt").write_text("old")
+    captioner.save(folder)
+    assert not (folder / "stray.txt").exists()
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_images_come_in_every_shape_people_hold_them_in(captioner, picture):
+    image = Image.open(picture).convert("RGB")
+    array = np.asarray(image)
+    expected = captioner.caption(str(picture))
+    assert isinstance(expected, str)
+    for same in (
+        picture,
+        picture.read_bytes(),
+        image,
+        array,
+        array.transpose(2, 0, 1),
+        array.astype(np.float32) / 255,
+        torch.from_numpy(array.copy()),
+        torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255,
+    ):
+        assert captioner.caption(same) == expected
+    assert isinstance(captioner.caption(array[:, :, 0]), str)  # grey
+
+
+def test_many_images_are_read_as_captions_are_asked_for(captioner, picture):
+    read = []
+
+    def images():
+        for i in range(10):
+            read.append(i)
+            yield picture
+
+    captions = captioner.caption(images(), batch_size=3)
+    assert read == []
+    first = next(captions)
+    assert read == [0, 1, 2]
+    assert [first, *captions] == [captioner.caption(picture)] * 10
+
+
+def test_captions_are_ranked_and_never_hold_special_tokens(captioner, picture):
+    features = captioner.encode([Image.open(picture).convert("RGB")] * 2)
+    for captions in captioner.search(features, beam_size=5, n_best=5, length_penalty=0.5):
+        scores = [caption.score for caption in captions]
+        assert scores == sorted(scores, reverse=True)
+        assert len({caption.text for caption in captions}) == len(captions) == 5
+        assert all(caption.log_prob < 0 for caption in captions)
+        assert not any("<" in caption.text for caption in captions)
+
+
+def test_an_unknown_word_is_never_written_even_if_it_is_the_likeliest(picture):
+    captioner = toys.captioner(tie_weights=False)
+    words = captioner.vocabulary
+    with torch.no_grad():
+        captioner.decoder.output.bias[[words.unk_id, words.bos_id, words.pad_id]] = 50.0
+        captioner.decoder.output.bias[words.eos_id] = -50.0
+    features = captioner.encode([Image.open(picture).convert("RGB")])
+    for options in ({"beam_size": 1}, {"beam_size": 4}, {"temperature": 1.0, "sample": True}):
+        (best,) = captioner.search(features, max_length=6, **options)[0]
+        # it never ends either: cut off at six words, and still a caption
+        assert len(best.text.split()) == 6
+        assert not best.finished
+        assert set(best.text.split()) <= set(words.words)
+
+
+def test_sampling_is_seeded(captioner, picture):
+    features = captioner.encode([Image.open(picture).convert("RGB")])
+
+    def draw(seed):
+        return captioner.search(features, n_best=8, sample=True, top_p=0.9, seed=seed)
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
+    features = captioner.encode([Image.open(picture).convert("RGB")])
+    (best,) = captioner.search(features, beam_size=3, length_penalty=1.0)[0]
+    words = captioner.vocabulary
+    ids = [words.bos_id, *words.encode(best.text.split()), words.eos_id]
+    with torch.inference_mode():
+        logits, _ = captioner.decoder(
+            torch.tensor([ids[:-1]]), captioner.decoder.init_hidden(features)
+        )
+    log_probs = logits[0].log_softmax(-1)
+    total = sum(log_probs[i, token].item() for i, token in enumerate(ids[1:]))
+    if not best.finished:
+        total -= log_probs[-1, words.eos_id].item()
+    length = len(ids) - 1 if best.finished else len(ids) - 2
+    assert best.log_prob == pytest.approx(total, rel=1e-5)
+    assert best.score == pytest.approx(total / length, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam_size": 0}, "decoding.beam_size.*given 0"),
+        ({"length_penalty": -1}, "decoding.length_penalty.*given -1"),
+        ({"beams": 3}, "decoding.beams"),
+        ({"n_best": 4, "beam_size": 3}, "n_best: must be 1 to the beam size"),
+    ],
+)
+def test_impossible_settings_are_named(captioner, options, message):
+    with pytest.raises(ConfigError, match=message):
+        captioner.search(torch.zeros(1, 512), **options)
+
+
+def test_a_broken_image_is_one_clear_error(captioner, tmp_path):
+    with pytest.raises(ImageError, match="cannot be read"):
+        captioner.caption(tmp_path / "nothing.jpg")
+
+
+def test_settings_of_the_model_are_its_own(captioner):
+    settings = captioner.settings(beam_size=7)
+    assert settings == DecodingConfig(beam_size=7)
+    assert captioner.decoding.beam_size == 3
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def test_missing_and_damaged_files_are_named(folder, tmp_path):
+    with pytest.raises(ModelError, match="no model here"):
+        Captioner.load(tmp_path / "nowhere")
+    for name in ("model.safetensors", "vocab.json", "preprocessor_config.json", "config.json"):
+        whole = (folder / name).read_bytes()
+        for data in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+            (folder / name).write_bytes(data)
+            with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+                Captioner.load(folder)
+        (folder / name).write_bytes(whole)
+    assert Captioner.load(folder)
+
+
+def test_files_that_do_not_fit_each_other_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for changed, message in (
+        ({"vocab_size": 99}, "99 words"),
+        ({"feature_size": 99}, "99 features"),
+        ({"hidden_size": 9}, "does not fit config.json"),
+        ({"cell": "transformer"}, "decoder"),
+        ({"surprise": 1}, "surprise"),
+    ):
+        edit_json(folder / "config.json", decoder=config["decoder"] | changed)
+        with pytest.raises(ModelError, match=message):
+            Captioner.load(folder)
+    edit_json(folder / "config.json", decoder=config["decoder"], format_version=99)
+    with pytest.raises(ModelError, match="format version 99"):
+        Captioner.load(folder)
+
+
+def test_a_missing_weight_is_an_error(folder):
+    tensors = load_file(folder / "model.safetensors")
+    for lost in ("decoder.output.bias", "encoder.features.0.weight"):
+        kept = {name: tensor for name, tensor in tensors.items() if name != lost}
+        save_file(kept, folder / "model.safetensors")
+        with pytest.raises(ModelError, match=lost.partition(".")[2].replace(".", r"\.")):
+            Captioner.load(folder)
+
+
+def test_a_device_that_is_not_there_is_named(captioner):
+    with pytest.raises(ModelError, match="--device quantum"):
+        captioner.to("quantum")
+    assert math.isfinite(captioner.to("cpu").encode([Image.new("RGB", (40, 40))]).sum())

@@ -1,0 +1,216 @@
+import copy
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+
+import toys
+from captioner.config import Config
+from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.models.captioner import Captioner
+from captioner.models.encoder import FrozenEncoder
+from captioner.training import loop
+from captioner.training.run import Stopped, train
+from captioner.training.telemetry import read_metrics
+
+
+@pytest.fixture
+def config(tmp_path):
+    return toys.config(tmp_path)
+
+
+def change(config: Config, section: str, **values) -> Config:
+    tree = config.model_dump()
+    tree[section] |= values
+    return Config.model_validate(tree)
+
+
+def losses(folder):
+    return [m["loss"] for m in read_metrics(folder / "metrics.jsonl") if m["kind"] == "step"]
+
+
+def timeless(folder):
+    times = ("seconds", "tokens_per_second")
+    return [
+        {key: value for key, value in line.items() if key not in times}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def test_a_run_learns_and_leaves_everything_behind(config, tmp_path):
+    config = change(config, "training", epochs=12, ema_decay=0.9)
+    done = train(config, tmp_path / "run", device="cpu")
+    assert {p.name for p in done.folder.iterdir()} == {
+        "config.yaml",
+        "model",
+        "checkpoints",
+        "metrics.jsonl",
+        "train.log",
+        "curves.png",
+    }
+    assert (done.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert done.epochs == 12
+    lines = read_metrics(done.folder / "metrics.jsonl")
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == list(range(1, 13))
+    assert epochs[-1]["train_loss"] < 0.6 * epochs[0]["train_loss"]
+    assert done.best_score == max(line["cider_d"] for line in epochs)
+    # it tells colours apart that it has never seen on this shade
+    captioner = Captioner.load(done.folder, "cpu")
+    for colour in ("red", "blue", "white"):
+        assert colour in captioner.caption(tmp_path / f"dev_{colour}_5.png").split()
+
+
+def test_the_saved_model_is_the_best_epoch_not_the_last(config, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.7, 0.3])
+    states = []
+
+    def scripted(self):
+        states.append(copy.deepcopy(self.evaluated.state_dict()))
+        return {"bleu_4": 0.0, "cider_d": next(scores)}
+
+    monkeypatch.setattr(loop.Trainer, "_dev_scores", scripted)
+    done = train(config, tmp_path / "run", device="cpu")
+    assert (done.best_epoch, done.best_score) == (2, 0.7)
+    saved = Captioner.load(done.folder, "cpu").decoder.state_dict()
+    assert all(torch.equal(saved[name], states[1][name]) for name in saved)
+    assert not all(torch.equal(saved[name], states[2][name]) for name in saved)
+
+
+def test_patience_ends_a_run_that_gets_no_better(config, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.6, 0.4, 0.4, 0.9])
+    monkeypatch.setattr(
+        loop.Trainer, "_dev_scores", lambda self: {"bleu_4": 0.0, "cider_d": next(scores)}
+    )
+    config = change(config, "training", epochs=5, patience=2)
+    assert train(config, tmp_path / "run", device="cpu").epochs == 4
+
+
+def test_training_changes_nothing_of_the_frozen_cnn(tmp_path, monkeypatch):
+    config = toys.config(tmp_path)
+    # a CNN with batch norms that folding cannot remove
+    tree = config.model_dump()
+    tree["encoder"] |= {"backbone": "densenet121", "weights": "none"}
+    config = Config.model_validate(tree)
+    built = []
+    create = FrozenEncoder.create.__func__
+
+    def remember(cls, *args, **kwargs):
+        encoder = create(cls, *args, **kwargs)
+        built.append((encoder, copy.deepcopy(encoder.network.state_dict())))
+        return encoder
+
+    monkeypatch.setattr(FrozenEncoder, "create", classmethod(remember))
+    train(change(config, "training", epochs=1), tmp_path / "run", device="cpu")
+    ((encoder, before),) = built
+    after = encoder.train().network.state_dict()
+    assert any("running_mean" in name for name in after)
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, tmp_path):
+    one = train(config, tmp_path / "one", device="cpu").folder
+    two = train(config, tmp_path / "two", device="cpu").folder
+    assert timeless(one) == timeless(two)
+    weights = [(f / "model" / "model.safetensors").read_bytes() for f in (one, two)]
+    assert weights[0] == weights[1]
+    other = train(change(config, "training", seed=1), tmp_path / "three", device="cpu").folder
+    assert losses(other) != losses(one)
+
+
+def test_elman_gives_the_losses_of_rnn(config, tmp_path):
+    runs = [
+        train(change(config, "decoder", cell=cell), tmp_path / cell, device="cpu").folder
+        for cell in ("rnn", "elman")
+    ]
+    torch.testing.assert_close(
+        torch.tensor(losses(runs[0])), torch.tensor(losses(runs[1])), rtol=2e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 13])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    config = change(config, "training", ema_decay=0.9)
+    whole = train(config, tmp_path / "whole", device="cpu").folder
+    update, taken = loop.Trainer._update, []
+
+    def stop_once(self):
+        taken.append(1)
+        if len(taken) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self)
+
+    monkeypatch.setattr(loop.Trainer, "_update", stop_once)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "part", device="cpu")
+    assert not (tmp_path / "part" / "model").exists()
+    train(config, tmp_path / "part", device="cpu", resume=True)
+    assert timeless(tmp_path / "part") == timeless(whole)
+    for name in ("model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"):
+        assert (tmp_path / "part" / "model" / name).read_bytes() == (
+            whole / "model" / name
+        ).read_bytes(), name
+
+
+def test_resuming_a_finished_run_changes_nothing(config, tmp_path):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    before = (folder / "model" / "model.safetensors").read_bytes()
+    done = train(config, folder, device="cpu", resume=True)
+    assert done.epochs == 3
+    assert (folder / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_whose_data_changed_is_not_resumed(config, tmp_path):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    with (tmp_path / "captions.csv").open("a") as file:
+        file.write("train_red_0.png,a red box,train\n")
+    with pytest.raises(CheckpointError, match="captions changed|vocabulary"):
+        train(config, folder, device="cpu", resume=True)
+
+
+def test_nothing_is_overwritten_unasked(config, tmp_path):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    with pytest.raises(ConfigError, match="--resume goes on.*--overwrite"):
+        train(config, folder, device="cpu")
+    train(change(config, "training", epochs=1), folder, device="cpu", overwrite=True)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["epochs"] == 1
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        train(config, precious, device="cpu", overwrite=True)
+    assert (precious / "thesis.txt").exists()
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        train(config, tmp_path / "never", device="cpu", resume=True)
+
+
+def test_broken_images_cost_themselves_unless_strict(config, tmp_path):
+    (tmp_path / "train_red_0.png").write_bytes(b"not a picture")
+    done = train(change(config, "training", epochs=1), tmp_path / "run", device="cpu")
+    log = (done.folder / "train.log").read_text()
+    assert "skipped" in log
+    assert "train_red_0.png: not an image" in log
+    with pytest.raises(DataError, match=r"1 image\(s\) cannot be read"):
+        train(change(config, "data", strict=True), tmp_path / "strict", device="cpu")
+
+
+def test_flipped_images_are_more_rows_of_the_same_captions(config, tmp_path):
+    config = change(change(config, "encoder", flip=True), "training", epochs=1)
+    done = train(config, tmp_path / "run", device="cpu")
+    assert len(losses(done.folder)) == 1
+    text = (done.folder / "train.log").read_text()
+    assert "48 captions" in text
+
+
+def test_metrics_are_json_lines_with_a_step_each(config, tmp_path):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert {"epoch", "step", "loss", "grad_norm", "clipped", "learning_rate"} <= set(steps[0])
+    assert steps[-1]["step"] == 18
+    assert all(0 <= line["clipped"] <= 1 for line in steps)
