@@ -1,0 +1,209 @@
+"""The four verbs as people type them, on a captioner trained here in a second."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import captioner
+import toys
+from captioner.cli import main
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a data set, and a finished run in `runs/toy`."""
+    folder = tmp_path_factory.mktemp("home")
+    config = toys.config(folder, epochs=8)
+    (folder / "toy.yaml").write_text(config.to_yaml())
+    before = os.getcwd()
+    os.chdir(folder)
+    os.environ["CAPTIONER_CACHE"] = str(folder / "cache")
+    try:
+        result = run("train", "toy.yaml", "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        (folder / "said.txt").write_text(result.stderr)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(home / "cache"))
+    monkeypatch.delenv("CAPTIONER_MODEL", raising=False)
+
+
+def run(*words, **options):
+    return CliRunner().invoke(main, list(words), **options)
+
+
+def test_train_says_what_it_found_and_what_came_of_it(home):
+    said = (home / "said.txt").read_text()
+    for words in ("train", "24", "48", "vocabulary", "coverage", "skipped", "nothing"):
+        assert words in said
+    assert "best dev cider_d" in said
+    assert "captioner caption IMAGE --model runs/toy" in said
+    assert (home / "runs" / "toy" / "model" / "config.json").exists()
+
+
+def test_caption_prints_path_and_caption_and_nothing_else_on_stdout():
+    result = run("caption", "dev_red_5.png")
+    assert result.exit_code == 0
+    path, caption = result.stdout.rstrip("\n").split("\t")
+    assert path == "dev_red_5.png"
+    assert caption.startswith("a red square")
+    assert result.stderr == ""
+
+
+def test_files_folders_and_globs_in_order(home):
+    result = run("caption", "dev_blue_5.png", "dev_r*.png", str(home))
+    names = [line.split("\t")[0] for line in result.stdout.splitlines()]
+    assert names[:2] == ["dev_blue_5.png", "dev_red_5.png"]
+    assert names[2:] == sorted(names[2:])
+    assert len(names) == 2 + 30
+    assert "images per second" in result.stderr
+
+
+def test_paths_on_stdin():
+    result = run("caption", "-", input="dev_red_5.png\ndev_blue_5.png\n")
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [
+        "dev_red_5.png",
+        "dev_blue_5.png",
+    ]
+
+
+def test_a_broken_file_costs_itself(home):
+    (home / "broken.jpg").write_text("this is not a picture")
+    result = run("caption", "dev_red_5.png", "broken.jpg", "nowhere.png", "dev_blue_5.png")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert "broken.jpg: not an image" in result.stderr
+    assert "nowhere.png: no such file" in result.stderr
+    assert "4 image(s), 2 captioned, 2 failed" in result.stderr
+    (home / "broken.jpg").unlink()
+
+
+def test_n_best_lists_captions_with_falling_log_probabilities():
+    result = run("caption", "dev_red_5.png", "--n-best", "4", "--length-penalty", "0")
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert len(rows) == 4
+    values = [float(row[2]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert len({row[1] for row in rows}) == 4
+
+
+def test_formats(home):
+    images = ["dev_red_5.png", "dev_blue_5.png"]
+    assert run("caption", *images, "--output", "out.jsonl").exit_code == 0
+    records = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
+    assert [r["file_name"] for r in records] == images
+    assert set(records[0]) == {"file_name", "image_id", "caption", "score", "status"}
+    assert run("caption", *images, "--output", "out.csv").exit_code == 0
+    with (home / "out.csv").open(newline="") as file:
+        assert [row["caption"] for row in csv.DictReader(file)] == [r["caption"] for r in records]
+    coco = json.loads(run("caption", *images, "--format", "coco").stdout)
+    assert [entry["caption"] for entry in coco] == [r["caption"] for r in records]
+    assert run("caption", images[0], "--format", "txt").stdout == ""
+    assert (home / "dev_red_5.txt").read_text() == records[0]["caption"] + "\n"
+
+
+def test_evaluate_scores_and_writes(home):
+    result = run("evaluate", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()][:4] == [
+        "bleu_1",
+        "bleu_2",
+        "bleu_3",
+        "bleu_4",
+    ]
+    folder = home / "runs" / "toy" / "evaluation"
+    scores = json.loads((folder / "scores.json").read_text())
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"):
+        assert scores[name]["value"] >= 0
+        assert "split:dev" in scores[name]["signature"]
+        assert "n:6" in scores[name]["signature"]
+    assert scores["bleu_1"]["value"] > 0.8
+    lines = [json.loads(t) for t in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert len(lines[0]["references"]) == 2
+
+
+def test_evaluate_takes_a_split_a_data_set_and_a_search(home):
+    result = run("evaluate", "--split", "train", "--beam-size", "1", "--output", "elsewhere")
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads((home / "elsewhere" / "scores.json").read_text())
+    assert "decode:beam1" in scores["bleu_4"]["signature"]
+    assert "split:train" in scores["bleu_4"]["signature"]
+    named = run("evaluate", "--data", "captions.csv", "--split", "val", "--output", "elsewhere")
+    assert named.exit_code == 0, named.stderr
+    wrong = run("evaluate", "--split", "holiday")
+    assert wrong.exit_code == 1
+    assert "no images in split 'holiday'" in wrong.stderr
+
+
+def test_features_are_filled_once(home):
+    first = run("features", "toy.yaml", "--set", "encoder.flip=true")
+    again = run("features", "toy.yaml", "--set", "encoder.flip=true")
+    assert first.exit_code == again.exit_code == 0
+    assert "24 images to encode" in first.stderr
+    assert "to encode" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train", "nothing.yaml"], 2, "nothing.yaml: no such config"),
+        (["train", "toy.yaml", "--set", "training.epochs=0"], 2, "training.epochs"),
+        (["train", "toy.yaml", "--set", "training.epoch=3"], 2, "did you mean epochs"),
+        (["train", "toy.yaml"], 2, "there is a run in it already"),
+        (["train", "toy.yaml", "--resume", "--overwrite"], 2, "exclude each other"),
+        (["train", "toy.yaml", "--output", "new", "--set", "data.root=none"], 1, "none: no such"),
+        (["caption"], 2, "Missing argument"),
+        (["caption", "dev_red_5.png", "--model", "nowhere"], 1, "no model here"),
+        (["caption", "dev_red_5.png", "--device", "quantum"], 1, "--device quantum"),
+        (["caption", "dev_red_5.png", "--beam-size", "0"], 2, "decoding.beam_size"),
+        (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
+        (["dream"], 2, "No such command"),
+    ],
+)
+def test_mistakes_are_one_clear_message_and_an_exit_code(words, code, message):
+    result = run(*words)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_without_a_model_the_way_to_one_is_shown(tmp_path, monkeypatch, home):
+    monkeypatch.chdir(tmp_path)
+    picture = str(home / "dev_red_5.png")
+    result = run("caption", picture)
+    assert result.exit_code == 1
+    assert "train one with `captioner train`" in result.stderr
+    monkeypatch.setenv("CAPTIONER_MODEL", str(home / "runs" / "toy"))
+    assert run("caption", picture).exit_code == 0
+
+
+def test_help_and_version():
+    for verb in ("train", "caption", "evaluate", "features"):
+        assert verb in run("--help").stdout
+        assert run(verb, "--help").stdout.startswith("Usage:")
+    assert run("--version").stdout.startswith("captioner, version")
+
+
+def test_as_a_program_a_closed_pipe_is_not_a_traceback(home):
+    command = f"{sys.executable} -m captioner caption '{home}' --batch-size 1 | head -1"
+    environment = os.environ | {"PYTHONPATH": str(Path(captioner.__file__).parents[1])}
+    result = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=environment, check=False
+    )
+    assert len(result.stdout.splitlines()) == 1
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
