@@ -244,10 +244,11 @@ def find_config(name: str) -> Path:
     path = home_path(name)
     if os.path.isfile(path):  # noqa: PTH113 pathlib's raises for a name that is too long
         return path
-    packaged = bundled(f"configs/{path.stem}.yaml")
-    if packaged.is_file() and name in (path.stem, f"{path.stem}.yaml", f"configs/{path.stem}.yaml"):
-        return packaged
-    have = ", ".join(sorted(p.stem for p in bundled("configs").glob("*.yaml")))
+    packaged = sorted(bundled("configs").glob("*.yaml"))
+    for path in packaged:
+        if name in (path.stem, path.name, f"configs/{path.name}"):
+            return path
+    have = ", ".join(path.stem for path in packaged)
     raise ConfigError(f"{name}: no such config file; give a path or one of the bundled: {have}")
 
 

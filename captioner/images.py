@@ -21,8 +21,8 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
     | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
 )
-# Larger images are refused below, which says more than Pillow's warning would.
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow warns of what is refused below, and of metadata that nobody here reads.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

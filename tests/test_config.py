@@ -7,14 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from captioner.cli.train import command as train_command
 from captioner.config import Config, bundled, find_config, load_config, resolve_path
 from captioner.errors import ConfigError
 
 BUNDLED = sorted(bundled("configs").glob("*.yaml"))
+# PyYAML itself reads the rare line ends of Unicode back as spaces.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x85\u2028\u2029"))
+BAD_FILE = """
+trainning: {epochs: 3}
+training: {lerning_rate: 0.1, epochs: 0, batch_size: many}
+decoder: {cell: gru, nonlinearity: relu}
+data: {split_train: all, split_dev: all}
+"""
 
 
 def mistakes(name: str | None, *overrides: str) -> list[str]:
@@ -23,37 +32,20 @@ def mistakes(name: str | None, *overrides: str) -> list[str]:
     return str(error.value).splitlines()
 
 
+def write(folder: Path, text: str) -> str:
+    path = folder / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
 def test_no_file_and_no_overrides_are_the_defaults() -> None:
     assert load_config(None) == Config()
 
 
 def test_all_mistakes_are_reported_at_once_with_key_reason_and_value(tmp_path: Path) -> None:
-    path = tmp_path / "bad.yaml"
-    path.write_text(
-        "trainning: {epochs: 3}\n"
-        "training: {lerning_rate: 0.1, epochs: 0, batch_size: many}\n"
-        "decoder: {cell: gru, nonlinearity: relu}\n"
-        "data: {split_train: all, split_dev: all}\n"
-    )
-    head, *lines = mistakes(str(path), "encoder.flip=maybe", "decoding.top_p=1.5", "training=3")
-    assert head == f"{path}: 8 mistake(s)"
-    assert sorted(lines) == sorted(
-        [
-            "--set training=3: must look like section.key=value",
-            "trainning: no such setting (did you mean training?), given {'epochs': 3}",
-            "training.lerning_rate: no such setting (did you mean learning_rate?), given 0.1",
-            "training.epochs: input should be greater than or equal to 1, given 0",
-            "training.batch_size: input should be a valid integer, "
-            "unable to parse string as an integer, given 'many'",
-            "decoder.nonlinearity: only rnn and elman have one, given 'relu' with cell 'gru'",
-            "data.split_dev: must differ from data.split_train, given 'all'",
-            "encoder.flip: input should be a valid boolean, unable to interpret input, "
-            "given 'maybe'",
-            "decoding.top_p: input should be less than or equal to 1, given 1.5",
-        ][:0]
-        or lines
-    )
-    for key, reason, value in (
+    path = write(tmp_path, BAD_FILE)
+    head, *lines = mistakes(path, "encoder.flip=maybe", "decoding.top_p=1.5", "training=3")
+    expected = (
         ("--set training=3", "must look like section.key=value", ""),
         ("trainning", "no such setting (did you mean training?)", "{'epochs': 3}"),
         ("training.lerning_rate", "no such setting (did you mean learning_rate?)", "0.1"),
@@ -63,8 +55,184 @@ def test_all_mistakes_are_reported_at_once_with_key_reason_and_value(tmp_path: P
         ("data.split_dev", "must differ from data.split_train", "'all'"),
         ("encoder.flip", "valid boolean", "'maybe'"),
         ("decoding.top_p", "less than or equal to 1", "1.5"),
-    ):
+    )
+    assert head == f"{path}: {len(expected)} mistake(s)"
+    assert len(lines) == len(expected)
+    for key, reason, value in expected:
         [line] = [line for line in lines if line.startswith(f"{key}: ")]
         assert reason in line
         assert line.endswith(value)
-    assert len(lines) == 9
+
+
+def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
+    [_, line] = mistakes(None, "text.zzz=1")
+    assert line == "text.zzz: no such setting (there are: min_count, max_length), given 1"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.epochs", "must look like section.key=value"),
+        ("epochs=3", "must look like section.key=value"),
+        (".epochs=3", "must look like section.key=value"),
+        ("training.=3", "must look like section.key=value"),
+        ("training.epochs=[", "not valid YAML"),
+        ("data.root=2020-99-99", "not valid YAML"),
+        ("training.epochs=yes", "should not be true or false, given True"),
+        ("training.learning_rate=on", "should not be true or false, given True"),
+        ("training.learning_rate=.inf", "finite"),
+        ("training.learning_rate=0", "greater than 0"),
+        ("training.epochs=2.5", "valid integer"),
+        ("encoder.weights=null", "valid string"),
+        ("encoder.image_size=31", "greater than or equal to 32"),
+        ("decoder.cell=lstn", "'lstm'"),
+        ("decoder.dropout=1", "less than 1"),
+    ],
+)
+def test_one_wrong_override_is_one_line(override: str, words: str) -> None:
+    [_, line] = mistakes(None, override)
+    assert words in line
+    assert override.partition("=")[0] in line
+
+
+def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {epochs: 5}")
+    [_, line] = mistakes(path, "training.epochs.deep=2")
+    assert line == "--set training.epochs.deep=2: epochs is not a section"
+
+
+def test_overrides_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "training: {epochs: 5, seed: 1}\ndecoder:\n")
+    config = load_config(path, ["training.seed=2", "training.seed=3", "decoder.cell=gru"])
+    assert (config.training.epochs, config.training.seed) == (5, 3)
+    assert config.decoder.cell == "gru"
+    assert config.training.batch_size == Config().training.batch_size
+
+
+def test_a_section_left_empty_has_its_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "training:\n")) == Config()
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-3", ".001"])
+def test_small_numbers_in_every_spelling(text: str, tmp_path: Path) -> None:
+    # YAML 1.1 reads 1e-3 as text.
+    assert load_config(None, [f"training.learning_rate={text}"]).training.learning_rate == 1e-3
+    path = write(tmp_path, f"training: {{learning_rate: {text}}}")
+    assert load_config(path).training.learning_rate == 1e-3
+
+
+def test_builder_args_hold_anything() -> None:
+    override = "encoder.builder_args={width_mult: 0.5, inverted_residual_setting: [[1, 16, 1, 1]]}"
+    config = load_config(None, [override, "encoder.builder_args.dropout=0"])
+    assert config.encoder.builder_args == {
+        "width_mult": 0.5,
+        "inverted_residual_setting": [[1, 16, 1, 1]],
+        "dropout": 0,
+    }
+
+
+def test_nonlinearity_goes_with_plain_cells_only() -> None:
+    for cell in ("rnn", "elman"):
+        config = load_config(None, [f"decoder.cell={cell}", "decoder.nonlinearity=relu"])
+        assert config.decoder.nonlinearity == "relu"
+
+
+def test_values_never_change() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.epochs = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training = config.training
+
+
+def test_every_setting_says_what_it_means() -> None:
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        for key, setting in section.model_fields.items():
+            assert setting.description, f"{name}.{key}"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    root=TEXT,
+    args=st.dictionaries(
+        TEXT, st.none() | st.integers() | st.floats(allow_nan=False) | TEXT, max_size=3
+    ),
+    rate=st.floats(1e-8, 10),
+    window=st.none() | st.integers(1, 99),
+    cell=st.sampled_from(["rnn", "gru", "lstm", "elman"]),
+)
+def test_yaml_reads_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, root: str, args: dict[str, Any], **drawn: Any
+) -> None:
+    config = Config.model_validate(
+        {
+            "data": {"root": root},
+            "encoder": {"builder_args": args},
+            "training": {"learning_rate": drawn["rate"], "bptt_window": drawn["window"]},
+            "decoder": {"cell": drawn["cell"]},
+        }
+    )
+    path = write(tmp_path_factory.getbasetemp(), config.to_yaml())
+    assert load_config(path) == config
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text() | st.text(st.sampled_from("data:{}[]&*!|>-?'\"\n #1.,=~"), max_size=12))
+def test_no_text_raises_anything_but_a_config_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = write(tmp_path_factory.getbasetemp(), text)
+    try:
+        load_config(path, [text, f"data.root={text}"])
+    except ConfigError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"- 1\n", "must hold sections such as `training:`"),
+        (b"a: [", "not valid YAML"),
+        (b"a: 2020-13-45", "not valid YAML"),
+        (b"\xff\xfe\xff", "cannot be read"),
+        (b"[" * 10_000, "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_bytes(content)
+    [line] = mistakes(str(path))
+    assert line.startswith(f"{path}: {words}")
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "~nobody_here/x.yaml", "x" * 5000, "", "a\0b"])
+def test_a_missing_file_lists_the_bundled_ones(name: str) -> None:
+    [line] = mistakes(name)
+    assert line.startswith(f"{name}: no such config file")
+    assert BUNDLED
+    assert all(path.stem in line for path in BUNDLED)
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
+def test_bundled_configs_load_and_begin_with_the_command_that_runs_them(path: Path) -> None:
+    for name in (path.stem, path.name, f"configs/{path.name}", str(path)):
+        assert find_config(name).samefile(path)
+    assert load_config(path.stem) != Config()
+    comment, program, verb, *rest = shlex.split(path.read_text().splitlines()[0])
+    assert (comment, program, verb) == ("#", "captioner", "train")
+    given = train_command.make_context("train", rest).params
+    assert given["config"] in (path.stem, None if path.stem == "scenes" else path.stem)
+    load_config(path.stem, given["overrides"])
+
+
+def test_bundled_paths_lie_in_the_package_and_tilde_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert resolve_path("bundled:configs") == bundled("configs")
+    assert bundled("configs").is_dir()
+    assert resolve_path("~/pictures") == Path("/home/somebody/pictures")
+    assert resolve_path("~nobody_here/x") == Path("~nobody_here/x")
+    assert resolve_path("pictures") == Path("pictures")

@@ -25,6 +25,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Dropout(nn.Module):
+    """Zero a share of the values while training, and scale up the others to keep the mean.
+
+    Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
+    Overfitting". What `nn.Dropout` does; but on a processor that draws a random number for every
+    value, which took a seventh of a training step. Here each 64-bit number decides for four.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Drop out.
+
+        Args:
+            values: of any shape.
+
+        Returns:
+            The values, some of them zero; all of them as they were in evaluation mode.
+        """
+        if not self.training or not self.share:
+            return values
+        if values.device.type != "cpu":
+            return functional.dropout(values, self.share)
+        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = draws.view(torch.int16)[: values.numel()].view_as(values)
+        kept = draws >= round(self.share * 2**16) - 2**15
+        return values * kept.to(values.dtype).div_(1 - self.share)
+
+
 class InitialState(nn.Module):
     """Features -> initial hidden state of every layer, through a learned projection.
 
@@ -51,7 +82,7 @@ class InitialState(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.hidden_size = hidden_size
         self.num_layers = num_layers
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         states = 2 * num_layers if has_cell_state else num_layers
         self.projection = nn.Linear(feature_size, states * hidden_size)
         self.register_buffer("mean", torch.zeros(feature_size))
@@ -156,7 +187,7 @@ class Decoder(nn.Module):
             activation=init_activation,
             dropout=feature_dropout,
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(embed_size if tie_weights else hidden_size, vocab_size)
         # Tied: hidden -> word-vector space, then the scores are products with the word vectors.
         self.to_embed = nn.Linear(hidden_size, embed_size, bias=False) if tie_weights else None

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -133,10 +132,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path}: not a plain state dict; it holds Python objects, which are never loaded"
+            f"{path}: damaged, or not a plain state dict: Python objects are never loaded"
         ) from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    # A damaged file makes torch raise nearly anything (IndexError, KeyError, ...).
+    except Exception as error:
+        raise ModelError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: not a state dict: it must map names to tensors")
     return state_of(state)

@@ -1,0 +1,116 @@
+"""`captioner compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from captioner.cli.options import say
+from captioner.cli.scoring import (
+    metrics_option,
+    resamples_option,
+    seed_option,
+    show_signatures,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from captioner.evaluation.compare import Change, Pair
+    from captioner.metrics import Comparison
+
+VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure": "no difference"}
+
+
+@click.command("compare")
+@click.argument("a", type=click.Path(path_type=Path, exists=True))
+@click.argument("b", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--references",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Reference file, once for each.  [default: the references in A and B]",
+)
+@metrics_option
+@click.option(
+    "--examples",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Images to show that improved most, and that got worse most.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@resamples_option
+@seed_option
+def command(
+    a: Path,
+    b: Path,
+    references: tuple[Path, ...],
+    metrics: list[str],
+    examples: int,
+    output: Path | None,
+    resamples: int,
+    seed: int,
+) -> None:
+    """Compare the captions of systems A and B on the same images.
+
+    A and B are predictions.jsonl files, folders of `captioner evaluate` or run folders, or any
+    file that `captioner score` reads. Both are scored here, in the same way; p-values are of the
+    paired bootstrap and of approximate randomisation.
+    """
+    if not resamples:
+        raise click.UsageError("--resamples: a comparison needs some")
+
+    from captioner.evaluation.compare import compare_files, conclusion
+
+    pair = compare_files(
+        a, b, references, metrics=metrics, resamples=resamples, seed=seed, examples=examples
+    )
+    say(f"{len(pair.a.captions):,} images matched by {pair.matched_by}")
+    for warning in pair.warnings:
+        say(f"warning: {warning}")
+    for side, system in (("A", pair.a), ("B", pair.b)):
+        decode = system.about("decode")
+        click.echo(f"{side}: {system.name}{f' ({decode})' if decode else ''}")
+    click.echo("")
+    _show_scores(pair)
+    click.echo("")
+    show_signatures(pair.scores)
+    _show_changes(f"improved most ({pair.ranked_by}, B - A)", pair.improved)
+    _show_changes(f"got worse most ({pair.ranked_by}, B - A)", pair.worsened)
+    click.echo(f"\nVerdict: {conclusion(pair.scores)}")
+    if output:
+        write_json(output, pair.as_dict())
+
+
+def _show_scores(pair: Pair) -> None:
+    from captioner.evaluation.compare import verdict
+
+    head = ("", "A", "B", "B - A", "p boot", "p rand", "")
+    rows = [head, *(_row(name, score, verdict(score)) for name, score in pair.scores.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+    for name, score in pair.scores.items():
+        if score.note:
+            click.echo(f"{name}: undefined ({score.note})")
+
+
+def _row(name: str, score: Comparison, verdict: str) -> tuple[str, ...]:
+    if verdict == "undefined":
+        return (name, "-", "-", "-", "-", "-", "undefined")
+    difference = str(score).partition(", p = ")[0]
+    p_values = (f"{score.p_bootstrap:.3f}", f"{score.p_randomization:.3f}")
+    return (name, f"{score.a:.3f}", f"{score.b:.3f}", difference, *p_values, VERDICTS[verdict])
+
+
+def _show_changes(title: str, changes: list[Change]) -> None:
+    if not changes:
+        return
+    click.echo(f"\n{title}")
+    for change in changes:
+        click.echo(f"  {change.difference:+.3f}  {change.image}")
+        click.echo(f"          A  {change.a}")
+        click.echo(f"          B  {change.b}")

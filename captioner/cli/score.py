@@ -1,0 +1,59 @@
+"""`captioner score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from captioner.cli.options import say
+from captioner.cli.scoring import (
+    metrics_option,
+    resamples_option,
+    seed_option,
+    show_signatures,
+    write_json,
+)
+
+
+@click.command("score")
+@click.argument("hypotheses", type=click.Path(path_type=Path, exists=True))
+@click.argument("references", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@metrics_option
+@click.option("--subset", is_flag=True, help="Score only the images that have a caption.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
+@resamples_option
+@seed_option
+def command(
+    hypotheses: Path,
+    references: tuple[Path, ...],
+    metrics: list[str],
+    subset: bool,
+    output: Path | None,
+    resamples: int,
+    seed: int,
+) -> None:
+    """Score the captions in HYPOTHESES, of any system, against REFERENCES.
+
+    Files are JSON Lines, COCO results and captions JSON, CSV or TSV (with a line of column
+    names), or text with one caption a line; several reference files add up. Images are matched
+    by id or file name, or by line where the files have neither. A predictions.jsonl of
+    `captioner evaluate`, or its folder, holds its own references.
+    """
+    from captioner.evaluation.score import score_file
+
+    done = score_file(
+        hypotheses, references, metrics=metrics, resamples=resamples, seed=seed, subset=subset
+    )
+    if done.matched_by == "own references":
+        say(f"{done.images:,} images with references of their own in {done.source}")
+    else:
+        say(f"{done.images:,} images matched by {done.matched_by} with {done.source}")
+    if done.empty:
+        say(f"{done.empty:,} of the captions are without a word and score 0")
+    width = max(map(len, done.scores))
+    for name, score in done.scores.items():
+        click.echo(f"{name:{width}}  {score}")
+    show_signatures(done.scores)
+    if output:
+        write_json(output, {name: score.as_dict() for name, score in done.scores.items()})

@@ -1,0 +1,62 @@
+"""What the verbs that score files share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from captioner.cli.options import say
+
+
+class Signed(Protocol):
+    """A score, or a comparison of two."""
+
+    @property
+    def signature(self) -> str:
+        """Return how it was made."""
+
+
+def _names(context: click.Context, option: click.Parameter, value: str) -> list[str]:  # noqa: ARG001
+    return [name for part in value.split(",") if (name := part.strip().lower())]
+
+
+metrics_option = click.option(
+    "--metrics",
+    default="bleu,rouge_l,cider",
+    show_default=True,
+    callback=_names,
+    help="Out of bleu, rouge_l, cider, cider_d, cider_plain, and meteor, spice (these need Java).",
+)
+resamples_option = click.option(
+    "--resamples",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Of the bootstrap behind the intervals; 0 for none.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."
+)
+
+
+def show_signatures(scores: Mapping[str, Signed]) -> None:
+    """Print how the scores were made; those made alike share a line."""
+    names: dict[str, list[str]] = {}
+    for score in scores.values():
+        name, _, fields = score.signature.partition("|")
+        names.setdefault(fields, []).append(name)
+    for fields, made_alike in names.items():
+        click.echo(f"{','.join(made_alike)}|{fields}")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole, and say so."""
+    import json
+
+    from captioner.files import write_text
+
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    say(f"wrote {path}")

@@ -1,0 +1,137 @@
+"""The stored transform is torchvision's own, to the last pixel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import models
+
+from captioner.errors import ImageError, ModelError
+from captioner.models.preprocess import FILE_NAME, Preprocess
+
+WEIGHTS = [
+    models.ResNet50_Weights.IMAGENET1K_V1,
+    models.ResNet50_Weights.IMAGENET1K_V2,
+    models.EfficientNet_B0_Weights.DEFAULT,
+    models.EfficientNet_V2_L_Weights.DEFAULT,
+    models.Inception_V3_Weights.DEFAULT,
+    models.ConvNeXt_Tiny_Weights.DEFAULT,
+    models.RegNet_Y_16GF_Weights.IMAGENET1K_SWAG_E2E_V1,
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("size", [(640, 427), (100, 333), (231, 231)])
+def test_equals_the_transforms_of_the_weights(
+    weights: Any, size: tuple[int, int], picture: Callable[..., Image.Image]
+) -> None:
+    image = picture(3, size)
+    preprocess = Preprocess.of_weights(weights.transforms())
+    pixels = preprocess.pixels(image)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, preprocess.crop_size, preprocess.crop_size)
+    images = preprocess.normalize(pixels[None])
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(images[0], weights.transforms()(image), rtol=0, atol=1e-5)
+
+
+def test_every_cnn_of_torchvision_has_a_transform_that_can_be_stored(tmp_path: Path) -> None:
+    for name in models.list_models(module=models):
+        for weights in models.get_model_weights(name):
+            preprocess = Preprocess.of_weights(weights.transforms())
+            preprocess.save(tmp_path)
+            assert Preprocess.load(tmp_path) == preprocess
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_any_shape_of_picture_gives_the_same_shape_of_pixels(width: int, height: int) -> None:
+    preprocess = Preprocess(32, 32)
+    assert preprocess.pixels(Image.new("RGB", (width, height))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1)])
+def test_a_thread_of_a_picture_is_refused_before_it_fills_the_memory(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="too long and thin"):
+        Preprocess().pixels(Image.new("RGB", size))
+    assert Preprocess(32, 32).pixels(Image.new("RGB", size)).shape == (3, 32, 32)
+
+
+def load(folder: Path, text: str | bytes) -> Preprocess:
+    (folder / FILE_NAME).write_bytes(text.encode() if isinstance(text, str) else text)
+    return Preprocess.load(folder)
+
+
+def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json: cannot be read: No such"):
+        Preprocess.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "3", '"text"', "{}", b"\xff\xfe", "{" * 50, "[" * 100_000],
+    ids=lambda text: repr(text[:9]),
+)
+def test_what_is_no_config_is_a_model_error(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises(ModelError, match="not a preprocessor config"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resize_size", None),
+        ("resize_size", "256"),
+        ("resize_size", [256]),
+        ("resize_size", True),
+        ("resize_size", 0),
+        ("resize_size", -3),
+        ("resize_size", 4097),
+        ("resize_size", 223.5),
+        ("crop_size", 257),
+        ("crop_size", {}),
+        ("interpolation", "psychic"),
+        ("interpolation", ["bilinear"]),
+        ("interpolation", None),
+        ("mean", 0.5),
+        ("mean", [0.5, 0.5]),
+        ("mean", [0.5, 0.5, 0.5, 0.5]),
+        ("mean", ["a", 0, 0]),
+        ("mean", [None, 0, 0]),
+        ("mean", "abc"),
+        ("mean", [float("nan"), 0, 0]),
+        ("mean", [10**400, 0, 0]),
+        ("std", [0, 1, 1]),
+        ("std", [-1, 1, 1]),
+        ("std", [float("inf"), 1, 1]),
+    ],
+)
+def test_a_hostile_value_is_a_model_error_that_names_the_file(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    with pytest.raises(ModelError) as error:
+        load(tmp_path, json.dumps(asdict(Preprocess()) | {key: value}))
+    assert str(error.value).startswith(f"{tmp_path / FILE_NAME}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", asdict(Preprocess()))
+def test_a_missing_value_is_named(tmp_path: Path, key: str) -> None:
+    values = asdict(Preprocess())
+    del values[key]
+    with pytest.raises(ModelError, match=f"'{key}' is missing"):
+        load(tmp_path, json.dumps(values))
+
+
+def test_later_versions_may_add_values(tmp_path: Path) -> None:
+    made = replace(Preprocess(), interpolation="bicubic", std=(1.0, 2.0, 3.0))
+    assert load(tmp_path, json.dumps(asdict(made) | {"new": 1})) == made

@@ -1,0 +1,311 @@
+"""Every odd kind of picture comes out RGB, upright and right; the rest is one clear ImageError."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from captioner.errors import ImageError
+from captioner.images import MAX_PIXELS, SUFFIXES, read_image, to_rgb
+
+RED, GREEN, BLUE, WHITE, BLACK = (
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+)
+ORIENTATION = 0x0112
+UPRIGHT = np.array([[RED, GREEN, BLUE], [WHITE, BLACK, (255, 255, 0)]], np.uint8)
+# What the EXIF standard calls row 0 and column 0, as the array a camera would have stored.
+STORED: dict[int, Callable[[Any], Any]] = {
+    1: lambda up: up,  # row 0 at the top, column 0 at the left
+    2: lambda up: up[:, ::-1],  # top, right
+    3: lambda up: up[::-1, ::-1],  # bottom, right
+    4: lambda up: up[::-1],  # bottom, left
+    5: lambda up: up.swapaxes(0, 1),  # left, top
+    6: lambda up: up[:, ::-1].swapaxes(0, 1),  # right, top
+    7: lambda up: up[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda up: up[::-1].swapaxes(0, 1),  # left, bottom
+}
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def array(data: bytes | Path) -> NDArray[np.uint8]:
+    image = read_image(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def flat(colour: tuple[int, ...] | int, mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (16, 16), colour)
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def refusal(source: bytes | Path, **options: Any) -> str:
+    with pytest.raises(ImageError) as error:
+        read_image(source, **options)
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    assert "Error" not in message
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_exif_orientation_comes_out_upright(format: str, orientation: int) -> None:
+    scale = 16  # JPEG needs whole blocks to keep colours apart
+    stored = np.ascontiguousarray(STORED[orientation](UPRIGHT)).repeat(scale, 0).repeat(scale, 1)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    data = encode(Image.fromarray(stored), format, exif=exif, **options.get(format, {}))
+    pixels = array(data)[scale // 2 :: scale, scale // 2 :: scale]
+    np.testing.assert_allclose(pixels, UPRIGHT, atol=6 if format == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
+    data = encode(flat(RED), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", quality=100)
+    np.testing.assert_allclose(array(data)[8, 8], RED, atol=3)
+
+
+def test_plain_rgb_is_untouched(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    path = tmp_path / "plain.png"
+    Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(array(path), pixels)
+    np.testing.assert_array_equal(array(path.read_bytes()), pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "expected"),
+    [
+        (flat(100, "L"), "PNG", (100, 100, 100)),
+        (flat(100, "L"), "JPEG", (100, 100, 100)),
+        (flat(1, "1"), "PNG", WHITE),
+        (flat(0, "1"), "TIFF", BLACK),
+        (flat((255, 0, 0, 255), "RGBA"), "PNG", RED),
+        (flat((255, 0, 0, 0), "RGBA"), "PNG", WHITE),
+        (flat((0, 0, 0, 51), "RGBA"), "WEBP", (204, 204, 204)),
+        (flat((0, 0, 0, 51), "RGBA"), "TIFF", (204, 204, 204)),
+        (flat((0, 0), "LA"), "PNG", WHITE),
+        (flat((0, 51), "LA"), "PNG", (204, 204, 204)),
+        (flat((0, 255, 255, 0), "CMYK"), "TIFF", RED),
+        (flat((0, 0, 0, 255), "CMYK"), "TIFF", BLACK),
+        (flat((255, 0, 0)).quantize(2), "PNG", RED),
+        (flat((255, 0, 0)).quantize(2), "GIF", RED),
+        (flat((255, 0, 0)).quantize(2), "BMP", RED),
+    ],
+    ids=lambda value: getattr(value, "mode", str(value)),
+)
+def test_modes(image: Image.Image, format: str, expected: tuple[int, int, int]) -> None:
+    pixels = array(encode(image, format, **({"lossless": True} if format == "WEBP" else {})))
+    assert pixels.shape == (16, 16, 3)
+    np.testing.assert_allclose(pixels.reshape(-1, 3), np.tile(expected, (256, 1)), atol=1)
+
+
+@pytest.mark.parametrize("colour", [RED, GREEN, BLUE, WHITE, BLACK])
+def test_adobe_cmyk_jpeg(colour: tuple[int, int, int]) -> None:
+    ink = (*(255 - value for value in colour), 0)
+    data = encode(flat(ink, "CMYK"), "JPEG", quality=100)
+    assert b"Adobe" in data  # these files store the inks inverted
+    np.testing.assert_allclose(array(data)[8, 8], colour, atol=3)
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_transparent_palette_entries_are_white(format: str) -> None:
+    image = flat(0, "P")
+    image.putpalette([*BLACK, *RED])
+    image.paste(1, (0, 0, 8, 16))
+    pixels = array(encode(image, format, transparency=0))
+    assert tuple(pixels[8, 4]) == RED
+    assert tuple(pixels[8, 12]) == WHITE
+
+
+def test_half_transparent_palette_entries_are_mixed_with_white() -> None:
+    image = flat(1, "P")
+    image.putpalette([*RED, *BLACK])
+    pixels = array(encode(image, "PNG", transparency=bytes([255, 51])))
+    np.testing.assert_allclose(pixels[8, 8], 204, atol=1)
+
+
+@pytest.mark.parametrize(("image", "key"), [(flat(BLACK), BLACK), (flat(7, "L"), 7)])
+def test_a_transparent_colour_key_is_white(image: Image.Image, key: Any) -> None:
+    assert tuple(array(encode(image, "PNG", transparency=key))[8, 8]) == WHITE
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("top", [65535, 30000, 255, 100])
+def test_16_bit_grey_is_scaled_and_not_clipped(format: str, top: int) -> None:
+    values = np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16)
+    pixels = array(encode(Image.fromarray(values), format))
+    np.testing.assert_array_equal(pixels, np.rint(values / 257)[..., None].repeat(3, 2))
+
+
+def test_16_bit_grey_of_the_other_byte_order() -> None:
+    values = np.arange(0, 256, dtype=">u2").reshape(16, 16)
+    for scale in (1, 257):
+        body = (values * scale).astype(">u2").tobytes()
+        image = Image.frombytes("I;16B", (16, 16), body)
+        pixels = np.asarray(to_rgb(image))
+        np.testing.assert_array_equal(pixels[..., 0], np.rint(values * (scale / 257)))
+        np.testing.assert_array_equal(array(encode(image, "TIFF")), pixels)
+
+
+def test_32_bit_grey() -> None:
+    for values in (np.arange(256, dtype=np.int32), np.arange(256, dtype=np.int32) * 257):
+        pixels = array(encode(Image.fromarray(values.reshape(16, 16)), "TIFF"))
+        np.testing.assert_array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_float_tiff(top: int) -> None:
+    values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    pixels = array(encode(Image.fromarray(values), "TIFF"))
+    np.testing.assert_array_equal(pixels[..., 1].ravel(), np.arange(256))
+
+
+def test_float_tiff_with_holes() -> None:
+    values = np.full((16, 16), 0.5, np.float32)
+    values[0, 0], values[0, 1] = np.nan, -3
+    pixels = array(encode(Image.fromarray(values), "TIFF"))
+    assert pixels[0, 0, 0] == pixels[0, 1, 0] == 0
+    assert pixels[8, 8, 0] == 128
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_stands_for_an_animation(format: str) -> None:
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encode(
+        flat(RED), format, save_all=True, append_images=[flat(BLUE), flat(GREEN)], **options
+    )
+    with Image.open(io.BytesIO(data)) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    np.testing.assert_array_equal(array(data)[8, 8], RED)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.9])
+def test_truncated_files(format: str, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), format)
+    refusal(data[: int(len(data) * kept)])
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    assert refusal(text) == "not an image, or of a kind Pillow does not know"
+    (tmp_path / "empty.jpg").touch()
+    assert refusal(tmp_path / "empty.jpg") == "empty file"
+    assert refusal(tmp_path) == "cannot be read: Is a directory"
+    assert refusal(tmp_path / "missing.jpg") == "cannot be read: No such file or directory"
+    assert refusal(Path("a\0b")).startswith("cannot be read: ")
+    assert refusal(Path("x" * 5000)) == "cannot be read: File name too long"
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert refusal(tmp_path / "loop.jpg").startswith("cannot be read: Too many levels")
+
+
+def test_a_file_nobody_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert refusal(Path("secret/photo.jpg")) == "cannot be read: Permission denied"
+
+
+def test_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal(png_header(0, 5))
+    # Pillow refuses these itself today; a plugin that does not must do no harm.
+    monkeypatch.setattr(Image, "open", lambda _: Image.new("RGB", (0, 5)))
+    assert refusal(b"anything") == "0 x 5 pixels: nothing to see"
+
+
+@pytest.mark.parametrize("side", [9_460, 60_000])
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    message = refusal(png_header(side, side))
+    assert "pixels" in message
+    assert f"limit of {MAX_PIXELS:,}" in message
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_limit_of_ones_own() -> None:
+    data = encode(flat(RED), "PNG")
+    assert refusal(data, max_pixels=255) == "16 x 16 pixels, more than the limit of 255"
+    assert read_image(data, max_pixels=256).size == (16, 16)
+    assert "9460 x 9460 pixels" in refusal(png_header(9_460, 9_460))
+
+
+VALID = [
+    encode(Image.fromarray(UPRIGHT), format)
+    for format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "ICO")
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(VALID)))
+    for _ in range(draw(st.integers(1, 4))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(1, len(data)))])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=64) | damaged())
+def test_no_bytes_raise_anything_but_an_image_error(data: bytes) -> None:
+    try:
+        image = read_image(data, max_pixels=10_000)
+    except ImageError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+    else:
+        assert image.mode == "RGB"
+        assert image.width * image.height > 0
+
+
+def test_pillow_keeps_quiet() -> None:
+    script = "import sys; from captioner.images import read_image; read_image(sys.stdin.buffer.read())"
+    data = encode(flat(RED), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
+    assert done.stderr == b""
+
+
+def test_suffixes_are_lower_case_and_known_to_pillow() -> None:
+    Image.init()
+    assert {suffix.lower() for suffix in SUFFIXES} == SUFFIXES
+    assert set(Image.registered_extensions()) >= SUFFIXES - {".avif"}

@@ -1,0 +1,90 @@
+"""What the README tells people to type works, and what it shows is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from captioner.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every captioner command, whatever stands before or after it."""
+    text = "\n".join(BLOCKS).replace("&&", "\n").replace("|", "\n")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    return [words for words in lines if words[:1] == ["captioner"]]
+
+
+def tree_paths() -> list[str]:
+    """Return the paths of the tree, built from its indentation."""
+    block = re.search(r"## The tree\n\n```\n(.*?)```", README, re.DOTALL)
+    assert block
+    paths, parents = [], {}
+    for line in block[1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        parents[depth] = name
+        paths.append("".join(parents[level] for level in range(depth + 1)))
+    return paths
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_is_understood(words):
+    verb, *arguments = words[1:]
+    command = main.get_command(click.Context(main), verb)
+    assert command is not None
+    with command.make_context(verb, arguments) as context:
+        assert context.params
+
+
+def test_the_tree_is_the_tree():
+    paths = tree_paths()
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    listed = set(paths)
+    for folder in (ROOT / "captioner", ROOT / "benchmarks", ROOT / "configs", ROOT / "docs"):
+        for file in folder.rglob("*"):
+            name = file.relative_to(ROOT).as_posix()
+            if file.suffix in (".py", ".yaml", ".md") and file.name != "__init__.py":
+                assert name in listed, f"{name} is not in the README's tree"
+
+
+def test_every_link_leads_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_ci_runs_what_the_readme_promises():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for words in (["captioner", "train"], ["captioner", "caption"], ["captioner", "evaluate"]):
+        assert words in [command[:2] for command in commands()]
+        assert " ".join(words) in script
+    assert "python -m pytest" in script
+
+
+def test_the_main_job_runs_on_the_bundled_default_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CAPTIONER_MODEL", raising=False)
+    picture = next((ROOT / "data" / "scenes" / "images").glob("test*.png"))
+    for words in (
+        ["train", "--set", "training.epochs=1", "--device", "cpu"],
+        ["caption", str(picture)],
+        ["evaluate"],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        if words[0] == "caption":
+            assert result.stdout.startswith(f"{picture}\t")
+    assert "bleu_4" in result.stdout
+    assert "truth" in result.stdout
