@@ -1,7 +1,8 @@
-"""What the benchmarks share: pictures of noise, the machine in a line, ratios with their targets."""
+"""What the benchmarks share: pictures of noise, a line about the machine, ratios."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -46,13 +47,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def verdict(
-    what: str, ratio: float, *, at_least: float | None = None, at_most: float | None = None
-) -> str:
-    """Return a line with a ratio, its target and whether it is met."""
-    if at_least is not None:
-        target, met = f"at least {at_least:g}", ratio >= at_least
-    else:
-        assert at_most is not None
-        target, met = f"at most {at_most:g}", ratio <= at_most
-    return f"{what}: {ratio:.2f} (target: {target}; {'met' if met else 'MISSED'})"
+def check(what: str, ratio: float, *, at_least: float = 0.0, at_most: float = math.inf) -> bool:
+    """Print a ratio beside its target, and say whether it is met."""
+    target = f"at most {at_most:g}" if at_most < math.inf else f"at least {at_least:g}"
+    met = at_least <= ratio <= at_most
+    print(f"{what}: {ratio:.2f} (target: {target}; {'met' if met else 'MISSED'})")
+    return met

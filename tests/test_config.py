@@ -229,7 +229,9 @@ def test_bundled_configs_load_and_begin_with_the_command_that_runs_them(path: Pa
     load_config(path.stem, given["overrides"])
 
 
-def test_bundled_paths_lie_in_the_package_and_tilde_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_paths_lie_in_the_package_and_tilde_at_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert resolve_path("bundled:configs") == bundled("configs")
     assert bundled("configs").is_dir()

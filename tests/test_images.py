@@ -299,9 +299,13 @@ def test_no_bytes_raise_anything_but_an_image_error(data: bytes) -> None:
 
 
 def test_pillow_keeps_quiet() -> None:
-    script = "import sys; from captioner.images import read_image; read_image(sys.stdin.buffer.read())"
+    script = (
+        "import sys; from captioner.images import read_image; read_image(sys.stdin.buffer.read())"
+    )
     data = encode(flat(RED), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
-    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=data, capture_output=True, check=True
+    )
     assert done.stderr == b""
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
 
-from captioner.datasets.reading import (
-    excerpt,
-    guess_delimiter,
-    is_utf8,
-    read_json,
-    read_lines,
-    read_rows,
-)
-from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
+from captioner.datasets.reading import read_json
 from captioner.errors import DataError
+from captioner.evaluation.caption_rows import Row, read_captions
 from captioner.metrics import Signature
 from captioner.text import tokenize
 
 PREDICTIONS = "predictions.jsonl"
-REFERENCES = "references"  # of a prediction, in the same JSON object
 LISTED = 10  # images named in an error; the rest are counted
 
 
@@ -55,17 +45,6 @@ class CaptionSet:
         return dict(self.signature.fields).get(key) if self.signature else None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line, row or object of a file."""
-
-    where: str
-    captions: tuple[str, ...]
-    image_id: str | None = None
-    file: str | None = None
-    references: tuple[str, ...] | None = None
-
-
 def read_hypotheses(path: Path) -> CaptionSet:
     """Read the captions of a system: one for each image.
 
@@ -77,7 +56,7 @@ def read_hypotheses(path: Path) -> CaptionSet:
         DataError: if it cannot be read, or an image has two captions or none.
     """
     path = _predictions(path)
-    rows = list(_rows(path))
+    rows = list(read_captions(path))
     found = _gather(path, rows)
     for image, captions in enumerate(found.captions):
         if len(captions) != 1:
@@ -87,9 +66,7 @@ def read_hypotheses(path: Path) -> CaptionSet:
     own = [row.references for row in rows if row.references]
     references = tuple(own) if len(own) == len(rows) else None
     signature = _stored_signature(path, len(rows))
-    return CaptionSet(
-        str(path), found.captions, found.ids, found.files, references, signature
-    )
+    return CaptionSet(str(path), found.captions, found.ids, found.files, references, signature)
 
 
 def read_references(paths: Sequence[Path]) -> CaptionSet:
@@ -106,7 +83,7 @@ def read_references(paths: Sequence[Path]) -> CaptionSet:
     for path in map(_predictions, paths):
         rows = [
             Row(row.where, row.references or row.captions, row.image_id, row.file)
-            for row in _rows(path)
+            for row in read_captions(path)
         ]
         sets.append(_gather(path, rows))
     name = sets[0].name if len(sets) == 1 else f"{len(sets)} reference files"
@@ -238,130 +215,6 @@ def _gather(path: Path, rows: Sequence[Row]) -> CaptionSet:
         captions[key] = captions.get(key, ()) + row.captions
         files.setdefault(key, name or key)
     return CaptionSet(str(path), tuple(captions.values()), tuple(captions), tuple(files.values()))
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    """Read a file by what its ending says it is."""
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        yield from _json_rows(path, read_json(path))
-        return
-    lines = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        if not is_utf8(line):
-            raise DataError(f"{path}:{number}: not UTF-8: {excerpt(line)}")
-    if suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _object_row(f"{path}:{number}", _parse(f"{path}:{number}", line))
-    elif suffix in (".csv", ".tsv"):
-        yield from _table_rows(path, lines)
-    else:
-        yield from _text_rows(path, lines)
-
-
-def _parse(where: str, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-
-
-def _json_rows(path: Path, document: Any) -> Iterator[Row]:
-    match document:
-        case list(results):
-            for index, result in enumerate(results):
-                yield _object_row(f"{path}: [{index}]", result)
-        case {"annotations": list(annotations), **rest}:
-            images = rest.get("images")
-            files = {
-                str(image["id"]): image.get("file_name")
-                for image in (images if isinstance(images, list) else [])
-                if isinstance(image, dict) and "id" in image
-            }
-            for index, annotation in enumerate(annotations):
-                where = f"{path}: annotations[{index}]"
-                # An annotation's own `id` is not an image's.
-                row = _object_row(where, annotation, id_columns=("image_id",))
-                file = files.get(row.image_id or "")
-                yield Row(where, row.captions, row.image_id, file)
-        case _:
-            raise DataError(
-                f"{path}: neither COCO results ([{{image_id, caption}}, ...]) nor COCO captions "
-                f"({{images, annotations}})"
-            )
-
-
-def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
-    header: list[str] = []
-    delimiter = guess_delimiter(lines[0]) if lines else ","
-    for number, cells in read_rows(lines, delimiter):
-        if not header:
-            header = [cell.strip() for cell in cells]
-            continue
-        where = f"{path}:{number}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, the first line names {len(header)}")
-        yield _object_row(where, dict(zip(header, map(_cell, cells), strict=True)))
-
-
-def _cell(text: str) -> object:
-    """A cell may hold a JSON list of captions."""
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
-
-
-def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
-    """One caption a line; or an image, a tab and its caption, as `captioner caption` writes."""
-    texts = [line.rstrip("\r\n") for line in lines]
-    with_images = bool(texts) and all("\t" in text for text in texts)
-    for number, text in enumerate(texts, start=1):
-        image, _, caption = text.partition("\t") if with_images else ("", "", text)
-        # Flickr's token files number the captions of a picture: name.jpg#0
-        name, _, count = image.rpartition("#")
-        file = name if name and count.isdecimal() else image
-        yield Row(f"{path}:{number}", (caption,), file=file or None)
-
-
-def _object_row(
-    where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS
-) -> Row:
-    """Read one JSON object or one row of a table, by the usual names of its fields."""
-    if not isinstance(values, Mapping):
-        raise DataError(f"{where}: not an object with a caption: {excerpt(values)}")
-    fields = {str(name).lower(): value for name, value in values.items()}
-    image_id = _first(fields, id_columns)
-    file = _first(fields, IMAGE_COLUMNS)
-    own = fields.get(REFERENCES)
-    references = None if own is None else _captions(where, own)
-    caption = _first(fields, CAPTION_COLUMNS)
-    if caption is None and not references:
-        raise DataError(f"{where}: no caption; fields: {', '.join(fields) or 'none'}")
-    return Row(
-        where,
-        () if caption is None else _captions(where, caption),
-        None if image_id in (None, "") else str(image_id),
-        None if file in (None, "") else str(file),
-        references,
-    )
-
-
-def _first(fields: Mapping[str, object], names: Sequence[str]) -> object:
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
-
-
-def _captions(where: str, value: object) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise DataError(f"{where}: a caption must be text, was {excerpt(text)}")
-        if not is_utf8(text):
-            raise DataError(f"{where}: not UTF-8: {excerpt(text)}")
-    return tuple(texts)
 
 
 def _stored_signature(path: Path, images: int) -> Signature | None:

@@ -62,9 +62,7 @@ def test_pth_and_safetensors_round_trip(
 ) -> None:
     state = make_state(TINY)
     # Torchvision's oldest files are of the legacy kind.
-    torch.save(
-        OrderedDict(state), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy
-    )
+    torch.save(OrderedDict(state), tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     save_file(state, tmp_path / "w.safetensors")
     assert_same(read_state_dict(tmp_path / "w.pth"), state)
     assert_same(read_state_dict(tmp_path / "w.safetensors"), state)

@@ -1,0 +1,58 @@
+"""`captioner doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from captioner.cli.options import (
+    device_option,
+    find_model,
+    load_captioner,
+    model_option,
+    say,
+    set_option,
+)
+
+
+@click.command("doctor")
+@model_option
+@click.option("--data", help="Data set to look at.  [default: the one the model was trained on]")
+@click.option("--split", help="Split to look at.  [default: dev where there is one, else test]")
+@set_option
+@device_option
+def command(
+    model: Path | None,
+    data: str | None,
+    split: str | None,
+    overrides: tuple[str, ...],
+    device: str,
+) -> None:
+    """Find out why a model gives poor captions, or the same one every time.
+
+    Follows the image from the file to the caption and checks each step. The exit code is 1 if a
+    problem is found.
+    """
+    folder = find_model(model)
+
+    from captioner.errors import ConfigError
+    from captioner.evaluation.checks import verdict
+    from captioner.evaluation.doctor import examine
+    from captioner.evaluation.run import config_of_model
+
+    if data:
+        overrides = (f"data.root={data}", "data.format=auto", *overrides)
+    elif not (folder.resolve().parent / "config.yaml").is_file():
+        raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
+    config = config_of_model(folder, overrides)
+    captioner = load_captioner(folder, device)
+    checks = examine(captioner, config, folder, split, say=say)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        click.echo(f"{check.status:7}  {check.name:{width}}  {check.finding}")
+        if check.advice:
+            click.echo(f"{'':7}  {'':{width}}  -> {check.advice}")
+    click.echo(f"\nVerdict: {verdict(checks)}")
+    if any(check.status == "problem" for check in checks):
+        raise SystemExit(1)

@@ -1,0 +1,242 @@
+"""Examine a model: gather what the checks need from the model, its run and a split of data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from captioner.config import Config
+from captioner.datasets import Example
+from captioner.evaluation import checks
+from captioner.evaluation.checks import Check
+from captioner.features import FeatureStore
+from captioner.images import read_image
+from captioner.metrics import PreparedReferences, score_captions
+from captioner.models.captioner import Captioner
+from captioner.models.encoder import DTYPES, FrozenEncoder
+from captioner.text import Vocabulary, tokenize
+from captioner.training.prepare import SplitTable, open_dataset, read_split
+
+CHUNK = 256  # images searched together
+RECOMPUTED = 32  # features computed again
+SHUFFLES = 5
+
+
+def examine(
+    captioner: Captioner,
+    config: Config,
+    folder: Path,
+    split: str | None = None,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> list[Check]:
+    """Check a model on a split of data, the causes before what follows from them.
+
+    Args:
+        captioner: on its device.
+        config: whose `data` section names the data set.
+        folder: the model directory; a training run is looked for around it.
+        split: name; None: the dev split where there is one, else test.
+        seed: of the images that are encoded again, and of the shuffles.
+        say: told what happens.
+
+    Raises:
+        DataError: if the split cannot be used.
+    """
+    encoder, words = captioner.encoder, captioner.vocabulary
+    dataset = open_dataset(config.data)
+    usual = (config.data.split_dev, config.data.split_test)
+    split = split or next((name for name in usual if name in dataset.splits), usual[0])
+    table = read_split(dataset, split, encoder, batch_size=config.encoder.batch_size, say=say)
+    say(f"{split}: {len(table.examples):,} images of {dataset.root}")
+    say(f"features: {FeatureStore.for_encoder(encoder).folder}")
+    rng = np.random.default_rng(seed)
+    sample = rng.permutation(len(table.examples))[:RECOMPUTED]
+    captions, initial, outputs = _run(captioner, table.features)
+    start = captioner.decoder.init_hidden
+    tokens = [tokenize(caption) for caption in captions]
+    coverage = words.coverage(caption for image in table.references for caption in image)
+    return [
+        _check_preprocessing(encoder, folder.resolve().parent),
+        checks.check_store(
+            table.features[torch.from_numpy(sample)].float().numpy(),
+            _encode(captioner, [table.examples[i] for i in sample.tolist()]),
+        ),
+        checks.check_features(
+            table.features.float().numpy(), start.mean.cpu().numpy(), start.std.cpu().numpy()
+        ),
+        checks.check_units(
+            "initial state",
+            *initial,
+            "the image does not reach the decoder: train again with decoder.feature_norm "
+            "standardize, or a lower training.learning_rate",
+        ),
+        checks.check_units(
+            "hidden units",
+            *outputs,
+            "much of the decoder is dead: lower training.learning_rate or decoder.hidden_size",
+        ),
+        checks.check_vocabulary(
+            coverage, len({word for caption in tokens for word in caption}), len(words.words)
+        ),
+        checks.check_distinct(captions, [example.captions for example in table.examples]),
+        _check_shuffle(tokens, table, rng),
+    ]
+
+
+def shuffled_scores(
+    captions: Sequence[Sequence[str]],
+    references: PreparedReferences,
+    rng: np.random.Generator,
+    metric: str,
+) -> list[float]:
+    """Score captions that were given to other images.
+
+    Args:
+        captions: tokens of the caption of each image.
+        references: of the images.
+        rng: draws the shuffles.
+        metric: name of a metric with one score.
+
+    Returns:
+        The scores of several shuffles.
+    """
+    scores = []
+    for _ in range(SHUFFLES):
+        # One cycle through all images, so that none keeps its caption.
+        order = rng.permutation(len(captions))
+        moved: list[Sequence[str]] = [()] * len(captions)
+        for image, other in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
+            moved[image] = captions[other]
+        scores.append(score_captions(moved, references, metrics=[metric])[metric].value)
+    return scores
+
+
+def _check_shuffle(
+    tokens: Sequence[Sequence[str]], table: SplitTable, rng: np.random.Generator
+) -> Check:
+    if len(tokens) < 2:
+        return Check("shuffled images", "warning", "one image cannot be shuffled", "give more")
+    references = PreparedReferences(table.references)
+    real = score_captions(tokens, references, metrics=["cider"])["cider"].value
+    return checks.check_shuffle(real, shuffled_scores(tokens, references, rng, "cider"), "cider")
+
+
+@torch.inference_mode()
+def _run(
+    captioner: Captioner, features: Tensor
+) -> tuple[list[str], tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:
+    """Caption a split.
+
+    Returns:
+        The captions; the smallest and largest value of each unit of the initial state; and of
+        each hidden unit while it reads those captions.
+    """
+    captions: list[str] = []
+    initial, outputs = _Range(), _Range()
+    for batch in features.split(CHUNK):
+        found = [best[0].text for best in captioner.search(batch)]
+        captions += found
+        hidden = captioner.decoder.init_hidden(batch.to(captioner.device))
+        initial.update(hidden.transpose(0, 1).flatten(1))  # (L, B, H) -> (B, L * H)
+        token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in found])
+        read, _ = captioner.decoder.run_cell(token_ids.to(captioner.device), hidden)
+        outputs.update(read[token_ids != Vocabulary.pad_id])
+    return captions, initial.arrays(), outputs.arrays()
+
+
+class _Range:
+    """The smallest and largest value of each unit over all rows seen."""
+
+    def __init__(self) -> None:
+        self._low: Tensor | None = None
+        self._high: Tensor | None = None
+
+    def update(self, rows: Tensor) -> None:
+        """Take (n, H) values in."""
+        low, high = rows.aminmax(dim=0)
+        self._low = low if self._low is None else torch.minimum(self._low, low)
+        self._high = high if self._high is None else torch.maximum(self._high, high)
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return both, (H,) each."""
+        assert self._low is not None
+        assert self._high is not None
+        return self._low.cpu().numpy(), self._high.cpu().numpy()
+
+
+def _pad(captions: Sequence[Sequence[int]]) -> Tensor:
+    """Return start token and words of each caption, padded: int64 (B, T)."""
+    width = 1 + max(map(len, captions))
+    token_ids = torch.full((len(captions), width), Vocabulary.pad_id)
+    for row, ids in zip(token_ids, captions, strict=True):
+        row[: len(ids) + 1] = torch.tensor([Vocabulary.bos_id, *ids])
+    return token_ids
+
+
+def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
+    features = captioner.encode([read_image(example.image) for example in examples])
+    return np.asarray(features.half().float().cpu().numpy())  # as the store rounds them
+
+
+def _check_preprocessing(encoder: FrozenEncoder, run: Path) -> Check:
+    trained, here = _trained_fingerprint(run), encoder.fingerprint()
+    others: dict[str, str] = {}
+    changed: list[str] = []
+    if trained not in (None, here):
+        for name, dtype in DTYPES.items():
+            if dtype != encoder.dtype:
+                again = FrozenEncoder(encoder.spec, encoder.state, name)
+                others[name] = again.fingerprint()
+        changed = _changes(encoder, trained or "")
+    return checks.check_preprocessing(trained, here, others, changed)
+
+
+def _trained_fingerprint(run: Path) -> str | None:
+    """Return the fingerprint of the encoder that a run's decoder learned from, if it is known."""
+    path = run / "checkpoints" / "last.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(json.loads((file.metadata() or {})["identity"])["encoder"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _changes(encoder: FrozenEncoder, trained: str) -> list[str]:
+    """Say what differs from the encoder of training, whose store may still know it."""
+    store = FeatureStore.for_encoder(encoder).folder
+    about = store.with_name(f"{encoder.spec.backbone}-{trained}") / "about.json"
+    try:
+        before = _flat(json.loads(about.read_text(encoding="utf-8"))["encoder"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    now = _flat(json.loads(json.dumps(asdict(encoder.spec))))
+    before.pop("weights", None)
+    return [
+        f"{key}: {now.get(key)}, was {value}"
+        for key, value in before.items()
+        if now.get(key) != value
+    ]
+
+
+def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Spell nested settings out, as `preprocess.mean`."""
+    flat: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping) and key == "preprocess":
+            flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,134 @@
+"""What the user points at becomes files in a fixed order, or a failure with its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ImageError
+from captioner.inference.sources import list_images
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jpg", "a.PNG", "c.txt", "sub/d.webp", "sub/deep/e.gif", "empty/.keep"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return tmp_path
+
+
+def listed(*sources: str, recursive: bool = False, stdin: Sequence[str] = ()) -> list[str]:
+    """Files as they are, failures as `name! reason`."""
+    return [
+        str(item) if isinstance(item, Path) else f"{item[0]}! {item[1]}"
+        for item in list_images(sources, recursive=recursive, stdin=stdin)
+    ]
+
+
+def test_files_come_in_the_order_given_whatever_they_are_called() -> None:
+    assert listed("b.jpg", "a.PNG", "b.jpg", "c.txt") == ["b.jpg", "a.PNG", "b.jpg", "c.txt"]
+
+
+def test_a_folder_gives_its_images_in_the_order_of_their_names(here: Path) -> None:
+    assert listed(".") == ["a.PNG", "b.jpg"]
+    assert listed("sub") == listed("sub/") == ["sub/d.webp"]
+    assert listed(str(here / "sub")) == [str(here / "sub" / "d.webp")]
+
+
+def test_recursion_is_asked_for() -> None:
+    assert listed(".", recursive=True) == ["a.PNG", "b.jpg", "sub/d.webp", "sub/deep/e.gif"]
+
+
+def test_globs() -> None:
+    assert listed("*.jpg", "sub/*.webp") == ["b.jpg", "sub/d.webp"]
+    assert listed("[ab].*") == ["a.PNG", "b.jpg"]
+    assert listed("su?") == ["sub/d.webp"]  # a folder that matches is looked into
+    assert listed("**/*.gif") == ["sub/deep/e.gif"]
+    assert listed("*.bmp") == ["*.bmp! no file matches this pattern"]
+
+
+def test_a_file_named_like_a_pattern_is_that_file() -> None:
+    Path("[a].jpg").touch()
+    assert listed("[a].jpg") == ["[a].jpg"]
+    assert listed("*.jpg") == ["[a].jpg", "b.jpg"]
+
+
+def test_a_dash_stands_for_the_lines_of_stdin() -> None:
+    lines = ["b.jpg\n", "\n", "sub\n", "missing.jpg\n", "*.PNG\n", "-\n", " spaced.jpg \n", "c.txt"]
+    assert listed("a.PNG", "-", "b.jpg", stdin=lines) == [
+        "a.PNG",
+        "b.jpg",
+        "sub/d.webp",
+        "missing.jpg! no such file",
+        "a.PNG",
+        " spaced.jpg ! no such file",
+        "c.txt",
+        "b.jpg",
+    ]
+    assert listed("-", recursive=True, stdin=["sub"]) == ["sub/d.webp", "sub/deep/e.gif"]
+    assert listed("-") == []
+
+
+def test_stdin_is_read_as_it_comes() -> None:
+    lines = iter(["a.PNG\n", "b.jpg\n"])
+    items = list_images(["b.jpg", "-"], stdin=lines)
+    assert next(items) == Path("b.jpg")
+    assert next(lines) == "a.PNG\n"
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "", "a\0b.jpg", "x" * 5000, "b.jpg/inside"])
+def test_a_missing_file_is_a_failure_item(name: str) -> None:
+    [item] = list_images([name])
+    assert isinstance(item, tuple)
+    assert item[0] == name
+    assert isinstance(item[1], ImageError)
+    assert str(item[1]) == "no such file"
+
+
+@pytest.mark.parametrize("name", ["new\nline.jpg", "qu'o\"te.jpg", "🦊.jpg", " .jpg", "\udce9.jpg"])
+def test_odd_names(name: str) -> None:
+    Path("odd").mkdir()
+    Path("odd", name).touch()
+    assert listed(f"odd/{name}") == listed("odd") == listed("odd/*") == [f"odd/{name}"]
+
+
+def test_an_empty_folder_says_what_would_help() -> None:
+    assert listed("empty") == [
+        "empty! no image in this folder (--recursive looks into its folders)"
+    ]
+    assert listed("empty", recursive=True) == ["empty! no image in this folder"]
+
+
+def test_a_folder_that_cannot_be_listed_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert listed("sub") == ["sub! cannot be listed: Permission denied"]
+    assert listed(".", recursive=True) == [
+        "a.PNG",
+        "b.jpg",
+        "sub! cannot be listed: Permission denied",
+    ]
+
+
+@pytest.mark.parametrize("source", ["loop", "loop/**/*.jpg"])
+def test_a_loop_of_links_ends(source: str) -> None:
+    Path("loop").mkdir()
+    Path("loop/a.jpg").touch()
+    Path("loop/again").symlink_to("../loop", target_is_directory=True)
+    assert "loop/a.jpg" in listed(source, recursive=True)
+    assert listed("loop", recursive=True) == ["loop/a.jpg"]
+
+
+def test_a_link_to_nowhere_is_a_file_that_will_fail_to_open() -> None:
+    Path("dangling.jpg").symlink_to("nowhere.jpg")
+    assert listed("dangling.jpg") == ["dangling.jpg"]

@@ -1,0 +1,165 @@
+"""Each format, to the letter."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import DataError
+from captioner.inference.local import Record
+from captioner.inference.writers import FORMATS, as_dict, write_records
+from captioner.models.captioner import Caption
+
+DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
+CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)
+GOOD = Record("photos/COCO_val2014_000000000042.jpg", (DOG, CAT))
+QUOTED = Record('say "hi", you.png', (CAT,))
+BAD = Record("broken.jpg", error="empty file")
+RECORDS = [GOOD, BAD, QUOTED]
+
+
+def written(records: list[Record], format: str, n_best: int = 1) -> str:
+    file = io.StringIO()
+    assert list(write_records(records, file, format=format, n_best=n_best)) == records
+    return file.getvalue()
+
+
+def test_a_record_knows_its_parts() -> None:
+    assert (GOOD.image_id, GOOD.caption, GOOD.status) == (
+        "COCO_val2014_000000000042",
+        "a dog runs",
+        "ok",
+    )
+    assert (BAD.image_id, BAD.caption, BAD.status) == ("broken", "", "error")
+
+
+def test_text_is_path_tab_caption_of_what_worked() -> None:
+    assert written(RECORDS, "text") == (
+        'photos/COCO_val2014_000000000042.jpg\ta dog runs\nsay "hi", you.png\ta cat\n'
+    )
+
+
+def test_text_n_best_has_log_probabilities() -> None:
+    name = "photos/COCO_val2014_000000000042.jpg"
+    assert written([GOOD], "text", n_best=2) == (
+        f"{name}\ta dog runs\t-1.2500\n{name}\ta cat\t-2.0000\n"
+    )
+
+
+def test_text_keeps_one_line_per_caption_whatever_the_name() -> None:
+    record = Record("tab\tnew\nline\\slash 🦊.jpg", (DOG,))
+    assert written([record], "text") == "tab\\tnew\\nline\\\\slash 🦊.jpg\ta dog runs\n"
+
+
+def test_jsonl_has_all_fields() -> None:
+    rows = [json.loads(line) for line in written(RECORDS, "jsonl").splitlines()]
+    assert rows == [
+        {
+            "file_name": "photos/COCO_val2014_000000000042.jpg",
+            "image_id": "COCO_val2014_000000000042",
+            "caption": "a dog runs",
+            "score": -0.75,
+            "status": "ok",
+        },
+        {
+            "file_name": "broken.jpg",
+            "image_id": "broken",
+            "caption": "",
+            "score": None,
+            "status": "error",
+            "error": "empty file",
+        },
+        {
+            "file_name": 'say "hi", you.png',
+            "image_id": 'say "hi", you',
+            "caption": "a cat",
+            "score": -1.123457,
+            "status": "ok",
+        },
+    ]
+    assert list(rows[0]) == ["file_name", "image_id", "caption", "score", "status"]
+
+
+def test_jsonl_n_best_lists_all_captions() -> None:
+    row = json.loads(written([GOOD], "jsonl", n_best=2))
+    assert row["n_best"] == [
+        {"caption": "a dog runs", "log_prob": -1.25, "score": -0.75},
+        {"caption": "a cat", "log_prob": -2.0, "score": -1.123457},
+    ]
+    assert "n_best" not in as_dict(GOOD)
+
+
+def test_jsonl_is_one_line_each_and_readable() -> None:
+    text = written([Record("new\nline 🦊 é.jpg", (DOG,))], "jsonl")
+    assert text.count("\n") == 1
+    assert "🦊 é" in text
+    assert json.loads(text)["file_name"] == "new\nline 🦊 é.jpg"
+
+
+def test_csv_to_the_letter() -> None:
+    assert written(RECORDS, "csv") == (
+        "file_name,image_id,caption,score,status\n"
+        "photos/COCO_val2014_000000000042.jpg,COCO_val2014_000000000042,a dog runs,-0.75,ok\n"
+        "broken.jpg,broken,,,error\n"
+        '"say ""hi"", you.png","say ""hi"", you",a cat,-1.123457,ok\n'
+    )
+
+
+def test_csv_reads_back_whatever_the_name() -> None:
+    names = ['qu"ote,comma.jpg', "new\nline.jpg", "🦊.jpg", "semi;colon'.jpg"]
+    text = written([Record(name, (DOG,)) for name in names], "csv")
+    assert [row["file_name"] for row in csv.DictReader(io.StringIO(text))] == names
+
+
+def test_coco_results_have_numbers_for_ids_and_captions_of_what_worked() -> None:
+    text = written([GOOD, BAD, Record("000000391895.jpg", (CAT,)), QUOTED], "coco")
+    assert json.loads(text) == [
+        {"image_id": 42, "caption": "a dog runs"},
+        {"image_id": 391895, "caption": "a cat"},
+        {"image_id": 'say "hi", you', "caption": "a cat"},
+    ]
+
+
+@pytest.mark.parametrize("records", [[], [BAD]])
+def test_coco_of_nothing_is_an_empty_list(records: list[Record]) -> None:
+    assert json.loads(written(records, "coco")) == []
+
+
+def test_txt_lies_beside_each_image(tmp_path: Path) -> None:
+    record = Record(str(tmp_path / "a.photo.jpg"), (DOG, CAT))
+    assert written([record, BAD], "txt", n_best=2) == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["a.photo.txt"]
+    assert (tmp_path / "a.photo.txt").read_bytes() == b"a dog runs\n"
+
+
+def test_txt_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    record = Record(str(tmp_path / "file" / "a.jpg"), (DOG,))
+    with pytest.raises(DataError, match=r"file/a\.txt: cannot be written: .*choose a format"):
+        written([record], "txt")
+
+
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv", "coco"])
+def test_a_name_that_is_not_utf_8_can_be_written(format: str, tmp_path: Path) -> None:
+    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        list(write_records([Record(name, (DOG,))], file, format=format))
+    text = (tmp_path / "out").read_text(encoding="utf-8")
+    assert "caf" in text
+    assert "udce9" in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_each_record_is_written_before_the_next_is_made(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    good = [Record(str(tmp_path / f"{i}.jpg"), (DOG,)) for i in range(2)]
+    with path.open("w", encoding="utf-8") as file:
+        writing = write_records(iter(good), file, format=format)
+        assert next(writing) is good[0]
+        seen = (tmp_path / "0.txt") if format == "txt" else path
+        assert "a dog runs" in seen.read_text()
+        assert list(writing) == good[1:]
