@@ -38,7 +38,7 @@ torch.Size([3, 4, 7])
 
 # The names are those of the formulas above, capitals included, and so is their number; what goes
 # forward and comes back is described on its way forward.
-# ruff: noqa: D417, E741, N803, N806, PLR0917
+# ruff: noqa: D417, E741, N803, N806
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_no_readable_image_is_an_error_that_names_the_first(
         fill_store(store, tiny_encoder, paths, say=quiet)
     with pytest.raises(DataError, match="not an image"):
         fill_store(store, tiny_encoder, paths[1:], say=quiet)
-    with pytest.raises(DataError, match="^no image could be read$"):
+    with pytest.raises(DataError, match=r"^no image could be read$"):
         fill_store(store, tiny_encoder, [], say=quiet)
 
 
@@ -283,7 +283,7 @@ def test_features_that_fp16_cannot_hold_are_an_error_not_rows(
 
 
 FILL = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import torch
 from captioner.features import FeatureStore, fill_store
@@ -291,43 +291,29 @@ from captioner.models.encoder import FrozenEncoder
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
 encoder = FrozenEncoder.create("shufflenet_v2_x0_5", "none", image_size=32, precision="fp32")
+store = FeatureStore.for_encoder(encoder, root / "features")
 count = [0]
 def slowly(_, given):
     count[0] += len(given[0])
     time.sleep(0.05)
 encoder.register_forward_pre_hook(slowly)
-store = FeatureStore.for_encoder(encoder, root / "features")
-print("ready", flush=True)
-sys.stdin.readline()
+child = os.fork()  # from here on there are two processes, each with an empty store in its mind
 fill_store(store, encoder, sorted(root.glob("*.png")), batch_size=1, say=lambda _: None)
-print(count[0], len(store))
+os.write(1, f"{count[0]} {len(store)}\\n".encode())
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0)
 """
 
 
 def test_two_processes_fill_one_copy(tmp_path: Path, photos: Photos) -> None:
     paths = photos(COUNT)
-    command = [sys.executable, "-c", FILL, str(tmp_path)]
-    runs = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for run in runs:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("\n")
-        run.stdin.flush()
-    outputs = [run.communicate(timeout=60)[0].split() for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted(int(encoded) for encoded, _ in outputs) == [0, COUNT]
-    assert [int(stored) for _, stored in outputs] == [COUNT, COUNT]
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    encoded, stored = zip(*map(str.split, done.stdout.splitlines()), strict=True)
+    assert sorted(encoded) == ["0", str(COUNT)]
+    assert stored == (str(COUNT), str(COUNT))
     [folder] = (tmp_path / "features").iterdir()
     assert (folder / "rows.key").stat().st_size == len(paths) * KEY
     assert (folder / "rows.f16").stat().st_size == len(paths) * ROW

@@ -21,7 +21,8 @@ LAYERS = (
     ("features",),
     ("training", "inference"),
     ("evaluation",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -46,7 +46,9 @@ def encoder(seed: int = 0) -> FrozenEncoder:
     return FrozenEncoder(spec, encoder_state(seed), "fp32")
 
 
-def decoder(*, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, **changes: Any) -> Decoder:
+def decoder(
+    *, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, **changes: Any
+) -> Decoder:
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"hidden_size": 8, "embed_size": 5, "dropout": 0.0} | changes
     return Decoder(vocab_size=vocab_size, feature_size=feature_size, **settings)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captioner.evaluation.compare import Change, Pair
     from captioner.metrics import Comparison
 
-VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure": "no difference"}
+VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure": "unclear"}
 
 
 @click.command("compare")

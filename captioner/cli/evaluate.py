@@ -26,7 +26,7 @@ from captioner.cli.options import (
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for predictions.jsonl and scores.json.  [default: evaluation/<split> in the run]",
+    help="Folder for report, predictions and scores.  [default: evaluation/ in the run]",
 )
 @set_option
 @click.option("--n-best", type=click.IntRange(1), default=1, help="Captions kept per image.")
@@ -45,6 +45,7 @@ def command(
     """Caption a split of a data set and score the captions."""
     folder = find_model(model)
 
+    from captioner.evaluation.report import write_report
     from captioner.evaluation.run import config_of_model, evaluate
 
     if data:
@@ -60,6 +61,9 @@ def command(
         say=say,
         **given(decoding),
     )
+    report = write_report(
+        result, captioner.vocabulary, model=folder, split_train=config.data.split_train
+    )
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {folder}")
     for name, score in result.scores.items():
@@ -68,3 +72,4 @@ def command(
         click.echo(f"{'truth':8}  {result.truth:.3f} of the captions are true in every attribute")
     say(f"signature: {result.scores['bleu_4'].signature}")
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
+    say(f"report: {report}")

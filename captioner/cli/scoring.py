@@ -20,7 +20,10 @@ class Signed(Protocol):
 
 
 def _names(context: click.Context, option: click.Parameter, value: str) -> list[str]:  # noqa: ARG001
-    return [name for part in value.split(",") if (name := part.strip().lower())]
+    names = [name for part in value.split(",") if (name := part.strip().lower())]
+    if not names:
+        raise click.UsageError("--metrics: name at least one")
+    return names
 
 
 metrics_option = click.option(

@@ -118,9 +118,9 @@ def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
             "every image has the same features",
             "look at the pictures: are they all alike? If not, the CNN's weights are broken",
         )
-    shift = float(np.sqrt(np.mean(((values.mean(axis=0) - mean) / std) ** 2)))
-    # The mean of N images is itself off by 1 / sqrt(N).
-    shift = max(0.0, shift - len(values) ** -0.5)
+    squared = float(np.mean(((values.mean(axis=0) - mean) / std) ** 2))
+    # The mean of N images varies by itself, with variance 1 / N.
+    shift = max(0.0, squared - 1 / len(values)) ** 0.5
     still = 1 - moving.mean()
     finding = (
         f"{shift:.2f} standard deviations off the training images on average; "

@@ -27,6 +27,7 @@ class Evaluation:
     """What a model makes of a split.
 
     Attributes:
+        dataset: that the split is of.
         split: its name.
         table: its images and references.
         captions: n-best of each image.
@@ -35,6 +36,7 @@ class Evaluation:
         output: folder with `predictions.jsonl` and `scores.json`.
     """
 
+    dataset: Dataset
     split: str
     table: SplitTable
     captions: list[list[Caption]]
@@ -89,7 +91,7 @@ def evaluate(
     if dataset.judge:
         pairs = zip(table.examples, texts, strict=True)
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
-    result = Evaluation(split, table, captions, scores, truth, output)
+    result = Evaluation(dataset, split, table, captions, scores, truth, output)
     _write(result)
     return result
 

@@ -56,7 +56,7 @@ def _folder(folder: Path, recursive: bool) -> Iterator[Path | tuple[str, ImageEr
         if not recursive:
             break
     for error in errors:
-        yield str(error.filename), ImageError(f"cannot be listed: {error.strerror}")
+        yield str(Path(error.filename)), ImageError(f"cannot be listed: {error.strerror}")
     if not found and not errors:
         hint = "" if recursive else " (--recursive looks into its folders)"
         yield str(folder), ImageError(f"no image in this folder{hint}")

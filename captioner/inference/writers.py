@@ -21,7 +21,7 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
 
     Args:
         record: one image's.
-        n_best: above 1, all captions are listed with their log-probabilities.
+        n_best: above 1, so many captions are listed with their log-probabilities.
     """
     best = record.captions[0] if record.captions else None
     row: dict[str, Any] = {
@@ -36,7 +36,7 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
     if n_best > 1:
         row["n_best"] = [
             {"caption": c.text, "log_prob": round(c.log_prob, 6), "score": round(c.score, 6)}
-            for c in record.captions
+            for c in record.captions[:n_best]
         ]
     return row
 
@@ -107,6 +107,6 @@ def _coco(record: Record) -> dict[str, Any]:
 def _lines(record: Record, n_best: int) -> Iterator[str]:
     """Path, tab, caption; with n-best each line also has the caption's log-probability."""
     name = _utf8(record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n"))
-    for caption in record.captions:
+    for caption in record.captions[:n_best]:
         detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
         yield f"{name}\t{caption.text}{detail}\n"

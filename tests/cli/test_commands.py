@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import captioner
-import toys
 from captioner.cli import main
+
+import toys
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     config = toys.config(folder, epochs=8)
     (folder / "toy.yaml").write_text(config.to_yaml())
-    before = os.getcwd()
+    before = Path.cwd()
     os.chdir(folder)
     os.environ["CAPTIONER_CACHE"] = str(folder / "cache")
     try:

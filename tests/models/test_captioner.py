@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import toys
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.models.captioner import Captioner
+
+import toys
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
 

@@ -4,6 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+from captioner.search import beam_search, greedy_search
+
 from search_toys import (
     BOS,
     EOS,
@@ -15,9 +19,6 @@ from search_toys import (
     tied_model,
     whole_space,
 )
-from torch import Tensor
-
-from captioner.search import beam_search, greedy_search
 
 IDS = {"bos_id": BOS, "eos_id": EOS}
 

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
+from captioner.search import greedy_search, sample
+
 from search_toys import (
     BOS,
     EOS,
@@ -10,9 +14,6 @@ from search_toys import (
     teacher_forced,
     tied_model,
 )
-from torch import Tensor
-
-from captioner.search import greedy_search, sample
 
 IDS = {"bos_id": BOS, "eos_id": EOS}
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-import toys
 from captioner.training import bptt
+
+import toys
 
 
 def gradients(decoder, batch, **options):

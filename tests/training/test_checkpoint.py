@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 
-import toys
 from captioner.errors import CheckpointError
 from captioner.training import bptt
 from captioner.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+import toys
 
 
 def make():

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import toys
 from captioner.text import Vocabulary
 from captioner.training.tables import CaptionTable, epoch_order, iterate
+
+import toys
 
 
 def make_table(views: int = 1) -> CaptionTable:

@@ -1,0 +1,123 @@
+"""`report.html`: an evaluation as one file that opens from disk, with nothing to fetch.
+
+    page.html    what there is to see (a Jinja template, which escapes whatever it is given)
+    page.css     how it looks
+    page.js      the gallery: sorts, filters, searches, loads pictures as they come into view
+    findings.py  what is said about the captions
+    charts.py    curves and histogram
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from captioner.evaluation.report.charts import Line, length_chart, line_chart
+from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
+from captioner.files import whole_file
+from captioner.metrics.bootstrap import CONFIDENCE
+from captioner.text import Vocabulary
+from captioner.training.telemetry import read_metrics
+
+if TYPE_CHECKING:
+    from captioner.evaluation.run import Evaluation
+
+HERE = Path(__file__).parent
+LABELS = {
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "cider_d": "CIDEr-D",
+    "cider_plain": "CIDEr, plain",
+    "spice": "SPICE",
+    "log_prob": "log-probability",
+}
+
+
+def write_report(
+    result: Evaluation, vocabulary: Vocabulary, *, model: Path, split_train: str = "train"
+) -> Path:
+    """Write `report.html` into the folder of an evaluation.
+
+    Args:
+        result: of `evaluate`.
+        vocabulary: the model's.
+        model: its folder; where `metrics.jsonl` lies beside it, the training curves are shown.
+        split_train: training split of the data set, to find captions copied from it.
+
+    Returns:
+        The file.
+    """
+    run = model.resolve().parent
+    metrics = read_metrics(run / "metrics.jsonl")
+    findings = find(result, vocabulary, split_train)
+    epochs = [line for line in metrics if line.get("kind") == "epoch"]
+    stream = _template().stream(
+        result=result,
+        findings=findings,
+        flags=FLAGS,
+        labels={name: label(name) for name in result.scores},
+        confidence=f"{CONFIDENCE:.0%}",
+        model=run.name if metrics else model.name,
+        split_train=split_train,
+        length_chart=length_chart(findings.lengths, findings.reference_lengths),
+        loss_chart=_loss_chart(metrics, epochs),
+        score_chart=_score_chart(epochs),
+        epochs=epochs,
+        gallery={
+            "scores": [label(name) for name in result.scores],
+            "keys": list(result.scores),
+            "flags": FLAGS,
+            "rows": gallery_rows(result, findings),
+        },
+        thumbnails=partial(thumbnails, [example.image for example in result.table.examples]),
+    )
+    path = result.output / "report.html"
+    with whole_file(path) as aside, aside.open("wb") as file:
+        # A file name that is not UTF-8 on disk becomes readable, not an error.
+        stream.dump(file, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def label(name: str) -> str:
+    """Return a score's name as papers write it."""
+    return LABELS.get(name, name.replace("_", "-").upper())
+
+
+def _template() -> Any:
+    """Load the page, with style and script in it and a policy that allows these two alone."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for kind in ("css", "js"):
+        text = (HERE / f"page.{kind}").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        environment.globals[kind] = Markup(text)
+        environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
+    return environment.get_template("page.html")
+
+
+def _loss_chart(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Markup:
+    steps = [line for line in metrics if line.get("kind") == "step"]
+    lines = [
+        Line("steps", [(line["step"], line["loss"]) for line in steps], "faint"),
+        Line("loss", [(line["step"], line["train_loss"]) for line in epochs], "first"),
+    ]
+    return line_chart("Training loss over steps", lines, x_label="step")
+
+
+def _score_chart(epochs: list[dict[str, Any]]) -> Markup:
+    lines = [
+        Line(label(name), [(e["step"], e[name]) for e in epochs if name in e], style)
+        for name, style in (("cider_d", "first"), ("bleu_4", "second"))
+    ]
+    return line_chart("Dev scores over steps", lines, x_label="step", y_zero=True)

@@ -1,0 +1,293 @@
+"""Captions and references from every kind of file, matched image by image."""
+
+import json
+
+import pytest
+
+from captioner.errors import DataError
+from captioner.evaluation.compare import compare_files, conclusion, verdict
+from captioner.evaluation.score import score_file
+from captioner.evaluation.systems import (
+    match,
+    own_references,
+    read_hypotheses,
+    read_references,
+    reference_tokens,
+)
+
+SAID = {"1": "a dog runs on the grass", "2": "two men play a game", "3": "a red car on a road"}
+TRUE = {
+    "1": ["a dog is running on the grass", "the dog runs on grass"],
+    "2": ["two men are playing a game", "men play football in a field"],
+    "3": ["a car on a road", "a red car drives down the road"],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        elif path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        else:
+            path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def coco_references(order=("1", "2", "3")):
+    return {
+        "images": [{"id": int(i), "file_name": f"{i}.jpg"} for i in order],
+        "annotations": [
+            {"id": 10 * int(i) + k, "image_id": int(i), "caption": text}
+            for i in order
+            for k, text in enumerate(TRUE[i])
+        ],
+    }
+
+
+HYPOTHESES = {
+    "out.jsonl": [{"image_id": i, "caption": c} for i, c in SAID.items()],
+    "results.json": [{"image_id": int(i), "caption": c} for i, c in SAID.items()],
+    "out.csv": "image_id,caption\n" + "".join(f"{i},{c}\n" for i, c in SAID.items()),
+    "out.tsv": "caption\tID\n" + "".join(f"{c}\t{i}\n" for i, c in SAID.items()),
+    "files.csv": "image,caption\n" + "".join(f"pics/{i}.jpg,{c}\n" for i, c in SAID.items()),
+    "paths.txt": "".join(f"pics/{i}.jpg\t{c}\n" for i, c in SAID.items()),
+    "both.jsonl": [
+        {"image_id": f"{i}_stem", "file_name": f"pics/{i}.jpg", "caption": c}
+        for i, c in SAID.items()
+    ],
+}
+REFERENCES = {
+    "refs.json": coco_references(("3", "1", "2")),
+    "refs.jsonl": [
+        {"image_id": int(i), "file_name": f"/data/{i}.jpg", "captions": c} for i, c in TRUE.items()
+    ],
+    "rows.csv": "image,id,caption\n"
+    + "".join(f"{i}.jpg,{i},{c}\n" for i in reversed(TRUE) for c in TRUE[i]),
+    "lists.csv": "image\tid\tcaption\n"
+    + "".join(f"{i}.jpg\t{i}\t{json.dumps(TRUE[i])}\n" for i in TRUE),
+}
+
+
+@pytest.mark.parametrize("hypotheses", HYPOTHESES)
+@pytest.mark.parametrize("references", REFERENCES)
+def test_every_format_gives_the_same_scores(write, hypotheses, references):
+    expected = score_file(
+        write("a/hyp.txt", "\n".join(SAID.values()) + "\n"),
+        [write(f"a/{k}.txt", "".join(TRUE[i][k] + "\n" for i in TRUE)) for k in (0, 1)],
+        metrics=["bleu", "cider"],
+        resamples=0,
+    )
+    assert expected.matched_by == "line"
+    assert 0.1 < expected.scores["bleu_4"].value < 1
+    done = score_file(
+        write(hypotheses, HYPOTHESES[hypotheses]),
+        [write(references, REFERENCES[references])],
+        metrics=["bleu", "cider"],
+        resamples=0,
+    )
+    by_file = hypotheses in ("files.csv", "paths.txt", "both.jsonl")
+    assert done.matched_by == ("file name" if by_file else "image id")
+    for name, score in expected.scores.items():
+        assert done.scores[name].value == pytest.approx(score.value, abs=1e-12)
+        assert done.scores[name].signature == score.signature
+
+
+def test_flickrs_own_token_file_is_read_as_references(write):
+    lines = [f"{i}.jpg#{k}\t{c}\n" for i in TRUE for k, c in enumerate(TRUE[i])]
+    found = read_references([write("Flickr8k.token.txt", "".join(lines))])
+    assert found.ids == ("1.jpg", "2.jpg", "3.jpg")
+    assert found.captions == tuple(map(tuple, TRUE.values()))
+
+
+def test_reference_files_add_up_by_id(write):
+    files = [
+        write(f"{k}.jsonl", [{"id": i, "caption": TRUE[i][k]} for i in order])
+        for k, order in enumerate((("1", "2", "3"), ("3", "2", "1")))
+    ]
+    found = read_references(files)
+    assert dict(zip(found.ids, found.captions, strict=True)) == {i: (*TRUE[i],) for i in TRUE}
+
+
+def test_a_blank_line_is_a_missing_reference_and_an_empty_caption(write):
+    files = [write("r1.txt", "a dog\r\n\r\na car\r\n"), write("r2.txt", "the dog\n...\na red car\n")]
+    found = read_references(files)
+    assert reference_tokens(found, [2, 0]) == [
+        [["a", "car"], ["a", "red", "car"]],
+        [["a", "dog"], ["the", "dog"]],
+    ]
+    with pytest.raises(DataError, match="no reference caption for line 2$"):
+        reference_tokens(found, [0, 1, 2])
+    assert read_hypotheses(write("h.txt", "a dog\n\na car\n")).captions == (
+        ("a dog",),
+        ("",),
+        ("a car",),
+    )
+
+
+def test_images_missing_on_either_side_are_listed(write):
+    many = [{"image_id": i, "caption": "a dog"} for i in range(100, 115)]
+    ours = read_hypotheses(write("out.jsonl", [*HYPOTHESES["out.jsonl"][:2], *many]))
+    theirs = read_references([write("refs.json", coco_references())])
+    with pytest.raises(DataError) as error:
+        match(ours, theirs)
+    text = str(error.value)
+    assert "15 only in" in text and "100, 101, 102" in text and "109 and 5 more" in text
+    assert "1 only in" in text and text.endswith("refs.json: 3")
+    assert "\n" not in text
+
+
+def test_subset_passes_over_references_but_never_over_captions(write):
+    references = read_references([write("refs.json", coco_references())])
+    two = read_hypotheses(write("two.jsonl", HYPOTHESES["out.jsonl"][1:]))
+    with pytest.raises(DataError, match=r"1 only in .*refs.json: 1"):
+        match(two, references)
+    assert match(two, references, subset=True) == ("image id", [1, 2])
+    other = read_hypotheses(write("o.jsonl", [{"image_id": 9, "caption": "a dog"}]))
+    with pytest.raises(DataError, match="only in"):
+        match(other, references, subset=True)
+
+
+def test_file_names_that_repeat_match_nothing(write):
+    folders = [{"file_name": f"{f}/1.jpg", "image_id": f, "caption": "a dog"} for f in "ab"]
+    references = [row | {"image_id": row["image_id"] * 2} for row in folders]
+    with pytest.raises(DataError, match="by image id"):
+        match(
+            read_hypotheses(write("h.jsonl", folders)), read_references([write("r.jsonl", references)])
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", [{"image_id": 1, "caption": "a"}] * 2, "2 captions for 1"),
+        ("a.jsonl", [{"image_id": 1}], "a.jsonl:1: no caption; fields: image_id"),
+        ("a.jsonl", [{"image_id": 1, "caption": 3}], "a.jsonl:1: a caption must be text, was 3"),
+        ("a.jsonl", [{"image_id": 1, "caption": "a"}, {"caption": "b"}], "a.jsonl:2: no image id"),
+        ("a.jsonl", [{"image_id": 1, "caption": "\ud83d"}], "a.jsonl:1: not UTF-8"),
+        ("a.jsonl", "{\n", "a.jsonl:1: not JSON"),
+        ("a.jsonl", "", "holds no caption"),
+        ("a.json", {"captions": []}, "neither COCO results"),
+        ("a.json", [1], r"a.json: \[0\]: not an object"),
+        ("a.json", "[", "not valid JSON"),
+        ("a.csv", "image_id,caption\n1,a,b\n", "a.csv:2: 3 cells, the first line names 2"),
+        ("a.txt", b"a dog\na caf\xe9\n", "a.txt:2: not UTF-8"),
+    ],
+)
+def test_mistakes_are_one_line_with_file_and_line(write, name, content, says):
+    with pytest.raises(DataError, match=says) as error:
+        read_hypotheses(write(name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_go_together_are_refused(write):
+    lines, ids = write("a.txt", "a dog\n"), write("b.json", coco_references())
+    with pytest.raises(DataError, match="has image ids and .* has none"):
+        match(read_hypotheses(lines), read_references([ids]))
+    with pytest.raises(DataError, match="1 lines and .* 2;"):
+        match(read_hypotheses(lines), read_references([write("c.txt", "a\nb\n")]))
+    with pytest.raises(DataError, match="some files have image ids"):
+        read_references([lines, ids])
+    with pytest.raises(DataError, match=r"a.txt has 1, .*c.txt has 2"):
+        read_references([lines, write("c.txt", "a\nb\n")])
+
+
+def predictions(folder, captions, write, *, split="dev", decode="beam1,lp0.0", references=TRUE):
+    rows = [
+        {"image_id": i, "file_name": f"{i}.jpg", "caption": c, "references": references[i]}
+        for i, c in captions.items()
+    ]
+    signature = f"bleu4|refs:2|tok:ptb|decode:{decode}|split:{split}|n:{len(rows)}|v:0.1.0"
+    write(f"{folder}/scores.json", {"bleu_4": {"value": 0.5, "signature": signature}})
+    return write(f"{folder}/predictions.jsonl", rows)
+
+
+def test_predictions_bring_their_references_and_how_they_were_made(write, tmp_path):
+    path = predictions("run/evaluation", SAID, write)
+    found = read_hypotheses(tmp_path / "run")
+    assert found.name == str(path)
+    assert own_references(found).captions == tuple(map(tuple, TRUE.values()))
+    assert (found.about("decode"), found.about("split")) == ("beam1,lp0.0", "dev")
+    done = score_file(path, [], metrics=["bleu"], resamples=0)
+    assert done.matched_by == "own references"
+    assert "decode:beam1,lp0.0|split:dev|n:3" in done.scores["bleu_1"].signature
+    write("run/evaluation/scores.json", {"bleu_4": {"signature": "bleu4|n:1000|split:dev"}})
+    assert read_hypotheses(path).about("split") is None  # of another set of images
+    (tmp_path / "run/evaluation/scores.json").unlink()
+    assert read_hypotheses(path).about("split") is None
+    with pytest.raises(DataError, match="no predictions.jsonl"):
+        read_hypotheses(tmp_path)
+
+
+def test_compare_finds_the_better_system_and_where_it_is_better(write):
+    ids = [str(i) for i in range(40)]
+    truth = {i: [f"a dog number {i} runs", f"the dog {i} is running fast"] for i in ids}
+    good = {i: truth[i][0] for i in ids}
+    poor = dict.fromkeys(ids, "a cat number sits") | {"7": truth["7"][0]}
+    good["7"] = "nothing"
+    a = predictions("a", poor, write, references=truth)
+    b = predictions("b", dict(reversed(good.items())), write, references=truth, decode="beam5")
+    pair = compare_files(a, b, metrics=["bleu", "cider"], resamples=200, examples=2)
+    assert {verdict(score) for score in pair.scores.values()} == {"B"}
+    assert conclusion(pair.scores).startswith("B is better in bleu_1, bleu_2")
+    assert [change.image for change in pair.worsened] == ["7"]
+    assert pair.worsened[0].a == truth["7"][0] and pair.worsened[0].b == "nothing"
+    assert len(pair.improved) == 2
+    assert pair.improved[0].difference >= pair.improved[1].difference > 0
+    assert pair.b.label(7) == pair.a.label(7) == "7"  # in one order
+    assert pair.as_dict()["cider"]["verdict"] == "B"
+    assert pair.warnings == []
+    back = compare_files(b, a, metrics=["bleu", "cider"], resamples=200)
+    assert conclusion(back.scores).startswith("A is better")
+
+
+def test_compare_claims_nothing_that_chance_explains(write):
+    a = predictions("a", SAID, write)
+    same = compare_files(a, a, metrics=["bleu"], resamples=50)
+    assert conclusion(same.scores) == "A and B score the same on every image."
+    assert not same.improved and not same.worsened
+    b = predictions("b", SAID | {"2": "two men"}, write)
+    pair = compare_files(a, b, metrics=["cider"], resamples=200)
+    assert conclusion(pair.scores) == (
+        "No difference is shown: chance explains those in cider (p >= 0.05)."
+    )
+
+
+def test_compare_says_when_the_stored_scores_do_not_belong_together(write):
+    a = predictions("a", SAID, write)
+    pair = compare_files(
+        a, predictions("b", SAID, write, split="test"), metrics=["bleu"], resamples=10
+    )
+    (warning,) = pair.warnings
+    assert "split dev / test" in warning
+    assert "split" not in pair.scores["bleu_1"].signature
+
+
+def test_compare_refuses_other_images_and_other_references(write):
+    a = predictions("a", SAID, write)
+    fewer = predictions("b", {i: SAID[i] for i in "12"}, write)
+    with pytest.raises(DataError, match=r"1 only in .*a/predictions.jsonl: 3"):
+        compare_files(a, fewer, metrics=["bleu"])
+    other = TRUE | {"2": ["something else"]}
+    changed = predictions("c", SAID, write, references=other)
+    with pytest.raises(DataError, match=r"different references for 1 image\(s\), 2 for one"):
+        compare_files(a, changed, metrics=["bleu"])
+    named = write("refs.json", coco_references())
+    assert compare_files(a, changed, [named], metrics=["bleu"], resamples=10).scores
+    bare = write("bare.jsonl", HYPOTHESES["out.jsonl"])
+    with pytest.raises(DataError, match="name them with --references"):
+        compare_files(bare, bare, metrics=["bleu"])
+    # The references of one serve both, whatever the order of its images.
+    turned = predictions("d", dict(reversed(SAID.items())), write)
+    pair = compare_files(bare, turned, metrics=["bleu"], resamples=10)
+    assert pair.scores["bleu_4"].a == pair.scores["bleu_4"].b
+    assert pair.scores["bleu_4"].a == pytest.approx(
+        score_file(a, [], metrics=["bleu"], resamples=0).scores["bleu_4"].value
+    )
