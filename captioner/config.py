@@ -159,6 +159,9 @@ class TrainingConfig(Section):
     patience: Count | None = Field(
         None, description="stop after this many epochs without a better dev score; null: never"
     )
+    save_every: Count = Field(
+        500, description="steps between checkpoints; each epoch ends with one as well"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
     )

@@ -63,6 +63,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a killed process was still writing into a folder or its folders."""
+    for left in folder.rglob(".*"):
+        if left.suffix in (".part", ".old"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": "Caption a split of a data set and score the captions.",
     "score": "Score the captions of any system against references.",
     "compare": "Say which of two systems is better, and how surely.",
-    "doctor": "Find out why a model gives poor captions, or the same one every time.",
+    "doctor": "Find out why captions are poor, or all the same.",
     "features": "Fill the feature store, so that training starts at once.",
 }
 

@@ -38,14 +38,16 @@ def command(
 
     from captioner.config import load_config
 
-    settings = load_config(name, overrides)
+    # A run knows its own settings; only a config that was named is checked against them.
+    named = config is not None or bool(overrides) or not resume
+    settings = load_config(name, overrides) if named else None
 
     from captioner.training.run import Stopped, train
 
     try:
         done = train(settings, folder, resume=resume, overwrite=overwrite, device=device)
     except Stopped:
-        say(f"stopped; go on with: captioner train {name} --output {folder} --resume")
+        say(f"stopped; go on with: captioner train --output {folder} --resume")
         raise SystemExit(1) from None
     say(
         f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch} of "

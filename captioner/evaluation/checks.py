@@ -143,7 +143,7 @@ def check_units(name: str, low: Floats, high: Floats, advice: str) -> Check:
         high: largest.
         advice: what to do if they are too many.
     """
-    still = high - low < 1e-3
+    still = ~(high - low >= 1e-3)  # so that what is no number counts as well
     finding = f"{int(still.sum()):,} of {len(still):,} units never move"
     status = _above(float(still.mean()), UNMOVED)
     return Check(name, status, finding, "" if status == "ok" else advice)

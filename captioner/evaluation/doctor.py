@@ -203,15 +203,17 @@ def _check_preprocessing(encoder: FrozenEncoder, run: Path) -> Check:
 
 
 def _trained_fingerprint(run: Path) -> str | None:
-    """Return the fingerprint of the encoder that a run's decoder learned from, if it is known."""
-    path = run / "checkpoints" / "last.safetensors"
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str(json.loads((file.metadata() or {})["identity"])["encoder"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None
+    """Return the fingerprint of the encoder that a run's decoder learned from, if it is known.
+
+    Only a checkpoint's header is read; every checkpoint of a run that can be resumed names it.
+    """
+    for path in sorted((run / "checkpoints").glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return str(json.loads((file.metadata() or {})["identity"])["encoder"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _changes(encoder: FrozenEncoder, trained: str) -> list[str]:

@@ -1,11 +1,13 @@
 """The state of a run in one file.
 
-safetensors, with everything that is not a tensor as JSON in its header. It is written whole
-(aside, flushed, renamed), and nothing in it is unpickled.
+safetensors, with everything that is not a tensor as JSON in its header, and a checksum over
+all of it. It is written whole (aside, flushed, renamed), and nothing in it is unpickled. The
+last two of a run are kept, named by their step, so that there is always a good one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +22,10 @@ from torch.optim import Optimizer
 
 from captioner.errors import CheckpointError
 from captioner.files import whole_file
+
+
+class DamagedError(CheckpointError):
+    """A file that was cut off or altered after it was written."""
 
 
 @dataclass(slots=True)
@@ -47,25 +53,30 @@ class Progress:
     seconds: float = 0.0
 
 
+def saved_steps(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem[5:]))
+
+
 def save_checkpoint(
-    path: Path,
+    folder: Path,
     *,
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> None:
-    """Write the whole state of a run.
+    """Write the whole state of a run, and delete all but the last two.
 
     Args:
-        path: file to write.
+        folder: of the run's checkpoints.
         modules: by name; their parameters and buffers are stored.
         optimizer: its moments are stored.
         progress: position and scores.
         identity: what a resumed run must share with this one.
 
     Raises:
-        CheckpointError: if it cannot be written; an older file at the path stays as it was.
+        CheckpointError: if it cannot be written; the ones before it stay as they were.
     """
     tensors = {
         f"{name}.{key}": tensor.contiguous().clone()  # tied weights share memory, files cannot
@@ -78,7 +89,35 @@ def save_checkpoint(
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     header = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(dict(identity))}
-    write_tensors(path, tensors, header)
+    write_tensors(folder / f"step-{progress.step}.safetensors", tensors, header)
+    for old in saved_steps(folder)[:-2]:
+        old.unlink()
+
+
+def load_newest(folder: Path, **parts: Any) -> Progress | None:
+    """Bring a run back to its newest checkpoint.
+
+    Args:
+        folder: of the run's checkpoints.
+        **parts: see `load_checkpoint`.
+
+    Returns:
+        The position to go on from, or None where nothing was saved yet.
+
+    Raises:
+        CheckpointError: if the newest is damaged or belongs to another run; a damaged one is
+            never skipped silently, but the one before it is offered.
+    """
+    found = saved_steps(folder)
+    if not found:
+        return None
+    try:
+        return load_checkpoint(found[-1], **parts)
+    except DamagedError as error:
+        offer = "; there is none before it: start over with --overwrite"
+        if len(found) > 1:
+            offer = f"; delete it, and --resume goes on from {found[-2].name} before it"
+        raise CheckpointError(f"{error}{offer}") from error
 
 
 def load_checkpoint(
@@ -100,7 +139,8 @@ def load_checkpoint(
         The position to go on from.
 
     Raises:
-        CheckpointError: if the file is damaged or belongs to another run.
+        DamagedError: if the file is damaged.
+        CheckpointError: if it belongs to another run.
     """
     tensors, header = read_tensors(path)
     try:
@@ -142,8 +182,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
         CheckpointError: if it cannot be written.
     """
     try:
+        tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
+        header = header | {"checksum": _checksum(tensors, header)}
         with whole_file(path) as aside:
-            save_file({k: v.cpu() for k, v in tensors.items()}, aside, metadata=header)
+            save_file(tensors, aside, metadata=header)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: could not be written: {error}; free some space") from error
 
@@ -152,10 +194,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `write_tensors` wrote.
 
     Raises:
-        CheckpointError: if it is missing or damaged.
+        DamagedError: if it is missing, cut off or altered.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+            header = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    # A damaged header makes the library raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(f"{path}: damaged, cannot be read ({reason})") from error
+    if header.pop("checksum", None) != _checksum(tensors, header):
+        raise DamagedError(f"{path}: damaged, its checksum does not match")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    digest = hashlib.blake2b(json.dumps(sorted(header.items())).encode(), digest_size=16)
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -25,7 +25,7 @@ from captioner.text import tokenize
 from captioner.training import bptt
 from captioner.training.checkpoint import (
     Progress,
-    load_checkpoint,
+    load_newest,
     read_tensors,
     save_checkpoint,
     write_tensors,
@@ -71,12 +71,13 @@ class Trainer:
         self.config = config
         self.log = log
         self.identity = identity
-        self.last = folder / "checkpoints" / "last.safetensors"
-        self.best = folder / "checkpoints" / "best.safetensors"
+        self.checkpoints = folder / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
         self.device = captioner.device
         self.train_table = train.to(self.device)
         self.dev = dev
         self.progress = Progress()
+        self.saved_step = 0
         self.steps_per_epoch = -(-len(train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(self.decoder, config)
@@ -92,19 +93,21 @@ class Trainer:
         return self.average or self.decoder
 
     def resume(self) -> None:
-        """Go back to the last checkpoint.
+        """Go back to the last checkpoint, or to the start where there is none.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        self.progress = load_checkpoint(
-            self.last, modules=self._modules(), optimizer=self.optimizer, identity=self.identity
+        progress = load_newest(
+            self.checkpoints,
+            modules=self._modules(),
+            optimizer=self.optimizer,
+            identity=self.identity,
         )
+        self.progress = progress or Progress()
+        self.saved_step = self.progress.step
         self.log.forget_after(self.progress.step)
-        self.log.say(
-            f"resuming after epoch {self.progress.epoch}, step {self.progress.step:,} "
-            f"of {self.total_steps:,}"
-        )
+        self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
 
     def run(self) -> None:
         """Train to the end, and leave the best weights in the captioner's decoder.
@@ -160,8 +163,9 @@ class Trainer:
             bar.update(len(losses))
             losses, norms, tokens = [], [], []
             started = time.perf_counter()
-            if stop_asked:
+            if stop_asked or progress.step - self.saved_step >= config.save_every:
                 self._save()
+            if stop_asked:
                 raise Stopped
 
     def _update(self) -> Tensor:
@@ -262,8 +266,9 @@ class Trainer:
         return patience is not None and progress.epoch - progress.best_epoch >= patience
 
     def _save(self) -> None:
+        self.saved_step = self.progress.step
         save_checkpoint(
-            self.last,
+            self.checkpoints,
             modules=self._modules(),
             optimizer=self.optimizer,
             progress=self.progress,

@@ -12,7 +12,7 @@ import torch
 
 from captioner.config import Config, load_config
 from captioner.errors import CheckpointError, ConfigError
-from captioner.files import write_text
+from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import FrozenEncoder
@@ -43,7 +43,7 @@ class Summary:
 
 
 def train(
-    config: Config,
+    config: Config | None,
     folder: Path,
     *,
     resume: bool = False,
@@ -53,9 +53,9 @@ def train(
     """Train a captioner.
 
     Args:
-        config: what to do; ignored in favour of the run's own when resuming.
+        config: what to do; None: what the run in the folder was started with.
         folder: run folder to write.
-        resume: go on with the run in the folder.
+        resume: go on with the run in the folder, or start it where there is none.
         overwrite: delete what is in the folder and start.
         device: "auto", "cpu", "cuda", ...
 
@@ -66,17 +66,20 @@ def train(
         CaptionerError: if the data, the weights or the folder cannot be used.
         Stopped: if the run was asked to stop; its state is saved.
     """
-    if resume:
-        config = _config_of_run(folder)
+    sweep(folder)
+    if resume and (folder / "config.yaml").is_file():
+        config = _config_of_run(folder, config)
+    elif config is None:
+        raise CheckpointError(f"{folder}: no run to resume here; name the config to start one")
     else:
         _claim(folder, overwrite)
+        write_text(folder / "config.yaml", config.to_yaml())
     log = RunLog(folder)
-    write_text(folder / "config.yaml", config.to_yaml())
     chosen = choose_device(device)
     encoder = open_encoder(config, chosen)
     prepared = prepare(config, encoder, log.say)
     trainer = _build(config, prepared, encoder, folder, chosen, log)
-    if resume and trainer.last.exists():
+    if resume:
         trainer.resume()
     trainer.run()
     trainer.captioner.save(folder / "model")
@@ -145,11 +148,21 @@ def _claim(folder: Path, overwrite: bool) -> None:
     shutil.rmtree(folder)
 
 
-def _config_of_run(folder: Path) -> Config:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no run to resume here; start one without --resume")
-    return load_config(str(path))
+def _config_of_run(folder: Path, asked: Config | None) -> Config:
+    """Read a run's config; a different one that was asked for is not quietly ignored."""
+    config = load_config(str(folder / "config.yaml"))
+    if asked is None or asked == config:
+        return config
+    ours, theirs = config.model_dump(), asked.model_dump()
+    differing = [
+        f"{section}.{key}: the run has {value!r}, asked for {theirs[section][key]!r}"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if value != theirs[section][key]
+    ]
+    raise ConfigError(
+        "\n".join([f"{folder}: a run is resumed with its own settings only", *differing])
+    )
 
 
 __all__ = ["Stopped", "Summary", "train"]

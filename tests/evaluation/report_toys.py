@@ -109,13 +109,15 @@ def scenes_report(folder: Path) -> Path:
     drawn = load_dataset(bundled("data/scenes"))
     examples = drawn.split("dev")
     captions = [
-        [caption(right.captions[0] if i % 4 else before.captions[0], -2.0 - i % 7, finished=i % 9 > 0)]
+        [
+            caption(
+                right.captions[0] if i % 4 else before.captions[0], -2.0 - i % 7, finished=i % 9 > 0
+            )
+        ]
         + [caption(other, -4.0 - i % 5) for other in right.captions[1:3]]
         for i, (before, right) in enumerate(zip((examples[-1], *examples), examples, strict=False))
     ]
     train = [text for example in drawn.split("train") for text in example.captions]
-    result = evaluation(
-        folder, examples, captions, train=train, judge=drawn.judge, resamples=1000
-    )
+    result = evaluation(folder, examples, captions, train=train, judge=drawn.judge, resamples=1000)
     words = vocabulary(result, "moon", "above", "below")
     return write_report(result, words, model=model_folder(folder))

@@ -9,7 +9,6 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-import toys
 from captioner.cli import main
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check, verdict
@@ -18,6 +17,8 @@ from captioner.features import FeatureStore
 from captioner.metrics import PreparedReferences
 from captioner.models.captioner import Captioner
 from captioner.training.run import train
+
+import toys
 
 NAMES = [
     "preprocessing",
@@ -231,7 +232,7 @@ def test_feature_check():
 @pytest.mark.parametrize(("dead", "status"), [(0, "ok"), (2, "warning"), (5, "problem")])
 def test_unit_check(dead, status):
     low, high = np.zeros(10), np.ones(10)
-    high[:dead] = 0.0
+    high[:dead] = [1e-5, 0.0, np.nan, 0.0, 0.0][:dead]
     found = checks.check_units("hidden units", low, high, "do this")
     assert (found.status, found.advice) == (status, "" if status == "ok" else "do this")
     assert found.finding == f"{dead} of 10 units never move"
@@ -252,6 +253,7 @@ def test_shuffle_check():
     assert checks.check_shuffle(0.4, [0.42, 0.4], "cider").status == "problem"
     assert checks.check_shuffle(0.0, [0.0], "cider").status == "problem"
     assert checks.check_shuffle(float("nan"), [0.0], "cider").status == "problem"
+    assert checks.check_shuffle(0.4, [float("nan")], "cider").status == "problem"
 
 
 def test_vocabulary_check():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from captioner.errors import DataError
@@ -14,6 +15,7 @@ from captioner.evaluation.systems import (
     read_references,
     reference_tokens,
 )
+from captioner.metrics import Comparison
 
 SAID = {"1": "a dog runs on the grass", "2": "two men play a game", "3": "a red car on a road"}
 TRUE = {
@@ -117,13 +119,16 @@ def test_reference_files_add_up_by_id(write):
 
 
 def test_a_blank_line_is_a_missing_reference_and_an_empty_caption(write):
-    files = [write("r1.txt", "a dog\r\n\r\na car\r\n"), write("r2.txt", "the dog\n...\na red car\n")]
+    files = [
+        write("r1.txt", "a dog\r\n\r\na car\r\n"),
+        write("r2.txt", "the dog\n...\na red car\n"),
+    ]
     found = read_references(files)
     assert reference_tokens(found, [2, 0]) == [
         [["a", "car"], ["a", "red", "car"]],
         [["a", "dog"], ["the", "dog"]],
     ]
-    with pytest.raises(DataError, match="no reference caption for line 2$"):
+    with pytest.raises(DataError, match=r"no reference caption for line 2$"):
         reference_tokens(found, [0, 1, 2])
     assert read_hypotheses(write("h.txt", "a dog\n\na car\n")).captions == (
         ("a dog",),
@@ -160,7 +165,8 @@ def test_file_names_that_repeat_match_nothing(write):
     references = [row | {"image_id": row["image_id"] * 2} for row in folders]
     with pytest.raises(DataError, match="by image id"):
         match(
-            read_hypotheses(write("h.jsonl", folders)), read_references([write("r.jsonl", references)])
+            read_hypotheses(write("h.jsonl", folders)),
+            read_references([write("r.jsonl", references)]),
         )
 
 
@@ -189,9 +195,9 @@ def test_mistakes_are_one_line_with_file_and_line(write, name, content, says):
 
 def test_files_that_cannot_go_together_are_refused(write):
     lines, ids = write("a.txt", "a dog\n"), write("b.json", coco_references())
-    with pytest.raises(DataError, match="has image ids and .* has none"):
+    with pytest.raises(DataError, match=r"has image ids and .* has none"):
         match(read_hypotheses(lines), read_references([ids]))
-    with pytest.raises(DataError, match="1 lines and .* 2;"):
+    with pytest.raises(DataError, match=r"1 lines and .* 2;"):
         match(read_hypotheses(lines), read_references([write("c.txt", "a\nb\n")]))
     with pytest.raises(DataError, match="some files have image ids"):
         read_references([lines, ids])
@@ -222,7 +228,7 @@ def test_predictions_bring_their_references_and_how_they_were_made(write, tmp_pa
     assert read_hypotheses(path).about("split") is None  # of another set of images
     (tmp_path / "run/evaluation/scores.json").unlink()
     assert read_hypotheses(path).about("split") is None
-    with pytest.raises(DataError, match="no predictions.jsonl"):
+    with pytest.raises(DataError, match=r"no predictions\.jsonl"):
         read_hypotheses(tmp_path)
 
 
@@ -258,6 +264,31 @@ def test_compare_claims_nothing_that_chance_explains(write):
     assert conclusion(pair.scores) == (
         "No difference is shown: chance explains those in cider (p >= 0.05)."
     )
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_bootstrap", "p_randomization", "expected"),
+    [
+        (0.1, 0.01, 0.01, "B"),
+        (-0.1, 0.01, 0.01, "A"),
+        (0.1, 0.01, 0.2, "unsure"),
+        (0.1, 0.2, 0.01, "unsure"),
+        (float("nan"), 0.01, 0.01, "undefined"),
+    ],
+)
+def test_a_verdict_needs_both_tests(difference, p_bootstrap, p_randomization, expected):
+    score = Comparison(
+        name="bleu_4",
+        a=0.2,
+        b=0.2 + difference,
+        difference=difference,
+        interval=(difference, difference),
+        p_bootstrap=p_bootstrap,
+        p_randomization=p_randomization,
+        per_image=np.array([difference]),
+        signature="bleu4|n:1",
+    )
+    assert verdict(score) == expected
 
 
 def test_compare_says_when_the_stored_scores_do_not_belong_together(write):

@@ -27,16 +27,16 @@ def saved(tmp_path):
     decoder, optimizer = make()
     for _ in range(3):
         step(decoder, optimizer)
-    path = tmp_path / "checkpoints" / "last.safetensors"
+    folder = tmp_path / "checkpoints"
     progress = Progress(epoch=2, batch=5, step=30, loss_sum=1.5, token_sum=9, best_score=0.25)
     save_checkpoint(
-        path,
+        folder,
         modules={"decoder": decoder},
         optimizer=optimizer,
         progress=progress,
         identity={"captions": 4},
     )
-    return path, decoder, optimizer, progress
+    return folder / "step-30.safetensors", decoder, optimizer, progress
 
 
 def test_everything_comes_back(saved):
@@ -55,7 +55,7 @@ def test_everything_comes_back(saved):
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_changed(saved):
     decoder, optimizer = make()
-    with pytest.raises(CheckpointError, match=r"last\.safetensors.*captions changed"):
+    with pytest.raises(CheckpointError, match=r"step-30\.safetensors.*captions changed"):
         load_checkpoint(
             saved[0], modules={"decoder": decoder}, optimizer=optimizer, identity={"captions": 5}
         )
@@ -68,7 +68,7 @@ def test_a_cut_off_file_is_refused_by_name(saved):
     before = copy.deepcopy(decoder.state_dict())
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
-        with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"step-30\.safetensors"):
             load_checkpoint(path, modules={"decoder": decoder}, optimizer=optimizer, identity={})
     for name, tensor in before.items():
         assert torch.equal(tensor, decoder.state_dict()[name])
@@ -84,7 +84,11 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
     monkeypatch.setattr("captioner.training.checkpoint.save_file", no_space)
     with pytest.raises(CheckpointError, match=r"could not be written.*No space left"):
         save_checkpoint(
-            path, modules={"decoder": decoder}, optimizer=optimizer, progress=progress, identity={}
+            path.parent,
+            modules={"decoder": decoder},
+            optimizer=optimizer,
+            progress=progress,
+            identity={},
         )
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

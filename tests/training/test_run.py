@@ -187,7 +187,7 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
         train(config, precious, device="cpu", overwrite=True)
     assert (precious / "thesis.txt").exists()
     with pytest.raises(CheckpointError, match="no run to resume"):
-        train(config, tmp_path / "never", device="cpu", resume=True)
+        train(None, tmp_path / "never", device="cpu", resume=True)
 
 
 def test_broken_images_cost_themselves_unless_strict(config, tmp_path):

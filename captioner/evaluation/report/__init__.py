@@ -1,10 +1,10 @@
 """`report.html`: an evaluation as one file that opens from disk, with nothing to fetch.
 
-    page.html    what there is to see (a Jinja template, which escapes whatever it is given)
-    page.css     how it looks
-    page.js      the gallery: sorts, filters, searches, loads pictures as they come into view
-    findings.py  what is said about the captions
-    charts.py    curves and histogram
+page.html    what there is to see (a Jinja template, which escapes whatever it is given)
+page.css     how it looks
+page.js      the gallery: sorts, filters, searches, loads pictures as they come into view
+findings.py  what is said about the captions
+charts.py    curves and histogram
 """
 
 from __future__ import annotations

@@ -85,7 +85,14 @@ class Plot:
         for value in values:
             x, y = self.at(self.x[0], value)
             self.add("path", "grid", d=f"M{x} {y}H{WIDTH - RIGHT}")
-            self.add("text", "tick", f"{value:{y_format or f'.{decimals}f'}}", x=x - 7, y=y + 4, text_anchor="end")
+            self.add(
+                "text",
+                "tick",
+                f"{value:{y_format or f'.{decimals}f'}}",
+                x=x - 7,
+                y=y + 4,
+                text_anchor="end",
+            )
         for value in _ticks(self.x, 6, whole=True):
             x, _ = self.at(value, self.y[0])
             text = last_tick if last_tick and value == LONGEST else f"{value:,.0f}"
@@ -159,9 +166,7 @@ def _shares(lengths: Sequence[int]) -> np.ndarray:
     return counts / max(1, len(lengths))
 
 
-def _ticks(
-    bounds: Point, count: int, *, whole: bool = False, outside: bool = False
-) -> list[float]:
+def _ticks(bounds: Point, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
     """Return round numbers within the bounds, or from just below to just above them."""
     low, high = bounds
     if low == high:
