@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import toys
 from captioner.datasets import Example
 from captioner.evaluation.report import write_report
 from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import THUMBNAIL, find, repeats
+
+import toys
 from report_toys import caption, evaluation, model_folder, vocabulary
 
 HOSTILE = [
@@ -192,7 +193,7 @@ def test_flags_of_known_captions(tmp_path):
     ]
     assert [found.count(flag) for flag in ("unk", "repetition", "untrue")] == [1, 2, 1]
     assert found.lengths == [3, 5, 3, 5, 0, 1]
-    assert found.words == len(set("a red square < unk > dog and".split()))
+    assert found.words == len({"a", "red", "square", "<", "unk", ">", "dog", "and"})
     assert found.vocabulary_size == found.words + 1
     assert found.distinct == 6
     assert found.repeated == []

@@ -154,8 +154,7 @@ def length_chart(captions: Sequence[int], references: Sequence[int]) -> Markup:
         width, height = plot.at(words + 0.4, 0)[0] - x, plot.at(0, 0)[1] - y
         count = f"{words}{'+' if words == LONGEST else ''} words"
         hint = f"{count}: {ours[words]:.1%} of captions, {theirs[words]:.1%} of references"
-        size = {"width": round(width, 1), "height": round(height, 1)}
-        plot.add("rect", "bar", x=x, y=y, **size, title=hint)
+        plot.add("rect", "bar", x=x, y=y, width=f"{width:.1f}", height=f"{height:.1f}", title=hint)
     plot.add("polyline", "line second", points=" ".join(outline))
     return plot.markup()
 
@@ -171,6 +170,6 @@ def _ticks(bounds: Point, count: int, *, whole: bool = False, outside: bool = Fa
     low, high = bounds
     if low == high:
         high = low + 1
-    ticks: list[float] = MaxNLocator(count, integer=whole).tick_values(low, high).tolist()
+    ticks = list(map(float, MaxNLocator(count, integer=whole).tick_values(low, high)))
     slack = (high - low) * 1e-9
     return ticks if outside else [t for t in ticks if low - slack <= t <= high + slack]
