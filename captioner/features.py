@@ -9,14 +9,13 @@ are appended before their keys, so after a crash the unkeyed tail is simply writ
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -63,7 +63,15 @@ class FeatureStore:
         self._rows = folder / "rows.f16"
         self._keys = folder / "rows.key"
         self._index: dict[bytes, int] = {}
+        self._count = 0
         self.refresh()
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Keep other runs from encoding the same images at the same time."""
+        with FileLock(self.folder / "fill.lock"):
+            self.refresh()
+            yield
 
     @classmethod
     def for_encoder(cls, encoder: FrozenEncoder, root: Path | None = None) -> FeatureStore:
@@ -82,12 +90,16 @@ class FeatureStore:
         return store
 
     def refresh(self) -> None:
-        """Read the index again, after another process may have added rows."""
-        keys = self._keys.read_bytes() if self._keys.exists() else b""
-        written = self._rows.stat().st_size // self._row_bytes if self._rows.exists() else 0
-        count = min(len(keys) // KEY_BYTES, written)
-        self._index = {keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
-        self._count = count
+        """Learn of the rows that other processes have added."""
+        if not (self._keys.exists() and self._rows.exists()):
+            return
+        with self._keys.open("rb") as index:
+            index.seek(self._count * KEY_BYTES)
+            keys = index.read()
+        written = self._rows.stat().st_size // self._row_bytes
+        for i in range(min(len(keys) // KEY_BYTES, written - self._count)):
+            self._index[keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = self._count
+            self._count += 1
 
     @property
     def _row_bytes(self) -> int:
@@ -114,33 +126,26 @@ class FeatureStore:
         return np.asarray(table[[self._index[key] for key in keys]])
 
     def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:
-        """Add rows; each is on disk before its key is.
+        """Add rows; each is on disk before its key is. Several processes may do so at once.
 
         Args:
-            keys: N row keys.
+            keys: N row keys; those that another process has added meanwhile are left out.
             features: float16 (N, F).
         """
-        with self._rows.open("ab") as rows, self._keys.open("ab") as index:
+        lock = FileLock(self.folder / "append.lock")
+        with lock, self._rows.open("ab") as rows, self._keys.open("ab") as index:
+            self.refresh()
+            new = [i for i, key in enumerate(keys) if key not in self._index]
             # What a crash left behind the last keyed row is cut off first.
             rows.truncate(self._count * self._row_bytes)
             index.truncate(self._count * KEY_BYTES)
-            rows.write(np.ascontiguousarray(features, np.float16).tobytes())
+            rows.write(np.ascontiguousarray(features[new], np.float16).tobytes())
             rows.flush()
             os.fsync(rows.fileno())
-            index.write(b"".join(keys))
+            index.write(b"".join(keys[i] for i in new))
             index.flush()
             os.fsync(index.fileno())
-        for key in keys:
-            self._index[key] = self._count
-            self._count += 1
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the store's lock, so that two runs do not fill it at the same time."""
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.refresh()
-            yield
+        self.refresh()
 
 
 def image_key(data: bytes, view: str = PLAIN) -> bytes:
@@ -160,6 +165,7 @@ def fill_store(
     *,
     mirrored: bool = False,
     batch_size: int = 64,
+    share: tuple[int, int] = (0, 1),
     say: Callable[[str], None] = print,
 ) -> tuple[dict[Path, tuple[bytes, ...]], dict[Path, ImageError]]:
     """Encode every image that the store does not know yet.
@@ -170,6 +176,8 @@ def fill_store(
         images: files, each once.
         mirrored: also store each image mirrored left to right.
         batch_size: images per forward pass.
+        share: (k, n): of what is missing, encode every n-th image from the k-th on; n processes
+            of one job do the whole together. One process alone has the store to itself.
         say: told what is about to be stored, and what was saved.
 
     Returns:
@@ -190,7 +198,8 @@ def fill_store(
             return ImageError(f"cannot be read: {error.strerror or error}")
         return tuple(image_key(data, view) for view in views)
 
-    with store.writing(), ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    alone = store.filling() if share[1] == 1 else nullcontext()
+    with alone, ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         for path, found in zip(images, _ahead(pool, keys_of, images, 256), strict=True):
             if isinstance(found, ImageError):
                 broken[path] = found
@@ -204,7 +213,8 @@ def fill_store(
                 f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
                 f"{store.folder}), {known:,} stored already"
             )
-            broken |= _encode(store, encoder, todo, keys, pool, batch_size)
+            mine = todo[share[0] :: share[1]]
+            broken |= _encode(store, encoder, mine, keys, pool, batch_size)
     if not keys.keys() - broken.keys():
         first = next(iter(broken.items()), None)
         raise DataError(

@@ -71,6 +71,8 @@ def sweep(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():
+        return  # Windows opens no folders, and needs no flush for a rename
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

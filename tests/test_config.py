@@ -238,3 +238,13 @@ def test_bundled_paths_lie_in_the_package_and_tilde_at_home(
     assert resolve_path("~/pictures") == Path("/home/somebody/pictures")
     assert resolve_path("~nobody_here/x") == Path("~nobody_here/x")
     assert resolve_path("pictures") == Path("pictures")
+
+
+def test_decoding_names_itself_as_a_signature_does() -> None:
+    for overrides, summary in (
+        ([], "beam3,lp0.7"),
+        (["beam_size=5", "length_penalty=0", "no_repeat_ngram_size=2"], "beam5,lp0.0,no_repeat2"),
+        (["sample=true", "top_k=9", "seed=4"], "sample,t1.0,k9,p1.0,seed4"),
+    ):
+        config = load_config(None, [f"decoding.{override}" for override in overrides])
+        assert config.decoding.summary() == summary

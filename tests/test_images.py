@@ -98,6 +98,24 @@ def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
     np.testing.assert_allclose(array(data)[8, 8], RED, atol=3)
 
 
+def test_exif_that_pillow_chokes_on_does_not_cost_it_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def choke(_: Image.Image) -> Image.Image:
+        raise ValueError("bad tag")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", choke)
+    np.testing.assert_array_equal(array(encode(flat(RED), "PNG"))[8, 8], RED)
+
+
+def test_a_picture_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choke(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", choke)
+    assert refusal(encode(flat(RED), "PNG")) == "too large for the memory"
+
+
 def test_plain_rgb_is_untouched(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     path = tmp_path / "plain.png"

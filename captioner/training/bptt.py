@@ -15,7 +15,12 @@ from captioner.training.tables import Batch
 
 
 def backward(
-    decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0, window: int | None = None
+    decoder: Decoder,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    window: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
@@ -30,11 +35,14 @@ def backward(
         batch: of captions and their images.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
         window: tokens per piece, at least 1; None: the whole caption.
+        scaler: multiplies the loss before the gradients are taken, for fp16.
 
     Returns:
         The loss in nats per token, a scalar without gradient.
     """
     total = batch.inputs.new_zeros((), dtype=torch.float32)
+    if not len(batch.inputs):  # more parts than captions
+        return total
     hidden = decoder.init_hidden(batch.features)
     width = window or batch.inputs.shape[1]
     for start in range(0, batch.inputs.shape[1], width):
@@ -50,7 +58,7 @@ def backward(
             )
             / batch.tokens
         )
-        loss.backward()
+        (scaler.scale(loss) if scaler else loss).backward()
         total += loss.detach()
         hidden = hidden.detach()
     return total

@@ -82,13 +82,23 @@ class Batch:
         features: (B, F).
         inputs: int64 (B, T), from the start token on.
         targets: int64 (B, T), the next token of each, padding after the end.
-        tokens: number of real targets.
+        tokens: number of real targets, what the loss is averaged over.
     """
 
     features: Tensor
     inputs: Tensor
     targets: Tensor
     tokens: int
+
+    def part(self, index: int, of: int) -> Batch:
+        """Return every `of`-th caption from `index` on, to go through the network alone.
+
+        `tokens` stays that of the whole batch: the losses of all parts sum to its loss.
+        """
+        mine = slice(index, None, of)
+        return replace(
+            self, features=self.features[mine], inputs=self.inputs[mine], targets=self.targets[mine]
+        )
 
 
 def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:

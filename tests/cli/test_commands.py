@@ -134,6 +134,10 @@ def test_evaluate_scores_and_writes(home):
     lines = [json.loads(t) for t in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert len(lines[0]["references"]) == 2
+    report = (folder / "report.html").read_text()
+    assert "Training loss over steps" in report
+    assert str(scores["bleu_1"]["signature"]).split("|")[-1] in report
+    assert f"report: {Path('runs', 'toy', 'evaluation', 'report.html')}" in result.stderr
 
 
 def test_evaluate_takes_a_split_a_data_set_and_a_search(home):

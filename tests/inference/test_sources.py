@@ -39,6 +39,15 @@ def test_a_folder_gives_its_images_in_the_order_of_their_names(here: Path) -> No
     assert listed(str(here / "sub")) == [str(here / "sub" / "d.webp")]
 
 
+def test_order_does_not_depend_on_the_disk() -> None:
+    names = [f"many/{folder}/{name}.jpg" for folder in "adbfec" for name in ("2", "10", "b", "B")]
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert listed("many", recursive=True) == sorted(names)
+    assert listed("many/*/*.jpg") == sorted(names)
+
+
 def test_recursion_is_asked_for() -> None:
     assert listed(".", recursive=True) == ["a.PNG", "b.jpg", "sub/d.webp", "sub/deep/e.gif"]
 

@@ -19,6 +19,7 @@ from captioner.images import read_image
 from captioner.models.encoder import (
     EncoderSpec,
     FrozenEncoder,
+    _fold,
     best_precision,
     build_backbone,
     check_backbone,
@@ -175,6 +176,26 @@ def test_trained_weights_see_photographs_alike_in_low_precision(
 def test_no_batch_norm_is_left_behind_a_convolution(backbone: str, make_state: MakeState) -> None:
     encoder = FrozenEncoder(spec_of(backbone, 64), make_state(backbone), "fp32")
     assert not [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+class Shared(nn.Module):
+    """A convolution that feeds a batch norm and also goes around it; no torchvision CNN does so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm.running_mean = torch.ones(4)
+        self.norm.running_var = torch.full((4,), 9.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.convolution(images)
+        return self.norm(maps) + maps
+
+
+def test_a_convolution_with_other_readers_is_not_folded() -> None:
+    network, images = Shared().eval(), pixels(32).float()
+    with torch.no_grad():
+        torch.testing.assert_close(_fold(network)(images), network(images))
 
 
 def test_channels_are_last_in_memory(tiny_encoder: FrozenEncoder) -> None:

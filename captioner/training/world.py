@@ -1,0 +1,124 @@
+"""The processes that train one model together.
+
+`torchrun` starts them and tells each its place; here they share gradients, scores and the
+order to stop. The gradients are summed by one all-reduce after the last backward pass of a
+step: truncated back-propagation and gradient accumulation have several passes per step, which
+the hooks of `DistributedDataParallel` would each want to be the only one. Every process reads
+the same batch order and takes its share of each batch, so the sum is the gradient of the whole
+batch, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from captioner.errors import CaptionerError
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # the leader may take this long to encode or to evaluate alone
+
+
+class LostProcessError(CaptionerError):
+    """Another process of the job died or stopped answering."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among all.
+
+    Attributes:
+        rank: from 0.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Only the leader writes files and talks."""
+        return self.rank == 0
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes."""
+        if self.size == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        for p in trained:
+            if p.grad is None:  # no token of this process's share reached it
+                p.grad = torch.zeros_like(p)
+        flat = self.sum(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+        pieces = flat.split([p.numel() for p in trained])
+        for p, piece in zip(trained, pieces, strict=True):
+            p.grad = piece.view_as(p)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes; changes `values` in place."""
+        if self.size > 1:
+            with _lost():
+                distributed.all_reduce(values)
+        return values
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Return whether it is so in any process."""
+        return bool(self.sum(torch.tensor(float(here), device=device)) > 0)
+
+    def share(self, value: T) -> T:
+        """Return what the leader has, to all."""
+        if self.size == 1:
+            return value
+        box = [value]
+        with _lost():
+            distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        self.share(None)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the other processes that `torchrun` started, if it did.
+
+    Args:
+        device: kind of device to train on.
+
+    Yields:
+        This process's place, and its own device: one GPU per process, or the CPU.
+
+    Raises:
+        LostProcessError: if the others cannot be reached.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield World(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    with _lost():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size()), device
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise LostProcessError(
+            f"another process of this job was lost ({reason}); what was saved stays: run the same "
+            f"command again with --resume, with as many processes as there are"
+        ) from error
