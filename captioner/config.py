@@ -159,10 +159,13 @@ class TrainingConfig(Section):
     patience: Count | None = Field(
         None, description="stop after this many epochs without a better dev score; null: never"
     )
+    accumulate: Count = Field(
+        1, description="parts a batch goes through the network in, where memory is short"
+    )
     save_every: Count = Field(
         500, description="steps between checkpoints; each epoch ends with one as well"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")

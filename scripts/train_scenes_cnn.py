@@ -26,18 +26,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.models import get_model
 from tqdm import tqdm
 
-from captioner.datasets.scenes import (
-    COLOURS,
-    COUNTS,
-    KINDS,
-    RADII,
-    RELATIONS,
-    Colour,
-    Scene,
-    draw,
-    scenes,
-    split_combinations,
-)
+from captioner.datasets.scenes.drawing import PALETTE, Colour, draw
+from captioner.datasets.scenes.grammar import COLOURS, COUNTS, KINDS, RELATIONS, SIZES, Scene
+from captioner.datasets.scenes.splits import scenes, split_combinations
 
 BACKBONE = "mobilenet_v2"
 BUILDER_ARGS = {"inverted_residual_setting": [[1, 24, 1, 2], [2, 48, 3, 2], [2, 96, 3, 2]]}
@@ -48,11 +39,11 @@ UNASKED = -100  # the target that cross-entropy ignores
 HEADS: dict[str, tuple[object, ...]] = {
     "layout": (*range(1, len(COUNTS) + 1), *RELATIONS),
     "first kind": KINDS,
-    "first colour": tuple(COLOURS),
-    "first size": tuple(RADII),
+    "first colour": COLOURS,
+    "first size": SIZES,
     "second kind": (*KINDS, ""),
     "second colour": (*COLOURS, ""),
-    "second size": (*RADII, ""),
+    "second size": (*SIZES, ""),
 }
 COLOUR_HEADS = [number for number, head in enumerate(HEADS) if "colour" in head]
 
@@ -71,7 +62,7 @@ def strange_colours(scene: Scene, rng: random.Random) -> dict[str, Colour]:
     strange: list[Colour] = []
     while len(strange) < len(scene.things):
         tint = (rng.uniform(0, 255), rng.uniform(0, 255), rng.uniform(0, 200))
-        if all(math.dist(tint, named) > 50 for named in COLOURS.values()) and min(tint) < 160:
+        if all(math.dist(tint, named) > 50 for named in PALETTE.values()) and min(tint) < 160:
             strange.append(tint)
     if rng.random() < 0.5:
         strange = strange[:1] * len(strange)
@@ -101,7 +92,7 @@ class Drawings(IterableDataset[tuple[Tensor, Tensor]]):
             yield torch.from_numpy(np.stack(pictures)), torch.tensor(targets)
 
     def _picture(self, scene: Scene, rng: random.Random) -> tuple[np.ndarray, list[int]]:
-        colours, targets = COLOURS, answers(scene)
+        colours, targets = PALETTE, answers(scene)
         if rng.random() < self.strange:
             colours = strange_colours(scene, rng)
             for head in COLOUR_HEADS:
@@ -127,7 +118,7 @@ class Reader(nn.Module):
         features = self.cnn((images - mean) / std)
         shares = adaptive_avg_pool1d(features[:, None], len(self.bias))[:, 0]
         logits: Tensor = shares * self.scale + self.bias
-        return logits.split([*map(len, HEADS.values())], dim=1)
+        return torch.split(logits, [*map(len, HEADS.values())], dim=1)
 
 
 def train(steps: int, seed: int, peak: float) -> Reader:
@@ -142,7 +133,8 @@ def train(steps: int, seed: int, peak: float) -> Reader:
     progress = tqdm(zip(range(steps), drawings, strict=False), total=steps, mininterval=5)
     for step, (pictures, targets) in progress:
         logits = model(pictures)
-        loss = sum(cross_entropy(*pair) for pair in zip(logits, targets.T, strict=True))
+        losses = [cross_entropy(*pair) for pair in zip(logits, targets.T, strict=True)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -169,7 +161,7 @@ def main() -> None:
     """Train, report the accuracy per attribute, save the CNN without its classifier."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     options = parser.parse_args()

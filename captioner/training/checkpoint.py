@@ -63,6 +63,7 @@ def save_checkpoint(
     *,
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> None:
@@ -72,6 +73,7 @@ def save_checkpoint(
         folder: of the run's checkpoints.
         modules: by name; their parameters and buffers are stored.
         optimizer: its moments are stored.
+        scaler: its scale is stored.
         progress: position and scores.
         identity: what a resumed run must share with this one.
 
@@ -85,10 +87,11 @@ def save_checkpoint(
     }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    header = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(dict(identity))}
+    header = {
+        "progress": json.dumps(asdict(progress)),
+        "scaler": json.dumps(scaler.state_dict()),
+        "identity": json.dumps(dict(identity)),
+    }
     write_tensors(folder / f"step-{progress.step}.safetensors", tensors, header)
     for old in saved_steps(folder)[:-2]:
         old.unlink()
@@ -125,6 +128,7 @@ def load_checkpoint(
     *,
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
     identity: Mapping[str, Any],
 ) -> Progress:
     """Bring a run back to where it was saved.
@@ -133,6 +137,7 @@ def load_checkpoint(
         path: file written by `save_checkpoint`.
         modules: by the names they were saved under; changed in place.
         optimizer: changed in place.
+        scaler: changed in place.
         identity: must equal what was saved.
 
     Returns:
@@ -167,9 +172,8 @@ def load_checkpoint(
             state.setdefault(int(index), {})[field] = tensor
         param_groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": param_groups})
-        torch.set_rng_state(groups["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in groups["random"]:
-            torch.cuda.set_rng_state(groups["random"]["cuda"])
+        if scale := json.loads(header["scaler"]):
+            scaler.load_state_dict(scale)
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
     return progress

@@ -20,7 +20,7 @@ from captioner.errors import CheckpointError
 from captioner.metrics import score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import best_precision
+from captioner.models.encoder import DTYPES, best_precision
 from captioner.text import tokenize
 from captioner.training import bptt
 from captioner.training.checkpoint import (
@@ -31,8 +31,9 @@ from captioner.training.checkpoint import (
     write_tensors,
 )
 from captioner.training.prepare import SplitTable
-from captioner.training.tables import CaptionTable, iterate
+from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
+from captioner.training.world import World
 
 LOG_EVERY = 20  # steps; also the places where a run can be stopped
 
@@ -54,6 +55,7 @@ class Trainer:
         *,
         identity: dict[str, Any],
         log: RunLog,
+        world: World | None = None,
     ):
         """Get ready to train.
 
@@ -65,7 +67,9 @@ class Trainer:
             folder: run folder.
             identity: what a resumed run must share with this one.
             log: told what happens.
+            world: the processes that train together; None: this one alone.
         """
+        self.world = world or World()
         self.captioner = captioner
         self.decoder = captioner.decoder
         self.config = config
@@ -83,9 +87,9 @@ class Trainer:
         self.optimizer = _optimizer(self.decoder, config)
         self.average = copy.deepcopy(self.decoder).eval() if config.ema_decay else None
         name = config.precision if config.precision != "auto" else best_precision(self.device)
-        self.autocast = torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=name == "bf16"
-        )
+        self.autocast = torch.autocast(self.device.type, dtype=DTYPES[name], enabled=name != "fp32")
+        # fp16 has few exponents: without scaling, small gradients would become zero.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
 
     @property
     def evaluated(self) -> Decoder:
@@ -102,8 +106,10 @@ class Trainer:
             self.checkpoints,
             modules=self._modules(),
             optimizer=self.optimizer,
+            scaler=self.scaler,
             identity=self.identity,
         )
+        self.world.wait()  # until all have read, nobody writes
         self.progress = progress or Progress()
         self.saved_step = self.progress.step
         self.log.forget_after(self.progress.step)
@@ -117,12 +123,19 @@ class Trainer:
             CheckpointError: if the state cannot be saved.
         """
         progress, config = self.progress, self.config
-        bar = tqdm(total=self.total_steps, initial=progress.step, unit="step", smoothing=0.1)
+        bar = tqdm(
+            total=self.total_steps,
+            initial=progress.step,
+            unit="step",
+            smoothing=0.1,
+            disable=not self.world.leads,
+        )
         with bar, _stop_signals() as stop_asked:
             while progress.epoch < config.epochs and not self._ran_out_of_patience():
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
                 self._epoch(bar, stop_asked)
                 self._score_epoch()
+        self.world.wait()  # for the leader to have written the best weights
         tensors, _ = read_tensors(self.best)
         self.decoder.load_state_dict(tensors)
         self.decoder.eval()
@@ -142,31 +155,45 @@ class Trainer:
         tokens: list[int] = []
         started = time.perf_counter()
         for batch in batches:
-            with self.autocast:
-                loss = bptt.backward(
-                    self.decoder,
-                    batch,
-                    label_smoothing=config.label_smoothing,
-                    window=config.bptt_window,
-                )
+            losses.append(self._backward(batch))
             norms.append(self._update())
-            losses.append(loss)
             tokens.append(batch.tokens)
             progress.batch += 1
             progress.step += 1
             if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
                 continue
             # Reading values waits for the device, so it is done once in a while.
+            total = self.world.sum(torch.stack(losses))
             seconds = time.perf_counter() - started
-            shown = self._log_steps(torch.stack(losses), torch.stack(norms), tokens, seconds)
+            shown = self._log_steps(total, torch.stack(norms), tokens, seconds)
             bar.set_postfix(shown, refresh=False)
             bar.update(len(losses))
             losses, norms, tokens = [], [], []
             started = time.perf_counter()
-            if stop_asked or progress.step - self.saved_step >= config.save_every:
+            stop = self.world.any(bool(stop_asked), self.device)
+            if stop or progress.step - self.saved_step >= config.save_every:
                 self._save()
-            if stop_asked:
+            if stop:
                 raise Stopped
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of this process's share of a batch, one part after the other."""
+        config, world = self.config, self.world
+        parts = world.size * config.accumulate
+        # The same randomness wherever a run was resumed, and another for each process.
+        torch.manual_seed((config.seed << 40) + self.progress.step * world.size + world.rank)
+        loss = torch.zeros((), device=self.device)
+        for index in range(world.rank, parts, world.size):
+            with self.autocast:
+                loss += bptt.backward(
+                    self.decoder,
+                    batch.part(index, parts) if parts > 1 else batch,
+                    label_smoothing=config.label_smoothing,
+                    window=config.bptt_window,
+                    scaler=self.scaler,
+                )
+        world.sum_gradients(self.decoder.parameters())
+        return loss
 
     def _update(self) -> Tensor:
         """Clip, step, average; return the gradient norm before clipping."""
@@ -179,8 +206,10 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
+        self.scaler.unscale_(self.optimizer)
         norm = bptt.clip(self.decoder.parameters(), config.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         if self.average is not None:
             # Early on the average follows closely, so that it does not remember the start.
@@ -218,7 +247,7 @@ class Trainer:
     def _score_epoch(self) -> None:
         progress, config = self.progress, self.config
         started = time.perf_counter()
-        scores = self._dev_scores()
+        scores = self.world.share(self._dev_scores() if self.world.leads else {})
         progress.seconds += time.perf_counter() - started
         progress.epoch += 1
         progress.batch = 0
@@ -228,8 +257,7 @@ class Trainer:
         better = not score <= progress.best_score  # also where the score is undefined (NaN)
         if better:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            state = self.evaluated.state_dict()
-            write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
+            self._save_best()
         self.log.record(
             kind="epoch",
             epoch=progress.epoch,
@@ -265,15 +293,22 @@ class Trainer:
         patience, progress = self.config.patience, self.progress
         return patience is not None and progress.epoch - progress.best_epoch >= patience
 
+    def _save_best(self) -> None:
+        if self.world.leads:
+            state = self.evaluated.state_dict()
+            write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
+
     def _save(self) -> None:
         self.saved_step = self.progress.step
-        save_checkpoint(
-            self.checkpoints,
-            modules=self._modules(),
-            optimizer=self.optimizer,
-            progress=self.progress,
-            identity=self.identity,
-        )
+        if self.world.leads:
+            save_checkpoint(
+                self.checkpoints,
+                modules=self._modules(),
+                optimizer=self.optimizer,
+                scaler=self.scaler,
+                progress=self.progress,
+                identity=self.identity,
+            )
 
     def _modules(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"decoder": self.decoder}

@@ -17,6 +17,7 @@ from captioner.features import FeatureStore, fill_store
 from captioner.models.encoder import FrozenEncoder
 from captioner.text import Vocabulary, tokenize
 from captioner.training.tables import CaptionTable
+from captioner.training.world import World
 
 Say = Callable[[str], None]
 
@@ -89,6 +90,7 @@ def store_features(
     batch_size: int,
     strict: bool,
     say: Say,
+    world: World | None = None,
 ) -> tuple[tuple[Example, ...], np.ndarray]:
     """Have the store know every image, and read its rows.
 
@@ -99,6 +101,7 @@ def store_features(
         batch_size: images per forward pass.
         strict: an image that cannot be read is an error.
         say: told what happens.
+        world: the processes that do it together; None: this one alone.
 
     Returns:
         The examples with a readable image, and float16 (images * views, F) in their order.
@@ -108,7 +111,13 @@ def store_features(
     """
     store = FeatureStore.for_encoder(encoder)
     images = list(dict.fromkeys(example.image for example in examples))
-    keys, broken = fill_store(store, encoder, images, mirrored=flip, batch_size=batch_size, say=say)
+    fill = partial(
+        fill_store, store, encoder, images, mirrored=flip, batch_size=batch_size, say=say
+    )
+    if world and world.size > 1:
+        fill(share=(world.rank, world.size))
+        world.wait()
+    keys, broken = fill()
     for path, error in broken.items():
         say(f"skipped: {path}: {error}")
     if broken and strict:
@@ -139,13 +148,16 @@ def tokenize_examples(
     return tuple(kept), tokens
 
 
-def prepare(config: Config, encoder: FrozenEncoder, say: Say) -> Prepared:
+def prepare(
+    config: Config, encoder: FrozenEncoder, say: Say, world: World | None = None
+) -> Prepared:
     """Load, tokenise, encode.
 
     Args:
         config: of the run.
         encoder: the frozen CNN, on its device.
         say: told what was found and what happens.
+        world: the processes that encode the images together; None: this one alone.
 
     Raises:
         DataError: if the data cannot be used.
@@ -166,6 +178,7 @@ def prepare(config: Config, encoder: FrozenEncoder, say: Say) -> Prepared:
         batch_size=settings.batch_size,
         strict=config.data.strict,
         say=say,
+        world=world,
     )
     train, features = store(train, flip=settings.flip)
     dev, dev_features = store(dev, flip=False)

@@ -19,6 +19,7 @@ from captioner.models.encoder import FrozenEncoder
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.telemetry import RunLog
+from captioner.training.world import World, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +67,21 @@ def train(
         CaptionerError: if the data, the weights or the folder cannot be used.
         Stopped: if the run was asked to stop; its state is saved.
     """
-    sweep(folder)
-    if resume and (folder / "config.yaml").is_file():
-        config = _config_of_run(folder, config)
-    elif config is None:
-        raise CheckpointError(f"{folder}: no run to resume here; name the config to start one")
-    else:
-        _claim(folder, overwrite)
-        write_text(folder / "config.yaml", config.to_yaml())
-    log = RunLog(folder)
-    chosen = choose_device(device)
-    encoder = open_encoder(config, chosen)
-    prepared = prepare(config, encoder, log.say)
-    trainer = _build(config, prepared, encoder, folder, chosen, log)
-    if resume:
-        trainer.resume()
-    trainer.run()
-    trainer.captioner.save(folder / "model")
-    log.draw_curves()
+    with joined(choose_device(device)) as (world, own_device):
+        if world.leads:
+            config = _open_folder(folder, config, resume, overwrite)
+        config = world.share(config)
+        assert config is not None
+        log = RunLog(folder, silent=not world.leads)
+        encoder = open_encoder(config, own_device)
+        prepared = prepare(config, encoder, log.say, world)
+        trainer = _build(config, prepared, encoder, folder, own_device, log, world)
+        if resume:
+            trainer.resume()
+        trainer.run()
+        if world.leads:
+            trainer.captioner.save(folder / "model")
+            log.draw_curves()
     progress = trainer.progress
     return Summary(
         folder=folder,
@@ -102,6 +100,7 @@ def _build(
     folder: Path,
     device: torch.device,
     log: RunLog,
+    world: World,
 ) -> Trainer:
     torch.manual_seed(config.training.seed)
     decoder = Decoder(
@@ -131,7 +130,20 @@ def _build(
         folder,
         identity=identity,
         log=log,
+        world=world,
     )
+
+
+def _open_folder(folder: Path, config: Config | None, resume: bool, overwrite: bool) -> Config:
+    """Make the run folder ready, and return the settings the run has."""
+    sweep(folder)
+    if resume and (folder / "config.yaml").is_file():
+        return _config_of_run(folder, config)
+    if config is None:
+        raise CheckpointError(f"{folder}: no run to resume here; name the config to start one")
+    _claim(folder, overwrite)
+    write_text(folder / "config.yaml", config.to_yaml())
+    return config
 
 
 def _claim(folder: Path, overwrite: bool) -> None:

@@ -16,12 +16,14 @@ from captioner.files import whole_file, write_text
 class RunLog:
     """The log of one run folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, silent: bool = False):
         """Log to a folder.
 
         Args:
             folder: run folder; made when absent.
+            silent: say and write nothing: another process does.
         """
+        self.silent = silent
         folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
@@ -29,6 +31,8 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Print a message above any progress bar, and keep it with its time."""
+        if self.silent:
+            return
         tqdm.write(message, file=sys.stderr)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         with self.text.open("a", encoding="utf-8") as file:
@@ -36,11 +40,15 @@ class RunLog:
 
     def record(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
+        if self.silent:
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run will take again."""
+        if self.silent:
+            return
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 

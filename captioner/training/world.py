@@ -105,7 +105,9 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     with _lost():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+        )
     try:
         yield World(distributed.get_rank(), distributed.get_world_size()), device
     finally:

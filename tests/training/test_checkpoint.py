@@ -9,13 +9,16 @@ from captioner.training.checkpoint import Progress, load_checkpoint, save_checkp
 
 import toys
 
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
 
 def make():
     decoder = toys.decoder(dropout=0.3)
     return decoder, torch.optim.AdamW(decoder.parameters(), lr=0.01)
 
 
-def step(decoder, optimizer):
+def step(decoder, optimizer, seed=0):
+    torch.manual_seed(seed)
     optimizer.zero_grad()
     loss = bptt.backward(decoder, toys.batch())
     optimizer.step()
@@ -33,6 +36,7 @@ def saved(tmp_path):
         folder,
         modules={"decoder": decoder},
         optimizer=optimizer,
+        scaler=SCALER,
         progress=progress,
         identity={"captions": 4},
     )
@@ -41,14 +45,18 @@ def saved(tmp_path):
 
 def test_everything_comes_back(saved):
     path, decoder, optimizer, progress = saved
-    expected = [step(decoder, optimizer) for _ in range(3)]
+    expected = [step(decoder, optimizer, seed) for seed in range(3)]
     other, other_optimizer = make()
     back = load_checkpoint(
-        path, modules={"decoder": other}, optimizer=other_optimizer, identity={"captions": 4}
+        path,
+        modules={"decoder": other},
+        optimizer=other_optimizer,
+        scaler=SCALER,
+        identity={"captions": 4},
     )
     assert back == progress
-    # moments, weights and the dropout's randomness: the next losses are the same, bit for bit
-    assert [step(other, other_optimizer) for _ in range(3)] == expected
+    # weights and moments: the next losses are the same, bit for bit
+    assert [step(other, other_optimizer, seed) for seed in range(3)] == expected
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
@@ -57,7 +65,11 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_changed(saved):
     decoder, optimizer = make()
     with pytest.raises(CheckpointError, match=r"step-30\.safetensors.*captions changed"):
         load_checkpoint(
-            saved[0], modules={"decoder": decoder}, optimizer=optimizer, identity={"captions": 5}
+            saved[0],
+            modules={"decoder": decoder},
+            optimizer=optimizer,
+            scaler=SCALER,
+            identity={"captions": 5},
         )
 
 
@@ -69,7 +81,9 @@ def test_a_cut_off_file_is_refused_by_name(saved):
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match=r"step-30\.safetensors"):
-            load_checkpoint(path, modules={"decoder": decoder}, optimizer=optimizer, identity={})
+            load_checkpoint(
+                path, modules={"decoder": decoder}, optimizer=optimizer, scaler=SCALER, identity={}
+            )
     for name, tensor in before.items():
         assert torch.equal(tensor, decoder.state_dict()[name])
 
@@ -87,8 +101,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
             path.parent,
             modules={"decoder": decoder},
             optimizer=optimizer,
+            scaler=SCALER,
             progress=progress,
             identity={},
         )
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_scale_of_fp16_gradients_comes_back(tmp_path):
+    decoder, optimizer = make()
+    parts = {"modules": {"decoder": decoder}, "optimizer": optimizer, "identity": {}}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(1))
+    save_checkpoint(tmp_path, scaler=scaler, progress=Progress(step=1), **parts)
+    other = torch.amp.GradScaler("cpu", init_scale=2.0)
+    load_checkpoint(tmp_path / "step-1.safetensors", scaler=other, **parts)
+    assert other.state_dict() == scaler.state_dict()

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import toys
 from captioner.errors import CaptionerError, CheckpointError
 from captioner.training.checkpoint import read_tensors
 from captioner.training.run import train
+
+import toys
 
 EPOCHS = 60
 # A fork server that has torch loaded already: twenty restarts cost little.

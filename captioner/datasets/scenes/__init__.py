@@ -1,0 +1,101 @@
+"""Drawn scenes: small pictures whose every true caption is known.
+
+A picture shows either one to four equal things, or two things of different kinds, one left of or
+above the other. `generate` draws the bundled set, `load` reads it, and the judge of the loaded
+set says whether a caption is true of its picture. Redraw it with
+
+    python -m captioner.datasets.scenes FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from captioner.datasets.base import Dataset
+from captioner.datasets.collect import Collector
+from captioner.datasets.reading import excerpt, read_lines
+from captioner.datasets.scenes.drawing import draw
+from captioner.datasets.scenes.grammar import Scene, captions, is_true, parse_scene
+from captioner.datasets.scenes.splits import scenes, split_combinations
+from captioner.errors import DataError
+
+PICTURES = {"train": 2000, "dev": 200, "test": 200}
+INDEX = "captions.jsonl"
+
+
+def generate(folder: Path, seed: int = 0) -> None:
+    """Draw the bundled data set; the same seed gives the same captions and pixels.
+
+    Args:
+        folder: where `captions.jsonl` and `images/` go; made when missing.
+        seed: of combinations, scenes and pictures; 0 is the bundled set.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    shares = split_combinations(seed)
+    lines = []
+    for split, pictures in PICTURES.items():
+        endless = scenes(shares[split], random.Random(f"{seed}/{split}"))
+        for number, scene in zip(range(pictures), endless, strict=False):
+            image_id = f"{split}-{number:04d}"
+            # A stream of its own lets any one picture be redrawn without the others.
+            picture = draw(scene, random.Random(f"{seed}/{image_id}"))
+            picture.save(folder / "images" / f"{image_id}.png", optimize=True)
+            record = {
+                "file_name": f"images/{image_id}.png",
+                "split": split,
+                "captions": captions(scene),
+                "scene": asdict(scene),
+            }
+            lines.append(json.dumps(record) + "\n")
+    (folder / INDEX).write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def load(root: Path) -> Dataset:
+    """Read a folder that `generate` made.
+
+    Args:
+        root: folder with `captions.jsonl` and the pictures it names.
+
+    Returns:
+        The data set; what is missing or damaged is among its problems.
+
+    Raises:
+        DataError: if the folder is not one of drawn scenes, or not one usable picture is in it.
+    """
+    index = root / INDEX
+    if not index.is_file():
+        raise DataError(
+            f"{root}: no drawn scenes: it has no {INDEX};"
+            f" draw them with `python -m captioner.datasets.scenes {root}`"
+        )
+    found = Collector(root, "scenes", [root])
+    truths: dict[str, Scene] = {}
+    for where, line in found.lines(index, read_lines(index)):
+        try:
+            file, split, said, scene = _parse(line)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            detail = f"not a record of a drawn scene: {excerpt(line)} ({error!r})"
+            found.problem("malformed line", where, detail)
+            continue
+        image_id = Path(file).stem
+        entry = found.add(image_id, file, split, where)
+        if entry:
+            truths[image_id] = scene
+            for caption in said:
+                found.caption(entry, caption, where)
+
+    def judge(image_id: str, caption: str) -> bool:
+        return is_true(truths[image_id], caption)
+
+    return replace(found.dataset(report_unnamed=True), judge=judge)
+
+
+def _parse(line: str) -> tuple[str, str, list[object], Scene]:
+    record = json.loads(line)
+    file, split, said = record["file_name"], record["split"], record["captions"]
+    if not (isinstance(file, str) and isinstance(split, str) and isinstance(said, list)):
+        raise TypeError("file_name and split are texts, captions is a list")
+    return file, split, said, parse_scene(record["scene"])

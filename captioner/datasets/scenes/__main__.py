@@ -1,0 +1,13 @@
+"""Redraw the bundled data set: `python -m captioner.datasets.scenes FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from captioner.datasets.scenes import generate
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m captioner.datasets.scenes FOLDER")
+    generate(Path(sys.argv[1]))

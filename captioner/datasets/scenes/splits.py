@@ -1,0 +1,70 @@
+"""Which attributes may meet in which split, and endless scenes of a split."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import combinations, count, product
+
+from captioner.datasets.scenes.grammar import (
+    COLOURS,
+    COUNTS,
+    KINDS,
+    RELATIONS,
+    SIZES,
+    Scene,
+    Thing,
+)
+
+HELD_OUT = {"test": (42, 100), "dev": (42, 100)}  # combinations of (equal things, pairs)
+
+Look = tuple[str, str]  # kind, colour
+Group = tuple[str, str, str, int]  # kind, colour, size, count
+Pair = tuple[Look, Look]  # sorted
+Shares = tuple[list[Group], list[Pair]]
+
+
+def combination(scene: Scene) -> Group | Pair:
+    """Name the attributes that meet in a scene; no two splits share one.
+
+    Returns:
+        (kind, colour, size, count) of equal things; both (kind, colour) of a pair, sorted,
+        whatever their sizes, order and relation.
+    """
+    if scene.relation:
+        first, second = sorted((thing.kind, thing.colour) for thing in scene.things)
+        return first, second
+    thing = scene.things[0]
+    return thing.kind, thing.colour, thing.size, scene.count
+
+
+def split_combinations(seed: int = 0) -> dict[str, Shares]:
+    """Share all combinations out over the splits.
+
+    Returns:
+        Split name -> (combinations of equal things, combinations of pairs), disjoint and in
+        random order; what dev and test do not hold out is train's.
+    """
+    rng = random.Random(f"{seed}/combinations")
+    groups: list[Group] = list(product(KINDS, COLOURS, SIZES, range(1, len(COUNTS) + 1)))
+    looks = product(sorted(KINDS), sorted(COLOURS))
+    pairs: list[Pair] = [(a, b) for a, b in combinations(looks, 2) if a[0] != b[0]]
+    rng.shuffle(groups)
+    rng.shuffle(pairs)
+    shares = {}
+    for split, (n_groups, n_pairs) in HELD_OUT.items():
+        shares[split] = (groups[:n_groups], pairs[:n_pairs])
+        groups, pairs = groups[n_groups:], pairs[n_pairs:]
+    return {**shares, "train": (groups, pairs)}
+
+
+def scenes(shares: Shares, rng: random.Random) -> Iterator[Scene]:
+    """Make endless scenes, equal things and pairs in turn, going round the given combinations."""
+    groups, pairs = shares
+    for turn in count():
+        kind, colour, size, number = groups[turn % len(groups)]
+        yield Scene((Thing(kind, colour, size),), number)
+        looks = list(pairs[turn % len(pairs)])
+        rng.shuffle(looks)
+        things = tuple(Thing(kind, colour, rng.choice(SIZES)) for kind, colour in looks)
+        yield Scene(things, relation=rng.choice(tuple(RELATIONS)))
