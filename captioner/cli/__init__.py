@@ -54,6 +54,10 @@ class Commands(click.Group):
         except BrokenPipeError:  # the reader of our captions has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+        except OSError as error:  # a folder that cannot be written to, a full disk
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"captioner: error: {where}{error.strerror or error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

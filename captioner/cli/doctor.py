@@ -36,16 +36,11 @@ def command(
     """
     folder = find_model(model)
 
-    from captioner.errors import ConfigError
     from captioner.evaluation.checks import verdict
     from captioner.evaluation.doctor import examine
     from captioner.evaluation.run import config_of_model
 
-    if data:
-        overrides = (f"data.root={data}", "data.format=auto", *overrides)
-    elif not (folder.resolve().parent / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
-    config = config_of_model(folder, overrides)
+    config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folder, device)
     checks = examine(captioner, config, folder, split, say=say)
     width = max(len(check.name) for check in checks)

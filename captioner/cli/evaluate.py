@@ -17,6 +17,7 @@ from captioner.cli.options import (
     say,
     set_option,
 )
+from captioner.cli.scoring import show_signatures
 
 
 @click.command("evaluate")
@@ -48,9 +49,7 @@ def command(
     from captioner.evaluation.report import write_report
     from captioner.evaluation.run import config_of_model, evaluate
 
-    if data:
-        overrides = (f"data.root={data}", "data.format=auto", *overrides)
-    config = config_of_model(folder, overrides)
+    config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folder, device)
     result = evaluate(
         captioner,
@@ -70,6 +69,6 @@ def command(
         click.echo(f"{name:8}  {score}")
     if result.truth is not None:
         click.echo(f"{'truth':8}  {result.truth:.3f} of the captions are true in every attribute")
-    say(f"signature: {result.scores['bleu_4'].signature}")
+    show_signatures(result.scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
     say(f"report: {report}")

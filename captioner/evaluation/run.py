@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
-from captioner.errors import DataError
+from captioner.errors import ConfigError, DataError
 from captioner.files import write_text
 from captioner.metrics import Score, score_captions
 from captioner.models.captioner import Caption, Captioner
@@ -83,6 +83,7 @@ def evaluate(
     scores = score_captions(
         [tokenize(text) for text in texts],
         table.references,
+        metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
         decode=settings.summary(),
         split=split,
@@ -112,14 +113,24 @@ def caption_split(
     return captions
 
 
-def config_of_model(folder: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Return the config a model was trained with, where its run folder is still around it.
+def config_of_model(
+    folder: Path, data: str | None = None, overrides: tuple[str, ...] = ()
+) -> Config:
+    """Return the config that names the data to look at.
 
     Args:
-        folder: model directory.
+        folder: model directory; where its run folder is still around it, the run's own config.
+        data: another data set, folder or file.
         overrides: `section.key=value` strings.
+
+    Raises:
+        ConfigError: if neither says on what data.
     """
     path = folder.resolve().parent / "config.yaml"
+    if data:
+        overrides = (f"data.root={data}", "data.format=auto", *overrides)
+    elif not path.is_file():
+        raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
     return load_config(str(path) if path.is_file() else None, overrides)
 
 

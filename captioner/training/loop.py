@@ -286,7 +286,7 @@ class Trainer:
             for features in self.dev.features.split(256)
             for best in judge.search(features)
         ]
-        scores = score_captions(captions, self.dev.references)
+        scores = score_captions(captions, self.dev.references, metrics=("bleu", "cider_d"))
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
 
     def _ran_out_of_patience(self) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,22 @@ def test_mistakes_are_one_clear_message_and_an_exit_code(words, code, message):
     assert message in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+def test_a_model_alone_is_asked_on_what_data(home, tmp_path):
+    shutil.copytree(home / "runs" / "toy" / "model", tmp_path / "alone")
+    result = run("evaluate", "--model", str(tmp_path / "alone"))
+    assert result.exit_code == 2
+    assert "name --data DIR" in result.stderr
+
+
+def test_captions_that_cannot_be_written_are_one_clear_error():
+    for output in ("/proc/out.jsonl", "toy.yaml/out.jsonl"):
+        result = run("caption", "dev_red_5.png", "--output", output)
+        assert result.exit_code == 1
+        assert "out.jsonl" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
 def test_without_a_model_the_way_to_one_is_shown(tmp_path, monkeypatch, home):

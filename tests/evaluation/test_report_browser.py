@@ -141,7 +141,12 @@ def test_sorts_by_any_score_best_or_worst_first(few, open_page):
 
 def test_filters_narrow_and_say_how_many_are_left(few, open_page):
     page = open_page(few)
-    for flag, left in (("unk", [4]), ("repetition", [1, 3]), ("unfinished", [2]), ("verbatim", [0])):
+    for flag, left in (
+        ("unk", [4]),
+        ("repetition", [1, 3]),
+        ("unfinished", [2]),
+        ("verbatim", [0]),
+    ):
         page.check(f"input[value={flag}]")
         assert shown(page) == texts(*left)
         assert page.text_content("#count") == f"{len(left)} of 5 images"

@@ -81,7 +81,7 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
     """Tell whether two spots show the relation beyond doubt: one axis outweighs the other."""
     across, down = second[0] - first[0], second[1] - first[1]
     if relation == "left of":
-        return across > 2 * abs(down)
+        return across < -2 * abs(down)
     return down > 2 * abs(across)
 
 
@@ -117,8 +117,8 @@ def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALET
             pen.polygon(corners, fill=255)
         levels = [round(cover * _LEVELS / 255) for cover in range(256)]
         shades = [level and level + number * _LEVELS for level in levels]
-        # Things never touch, so adding two layers of palette indices keeps both.
-        indices = ImageChops.add(indices, mask.reduce(_SUPERSAMPLING).point(shades))
+        # Things never overlap, so the greater palette index is that of the only thing there.
+        indices = ImageChops.lighter(indices, mask.reduce(_SUPERSAMPLING).point(shades))
         tint = [min(255, max(0, c + rng.uniform(-14, 14))) for c in colours[thing.colour]]
         for level in range(1, _LEVELS + 1):
             mix = zip(background, tint, strict=True)

@@ -1,0 +1,253 @@
+"""The gradient on its way back through time: one decoder, one batch, nothing learned.
+
+Three questions: how much of the last token's gradient reaches the states before it, what opens
+or closes its way, and what is lost where the way is cut after k steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.models.decoder import Decoder
+from captioner.text import Vocabulary
+from captioner.training import bptt
+from captioner.training.tables import Batch
+
+VANISHED, EXPLODED = 0.01, 100.0  # of the gradient at the last state
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Norms of the last token's loss gradient, each over that at the caption's last state.
+
+    Lists are indexed by distance: steps before the state that scores the last token. They end
+    where fewer than half of the captions are that long.
+
+    Attributes:
+        last: the norm at the last state itself, in nats; median over the captions, as are
+            all others.
+        low: tenth percentile over the captions.
+        median: over the captions.
+        high: ninetieth percentile.
+        parts: medians of an LSTM's h and c alone, which the others take together; else empty.
+        image: at the initial state, that the image made.
+        image_distance: median length of a caption, end token included.
+        factor: geometric mean of the medians' ratios from one distance to the next.
+        vanishes: first distance below `VANISHED`, None where there is none.
+        explodes: first distance above `EXPLODED`, None where there is none.
+    """
+
+    last: float
+    low: list[float]
+    median: list[float]
+    high: list[float]
+    parts: dict[str, list[float]]
+    image: float
+    image_distance: int
+    factor: float
+    vanishes: int | None
+    explodes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A truncated gradient beside the full one, by group of weights.
+
+    The groups: `all` weights, the `recurrent` cell's, and the `image` projection's.
+
+    Attributes:
+        window: tokens per window.
+        cosine: of the angle between the two.
+        norm: of the truncated one, over that of the full one.
+    """
+
+    window: int
+    cosine: dict[str, float]
+    norm: dict[str, float]
+
+
+def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+    """Differentiate the loss of each caption's last token by every state before it.
+
+    Goes step by step, in float64 on the CPU and without dropout.
+
+    Args:
+        decoder: left as it is.
+        batch: of captions and their images.
+        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+
+    Returns:
+        float64 (T + 1, S, B, H): [0] for the state the image made, [t] for that after t tokens,
+        zero after a caption's end; S is L, for an LSTM 2L.
+    """
+    twin = copy.deepcopy(decoder).cpu().eval()
+    hidden = twin.init_hidden(batch.features.cpu()).detach().double().requires_grad_()
+    twin.double()
+    states = [hidden]
+    for token_ids in batch.inputs.cpu().split(1, dim=1):
+        _, hidden = twin.run_cell(token_ids, hidden)
+        states.append(hidden)
+    # The words are scored by h of the topmost layer.
+    outputs = torch.stack([state[twin.num_layers - 1] for state in states])  # (T + 1, B, H)
+    lengths, every = caption_lengths(batch), torch.arange(len(batch.targets))
+    loss = functional.cross_entropy(
+        twin.to_logits(outputs[lengths, every]),
+        batch.targets.cpu()[every, lengths - 1],
+        reduction="sum",  # no caption's loss touches another's states
+        label_smoothing=label_smoothing,
+    )
+    return torch.stack(torch.autograd.grad(loss, states))
+
+
+def caption_lengths(batch: Batch) -> Tensor:
+    """Count the tokens each caption of a batch predicts, int64 (B,), on the CPU."""
+    return (batch.targets != Vocabulary.pad_id).sum(1).cpu()
+
+
+def measure_flow(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Flow:
+    """Measure how the last token's gradient fares on its way to the image.
+
+    Args:
+        decoder: left as it is.
+        batch: of captions and their images.
+        label_smoothing: as in training.
+    """
+    gradients = state_gradients(decoder, batch, label_smoothing=label_smoothing)
+    lengths = caption_lengths(batch)
+    norms = _norms(gradients)
+    last = norms[lengths, torch.arange(len(lengths))]
+    reach = int(lengths.median())
+    low, median, high = (
+        _by_distance(norms / last, lengths)[:reach]
+        .nanquantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
+        .tolist()
+    )
+    parts = {}
+    if decoder.is_lstm:
+        halves = zip("hc", gradients.split(decoder.num_layers, dim=1), strict=True)
+        for name, half in halves:
+            ratios = _by_distance(_norms(half) / last, lengths)[:reach]
+            parts[name] = ratios.nanmedian(dim=1).values.tolist()
+    return Flow(
+        last=float(last.median()),
+        low=low,
+        median=median,
+        high=high,
+        parts=parts,
+        image=float((norms[0] / last).nanmedian()),
+        image_distance=reach,
+        factor=float(median[-1] ** (1 / max(1, reach - 1))),
+        vanishes=next((d for d, ratio in enumerate(median) if ratio < VANISHED), None),
+        explodes=next((d for d, ratio in enumerate(median) if ratio > EXPLODED), None),
+    )
+
+
+def _norms(gradients: Tensor) -> Tensor:
+    """Take norms over layers and units: (T + 1, S, B, H) -> (T + 1, B)."""
+    return gradients.square().sum((1, 3)).sqrt()
+
+
+def _by_distance(values: Tensor, lengths: Tensor) -> Tensor:
+    """Line captions up at their ends: (T + 1, B) by step -> (T + 1, B) by distance, else NaN.
+
+    The image's state is left out: it stands at another distance in each caption.
+    """
+    steps = lengths - torch.arange(len(values))[:, None]
+    return values.gather(0, steps.clamp(min=0)).where(steps > 0, torch.nan)
+
+
+def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> list[Cut]:
+    """Compare the truncated gradients of a batch's loss to the full one.
+
+    Args:
+        decoder: left as it is; on the CPU and without dropout here.
+        batch: of captions and their images.
+        label_smoothing: as in training.
+
+    Returns:
+        Windows of 1, 2, 4, ... tokens; the last is as long as the longest caption and loses
+        nothing.
+    """
+    twin = copy.deepcopy(decoder).cpu().eval()
+    here = Batch(batch.features.cpu(), batch.inputs.cpu(), batch.targets.cpu(), batch.tokens)
+    groups: dict[str, nn.Module] = {
+        "all": twin,
+        "recurrent": twin.cell,
+        "image": twin.init_hidden,
+    }
+
+    def gradients(window: int) -> dict[str, Tensor]:
+        twin.zero_grad()
+        bptt.backward(twin, here, label_smoothing=label_smoothing, window=window)
+        return {name: _flat_gradient(module) for name, module in groups.items()}
+
+    longest = here.inputs.shape[1]
+    powers = takewhile(lambda window: window < longest, (2**n for n in range(longest)))
+    full = gradients(longest)
+    cuts = []
+    for window in (*powers, longest):
+        cut = gradients(window)
+        cosine = {
+            name: float(functional.cosine_similarity(cut[name], full[name], dim=0)) for name in full
+        }
+        norm = {name: float(cut[name].norm() / full[name].norm()) for name in full}
+        cuts.append(Cut(window, cosine, norm))
+    return cuts
+
+
+def _flat_gradient(module: nn.Module) -> Tensor:
+    return torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None])
+
+
+@torch.no_grad()
+def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
+    """Average the gate by which a cell keeps its state: an LSTM's forget, a GRU's update gate.
+
+    Args:
+        decoder: left as it is.
+        batch: of captions and their images.
+
+    Returns:
+        The mean over units and real tokens, of the first layer, in (0, 1); None for a cell
+        without gates.
+    """
+    if not isinstance(decoder.cell, nn.LSTM | nn.GRU):
+        return None
+    twin = copy.deepcopy(decoder).cpu().eval()
+    cell, hidden = twin.cell, twin.init_hidden(batch.features.cpu())
+    gates = []
+    for token_ids in batch.inputs.cpu().split(1, dim=1):
+        from_word = functional.linear(
+            twin.embedding(token_ids[:, 0]), cell.weight_ih_l0, cell.bias_ih_l0
+        )
+        from_state = functional.linear(hidden[0], cell.weight_hh_l0, cell.bias_hh_l0)
+        # torch orders an LSTM's gates i, f, g, o and a GRU's r, z, n: what keeps is the second.
+        kept = (from_word + from_state).split(cell.hidden_size, dim=1)[1]
+        gates.append(kept.sigmoid().mean(1))
+        _, hidden = twin.run_cell(token_ids, hidden)
+    real = batch.targets.cpu() != Vocabulary.pad_id
+    return float(torch.stack(gates, dim=1)[real].mean())
+
+
+@torch.no_grad()
+def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
+    """Measure W_hh of the first layer of a cell without gates.
+
+    Returns:
+        Its largest absolute eigenvalue and its largest singular value; None for a cell with
+        gates, whose Jacobian is more than one matrix.
+    """
+    if isinstance(decoder.cell, nn.LSTM | nn.GRU):
+        return None
+    weights = dict(decoder.cell.named_parameters())
+    matrix = weights.get("weight_hh_l0", weights.get("W_hh.0"))
+    assert matrix is not None
+    matrix = matrix.detach().double().cpu()
+    radius = torch.linalg.eigvals(matrix).abs().max()
+    return float(radius), float(torch.linalg.matrix_norm(matrix, ord=2))
