@@ -81,7 +81,7 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
     """Tell whether two spots show the relation beyond doubt: one axis outweighs the other."""
     across, down = second[0] - first[0], second[1] - first[1]
     if relation == "left of":
-        return across < -2 * abs(down)
+        return across > 2 * abs(down)
     return down > 2 * abs(across)
 
 
