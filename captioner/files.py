@@ -38,6 +38,11 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def utf8_name(name: str) -> str:
+    """Return a file's name as UTF-8 can hold it: bytes that are none become `\\udc80` and so on."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside the wanted one to fill; put it in place when the block succeeds.
@@ -65,9 +70,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Delete what a killed process was still writing into a folder or its folders."""
-    for left in folder.rglob(".*"):
+    for left in list(folder.rglob(".*")):
         if left.suffix in (".part", ".old"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
 
 
 def _to_disk(path: Path) -> None:

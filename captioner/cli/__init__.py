@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "Score the captions of any system against references.",
     "compare": "Say which of two systems is better, and how surely.",
     "doctor": "Find out why captions are poor, or all the same.",
+    "gradients": "Show how gradients travel back through time, vanish and explode.",
     "features": "Fill the feature store, so that training starts at once.",
 }
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError
-from captioner.files import write_text
+from captioner.files import utf8_name, write_text
 from captioner.metrics import Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.text import tokenize
@@ -151,8 +151,8 @@ def _write(result: Evaluation) -> None:
         zip(result.table.examples, result.captions, strict=True)
     ):
         row = {
-            "file_name": str(example.image),
-            "image_id": example.image_id,
+            "file_name": utf8_name(str(example.image)),
+            "image_id": utf8_name(example.image_id),
             "caption": captions[0].text,
             "score": round(captions[0].score, 6),
             "status": "ok",

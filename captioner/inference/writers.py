@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from captioner.errors import DataError
-from captioner.files import write_text
+from captioner.files import utf8_name, write_text
 from captioner.inference.local import Record
 
 FORMATS = ("text", "jsonl", "csv", "coco", "txt")
@@ -25,8 +25,8 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
     """
     best = record.captions[0] if record.captions else None
     row: dict[str, Any] = {
-        "file_name": _utf8(record.file_name),
-        "image_id": _utf8(record.image_id),
+        "file_name": utf8_name(record.file_name),
+        "image_id": utf8_name(record.image_id),
         "caption": record.caption,
         "score": round(best.score, 6) if best else None,
         "status": record.status,
@@ -92,21 +92,16 @@ def _write_beside(record: Record) -> None:
         ) from error
 
 
-def _utf8(name: str) -> str:
-    """Spell out the bytes of a file name that are not UTF-8, as stderr does."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _coco(record: Record) -> dict[str, Any]:
     """One entry of a COCO results file; COCO's ids are numbers."""
     digits = record.image_id.rpartition("_")[2]
-    image_id = int(digits) if digits.isdecimal() else _utf8(record.image_id)
+    image_id = int(digits) if digits.isdecimal() else utf8_name(record.image_id)
     return {"image_id": image_id, "caption": record.caption}
 
 
 def _lines(record: Record, n_best: int) -> Iterator[str]:
     """Path, tab, caption; with n-best each line also has the caption's log-probability."""
-    name = _utf8(record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n"))
+    name = utf8_name(record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n"))
     for caption in record.captions[:n_best]:
         detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
         yield f"{name}\t{caption.text}{detail}\n"

@@ -54,7 +54,7 @@ def split_combinations(seed: int = 0) -> dict[str, Shares]:
     shares = {}
     for split, (n_groups, n_pairs) in HELD_OUT.items():
         shares[split] = (groups[:n_groups], pairs[:n_pairs])
-        groups = groups[n_groups:]
+        groups, pairs = groups[n_groups:], pairs[n_pairs:]
     return {**shares, "train": (groups, pairs)}
 
 

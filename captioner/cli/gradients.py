@@ -1,0 +1,76 @@
+"""`captioner gradients`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from captioner.cli.options import (
+    config_argument,
+    device_option,
+    find_model,
+    load_captioner,
+    say,
+    set_option,
+)
+
+STEPS = 300
+
+
+@click.command("gradients")
+@config_argument
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="Measure this model or run directory instead of training every cell for a while.",
+)
+@set_option
+@click.option("--steps", type=click.IntRange(1), help=f"Training of each cell.  [default: {STEPS}]")
+@click.option(
+    "--length", type=click.IntRange(2), help="Join captions to sequences of this many tokens."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to write.  [default: gradients/<config name>, or gradients/ in the run]",
+)
+@device_option
+def command(
+    config: str | None,
+    model: Path | None,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    length: int | None,
+    output: Path | None,
+    device: str,
+) -> None:
+    """Show how gradients travel back through time, vanish and explode.
+
+    Trains rnn (tanh and relu), gru and lstm from the same seed on the data of CONFIG, briefly;
+    before and after, differentiates the last token's loss by every earlier hidden state.
+    Prints a table and writes gradients.png and gradients.json.
+    """
+    if model and (config or steps):
+        raise click.UsageError("--model has its own config and its training behind it")
+
+    from captioner.config import load_config
+    from captioner.evaluation.gradient_figure import describe_study, draw_study
+    from captioner.evaluation.gradients import study_cells, study_model, write_json
+    from captioner.evaluation.run import config_of_model
+
+    if model:
+        folder = find_model(model)
+        settings = config_of_model(folder, overrides=overrides)
+        captioner = load_captioner(folder, device)
+        output = output or folder.parent / "gradients"
+        study = study_model(captioner, settings, folder, length=length, say=say)
+    else:
+        name = config or "scenes"
+        settings = load_config(name, overrides)
+        output = output or Path("gradients") / Path(name).stem
+        study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
+    click.echo(describe_study(study))
+    draw_study(study, output / "gradients.png")
+    write_json(study, output / "gradients.json")
+    say(f"wrote {output / 'gradients.png'} and {output / 'gradients.json'}")

@@ -1,0 +1,190 @@
+"""The study of gradients as a table for the terminal and as one figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from captioner.evaluation.gradients import CellStudy, Stage, Study
+from captioner.files import whole_file
+from captioner.training.gradients import EXPLODED, VANISHED
+
+COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
+
+
+def describe_study(study: Study) -> str:
+    """Lay the study out as aligned text: the way back, clipping, truncation."""
+    return "\n\n".join((_describe_flow(study), _describe_clipping(study), _describe_cuts(study)))
+
+
+def _describe_flow(study: Study) -> str:
+    rows = [
+        "cell when last_state per_step vanishes explodes to_image image/last keep_gate radius sigma"
+    ]
+    for cell in study.cells:
+        for when, stage in _stages(cell):
+            flow = stage.flow
+            numbers = (
+                f"{flow.last:.2e}",
+                f"{flow.factor:.3f}",
+                _or_dash(flow.vanishes, "d"),
+                _or_dash(flow.explodes, "d"),
+                str(flow.image_distance),
+                f"{flow.image:.1e}",
+                _or_dash(stage.kept, ".2f"),
+                _or_dash(stage.radius, ".2f"),
+                _or_dash(stage.sigma, ".2f"),
+            )
+            rows.append(" ".join((cell.name.replace(" ", "_"), when, *numbers)))
+    lengths = f"{study.shortest} to {study.longest} tokens"
+    return (
+        f"Gradient of the last token's loss by every earlier state ({study.captions} captions of "
+        f"{lengths}):\n{_align(rows)}\nvanishes, explodes: first distance at which less than "
+        f"{VANISHED:g} or more than {EXPLODED:g} times the gradient at the last state arrives"
+    )
+
+
+def _describe_clipping(study: Study) -> str:
+    rows = ["cell clipped mean_factor median_norm largest_norm"]
+    for cell in study.cells:
+        if cell.clipping is None:
+            continue
+        norms = sorted(cell.clipping.norms)
+        numbers = (
+            f"{cell.clipping.share:.1%}",
+            _or_dash(cell.clipping.factor, ".2f"),
+            f"{norms[len(norms) // 2]:.2f}",
+            f"{norms[-1]:.2f}",
+        )
+        rows.append(" ".join((cell.name.replace(" ", "_"), *numbers)))
+    over = f"{study.steps} steps" if study.steps else "the run, by its log"
+    return f"Clipping to a norm of {study.clip_norm:g} over {over}:\n{_align(rows)}"
+
+
+def _describe_cuts(study: Study) -> str:
+    windows = [cut.window for cut in study.cells[0].after.cuts]
+    rows = [" ".join(("cell", "weights", "when", *(f"k={window}" for window in windows)))]
+    for cell in study.cells:
+        for group in ("recurrent", "image"):
+            for when, stage in _stages(cell):
+                cosines = [f"{cut.cosine[group]:.3f}" for cut in stage.cuts]
+                rows.append(" ".join((cell.name.replace(" ", "_"), group, when, *cosines)))
+    return (
+        "Truncation to k tokens: cosine between the gradient that is left and the full one, of "
+        f"the\nrecurrent weights and of the image's projection:\n{_align(rows)}"
+    )
+
+
+def _stages(cell: CellStudy) -> tuple[tuple[str, Stage], tuple[str, Stage]]:
+    return ("before", cell.before), ("after", cell.after)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _align(rows: list[str]) -> str:
+    """Turn words into columns; an underscore stands for a space."""
+    table = [row.split() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    return "\n".join(lines).replace("_", " ")
+
+
+def draw_study(study: Study, path: Path) -> None:
+    """Draw the way back before and after training, the norms that were clipped, the cuts.
+
+    Args:
+        study: to draw.
+        path: PNG file to write.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed only here
+
+    figure = Figure(figsize=(11, 7.6), layout="constrained", dpi=100)
+    (before, after), (norms, cuts) = figure.subplots(2, 2)
+    after.sharey(before)
+    _draw_flow(before, [(cell.name, cell.before) for cell in study.cells])
+    before.set_title("gradient of the last token's loss, before training")
+    _draw_flow(after, [(cell.name, cell.after) for cell in study.cells])
+    trained = f"after {study.steps:,} steps of training" if study.steps else "after training"
+    after.set_title(f"the same, {trained}")
+    _draw_norms(norms, study)
+    _draw_cuts(cuts, study)
+    for axes in (before, after, norms, cuts):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    with whole_file(path) as aside:
+        figure.savefig(aside, format="png")
+
+
+def _colour(name: str) -> str:
+    return COLOURS[name.split()[-1]]
+
+
+def _draw_flow(axes: Any, stages: list[tuple[str, Stage]]) -> None:
+    for name, stage in stages:
+        flow, colour = stage.flow, _colour(name)
+        steps = range(len(flow.median))
+        axes.fill_between(steps, flow.low, flow.high, color=colour, alpha=0.12, lw=0)
+        axes.plot(steps, flow.median, color=colour, label=name)
+        for part, style in zip(flow.parts, ("--", ":"), strict=False):
+            axes.plot(
+                steps,
+                flow.parts[part],
+                style,
+                color=colour,
+                lw=1,
+                label=f"{name}, {part} alone",
+            )
+        axes.plot(flow.image_distance, flow.image, "*", color=colour, ms=10)
+    axes.plot([], [], "*", color="grey", ms=10, label="the image's state")
+    axes.axhline(1, color="black", lw=0.8)
+    axes.set(
+        yscale="log",
+        xlabel="steps before the last state",
+        ylabel="norm over that at the last state",
+    )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_norms(axes: Any, study: Study) -> None:
+    import numpy as np
+
+    clippings = [(cell.name, cell.clipping) for cell in study.cells if cell.clipping]
+    every = np.array([norm for _, clipping in clippings for norm in clipping.norms])
+    every = every[np.isfinite(every) & (every > 0)]
+    if every.size:
+        low, high = every.min(), max(every.max(), study.clip_norm)
+        bins = np.geomspace(low / 1.05, high * 1.05, 50)
+        for name, clipping in clippings:
+            label = f"{name}: {clipping.share:.1%} clipped"
+            axes.hist(clipping.norms, bins, histtype="stepfilled", color=_colour(name), alpha=0.2)
+            axes.hist(clipping.norms, bins, histtype="step", color=_colour(name), label=label)
+    axes.axvline(study.clip_norm, color="black", lw=1, ls="--", label="clipped to this norm")
+    axes.set(
+        xscale="log",
+        title="gradient norms in training, before clipping",
+        xlabel="norm of the gradient of all weights",
+        ylabel="steps",
+    )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_cuts(axes: Any, study: Study) -> None:
+    for cell in study.cells:
+        windows = [cut.window for cut in cell.after.cuts]
+        for group, style in (("recurrent", "o-"), ("image", "*:")):
+            cosines = [cut.cosine[group] for cut in cell.after.cuts]
+            label = cell.name if group == "recurrent" else None
+            axes.plot(windows, cosines, style, color=_colour(cell.name), ms=5, label=label)
+    axes.plot([], [], "o-", color="grey", ms=5, label="recurrent weights")
+    axes.plot([], [], "*:", color="grey", ms=5, label="the image's projection")
+    axes.set(
+        xscale="log",
+        title="what a truncation keeps, after training",
+        xlabel="tokens per window",
+        ylabel="cosine to the full gradient",
+    )
+    axes.set_xticks(windows, [str(window) for window in windows])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
