@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def utf8_name(name: str) -> str:
-    """Return a file's name as UTF-8 can hold it: bytes that are none become `\\udc80` and so on."""
+    """Return a file's name as UTF-8 can hold it; bytes that are none are written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

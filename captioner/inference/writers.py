@@ -101,7 +101,9 @@ def _coco(record: Record) -> dict[str, Any]:
 
 def _lines(record: Record, n_best: int) -> Iterator[str]:
     """Path, tab, caption; with n-best each line also has the caption's log-probability."""
-    name = utf8_name(record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n"))
+    name = utf8_name(
+        record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+    )
     for caption in record.captions[:n_best]:
         detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
         yield f"{name}\t{caption.text}{detail}\n"

@@ -1,44 +1,31 @@
-"""The captioner: frozen CNN, decoder and vocabulary together, as one directory on disk.
-
-    config.json               what to build: encoder, decoder, how to search
-    model.safetensors         all weights, `encoder.*` and `decoder.*`
-    vocab.json                words and their ids
-    preprocessor_config.json  from a picture to the CNN's input
-
-Everything `captioner caption` needs is in there, and nothing in there is ever run or unpickled.
-"""
+"""The captioner: frozen CNN, decoder and vocabulary together."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeAlias, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner import __version__
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ModelError
-from captioner.files import whole_folder
-from captioner.images import read_image, to_rgb
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import EncoderSpec, FrozenEncoder
-from captioner.models.preprocess import Preprocess
+from captioner.models.directory import Parts, model_folder, read_model, write_model
+from captioner.models.encoder import FrozenEncoder
+from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
+from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, sample
-from captioner.text import Vocabulary, detokenize
+from captioner.text import Vocabulary, detokenize, tokenize
 
-ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
-FORMAT_VERSION = 1
-TIED = "output.weight"
+__all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
+
+BATCH = 32  # images that go through the CNN together
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +188,7 @@ class Captioner:
     @overload
     def caption(self, images: Iterable[ImageLike], **decoding: Any) -> Iterator[str]: ...
     def caption(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, **decoding: Any
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = BATCH, **decoding: Any
     ) -> str | Iterator[str]:
         """Caption one image, or any number of them lazily.
 
@@ -219,17 +206,83 @@ class Captioner:
             ImageError: if an image cannot be read.
             ConfigError: if a setting is unknown or impossible.
         """
-        if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        if isinstance(images, ONE_IMAGE):
             return next(self._captions([images], 1, decoding))
         return self._captions(images, batch_size, decoding)
 
     def _captions(
         self, images: Iterable[ImageLike], batch_size: int, decoding: dict[str, Any]
     ) -> Iterator[str]:
-        source = iter(images)
-        while batch := [_to_picture(image) for image in islice(source, batch_size)]:
+        for batch in pictures(images, batch_size):
             for captions in self.search(self.encode(batch), **decoding):
                 yield captions[0].text
+
+    @overload  # a string is an iterable of strings too: the first to fit decides
+    def score(  # type: ignore[overload-overlap]
+        self, images: ImageLike, captions: str, *, per_token: bool = True
+    ) -> float: ...
+    @overload
+    def score(
+        self, images: ImageLike, captions: Iterable[str], *, per_token: bool = True
+    ) -> Tensor: ...
+    @overload
+    def score(
+        self, images: Iterable[ImageLike], captions: str | Iterable[str], *, per_token: bool = True
+    ) -> Tensor: ...
+    @torch.inference_mode()
+    def score(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        captions: str | Iterable[str],
+        *,
+        per_token: bool = True,
+    ) -> float | Tensor:
+        """Say how probable images make captions: to filter data, or to rank either for the other.
+
+        Words the model does not know count as its unknown word, which is likelier than any one
+        rare word: mind `vocabulary.coverage` where captions hold many.
+
+        Args:
+            images: one image or many, as for `caption`.
+            captions: one caption or many, as people write them.
+            per_token: the mean over a caption's words and its end token; False: their sum, the
+                logarithm of the caption's probability.
+
+        Returns:
+            Log-likelihood in nats, 0 at most: a float for one image and one caption; float32 on
+            the processor for more: (captions,), (images,), or (images, captions) of all pairs.
+
+        Raises:
+            ImageError: if an image cannot be read.
+        """
+        if isinstance(images, ONE_IMAGE):
+            of_one = self.score([images], captions, per_token=per_token)[0]
+            return of_one.item() if isinstance(captions, str) else of_one
+        if isinstance(captions, str):
+            return self.score(images, [captions], per_token=per_token)[:, 0]
+        texts = self._token_ids(captions)
+        scores = [torch.empty(0, len(texts))]
+        for batch in pictures(images, BATCH):
+            hidden = self.decoder.init_hidden(self.encode(batch))
+            scores.append(log_likelihoods(self.decoder, hidden, texts).cpu())
+        tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])
+        return torch.cat(scores) / tokens
+
+    def embed(self, captions: str | Iterable[str]) -> Tensor:
+        """Turn texts into vectors: the hidden state they leave behind after the average image.
+
+        Args:
+            captions: one caption or many, as people write them.
+
+        Returns:
+            float32 on the processor, (L * H,) of one caption, (captions, L * H) of many.
+        """
+        if isinstance(captions, str):
+            return self.embed([captions])[0]
+        return embeddings(self.decoder, self._token_ids(captions)).cpu()
+
+    def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:
+        return [self.vocabulary.encode(tokenize(caption)) for caption in captions]
 
     def save(self, folder: str | Path) -> None:
         """Write the model directory, whole; one that exists is replaced.
@@ -237,29 +290,8 @@ class Captioner:
         Args:
             folder: directory to write.
         """
-        spec = self.encoder.spec
-        config = {
-            "format_version": FORMAT_VERSION,
-            "captioner_version": __version__,
-            "encoder": {
-                "backbone": spec.backbone,
-                "builder_args": spec.builder_args,
-                "weights": spec.weights,
-                "precision": self.encoder.precision,
-            },
-            "decoder": self.decoder.settings,
-            "decoding": self.decoding.model_dump(),
-        }
-        tensors = {f"encoder.{name}": tensor for name, tensor in self.encoder.state.items()}
-        for name, tensor in self.decoder.state_dict().items():
-            if not (name == TIED and self.decoder.settings["tie_weights"]):
-                tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
-        with whole_folder(Path(folder)) as aside:
-            save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
-            text = json.dumps(config, indent=2) + "\n"
-            (aside / "config.json").write_text(text, encoding="utf-8")
-            self.vocabulary.save(aside / "vocab.json")
-            spec.preprocess.save(aside)
+        parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding)
+        write_model(Path(folder), parts)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "auto") -> Self:
@@ -272,58 +304,7 @@ class Captioner:
         Raises:
             ModelError: if a file is missing, damaged, or does not fit the others.
         """
-        folder = model_folder(folder)
-        config = _read_config(folder / "config.json")
-        vocabulary = Vocabulary.load(folder / "vocab.json")
-        preprocess = Preprocess.load(folder)
-        weights = folder / "model.safetensors"
-        try:
-            tensors = load_file(weights)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{weights}: cannot be read: {error}") from error
-        states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            states.setdefault(part, {})[rest] = tensor
-        try:
-            about = config["encoder"]
-            spec = EncoderSpec(
-                about["backbone"], about["builder_args"], preprocess, about["weights"]
-            )
-            decoder_settings = dict(config["decoder"])
-            decoding = DecodingConfig.model_validate(config["decoding"])
-            precision = str(about.get("precision", "auto"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder / 'config.json'}: incomplete: {error}") from error
-        if decoder_settings.get("vocab_size") != len(vocabulary):
-            raise ModelError(
-                f"{folder}: config.json expects {decoder_settings.get('vocab_size')} words, "
-                f"vocab.json has {len(vocabulary)}"
-            )
-        encoder = FrozenEncoder(spec, states["encoder"], precision)
-        if decoder_settings.get("feature_size") != encoder.feature_size:
-            raise ModelError(
-                f"{folder}: config.json expects {decoder_settings.get('feature_size')} features, "
-                f"{spec.backbone} gives {encoder.feature_size}"
-            )
-        decoder = _load_decoder(decoder_settings, states["decoder"], weights)
-        return cls(encoder, decoder, vocabulary, decoding).to(device)
-
-
-def model_folder(folder: str | Path) -> Path:
-    """Return the model directory meant by a path.
-
-    Args:
-        folder: a model directory, or a run directory that holds one as `model/`.
-
-    Raises:
-        ModelError: if there is neither.
-    """
-    path = Path(folder).expanduser()
-    for candidate in (path, path / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
+        return cls(*read_model(folder)).to(device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -346,49 +327,3 @@ def choose_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ModelError(f"--device {device}: not available here ({reason})") from error
     return chosen
-
-
-def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Path) -> Decoder:
-    try:
-        decoder = Decoder(**settings)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{where.parent / 'config.json'}: decoder: {error}") from error
-    if settings["tie_weights"] and "embedding.weight" in state:
-        state[TIED] = state["embedding.weight"]
-    try:
-        decoder.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ModelError(f"{where}: does not fit config.json: {' '.join(lines)}") from error
-    return decoder
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a captioner model config: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{path}: format version {version}, this captioner reads {FORMAT_VERSION}; "
-            f"update captioner or convert the model"
-        )
-    assert isinstance(config, dict)
-    return config
-
-
-def _to_picture(image: ImageLike) -> Image.Image:
-    """Return RGB from whatever people hold an image in."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, bytes):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        array = array.transpose(1, 2, 0)
-    if array.dtype.kind == "f":
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-    return to_rgb(Image.fromarray(array.squeeze()))

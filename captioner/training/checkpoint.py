@@ -38,6 +38,7 @@ class Progress:
         step: optimizer steps since the start.
         loss_sum: nats over the epoch's tokens so far.
         token_sum: tokens of the epoch so far.
+        tokens: tokens since the start.
         best_score: best dev score so far.
         best_epoch: the pass that gave it, from 1; 0 for none yet.
         seconds: spent training, over all sittings.
@@ -48,6 +49,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     token_sum: int = 0
+    tokens: int = 0
     best_score: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0

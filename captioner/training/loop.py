@@ -23,6 +23,7 @@ from captioner.models.decoder import Decoder
 from captioner.models.encoder import DTYPES, best_precision
 from captioner.text import tokenize
 from captioner.training import bptt
+from captioner.training.board import SAMPLES
 from captioner.training.checkpoint import (
     Progress,
     load_newest,
@@ -82,6 +83,8 @@ class Trainer:
         self.dev = dev
         self.progress = Progress()
         self.saved_step = 0
+        self.norms: list[float] = []  # of the epoch's steps, in this sitting
+        self.samples: list[str] = []  # captions of the first dev images
         self.steps_per_epoch = -(-len(train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(self.decoder, config)
@@ -123,6 +126,7 @@ class Trainer:
             CheckpointError: if the state cannot be saved.
         """
         progress, config = self.progress, self.config
+        self.log.open_board(progress.step)
         bar = tqdm(
             total=self.total_steps,
             initial=progress.step,
@@ -229,6 +233,8 @@ class Trainer:
         total = sum(tokens)
         progress.loss_sum += nats
         progress.token_sum += total
+        progress.tokens += total
+        self.norms += norms.tolist()
         progress.seconds += seconds
         norm = float(norms.mean())
         speed = total / seconds
@@ -266,6 +272,9 @@ class Trainer:
             **scores,
             seconds=round(progress.seconds, 1),
         )
+        if self.log.board:
+            self.log.board.epoch(progress.step, self.norms, self.dev.examples, self.samples)
+        self.norms = []
         self._save()
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.log.say(
@@ -282,11 +291,14 @@ class Trainer:
         )
         judge.device = self.device
         captions = [
-            tokenize(best[0].text)
+            best[0].text
             for features in self.dev.features.split(256)
             for best in judge.search(features)
         ]
-        scores = score_captions(captions, self.dev.references, metrics=("bleu", "cider_d"))
+        self.samples = captions[:SAMPLES]
+        scores = score_captions(
+            list(map(tokenize, captions)), self.dev.references, metrics=("bleu", "cider_d")
+        )
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
 
     def _ran_out_of_patience(self) -> bool:

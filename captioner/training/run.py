@@ -18,7 +18,7 @@ from captioner.models.decoder import Decoder
 from captioner.models.encoder import FrozenEncoder
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
-from captioner.training.telemetry import RunLog
+from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.world import World, joined
 
 
@@ -33,6 +33,8 @@ class Summary:
         best_epoch: from 1.
         epochs: done.
         seconds: spent training and scoring, features not included.
+        tokens_per_second: over that time.
+        peak_memory: bytes, of the device or of this process.
     """
 
     folder: Path
@@ -41,6 +43,8 @@ class Summary:
     best_epoch: int
     epochs: int
     seconds: float
+    tokens_per_second: float
+    peak_memory: int
 
 
 def train(
@@ -90,6 +94,8 @@ def train(
         best_epoch=progress.best_epoch,
         epochs=progress.epoch,
         seconds=progress.seconds,
+        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
+        peak_memory=peak_memory(own_device),
     )
 
 

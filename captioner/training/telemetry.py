@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from captioner.files import whole_file, write_text
+from captioner.training.board import Board
 
 
 class RunLog:
@@ -28,6 +31,16 @@ class RunLog:
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"
+        self.board: Board | None = None
+
+    def open_board(self, step: int) -> None:
+        """Write to TensorBoard as well, where it is installed.
+
+        Args:
+            step: where the run goes on.
+        """
+        if not self.silent and importlib.util.find_spec("tensorboard"):
+            self.board = Board(self.metrics.parent / "tensorboard", step)
 
     def say(self, message: str) -> None:
         """Print a message above any progress bar, and keep it with its time."""
@@ -39,9 +52,11 @@ class RunLog:
             file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
 
     def record(self, **values: Any) -> None:
-        """Append one line to `metrics.jsonl`."""
+        """Append one line to `metrics.jsonl`, and its numbers to TensorBoard."""
         if self.silent:
             return
+        if self.board:
+            self.board.scalars(**values)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -57,6 +72,18 @@ class RunLog:
         lines = read_metrics(self.metrics)
         with whole_file(self.curves) as aside:
             draw_curves(lines, aside)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory this process has held, in bytes: the device's, or its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def timeless(folder):
 def test_a_run_learns_and_leaves_everything_behind(config, tmp_path):
     config = change(config, "training", epochs=12, ema_decay=0.9)
     done = train(config, tmp_path / "run", device="cpu")
-    assert {p.name for p in done.folder.iterdir()} == {
+    assert {p.name for p in done.folder.iterdir()} - {"tensorboard"} == {
         "config.yaml",
         "model",
         "checkpoints",
@@ -215,3 +215,16 @@ def test_metrics_are_json_lines_with_a_step_each(config, tmp_path):
     assert {"epoch", "step", "loss", "grad_norm", "clipped", "learning_rate"} <= set(steps[0])
     assert steps[-1]["step"] == 18
     assert all(0 <= line["clipped"] <= 1 for line in steps)
+
+
+def test_tensorboard_shows_numbers_captions_and_gradient_norms(config, tmp_path):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = train(config, tmp_path / "run", device="cpu")
+    events = loader.EventAccumulator(str(done.folder / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"step/loss", "step/grad_norm", "epoch/cider_d"} <= set(tags["scalars"])
+    assert [e.step for e in events.Scalars("epoch/cider_d")] == [6, 12, 18]
+    assert tags["histograms"] == ["epoch/gradient norm"]
+    assert "image/0" in tags["images"]
+    assert "caption/0/text_summary" in tags["tensors"]

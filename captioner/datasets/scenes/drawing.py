@@ -117,7 +117,7 @@ def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALET
             pen.polygon(corners, fill=255)
         levels = [round(cover * _LEVELS / 255) for cover in range(256)]
         shades = [level and level + number * _LEVELS for level in levels]
-        # Things never overlap, so the greater palette index is that of the only thing there.
+        # Things meet at a corner at most: the greater palette index loses nothing of either.
         indices = ImageChops.lighter(indices, mask.reduce(_SUPERSAMPLING).point(shades))
         tint = [min(255, max(0, c + rng.uniform(-14, 14))) for c in colours[thing.colour]]
         for level in range(1, _LEVELS + 1):

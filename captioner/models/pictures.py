@@ -1,0 +1,56 @@
+"""RGB pictures from whatever people hold images in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from captioner.images import read_image, to_rgb
+
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
+ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
+
+
+def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
+    """Yield lists of pictures, reading images only as the lists are asked for.
+
+    Args:
+        images: of any kind.
+        size: pictures in a list; the last may be shorter.
+
+    Raises:
+        ImageError: if an image cannot be read.
+    """
+    source = iter(images)
+    while batch := [to_picture(image) for image in islice(source, size)]:
+        yield batch
+
+
+def to_picture(image: ImageLike) -> Image.Image:
+    """Return an image as an RGB picture.
+
+    Args:
+        image: a path, encoded bytes, a Pillow image, or an array or tensor of pixels (H, W),
+            (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, bytes):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.dtype.kind == "f":
+        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+    return to_rgb(Image.fromarray(array.squeeze()))

@@ -1,0 +1,63 @@
+"""TensorBoard, where the extra `tensorboard` is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from captioner.datasets import Example
+from captioner.errors import ImageError
+from captioner.images import read_image
+
+SAMPLES = 8  # dev images whose captions are shown after every epoch
+
+
+class Board:
+    """Scalars, sample captions and the distribution of gradient norms of a run."""
+
+    def __init__(self, folder: Path, step: int):
+        """Write to a folder.
+
+        Args:
+            folder: for TensorBoard's event files.
+            step: where the run goes on; what an earlier sitting wrote beyond it is hidden.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # slow, and an extra
+
+        self.writer = SummaryWriter(str(folder), purge_step=step)
+
+    def scalars(self, *, kind: str, epoch: int, step: int, **values: float) -> None:
+        """Add the numbers of a line of `metrics.jsonl`."""
+        for name, value in ({"epoch": epoch} | values).items():
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def epoch(
+        self, step: int, norms: Sequence[float], examples: Sequence[Example], captions: list[str]
+    ) -> None:
+        """Add what an epoch leaves behind.
+
+        Args:
+            step: optimizer steps so far.
+            norms: of the gradient before clipping, of each step of the epoch.
+            examples: of the dev split.
+            captions: what the model now writes for the first `SAMPLES` of them.
+        """
+        self.writer.add_histogram("epoch/gradient norm", torch.tensor(norms), step)
+        for number, (example, caption) in enumerate(zip(examples, captions, strict=False)):
+            text = f"{caption}\n\n*{example.captions[0]}*"
+            self.writer.add_text(f"caption/{number}", text, step)
+            pixels = _pixels(example)
+            if pixels is not None:
+                self.writer.add_image(f"image/{number}", pixels, step, dataformats="HWC")
+        self.writer.flush()
+
+
+def _pixels(example: Example) -> np.ndarray[Any, Any] | None:
+    try:
+        return np.asarray(read_image(example.image))
+    except ImageError:  # gone since it was encoded; its caption is still shown
+        return None
