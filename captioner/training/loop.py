@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import signal
 import time
 from collections.abc import Iterator
@@ -184,8 +185,7 @@ class Trainer:
         """Add the gradients of this process's share of a batch, one part after the other."""
         config, world = self.config, self.world
         parts = world.size * config.accumulate
-        # The same randomness wherever a run was resumed, and another for each process.
-        torch.manual_seed((config.seed << 40) + self.progress.step * world.size + world.rank)
+        torch.manual_seed(_mixed_seed(config.seed, self.progress.step, world.rank))
         loss = torch.zeros((), device=self.device)
         for index in range(world.rank, parts, world.size):
             with self.autocast:
@@ -327,6 +327,16 @@ class Trainer:
         if self.average is not None:
             modules["average"] = self.average
         return modules
+
+
+def _mixed_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of one step's randomness: the same wherever the run was resumed.
+
+    Neighbouring numbers seed torch's generator alike, and it looks at 32 bits only; a digest
+    has nothing of either.
+    """
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4)
+    return int.from_bytes(digest.digest())
 
 
 def _optimizer(decoder: Decoder, config: TrainingConfig) -> torch.optim.AdamW:
