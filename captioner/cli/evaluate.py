@@ -31,6 +31,16 @@ from captioner.cli.scoring import show_signatures
 )
 @set_option
 @click.option("--n-best", type=click.IntRange(1), default=1, help="Captions kept per image.")
+@click.option(
+    "--retrieval", is_flag=True, help="Also find images by their captions, and captions by images."
+)
+@click.option(
+    "--retrieval-captions",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Captions of each image that take part; time grows with them.",
+)
 @decoding_options
 @device_option
 def command(
@@ -40,6 +50,8 @@ def command(
     output: Path | None,
     overrides: tuple[str, ...],
     n_best: int,
+    retrieval: bool,
+    retrieval_captions: int,
     device: str,
     **decoding: Any,
 ) -> None:
@@ -57,6 +69,7 @@ def command(
         output or folder.parent / "evaluation",
         split=split,
         n_best=n_best,
+        retrieval=retrieval_captions if retrieval else 0,
         say=say,
         **given(decoding),
     )
@@ -65,10 +78,14 @@ def command(
     )
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {folder}")
-    for name, score in result.scores.items():
-        click.echo(f"{name:8}  {score}")
+    scores = result.scores | result.retrieval
+    width = max(map(len, scores))
+    for name, score in scores.items():
+        click.echo(f"{name:{width}}  {score}")
     if result.truth is not None:
-        click.echo(f"{'truth':8}  {result.truth:.3f} of the captions are true in every attribute")
-    show_signatures(result.scores)
+        click.echo(
+            f"{'truth':{width}}  {result.truth:.3f} of the captions are true in every attribute"
+        )
+    show_signatures(scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
     say(f"report: {report}")

@@ -118,7 +118,7 @@ def draw_study(study: Study, path: Path) -> None:
 
 
 def _colour(name: str) -> str:
-    return COLOURS[name.split()[-1]]
+    return COLOURS[name.rsplit(maxsplit=1)[-1]]
 
 
 def _draw_flow(axes: Any, stages: list[tuple[str, Stage]]) -> None:

@@ -31,7 +31,7 @@ def retrieve(
     table: SplitTable,
     *,
     split: str,
-    captions: int = 1,
+    captions_each: int = 1,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
@@ -41,7 +41,7 @@ def retrieve(
         captioner: on its device.
         table: of the split; its first 1,000 images take part.
         split: its name, for the signature.
-        captions: of each image, from its first on; at least 1.
+        captions_each: how many captions of each image take part, from its first on; at least 1.
         resamples: of the bootstrap over images that gives intervals; 0 for none.
         seed: equal seeds give equal intervals.
 
@@ -50,7 +50,7 @@ def retrieve(
         the first 1, 5, 10; `image_rank`: its median rank, 1 at best. `caption_...`: the same for
         the best-placed caption of each image.
     """
-    chosen = [references[:captions] for references in table.references[:IMAGES]]
+    chosen = [references[:captions_each] for references in table.references[:IMAGES]]
     owners = np.array([image for image, of_image in enumerate(chosen) for _ in of_image])
     tokens = [caption for of_image in chosen for caption in of_image]
     matrix = _matrix(captioner, table.features[:IMAGES], tokens)
@@ -63,7 +63,9 @@ def retrieve(
         "captions": len(tokens),
         "v": __version__,
     }
-    ranks = np.full((len(chosen), captions), np.nan)  # images may have fewer captions than others
+    ranks = np.full(
+        (len(chosen), captions_each), np.nan
+    )  # images may have fewer captions than others
     place = np.concatenate([np.arange(len(of_image)) for of_image in chosen])
     ranks[owners, place] = image_ranks(matrix, owners)
     scores = _scores("image", ranks, fields, resamples, seed)
@@ -117,3 +119,32 @@ def _matrix(captioner: Captioner, features: torch.Tensor, tokens: list[list[str]
             matrix[:, some] = part.double().cpu().numpy()
             bar.update(len(some))
     return matrix
+
+
+def _scores(
+    found: str, ranks: Floats, fields: dict[str, str | int | None], resamples: int, seed: int
+) -> dict[str, Score]:
+    """Make scores of the ranks of each image's queries, (N, K), NaN where it has fewer than K."""
+    values, per_image = _measures(ranks.reshape(-1)), _measures(ranks)
+    intervals = None
+    if resamples and len(ranks) > 1:
+        drawn = np.random.default_rng(seed).integers(len(ranks), size=(resamples, len(ranks)))
+        intervals = interval(_measures(ranks[drawn].reshape(resamples, -1))).tolist()
+    names = [f"{found}_r{cut}" for cut in CUTS] + [f"{found}_rank"]
+    return {
+        name: Score(
+            name,
+            float(values[i]),
+            per_image[:, i],
+            tuple(intervals[i]) if intervals else None,
+            str(Signature.build(name.replace("_", ""), fields)),
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def _measures(ranks: Floats) -> Floats:
+    """Return recall at each cut and the median rank: of (..., Q), NaN for none, to (..., 4)."""
+    queries = (~np.isnan(ranks)).sum(-1)
+    recalls = [(ranks <= cut).sum(-1) / queries for cut in CUTS]
+    return np.stack([*recalls, np.nanmedian(ranks, axis=-1)], axis=-1)

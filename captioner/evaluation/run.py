@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, write_text
+from captioner.evaluation.retrieval import retrieve
 from captioner.metrics import Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.text import tokenize
@@ -34,6 +35,8 @@ class Evaluation:
         scores: by name.
         truth: share of captions true of their picture; None where nobody knows.
         output: folder with `predictions.jsonl` and `scores.json`.
+        retrieval: scores of finding images by captions and captions by images, by name; none
+            where they were not asked for.
     """
 
     dataset: Dataset
@@ -43,6 +46,7 @@ class Evaluation:
     scores: dict[str, Score]
     truth: float | None
     output: Path
+    retrieval: dict[str, Score] = field(default_factory=dict)
 
 
 def evaluate(
@@ -53,6 +57,7 @@ def evaluate(
     split: str | None = None,
     n_best: int = 1,
     resamples: int = 1000,
+    retrieval: int = 0,
     say: Callable[[str], None] = print,
     **decoding: Any,
 ) -> Evaluation:
@@ -65,6 +70,7 @@ def evaluate(
         split: name; None: the test split where there is one, else dev.
         n_best: captions kept per image.
         resamples: of the bootstrap behind the intervals.
+        retrieval: captions of each image that are to find it; 0 for none.
         say: told what happens.
         **decoding: overrides of the model's own settings, such as beam_size=5.
 
@@ -92,7 +98,12 @@ def evaluate(
     if dataset.judge:
         pairs = zip(table.examples, texts, strict=True)
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
-    result = Evaluation(dataset, split, table, captions, scores, truth, output)
+    found = {}
+    if retrieval:
+        found = retrieve(
+            captioner, table, split=split, captions_each=retrieval, resamples=resamples
+        )
+    result = Evaluation(dataset, split, table, captions, scores, truth, output, found)
     _write(result)
     return result
 
@@ -165,7 +176,8 @@ def _write(result: Evaluation) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(result.output / "predictions.jsonl", "".join(lines))
-    scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
+    numbers = result.scores | result.retrieval
+    scores: dict[str, Any] = {name: score.as_dict() for name, score in numbers.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
     write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n")

@@ -246,8 +246,7 @@ def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
     if isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None
     weights = dict(decoder.cell.named_parameters())
-    matrix = weights.get("weight_hh_l0", weights.get("W_hh.0"))
-    assert matrix is not None
-    matrix = matrix.detach().double().cpu()
+    name = "weight_hh_l0" if "weight_hh_l0" in weights else "W_hh.0"  # torch's, or our own
+    matrix = weights[name].detach().double().cpu()
     radius = torch.linalg.eigvals(matrix).abs().max()
     return float(radius), float(torch.linalg.matrix_norm(matrix, ord=2))
