@@ -54,7 +54,7 @@ def retrieve(
     owners = np.array([image for image, of_image in enumerate(chosen) for _ in of_image])
     tokens = [caption for of_image in chosen for caption in of_image]
     matrix = _matrix(captioner, table.features[:IMAGES], tokens)
-    fields = {
+    fields: dict[str, str | int | None] = {
         "by": "log_likelihood",
         "ties": "last",
         "tok": "ptb",

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError
-from captioner.files import utf8_name, write_text
 from captioner.evaluation.retrieval import retrieve
+from captioner.files import utf8_name, write_text
 from captioner.metrics import Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.text import tokenize

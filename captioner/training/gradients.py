@@ -220,15 +220,16 @@ def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
     if not isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None
     twin = copy.deepcopy(decoder).cpu().eval()
-    cell, hidden = twin.cell, twin.init_hidden(batch.features.cpu())
+    weights = dict(twin.cell.named_parameters())
+    from_word = functional.linear(
+        twin.embedding(batch.inputs.cpu()), weights["weight_ih_l0"], weights["bias_ih_l0"]
+    )
+    hidden = twin.init_hidden(batch.features.cpu())
     gates = []
-    for token_ids in batch.inputs.cpu().split(1, dim=1):
-        from_word = functional.linear(
-            twin.embedding(token_ids[:, 0]), cell.weight_ih_l0, cell.bias_ih_l0
-        )
-        from_state = functional.linear(hidden[0], cell.weight_hh_l0, cell.bias_hh_l0)
+    for step, token_ids in enumerate(batch.inputs.cpu().split(1, dim=1)):
+        from_state = functional.linear(hidden[0], weights["weight_hh_l0"], weights["bias_hh_l0"])
         # torch orders an LSTM's gates i, f, g, o and a GRU's r, z, n: what keeps is the second.
-        kept = (from_word + from_state).split(cell.hidden_size, dim=1)[1]
+        kept = (from_word[:, step] + from_state).split(hidden.shape[-1], dim=1)[1]
         gates.append(kept.sigmoid().mean(1))
         _, hidden = twin.run_cell(token_ids, hidden)
     real = batch.targets.cpu() != Vocabulary.pad_id

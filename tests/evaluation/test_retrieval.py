@@ -1,6 +1,7 @@
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,9 @@ def table(captions_of_each):
     texts = [[f"a {c} square", f"the {c} square", f"a {c} square in the middle"] for c in colours]
     texts = [of_image[:n] for of_image, n in zip(texts, captions_of_each, strict=True)]
     features = torch.randn(len(colours), 512, generator=torch.Generator().manual_seed(0)).half()
-    examples = tuple(Example(f"{c}.png", c, tuple(t)) for c, t in zip(colours, texts, strict=True))
+    examples = tuple(
+        Example(Path(f"{c}.png"), tuple(t), "dev", c) for c, t in zip(colours, texts, strict=True)
+    )
     return SplitTable(examples, features, [[tokenize(t) for t in texts_] for texts_ in texts])
 
 

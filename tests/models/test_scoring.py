@@ -165,7 +165,7 @@ TEXTS = ["A red square.", "a blue square in the middle", "a zebra", ""]
 def test_one_image_and_one_caption_give_a_number(captioner, pictures):
     score = captioner.score(pictures[0], "A red square in the middle.")
     assert isinstance(score, float)
-    words = captioner.vocabulary.encode("a red square in the middle".split())
+    words = captioner.vocabulary.encode(["a", "red", "square", "in", "the", "middle"])
     with torch.inference_mode():
         hidden = captioner.decoder.init_hidden(captioner.encode([Image.open(pictures[0])]))
         total = by_hand(captioner.decoder, hidden, words)
