@@ -133,14 +133,14 @@ def measure_flow(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0
         halves = zip("hc", gradients.split(decoder.num_layers, dim=1), strict=True)
         for name, half in halves:
             ratios = _by_distance(_norms(half) / last, lengths)[:reach]
-            parts[name] = ratios.nanmedian(dim=1).values.tolist()
+            parts[name] = ratios.nanquantile(0.5, dim=1).tolist()
     return Flow(
-        last=float(last.median()),
+        last=float(last.nanquantile(0.5)),
         low=low,
         median=median,
         high=high,
         parts=parts,
-        image=float((norms[0] / last).nanmedian()),
+        image=float((norms[0] / last).nanquantile(0.5)),
         image_distance=reach,
         factor=float(median[-1] ** (1 / max(1, reach - 1))),
         vanishes=next((d for d, ratio in enumerate(median) if ratio < VANISHED), None),
