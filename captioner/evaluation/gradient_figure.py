@@ -7,9 +7,10 @@ from typing import Any
 
 from captioner.evaluation.gradients import CellStudy, Stage, Study
 from captioner.files import whole_file
-from captioner.training.gradients import EXPLODED, VANISHED
+from captioner.training.gradients import EXPLODED, VANISHED, Flow
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
+FLOOR = 1e-12  # of the drawing: what is smaller has long vanished
 
 
 def describe_study(study: Study) -> str:
@@ -100,51 +101,45 @@ def draw_study(study: Study, path: Path) -> None:
     """
     from matplotlib.figure import Figure  # slow to import, and needed only here
 
-    figure = Figure(figsize=(11, 7.6), layout="constrained", dpi=100)
+    figure = Figure(figsize=(10, 7.2), layout="constrained", dpi=85)
     (before, after), (norms, cuts) = figure.subplots(2, 2)
     after.sharey(before)
-    _draw_flow(before, [(cell.name, cell.before) for cell in study.cells])
+    trained = f"{study.steps:,} steps of training" if study.steps else "training"
     before.set_title("gradient of the last token's loss, before training")
-    _draw_flow(after, [(cell.name, cell.after) for cell in study.cells])
-    trained = f"after {study.steps:,} steps of training" if study.steps else "after training"
-    after.set_title(f"the same, {trained}")
+    after.set_title(f"the same after {trained}")
+    for axes, stage in ((before, "before"), (after, "after")):
+        for cell in study.cells:
+            _draw_flow(axes, cell.name, getattr(cell, stage).flow)
+        axes.axhline(1, color="black", lw=0.8)
+        axes.set(yscale="log", xlabel="steps before the last state")
+    before.set_ylabel("norm over that at the last state")
+    before.set_ylim(bottom=max(FLOOR, before.get_ylim()[0]))
+    before.plot([], [], "*", color="grey", ms=10, label="the image's state")
+    handles, labels = before.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     _draw_norms(norms, study)
     _draw_cuts(cuts, study)
     for axes in (before, after, norms, cuts):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     with whole_file(path) as aside:
-        figure.savefig(aside, format="png")
+        figure.savefig(aside, format="png", pil_kwargs={"optimize": True})
 
 
 def _colour(name: str) -> str:
     return COLOURS[name.rsplit(maxsplit=1)[-1]]
 
 
-def _draw_flow(axes: Any, stages: list[tuple[str, Stage]]) -> None:
-    for name, stage in stages:
-        flow, colour = stage.flow, _colour(name)
-        steps = range(len(flow.median))
-        axes.fill_between(steps, flow.low, flow.high, color=colour, alpha=0.12, lw=0)
-        axes.plot(steps, flow.median, color=colour, label=name)
-        for part, style in zip(flow.parts, ("--", ":"), strict=False):
-            axes.plot(
-                steps,
-                flow.parts[part],
-                style,
-                color=colour,
-                lw=1,
-                label=f"{name}, {part} alone",
-            )
-        axes.plot(flow.image_distance, flow.image, "*", color=colour, ms=10)
-    axes.plot([], [], "*", color="grey", ms=10, label="the image's state")
-    axes.axhline(1, color="black", lw=0.8)
-    axes.set(
-        yscale="log",
-        xlabel="steps before the last state",
-        ylabel="norm over that at the last state",
-    )
-    axes.legend(frameon=False, fontsize=8)
+def _draw_flow(axes: Any, name: str, flow: Flow) -> None:
+    colour = _colour(name)
+    steps = range(len(flow.median))
+    axes.fill_between(steps, flow.low, flow.high, color=colour, alpha=0.12, lw=0)
+    axes.plot(steps, flow.median, color=colour, label=name)
+    for (part, norms), style in zip(flow.parts.items(), ("--", ":"), strict=False):
+        # The last c has yet to reach an output: it starts at zero, which no log scale shows.
+        shown = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > 0]
+        axes.plot(*zip(*shown, strict=True), style, color=colour, lw=1, label=f"{name}: {part}")
+    axes.plot(flow.image_distance, flow.image, "*", color=colour, ms=10)
 
 
 def _draw_norms(axes: Any, study: Study) -> None:
@@ -158,16 +153,17 @@ def _draw_norms(axes: Any, study: Study) -> None:
         bins = np.geomspace(low / 1.05, high * 1.05, 50)
         for name, clipping in clippings:
             label = f"{name}: {clipping.share:.1%} clipped"
-            axes.hist(clipping.norms, bins, histtype="stepfilled", color=_colour(name), alpha=0.2)
             axes.hist(clipping.norms, bins, histtype="step", color=_colour(name), label=label)
     axes.axvline(study.clip_norm, color="black", lw=1, ls="--", label="clipped to this norm")
     axes.set(
         xscale="log",
+        yscale="log",  # one step that explodes is to be seen among the many that do not
         title="gradient norms in training, before clipping",
         xlabel="norm of the gradient of all weights",
         ylabel="steps",
     )
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(bottom=0.7)
+    axes.legend(edgecolor="none", fontsize=8)
 
 
 def _draw_cuts(axes: Any, study: Study) -> None:
@@ -186,5 +182,6 @@ def _draw_cuts(axes: Any, study: Study) -> None:
         ylabel="cosine to the full gradient",
     )
     axes.set_xticks(windows, [str(window) for window in windows])
+    axes.set_ylim(top=1.02)
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
-from captioner.errors import CheckpointError
 from captioner.metrics import score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
@@ -33,8 +27,10 @@ from captioner.training.checkpoint import (
     write_tensors,
 )
 from captioner.training.prepare import SplitTable
+from captioner.training.signals import noted_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
+from captioner.training.update import Updater
 from captioner.training.world import World
 
 LOG_EVERY = 20  # steps; also the places where a run can be stopped
@@ -88,17 +84,14 @@ class Trainer:
         self.samples: list[str] = []  # captions of the first dev images
         self.steps_per_epoch = -(-len(train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.optimizer = _optimizer(self.decoder, config)
-        self.average = copy.deepcopy(self.decoder).eval() if config.ema_decay else None
         name = config.precision if config.precision != "auto" else best_precision(self.device)
         self.autocast = torch.autocast(self.device.type, dtype=DTYPES[name], enabled=name != "fp32")
-        # fp16 has few exponents: without scaling, small gradients would become zero.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
+        self.updater = Updater(self.decoder, config, self.total_steps, fp16=name == "fp16")
 
     @property
     def evaluated(self) -> Decoder:
         """The weights that are scored and kept: the moving average where there is one."""
-        return self.average or self.decoder
+        return self.updater.average or self.decoder
 
     def resume(self) -> None:
         """Go back to the last checkpoint, or to the start where there is none.
@@ -108,9 +101,9 @@ class Trainer:
         """
         progress = load_newest(
             self.checkpoints,
-            modules=self._modules(),
-            optimizer=self.optimizer,
-            scaler=self.scaler,
+            modules=self.updater.modules,
+            optimizer=self.updater.optimizer,
+            scaler=self.updater.scaler,
             identity=self.identity,
         )
         self.world.wait()  # until all have read, nobody writes
@@ -135,7 +128,7 @@ class Trainer:
             smoothing=0.1,
             disable=not self.world.leads,
         )
-        with bar, _stop_signals() as stop_asked:
+        with bar, noted_signals() as stop_asked:
             while progress.epoch < config.epochs and not self._ran_out_of_patience():
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
                 self._epoch(bar, stop_asked)
@@ -161,7 +154,7 @@ class Trainer:
         started = time.perf_counter()
         for batch in batches:
             losses.append(self._backward(batch))
-            norms.append(self._update())
+            norms.append(self.updater.update(progress.step))
             tokens.append(batch.tokens)
             progress.batch += 1
             progress.step += 1
@@ -194,35 +187,10 @@ class Trainer:
                     batch.part(index, parts) if parts > 1 else batch,
                     label_smoothing=config.label_smoothing,
                     window=config.bptt_window,
-                    scaler=self.scaler,
+                    scaler=self.updater.scaler,
                 )
         world.sum_gradients(self.decoder.parameters())
         return loss
-
-    def _update(self) -> Tensor:
-        """Clip, step, average; return the gradient norm before clipping."""
-        config = self.config
-        factor = bptt.schedule(
-            self.progress.step,
-            total_steps=self.total_steps,
-            warmup_steps=config.warmup_steps,
-            kind=config.schedule,
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        self.scaler.unscale_(self.optimizer)
-        norm = bptt.clip(self.decoder.parameters(), config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.average is not None:
-            # Early on the average follows closely, so that it does not remember the start.
-            decay = min(config.ema_decay, (1 + self.progress.step) / (10 + self.progress.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
-                )
-        return norm
 
     def _log_steps(
         self, losses: Tensor, norms: Tensor, tokens: list[int], seconds: float
@@ -245,7 +213,7 @@ class Trainer:
             loss=nats / total,
             grad_norm=norm,
             clipped=float((norms > self.config.clip_norm).float().mean()),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.updater.learning_rate,
             tokens_per_second=round(speed),
         )
         return {"loss": f"{nats / total:.3f}", "norm": f"{norm:.2f}", "tokens/s": f"{speed:,.0f}"}
@@ -315,18 +283,12 @@ class Trainer:
         if self.world.leads:
             save_checkpoint(
                 self.checkpoints,
-                modules=self._modules(),
-                optimizer=self.optimizer,
-                scaler=self.scaler,
+                modules=self.updater.modules,
+                optimizer=self.updater.optimizer,
+                scaler=self.updater.scaler,
                 progress=self.progress,
                 identity=self.identity,
             )
-
-    def _modules(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {"decoder": self.decoder}
-        if self.average is not None:
-            modules["average"] = self.average
-        return modules
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:
@@ -337,38 +299,3 @@ def _mixed_seed(seed: int, step: int, rank: int) -> int:
     """
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4)
     return int.from_bytes(digest.digest())
-
-
-def _optimizer(decoder: Decoder, config: TrainingConfig) -> torch.optim.AdamW:
-    trained = [p for p in decoder.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second SIGINT kills as usual."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        asked.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    try:
-        for number in before:
-            signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield asked
-        return
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-__all__ = ["CheckpointError", "Stopped", "Trainer"]

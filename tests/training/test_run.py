@@ -138,15 +138,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypat
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     config = change(config, "training", ema_decay=0.9)
     whole = train(config, tmp_path / "whole", device="cpu").folder
-    update, taken = loop.Trainer._update, []
+    update = loop.Updater.update
 
-    def stop_once(self):
-        taken.append(1)
-        if len(taken) == stop_at:
+    def stop_once(self, step):
+        if step == stop_at - 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(self)
+        return update(self, step)
 
-    monkeypatch.setattr(loop.Trainer, "_update", stop_once)
+    monkeypatch.setattr(loop.Updater, "update", stop_once)
     with pytest.raises(Stopped):
         train(config, tmp_path / "part", device="cpu")
     assert not (tmp_path / "part" / "model").exists()

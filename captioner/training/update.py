@@ -1,0 +1,89 @@
+"""From gradients to weights: schedule, clipping, AdamW, and the moving average."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import TrainingConfig
+from captioner.models.decoder import Decoder
+from captioner.training import bptt
+
+
+class Updater:
+    """Changes a decoder's weights after each backward pass.
+
+    Attributes:
+        optimizer: AdamW; matrices decay, biases do not.
+        scaler: of the loss in fp16, whose few exponents would lose small gradients.
+        average: a copy of the decoder with the moving average of its weights; None without one.
+    """
+
+    def __init__(self, decoder: Decoder, config: TrainingConfig, total_steps: int, *, fp16: bool):
+        """Get ready to update.
+
+        Args:
+            decoder: on the device to train on.
+            config: the `training` section.
+            total_steps: of the whole run.
+            fp16: whether gradients are taken in fp16.
+        """
+        self.decoder = decoder
+        self.config = config
+        self.total_steps = total_steps
+        self.average = copy.deepcopy(decoder).eval() if config.ema_decay else None
+        trained = [p for p in decoder.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        betas = (0.9, config.beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+        self.scaler = torch.amp.GradScaler(trained[0].device.type, enabled=fp16)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint must hold, by name."""
+        modules: dict[str, nn.Module] = {"decoder": self.decoder}
+        if self.average is not None:
+            modules["average"] = self.average
+        return modules
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def update(self, step: int) -> Tensor:
+        """Clip, step, average, and forget the gradients.
+
+        Args:
+            step: steps taken before this one.
+
+        Returns:
+            The gradient norm before clipping, a scalar.
+        """
+        config = self.config
+        factor = bptt.schedule(
+            step,
+            total_steps=self.total_steps,
+            warmup_steps=config.warmup_steps,
+            kind=config.schedule,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        self.scaler.unscale_(self.optimizer)
+        norm = bptt.clip(self.decoder.parameters(), config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            # Early on the average follows closely, so that it does not remember the start.
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
+                )
+        return norm
