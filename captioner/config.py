@@ -280,6 +280,7 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
     except ValidationError as error:
         mistakes += _explain(error)
     if mistakes:
+        source += " with --set" if overrides else ""
         raise ConfigError("\n".join([f"{source}: {len(mistakes)} mistake(s)", *mistakes]))
     return config
 

@@ -240,7 +240,7 @@ def _encode(
             return error
 
     decoded = zip(todo, _ahead(pool, pixels_of, todo, 2 * batch_size), strict=True)
-    with tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05) as bar:
+    with tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05, disable=None) as bar:
         while batch := list(islice(decoded, batch_size)):
             broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
             good = {path: found for path, found in batch if isinstance(found, Tensor)}

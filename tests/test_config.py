@@ -56,7 +56,7 @@ def test_all_mistakes_are_reported_at_once_with_key_reason_and_value(tmp_path: P
         ("encoder.flip", "valid boolean", "'maybe'"),
         ("decoding.top_p", "less than or equal to 1", "1.5"),
     )
-    assert head == f"{path}: {len(expected)} mistake(s)"
+    assert head == f"{path} with --set: {len(expected)} mistake(s)"
     assert len(lines) == len(expected)
     for key, reason, value in expected:
         [line] = [line for line in lines if line.startswith(f"{key}: ")]

@@ -34,6 +34,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     help="text: path, tab, caption; txt: a file beside each image.  [default: by --output, text]",
 )
 @click.option("--n-best", type=click.IntRange(1), default=1, help="Captions per image.")
+@click.option("--overwrite", is_flag=True, help="txt: replace files that exist.")
 @click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
 @batch_option
 @click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
@@ -45,6 +46,7 @@ def command(
     output: Path | None,
     format: str | None,
     n_best: int,
+    overwrite: bool,
     recursive: bool,
     batch_size: int,
     num_workers: int | None,
@@ -56,7 +58,12 @@ def command(
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported
     and the rest are captioned; the exit code is then 1.
     """
+    format = format or _format_of(output)
+    if format == "txt" and output:
+        raise click.UsageError("--format txt writes beside each image; it takes no --output")
     folder = find_model(model)
+    if model is None:
+        say(f"model: {folder}")
 
     from captioner.files import whole_file
     from captioner.inference.local import caption_files
@@ -75,14 +82,14 @@ def command(
         n_best=n_best,
         **chosen,
     )
-    format = format or _format_of(output)
     started, count, failed = time.perf_counter(), 0, 0
     with ExitStack() as stack:
         file = sys.stdout
         if output:
             aside = stack.enter_context(whole_file(output))
             file = stack.enter_context(aside.open("w", encoding="utf-8"))
-        for record in write_records(records, file, format=format, n_best=n_best):
+        written = write_records(records, file, format=format, n_best=n_best, overwrite=overwrite)
+        for record in written:
             count += 1
             if record.error:
                 failed += 1

@@ -55,8 +55,8 @@ def command(
         raise click.UsageError("--model has its own config and its training behind it")
 
     from captioner.config import load_config
-    from captioner.evaluation.gradient_figure import describe_study, draw_study
-    from captioner.evaluation.gradients import study_cells, study_model, write_json
+    from captioner.evaluation.gradient_report import describe_study, draw_study, write_json
+    from captioner.evaluation.gradients import study_cells, study_model
     from captioner.evaluation.run import config_of_model
 
     if model:

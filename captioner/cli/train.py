@@ -38,9 +38,9 @@ def command(
 
     from captioner.config import load_config
 
-    # A run knows its own settings; only a config that was named is checked against them.
-    named = config is not None or bool(overrides) or not resume
-    settings = load_config(name, overrides) if named else None
+    # A run knows its own settings: resumed, it is asked for no others but those of --set.
+    saved = folder / "config.yaml"
+    settings = load_config(str(saved) if resume and saved.is_file() else name, overrides)
 
     from captioner.training.run import Stopped, train
 

@@ -1,11 +1,10 @@
-"""Gradients through time of every cell, before and after training: measured and written down."""
+"""Gradients through time of every cell, before and after training: trained and measured."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import Config, TrainingConfig
-from captioner.errors import ConfigError, DataError
-from captioner.files import write_text
+from captioner.errors import DataError
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.training import bptt
@@ -24,13 +22,15 @@ from captioner.training.gradients import (
     Cut,
     Flow,
     caption_lengths,
+    join_captions,
+    longest_batch,
     mean_keep_gate,
     measure_cuts,
     measure_flow,
     recurrent_sizes,
 )
 from captioner.training.prepare import open_encoder, prepare
-from captioner.training.tables import Batch, CaptionTable, epoch_order, iterate
+from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import read_metrics
 
 CELLS: Final[tuple[dict[str, Any], ...]] = (
@@ -61,29 +61,31 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Clipping:
-    """What clipping did during training.
+class TrainingLog:
+    """What happened between before and after, and what clipping did to it.
 
     Attributes:
-        norms: gradient norms before clipping, in order; of each step, or means over some steps
-            where a run's log has no more.
-        share: of the steps that were clipped.
-        factor: mean by which the clipped ones were shrunk, in (0, 1]; None where none was.
+        losses: in nats per token, in order; of each step, or means over some steps where a
+            run's log has no more.
+        norms: of the gradients before clipping, likewise.
+        clipped: share of the steps that were clipped.
+        factor: mean by which the clipped ones were shrunk, in (0, 1); None where none was.
     """
 
+    losses: list[float]
     norms: list[float]
-    share: float
+    clipped: float
     factor: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class CellStudy:
-    """One cell before and after training; no clipping where the run's log is gone."""
+    """One cell before and after training; without a log where the run has lost its own."""
 
     name: str
     before: Stage
     after: Stage
-    clipping: Clipping | None
+    log: TrainingLog | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,9 @@ def study_cells(
             }
             decoder = _fresh(settings, training.seed, table.features).to(chosen)
             before = _stage(decoder, batch, training)
-            norms = _train(decoder, table.to(chosen), training, steps, bar)
+            log = _train(decoder, table.to(chosen), training, steps, bar)
             after = _stage(decoder, batch, training)
-            cells.append(CellStudy(name, before, after, _clipping(norms, training.clip_norm)))
+            cells.append(CellStudy(name, before, after, log))
     return _study(batch, training, steps, cells)
 
 
@@ -177,62 +179,14 @@ def study_model(
     batch = longest_batch(table, training.batch_size, seed=training.seed)
     settings = captioner.decoder.settings
     fresh = _fresh(settings, training.seed, table.features)
-    lines = [x for x in read_metrics(folder / "../metrics.jsonl") if x["kind"] == "step"]
-    clipping = _clipping([line["grad_norm"] for line in lines], training.clip_norm)
-    if clipping:  # the log has means of norms, but the share itself
-        clipping = replace(clipping, share=sum(x["clipped"] for x in lines) / len(lines))
     name = settings["cell"]
     cell = CellStudy(
         name=f"{name} {settings['nonlinearity']}" if name in ("rnn", "elman") else name,
         before=_stage(fresh, batch, training),
         after=_stage(captioner.decoder, batch, training),
-        clipping=clipping,
+        log=_read_log(folder.resolve().parent / "metrics.jsonl", training.clip_norm),
     )
     return _study(batch, training, None, [cell])
-
-
-def join_captions(table: CaptionTable, length: int) -> CaptionTable:
-    """Join neighbouring captions to long sequences, to see further back than one caption.
-
-    A sequence is shown the image of its first caption; captions of the same image are
-    neighbours.
-
-    Args:
-        table: of captions.
-        length: tokens to predict of each sequence; what hangs over is cut off.
-
-    Raises:
-        ConfigError: if all captions together are shorter.
-    """
-    sequences: list[Tensor] = []
-    firsts: list[int] = []
-    parts: list[Tensor] = []
-    first = gathered = 0
-    for i, (token_ids, tokens) in enumerate(
-        zip(table.token_ids, table.lengths.tolist(), strict=True)
-    ):
-        parts.append(token_ids[:tokens])
-        gathered += tokens
-        if gathered > length:
-            sequences.append(torch.cat(parts)[: length + 1])
-            firsts.append(first)
-            parts, gathered, first = [], 0, i + 1
-    if not sequences:
-        raise ConfigError(f"--length {length}: all training captions make {gathered} tokens only")
-    return replace(
-        table,
-        token_ids=torch.stack(sequences),
-        lengths=torch.full((len(sequences),), length + 1),
-        rows=table.rows[firsts],
-    )
-
-
-def longest_batch(table: CaptionTable, batch_size: int, *, seed: int) -> Batch:
-    """Return the batch of the first epoch whose shortest caption is longest: a view far back."""
-    batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=0)
-    sizes = [(len(chosen), int(table.lengths[chosen].min())) for chosen in batches]
-    start = sizes.index(max(sizes))
-    return next(iterate(table, batch_size, seed=seed, epoch=0, start=start))
 
 
 def _table(table: CaptionTable, length: int | None) -> CaptionTable:
@@ -260,23 +214,21 @@ def _stage(decoder: Decoder, batch: Batch, training: TrainingConfig) -> Stage:
 
 def _train(
     decoder: Decoder, table: CaptionTable, training: TrainingConfig, steps: int, bar: Any
-) -> list[float]:
-    """Take steps as a run does, in fp32; stop where the gradient is no number any more.
-
-    Returns:
-        Gradient norms before clipping.
-    """
+) -> TrainingLog:
+    """Take steps as a run does, in fp32; stop where the gradient is no number any more."""
     decoder.train()
     optimizer = torch.optim.AdamW(
         [p for p in decoder.parameters() if p.requires_grad],
         betas=(0.9, training.beta2),
         weight_decay=training.weight_decay,
     )
+    losses: list[float] = []
     norms: list[float] = []
     for step, batch in enumerate(islice(_endless(table, training), steps)):
-        bptt.backward(
+        loss = bptt.backward(
             decoder, batch, label_smoothing=training.label_smoothing, window=training.bptt_window
         )
+        losses.append(float(loss))
         share = bptt.schedule(
             step,
             total_steps=steps,
@@ -290,7 +242,7 @@ def _train(
         optimizer.step()
         optimizer.zero_grad()
         bar.update()
-    return norms
+    return _log(losses, norms, training.clip_norm)
 
 
 def _endless(table: CaptionTable, training: TrainingConfig) -> Iterator[Batch]:
@@ -298,12 +250,19 @@ def _endless(table: CaptionTable, training: TrainingConfig) -> Iterator[Batch]:
         yield from iterate(table, training.batch_size, seed=training.seed, epoch=epoch)
 
 
-def _clipping(norms: list[float], clip_norm: float) -> Clipping | None:
-    if not norms:
+def _log(losses: list[float], norms: list[float], clip_norm: float) -> TrainingLog:
+    over = [norm for norm in norms if not norm <= clip_norm]
+    factor = sum(clip_norm / norm for norm in over) / len(over) if over else None
+    return TrainingLog(losses, norms, len(over) / len(norms), factor)
+
+
+def _read_log(path: Path, clip_norm: float) -> TrainingLog | None:
+    lines = [line for line in read_metrics(path) if line["kind"] == "step"]
+    if not lines:
         return None
-    clipped = [norm for norm in norms if not norm <= clip_norm]
-    factor = sum(clip_norm / norm for norm in clipped) / len(clipped) if clipped else None
-    return Clipping(norms, len(clipped) / len(norms), factor)
+    log = _log([x["loss"] for x in lines], [x["grad_norm"] for x in lines], clip_norm)
+    # Norms are logged as means, but the share as it was.
+    return replace(log, clipped=sum(x["clipped"] for x in lines) / len(lines))
 
 
 def _study(
@@ -319,19 +278,3 @@ def _study(
         seed=training.seed,
         cells=cells,
     )
-
-
-def write_json(study: Study, path: Path) -> None:
-    """Write all figures; what is no number is null."""
-    write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Round floats to six digits, and leave out what JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value

@@ -37,6 +37,12 @@ def retrieve(
 ) -> dict[str, Score]:
     """Rank the images of a split for each caption, and the captions for each image.
 
+    Images rank by the log-likelihood of the caption given them. For captions that will not do:
+    plain ones are probable whatever the image. They rank by how much likelier the image makes
+    them than the images do on average, log P(caption | image) - log P(caption) (Mao et al. 2015,
+    "Deep Captioning with Multimodal Recurrent Neural Networks"; there the average is over
+    training images).
+
     Args:
         captioner: on its device.
         table: of the split; its first 1,000 images take part.
@@ -55,7 +61,7 @@ def retrieve(
     tokens = [caption for of_image in chosen for caption in of_image]
     matrix = _matrix(captioner, table.features[:IMAGES], tokens)
     fields: dict[str, str | int | None] = {
-        "by": "log_likelihood",
+        "by": "likelihood",
         "ties": "last",
         "tok": "ptb",
         "split": split,
@@ -69,9 +75,10 @@ def retrieve(
     place = np.concatenate([np.arange(len(of_image)) for of_image in chosen])
     ranks[owners, place] = image_ranks(matrix, owners)
     scores = _scores("image", ranks, fields, resamples, seed)
-    return scores | _scores(
-        "caption", caption_ranks(matrix, owners)[:, None], fields, resamples, seed
-    )
+    # The number of images would only be a constant.
+    ratios = matrix - np.logaddexp.reduce(matrix, axis=0)
+    ranks, fields["by"] = caption_ranks(ratios, owners)[:, None], "likelihood_ratio"
+    return scores | _scores("caption", ranks, fields, resamples, seed)
 
 
 def image_ranks(matrix: Floats, owners: np.ndarray) -> Floats:

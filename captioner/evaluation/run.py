@@ -117,7 +117,7 @@ def caption_split(
         The n-best captions of each image, in order.
     """
     captions: list[list[Caption]] = []
-    with tqdm(total=len(table.examples), desc="captioning", unit="image") as bar:
+    with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(CHUNK):
             captions += captioner.search(features, n_best=n_best, **decoding)
             bar.update(len(features))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +14,7 @@ from captioner.files import utf8_name, write_text
 from captioner.inference.local import Record
 
 FORMATS = ("text", "jsonl", "csv", "coco", "txt")
+COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
 COLUMNS = ("file_name", "image_id", "caption", "score", "status")
 
 
@@ -42,7 +44,12 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
 
 
 def write_records(
-    records: Iterable[Record], file: TextIO, *, format: str = "text", n_best: int = 1
+    records: Iterable[Record],
+    file: TextIO,
+    *,
+    format: str = "text",
+    n_best: int = 1,
+    overwrite: bool = False,
 ) -> Iterator[Record]:
     """Write records as they come, and pass them on.
 
@@ -51,9 +58,10 @@ def write_records(
         file: open for writing.
         format: one of `FORMATS`. Failures appear in jsonl and csv, where a status can say so.
         n_best: captions to write per image, where the format has room for more than one.
+        overwrite: txt: replace files that exist.
 
     Yields:
-        Each record, once written.
+        Each record, once written; as a failure where its place is taken by another.
 
     Raises:
         DataError: if the file beside an image cannot be written.
@@ -62,7 +70,9 @@ def write_records(
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
     opening = "["
-    for record in records:
+    taken: set[Any] = set()  # COCO ids, or files beside images: two images must not share one
+    for made in records:
+        record = _unless_taken(made, format, taken, overwrite)
         if format == "jsonl":
             file.write(json.dumps(as_dict(record, n_best), ensure_ascii=False) + "\n")
         elif format == "csv":
@@ -83,7 +93,7 @@ def write_records(
 
 
 def _write_beside(record: Record) -> None:
-    path = Path(record.file_name).with_suffix(".txt")
+    path = _beside(record)
     try:
         write_text(path, record.caption + "\n")
     except OSError as error:
@@ -92,10 +102,30 @@ def _write_beside(record: Record) -> None:
         ) from error
 
 
+def _unless_taken(record: Record, format: str, taken: set[Any], overwrite: bool) -> Record:
+    """Make a failure of a record that would overwrite another's caption or a user's file."""
+    if not record.captions or format not in ("coco", "txt"):
+        return record
+    place = _coco(record)["image_id"] if format == "coco" else _beside(record)
+    if place in taken:
+        what = "COCO id" if format == "coco" else "text file"
+        reason = f"another image has the same {what}, {place}; choose jsonl or csv"
+    elif format == "txt" and not overwrite and place.exists():
+        reason = f"{place} exists; --overwrite replaces it"
+    else:
+        taken.add(place)
+        return record
+    return Record(record.file_name, error=reason)
+
+
+def _beside(record: Record) -> Path:
+    return Path(record.file_name).with_suffix(".txt")
+
+
 def _coco(record: Record) -> dict[str, Any]:
-    """One entry of a COCO results file; COCO's ids are numbers."""
-    digits = record.image_id.rpartition("_")[2]
-    image_id = int(digits) if digits.isdecimal() else utf8_name(record.image_id)
+    """One entry of a COCO results file; COCO's own ids are the numbers in its file names."""
+    number = COCO_NAME.fullmatch(record.image_id)
+    image_id = int(number[1]) if number else utf8_name(record.image_id)
     return {"image_id": image_id, "caption": record.caption}
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig
-from captioner.errors import ConfigError, ModelError
+from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import FrozenEncoder
@@ -324,6 +324,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"--device {device}: not available here ({reason})") from error
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        known += ["mps"] if torch.backends.mps.is_available() else []
+        raise ConfigError(
+            f"--device {device}: not available here; choose auto or one of {', '.join(known)}"
+        ) from error
     return chosen

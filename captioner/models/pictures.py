@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from captioner.errors import ImageError
 from captioner.images import read_image, to_rgb
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -43,7 +44,10 @@ def to_picture(image: ImageLike) -> Image.Image:
         ImageError: if it cannot be read.
     """
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        try:
+            return read_image(Path(image))
+        except ImageError as error:
+            raise ImageError(f"{image}: {error}") from error
     if isinstance(image, bytes):
         return read_image(image)
     if isinstance(image, Image.Image):

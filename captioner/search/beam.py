@@ -63,7 +63,7 @@ def beam_search(
         hidden: initial decoder state made from the images, (L, B, H).
         bos_id: start token, fed first and not returned.
         eos_id: end token.
-        beam_size: K, live prefixes per image, at least 1; 1 without a length penalty is greedy.
+        beam_size: K, live prefixes per image, at least 1; 1 is greedy.
         max_length: most tokens to emit, end token included; at least 1.
         length_penalty: scores are log_prob / length**length_penalty, the end token counted;
             0 ranks by log-probability, 1 by its mean per token; at least 0.
@@ -100,6 +100,8 @@ def beam_search(
         # Log-probabilities only fall, so this is the most a live prefix can still score.
         reachable = beams.totals[:, 0] / math.pow(max_length, length_penalty)
         goes_on = reachable > kept.scores[:, -1]
+        if beam_size == 1:  # greedy: the first end is the end, whatever the length penalty
+            goes_on &= ~kept.finished[:, 0]
         going = goes_on.nonzero().squeeze(1)
         if len(going) < len(goes_on):  # an image that is done costs no further step
             done = (~goes_on).nonzero().squeeze(1)

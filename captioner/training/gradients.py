@@ -7,17 +7,18 @@ or closes its way, and what is lost where the way is cut after k steps.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training import bptt
-from captioner.training.tables import Batch
+from captioner.training.tables import Batch, CaptionTable, epoch_order, iterate
 
 VANISHED, EXPLODED = 0.01, 100.0  # of the gradient at the last state
 
@@ -70,6 +71,50 @@ class Cut:
     window: int
     cosine: dict[str, float]
     norm: dict[str, float]
+
+
+def join_captions(table: CaptionTable, length: int) -> CaptionTable:
+    """Join neighbouring captions to long sequences, to see further back than one caption.
+
+    A sequence is shown the image of its first caption; captions of the same image are
+    neighbours.
+
+    Args:
+        table: of captions.
+        length: tokens to predict of each sequence; what hangs over is cut off.
+
+    Raises:
+        ConfigError: if all captions together are shorter.
+    """
+    sequences: list[Tensor] = []
+    firsts: list[int] = []
+    parts: list[Tensor] = []
+    first = gathered = 0
+    for i, (token_ids, tokens) in enumerate(
+        zip(table.token_ids, table.lengths.tolist(), strict=True)
+    ):
+        parts.append(token_ids[:tokens])
+        gathered += tokens
+        if gathered > length:
+            sequences.append(torch.cat(parts)[: length + 1])
+            firsts.append(first)
+            parts, gathered, first = [], 0, i + 1
+    if not sequences:
+        raise ConfigError(f"--length {length}: all training captions make {gathered} tokens only")
+    return replace(
+        table,
+        token_ids=torch.stack(sequences),
+        lengths=torch.full((len(sequences),), length + 1),
+        rows=table.rows[firsts],
+    )
+
+
+def longest_batch(table: CaptionTable, batch_size: int, *, seed: int) -> Batch:
+    """Return the batch of the first epoch whose shortest caption is longest: a view far back."""
+    batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=0)
+    sizes = [(len(chosen), int(table.lengths[chosen].min())) for chosen in batches]
+    start = sizes.index(max(sizes))
+    return next(iterate(table, batch_size, seed=seed, epoch=0, start=start))
 
 
 def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:

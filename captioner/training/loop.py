@@ -126,7 +126,7 @@ class Trainer:
             initial=progress.step,
             unit="step",
             smoothing=0.1,
-            disable=not self.world.leads,
+            disable=None if self.world.leads else True,  # None: where nobody watches
         )
         with bar, noted_signals() as stop_asked:
             while progress.epoch < config.epochs and not self._ran_out_of_patience():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from captioner.config import Config, load_config
-from captioner.errors import CheckpointError, ConfigError
+from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
@@ -48,7 +48,7 @@ class Summary:
 
 
 def train(
-    config: Config | None,
+    config: Config,
     folder: Path,
     *,
     resume: bool = False,
@@ -58,7 +58,7 @@ def train(
     """Train a captioner.
 
     Args:
-        config: what to do; None: what the run in the folder was started with.
+        config: what to do; a run that is resumed keeps its own, and must have been this one.
         folder: run folder to write.
         resume: go on with the run in the folder, or start it where there is none.
         overwrite: delete what is in the folder and start.
@@ -73,9 +73,8 @@ def train(
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
-            config = _open_folder(folder, config, resume, overwrite)
-        config = world.share(config)
-        assert config is not None
+            _open_folder(folder, config, resume, overwrite)
+        world.wait()
         log = RunLog(folder, silent=not world.leads)
         encoder = open_encoder(config, own_device)
         prepared = prepare(config, encoder, log.say, world)
@@ -140,37 +139,37 @@ def _build(
     )
 
 
-def _open_folder(folder: Path, config: Config | None, resume: bool, overwrite: bool) -> Config:
-    """Make the run folder ready, and return the settings the run has."""
+def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Make the run folder ready."""
     sweep(folder)
     if resume and (folder / "config.yaml").is_file():
-        return _config_of_run(folder, config)
-    if config is None:
-        raise CheckpointError(f"{folder}: no run to resume here; name the config to start one")
+        _check_same(folder, config)
+        return
     _claim(folder, overwrite)
     write_text(folder / "config.yaml", config.to_yaml())
-    return config
 
 
 def _claim(folder: Path, overwrite: bool) -> None:
     """Make sure that a new run destroys nothing that was not given up."""
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not overwrite:
+    started = (folder / "config.yaml").is_file()
+    has_saved = any((folder / name).exists() for name in ("model", "checkpoints"))
+    if not overwrite and (has_saved or not started):
         raise ConfigError(
             f"{folder}: there is a run in it already; --resume goes on with it, --overwrite "
             f"starts over, --output DIR writes elsewhere"
         )
-    if not (folder / "config.yaml").is_file():
+    if not started:
         raise ConfigError(f"{folder}: not a run folder, so --overwrite will not delete it")
     shutil.rmtree(folder)
 
 
-def _config_of_run(folder: Path, asked: Config | None) -> Config:
-    """Read a run's config; a different one that was asked for is not quietly ignored."""
+def _check_same(folder: Path, asked: Config) -> None:
+    """Refuse to resume a run with other settings than its own."""
     config = load_config(str(folder / "config.yaml"))
-    if asked is None or asked == config:
-        return config
+    if asked == config:
+        return
     ours, theirs = config.model_dump(), asked.model_dump()
     differing = [
         f"{section}.{key}: the run has {value!r}, asked for {theirs[section][key]!r}"

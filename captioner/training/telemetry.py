@@ -119,11 +119,13 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     loss.legend(frameon=False)
     norm.plot(at, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
     norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
-    for name in ("bleu_4", "cider_d"):
-        if epochs and name in epochs[0]:
-            score.plot(ends, [line[name] for line in epochs], "o-", ms=3, label=name)
+    # BLEU lies in 0..1 and CIDEr in 0..10: each has its own side.
+    sides = (("bleu_4", "tab:blue", score), ("cider_d", "tab:orange", score.twinx()))
+    for name, colour, side in sides:
+        side.plot(ends, [line[name] for line in epochs], "o-", ms=3, color=colour)
+        side.set_ylabel(name, color=colour)
+        side.spines["top"].set_visible(False)
     score.set(title="dev scores", xlabel="step")
-    score.legend(frameon=False)
     for axes in (loss, norm, score):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

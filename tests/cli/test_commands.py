@@ -61,7 +61,8 @@ def test_caption_prints_path_and_caption_and_nothing_else_on_stdout():
     path, caption = result.stdout.rstrip("\n").split("\t")
     assert path == "dev_red_5.png"
     assert caption.startswith("a red square")
-    assert result.stderr == ""
+    assert result.stderr == "model: runs/toy/model\n"
+    assert run("caption", "dev_red_5.png", "--model", "runs/toy").stderr == ""
 
 
 def test_files_folders_and_globs_in_order(home):
@@ -113,7 +114,27 @@ def test_formats(home):
     coco = json.loads(run("caption", *images, "--format", "coco").stdout)
     assert [entry["caption"] for entry in coco] == [r["caption"] for r in records]
     assert run("caption", images[0], "--format", "txt").stdout == ""
-    assert (home / "dev_red_5.txt").read_text() == records[0]["caption"] + "\n"
+    beside = home / "dev_red_5.txt"
+    assert beside.read_text() == records[0]["caption"] + "\n"
+
+
+def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path):
+    for name in ("a/x.png", "b/x.png", "b/x.jpg"):
+        toys.draw(tmp_path / name, "red")
+    notes = tmp_path / "a" / "x.txt"
+    notes.write_text("my notes")
+    result = run("caption", str(tmp_path), "--recursive", "--format", "txt")
+    assert result.exit_code == 1
+    assert notes.read_text() == "my notes"
+    assert "x.txt exists; --overwrite replaces it" in result.stderr
+    assert "another image has the same text file" in result.stderr
+    assert "3 image(s), 1 captioned, 2 failed" in result.stderr
+    assert run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite").exit_code == 0
+    assert notes.read_text() != "my notes"
+    coco = run("caption", str(tmp_path), "--recursive", "--format", "coco")
+    assert len(json.loads(coco.stdout)) == 1
+    assert coco.stderr.count("another image has the same COCO id, x") == 2
+    assert run("caption", str(notes), "--format", "txt", "--output", "o").exit_code == 2
 
 
 def test_evaluate_scores_and_writes(home):
@@ -173,7 +194,7 @@ def test_features_are_filled_once(home):
         (["train", "toy.yaml", "--output", "new", "--set", "data.root=none"], 1, "none: no such"),
         (["caption"], 2, "Missing argument"),
         (["caption", "dev_red_5.png", "--model", "nowhere"], 1, "no model here"),
-        (["caption", "dev_red_5.png", "--device", "quantum"], 1, "--device quantum"),
+        (["caption", "dev_red_5.png", "--device", "quantum"], 2, "--device quantum"),
         (["caption", "dev_red_5.png", "--beam-size", "0"], 2, "decoding.beam_size"),
         (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
         (["dream"], 2, "No such command"),

@@ -10,10 +10,11 @@ from torch import nn
 
 from captioner.cli import main
 from captioner.errors import ConfigError
-from captioner.evaluation.gradients import join_captions, longest_batch
 from captioner.text import Vocabulary
 from captioner.training.gradients import (
     caption_lengths,
+    join_captions,
+    longest_batch,
     mean_keep_gate,
     measure_cuts,
     measure_flow,
@@ -255,25 +256,25 @@ def test_the_command_studies_every_cell_and_writes_table_figure_and_figures(fold
         assert cell["before"] != cell["after"]
         assert cell["before"]["flow"]["median"][0] == 1
         assert cell["after"]["cuts"][-1]["cosine"]["all"] == 1
-        norms = cell["clipping"]["norms"]
+        norms = cell["log"]["norms"]
         assert len(norms) == 3
-        assert cell["clipping"]["share"] == 1
+        assert cell["log"]["clipped"] == 1
         expected = sum(0.001 / norm for norm in norms) / 3
-        assert cell["clipping"]["factor"] == pytest.approx(expected, rel=1e-4)
+        assert cell["log"]["factor"] == pytest.approx(expected, rel=1e-4)
     assert "100.0%" in result.stdout
     assert run("toy.yaml", "--steps", "3", "--output", "again").exit_code == 0
     again = json.loads((folder / "again/gradients.json").read_text())
     # The weights and the gradients are those of the seed, whatever the norm they are clipped to.
     assert [c["before"] for c in again["cells"]] == [c["before"] for c in study["cells"]]
-    assert again["cells"][0]["clipping"]["share"] == 0
-    assert again["cells"][0]["clipping"]["factor"] is None
+    assert again["cells"][0]["log"]["clipped"] == 0
+    assert again["cells"][0]["log"]["factor"] is None
 
 
 def test_a_gradient_that_is_no_number_ends_the_training_and_not_the_study(folder):
     result = run("toy.yaml", "--steps", "20", "--set", "training.learning_rate=1e30")
     assert result.exit_code == 0, result.output
     study = json.loads((folder / "gradients/toy/gradients.json").read_text())
-    norms = study["cells"][1]["clipping"]["norms"]
+    norms = study["cells"][1]["log"]["norms"]
     assert len(norms) < 20
     assert norms[-1] is None
     assert None not in norms[:-1]
@@ -289,8 +290,8 @@ def test_a_trained_model_is_measured_beside_what_it_was_before_training(folder):
     assert (cell["name"], study["longest"], study["steps"]) == ("lstm", 20, None)
     assert cell["before"] != cell["after"]
     line = json.loads((folder / "runs/toy/metrics.jsonl").read_text().splitlines()[0])
-    assert cell["clipping"]["norms"] == [pytest.approx(line["grad_norm"], rel=1e-5)]
-    assert cell["clipping"]["share"] == line["clipped"]
+    assert cell["log"]["norms"] == [pytest.approx(line["grad_norm"], rel=1e-5)]
+    assert cell["log"]["clipped"] == line["clipped"]
     assert (folder / "runs/toy/gradients/gradients.png").is_file()
 
 

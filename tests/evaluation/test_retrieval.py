@@ -90,6 +90,16 @@ def planted(monkeypatch):
     return plant
 
 
+def test_a_caption_that_suits_every_image_finds_none(planted):
+    split = table([1, 1, 1])
+    planted.captions = [image[0] for image in split.references]
+    planted([[-5.0, -7.0, -1.0], [-7.0, -5.0, -1.0], [-7.0, -7.0, -0.9]])
+    scores = retrieve(toys.captioner(), split, split="dev", resamples=0)
+    assert scores["caption_r1"].value == 1
+    assert Signature.parse(scores["caption_r1"].signature)["by"] == "likelihood_ratio"
+    assert Signature.parse(scores["image_r1"].signature)["by"] == "likelihood"
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 50])
 def test_scores_of_a_planted_matrix(planted, monkeypatch, chunk):
     monkeypatch.setattr(retrieval, "CHUNK", chunk)
@@ -143,9 +153,15 @@ def test_intervals_are_seeded_and_widen_with_doubt(planted):
     split = table([1] * 6)
     planted.captions = [image[0] for image in split.references]
     planted(np.eye(6) * [1, 1, 1, -1, -1, -1])
-    first, again = (retrieve(toys.captioner(), split, split="dev") for _ in range(2))
+
+    def intervals(seed):
+        found = retrieve(toys.captioner(), split, split="dev", resamples=3, seed=seed)
+        return [score.interval for score in found.values()]
+
+    assert intervals(0) == intervals(0)
+    assert len({str(intervals(seed)) for seed in range(8)}) > 4
+    first = retrieve(toys.captioner(), split, split="dev")
     assert first["image_r1"].value == 0.5
-    assert first["image_r1"].interval == again["image_r1"].interval
     low, high = first["image_r1"].interval
     assert 0 <= low < 0.5 < high <= 1
 
@@ -165,6 +181,7 @@ def test_a_trained_model_finds_its_colours(trained):
     captioner = Captioner.load(folder / "run", "cpu")
     result = evaluate(captioner, config, folder / "out", split="dev", retrieval=2, say=lambda _: 0)
     found = result.retrieval
+    assert Signature.parse(found["image_r1"].signature)["captions"] == "12"
     assert found["image_r1"].value > 0.6  # by chance 1 in 6
     assert found["image_rank"].value <= 2
     stored = json.loads((folder / "out" / "scores.json").read_text())

@@ -123,9 +123,9 @@ def test_an_altered_checkpoint_is_refused_by_name_and_the_one_before_it_offered(
                 read_tensors(path)
         if path.name == "step-12.safetensors":
             with pytest.raises(CheckpointError, match=r"step-12.*goes on from step-6"):
-                train(None, folder, resume=True, device="cpu")
+                train(config, folder, resume=True, device="cpu")
         path.write_bytes(whole)
     model = contents(folder / "model")
     (folder / "checkpoints" / "step-12.safetensors").unlink()
-    train(None, folder, resume=True, device="cpu")
+    train(config, folder, resume=True, device="cpu")
     assert contents(folder / "model") == model

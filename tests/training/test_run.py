@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from captioner.config import Config
-from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import FrozenEncoder
 from captioner.training import loop
@@ -185,8 +185,15 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
         train(config, precious, device="cpu", overwrite=True)
     assert (precious / "thesis.txt").exists()
-    with pytest.raises(CheckpointError, match="no run to resume"):
-        train(None, tmp_path / "never", device="cpu", resume=True)
+    with pytest.raises(ConfigError, match=r"with its own settings only(.|\n)*training.epochs"):
+        train(config, folder, device="cpu", resume=True)
+
+
+def test_a_run_that_failed_before_it_began_is_not_in_the_way(config, tmp_path):
+    wrong = change(config, "encoder", weights="nowhere.pth")
+    with pytest.raises(ModelError, match=r"nowhere\.pth"):
+        train(wrong, tmp_path / "run", device="cpu")
+    assert train(config, tmp_path / "run", device="cpu").epochs == 3
 
 
 def test_broken_images_cost_themselves_unless_strict(config, tmp_path):

@@ -80,7 +80,7 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
     training = training_captions(dataset, split_train)
     known = {
         "unk": "with a word the model could not name",
-        "repetition": "with a word twice in a row, or two words in a row twice",
+        "repetition": "with a word twice in a row, two words again at once, or three words twice",
         "unfinished": "cut at the longest length, before their end",
     }
     if training is not None:
@@ -113,10 +113,17 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
 
 
 def repeats(words: Sequence[str]) -> bool:
-    """Say whether a caption repeats a word at once, or two or more words in a row anywhere."""
-    # A longer run of words that comes twice begins with a pair that comes twice.
+    """Say whether a caption repeats itself.
+
+    That is a word twice in a row, two words again at once or after one more ("a dog and a dog"),
+    or three words in a row twice anywhere. Two words that merely occur twice are no fault: "a
+    large star above a large circle".
+    """
     pairs = list(pairwise(words))
-    return len(set(pairs)) < len(pairs) or any(a == b for a, b in pairs)
+    stutters = any(a == b for a, b in pairs)
+    near = any(pair in pairs[i + 2 : i + 4] for i, pair in enumerate(pairs))
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    return stutters or near or len(set(threes)) < len(threes)
 
 
 def training_captions(dataset: Dataset, split: str) -> frozenset[tuple[str, ...]] | None:

@@ -1,12 +1,15 @@
-"""The study of gradients as a table for the terminal and as one figure."""
+"""The study of gradients as a table for the terminal, as one figure and as JSON."""
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from captioner.evaluation.gradients import CellStudy, Stage, Study
-from captioner.files import whole_file
+from captioner.files import whole_file, write_text
 from captioner.training.gradients import EXPLODED, VANISHED, Flow
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
@@ -14,8 +17,8 @@ FLOOR = 1e-12  # of the drawing: what is smaller has long vanished
 
 
 def describe_study(study: Study) -> str:
-    """Lay the study out as aligned text: the way back, clipping, truncation."""
-    return "\n\n".join((_describe_flow(study), _describe_clipping(study), _describe_cuts(study)))
+    """Lay the study out as aligned text: the way back, training, truncation."""
+    return "\n\n".join((_describe_flow(study), _describe_training(study), _describe_cuts(study)))
 
 
 def _describe_flow(study: Study) -> str:
@@ -45,21 +48,23 @@ def _describe_flow(study: Study) -> str:
     )
 
 
-def _describe_clipping(study: Study) -> str:
-    rows = ["cell clipped mean_factor median_norm largest_norm"]
+def _describe_training(study: Study) -> str:
+    rows = ["cell clipped mean_factor median_norm largest_norm last_loss"]
     for cell in study.cells:
-        if cell.clipping is None:
+        if cell.log is None:
             continue
-        norms = sorted(cell.clipping.norms)
+        norms = sorted(cell.log.norms)
+        losses = cell.log.losses[-20:] if study.steps else cell.log.losses[-1:]
         numbers = (
-            f"{cell.clipping.share:.1%}",
-            _or_dash(cell.clipping.factor, ".2f"),
+            f"{cell.log.clipped:.1%}",
+            _or_dash(cell.log.factor, ".2f"),
             f"{norms[len(norms) // 2]:.2f}",
             f"{norms[-1]:.2f}",
+            f"{sum(losses) / len(losses):.3f}",
         )
         rows.append(" ".join((cell.name.replace(" ", "_"), *numbers)))
-    over = f"{study.steps} steps" if study.steps else "the run, by its log"
-    return f"Clipping to a norm of {study.clip_norm:g} over {over}:\n{_align(rows)}"
+    over = f"{study.steps} steps" if study.steps else "by the run's log"
+    return f"Training, clipped to a norm of {study.clip_norm:g} ({over}):\n{_align(rows)}"
 
 
 def _describe_cuts(study: Study) -> str:
@@ -145,15 +150,15 @@ def _draw_flow(axes: Any, name: str, flow: Flow) -> None:
 def _draw_norms(axes: Any, study: Study) -> None:
     import numpy as np
 
-    clippings = [(cell.name, cell.clipping) for cell in study.cells if cell.clipping]
-    every = np.array([norm for _, clipping in clippings for norm in clipping.norms])
+    logs = [(cell.name, cell.log) for cell in study.cells if cell.log]
+    every = np.array([norm for _, log in logs for norm in log.norms])
     every = every[np.isfinite(every) & (every > 0)]
     if every.size:
         low, high = every.min(), max(every.max(), study.clip_norm)
         bins = np.geomspace(low / 1.05, high * 1.05, 50)
-        for name, clipping in clippings:
-            label = f"{name}: {clipping.share:.1%} clipped"
-            axes.hist(clipping.norms, bins, histtype="step", color=_colour(name), label=label)
+        for name, log in logs:
+            label = f"{name}: {log.clipped:.1%} clipped"
+            axes.hist(log.norms, bins, histtype="step", color=_colour(name), label=label)
     axes.axvline(study.clip_norm, color="black", lw=1, ls="--", label="clipped to this norm")
     axes.set(
         xscale="log",
@@ -185,3 +190,19 @@ def _draw_cuts(axes: Any, study: Study) -> None:
     axes.set_ylim(top=1.02)
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
+
+
+def write_json(study: Study, path: Path) -> None:
+    """Write all figures; what is no number is null."""
+    write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Round floats to six digits, and leave out what JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
