@@ -32,6 +32,7 @@ from captioner.training.gradients import (
 from captioner.training.prepare import open_encoder, prepare
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import read_metrics
+from captioner.training.update import Updater
 
 CELLS: Final[tuple[dict[str, Any], ...]] = (
     {"cell": "rnn", "nonlinearity": "tanh"},
@@ -217,11 +218,7 @@ def _train(
 ) -> TrainingLog:
     """Take steps as a run does, in fp32; stop where the gradient is no number any more."""
     decoder.train()
-    optimizer = torch.optim.AdamW(
-        [p for p in decoder.parameters() if p.requires_grad],
-        betas=(0.9, training.beta2),
-        weight_decay=training.weight_decay,
-    )
+    updater = Updater(decoder, training, steps, fp16=False)
     losses: list[float] = []
     norms: list[float] = []
     for step, batch in enumerate(islice(_endless(table, training), steps)):
@@ -229,19 +226,10 @@ def _train(
             decoder, batch, label_smoothing=training.label_smoothing, window=training.bptt_window
         )
         losses.append(float(loss))
-        share = bptt.schedule(
-            step,
-            total_steps=steps,
-            warmup_steps=training.warmup_steps,
-            kind=training.schedule,
-        )
-        optimizer.param_groups[0]["lr"] = training.learning_rate * share
-        norms.append(float(bptt.clip(decoder.parameters(), training.clip_norm)))
+        norms.append(float(updater.update(step)))
+        bar.update()
         if not math.isfinite(norms[-1]):
             break
-        optimizer.step()
-        optimizer.zero_grad()
-        bar.update()
     return _log(losses, norms, training.clip_norm)
 
 

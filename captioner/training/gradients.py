@@ -7,6 +7,7 @@ or closes its way, and what is lost where the way is cut after k steps.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -294,5 +295,7 @@ def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
     weights = dict(decoder.cell.named_parameters())
     name = "weight_hh_l0" if "weight_hh_l0" in weights else "W_hh.0"  # torch's, or our own
     matrix = weights[name].detach().double().cpu()
+    if not matrix.isfinite().all():  # training has blown up, and LAPACK would refuse
+        return math.nan, math.nan
     radius = torch.linalg.eigvals(matrix).abs().max()
     return float(radius), float(torch.linalg.matrix_norm(matrix, ord=2))
