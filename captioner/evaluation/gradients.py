@@ -137,7 +137,7 @@ def study_cells(
     training = config.training
     batch = longest_batch(table, training.batch_size, seed=training.seed)
     cells = []
-    with tqdm(total=len(CELLS) * steps, unit="step") as bar:
+    with tqdm(total=len(CELLS) * steps, unit="step", disable=None) as bar:
         for kind in CELLS:
             name = f"rnn {kind['nonlinearity']}" if kind["cell"] == "rnn" else kind["cell"]
             bar.set_description(name)

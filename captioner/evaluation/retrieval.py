@@ -119,7 +119,7 @@ def _matrix(captioner: Captioner, features: torch.Tensor, tokens: list[list[str]
     matrix = np.empty((len(features), len(ids)))
     # In the order of their words, so that captions that start alike are read together.
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    with tqdm(total=len(ids), desc="retrieval", unit="caption") as bar:
+    with tqdm(total=len(ids), desc="retrieval", unit="caption", disable=None) as bar:
         for first in range(0, len(ids), CHUNK):
             some = order[first : first + CHUNK]
             part = log_likelihoods(captioner.decoder, hidden, [ids[i] for i in some])

@@ -156,7 +156,7 @@ def thumbnails(paths: Sequence[Path]) -> Iterator[str]:
     """Yield each picture as a small JPEG in base64; empty where it cannot be read."""
     with ThreadPoolExecutor() as pool:
         made = pool.map(_thumbnail, paths)
-        yield from tqdm(made, desc="report", total=len(paths), unit="image")
+        yield from tqdm(made, desc="report", total=len(paths), unit="image", disable=None)
 
 
 def _thumbnail(path: Path) -> str:
