@@ -1,5 +1,7 @@
+import doctest
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +308,9 @@ def test_a_model_of_other_words_and_impossible_wishes_are_refused(folder):
     result = run("toy.yaml", "--length", "100000")
     assert result.exit_code == 2
     assert "--length 100000" in result.stderr
+
+
+def test_the_example_in_the_page_prints_what_it_says():
+    page = Path(__file__).parents[2] / "docs" / "gradients.md"
+    results = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert (results.failed, results.attempted) == (0, 2)
