@@ -53,7 +53,7 @@ def command(
         f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch} of "
         f"{done.epochs}; {done.seconds:,.0f} s of training, "
         f"{done.tokens_per_second:,.0f} tokens per second, "
-        f"{done.peak_memory / 2**30:.1f} GiB at most\n"
+        f"{done.peak_memory / 2**30:.1f} GiB at most\n{done.signature}\n"
         f"model: {done.folder / 'model'}   curves: {done.folder / 'curves.png'}\n"
         f"next: captioner caption IMAGE --model {done.folder}\n"
         f"      captioner evaluate --model {done.folder}"

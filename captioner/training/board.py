@@ -30,10 +30,11 @@ class Board:
 
         self.writer = SummaryWriter(str(folder), purge_step=step)
 
-    def scalars(self, *, kind: str, epoch: int, step: int, **values: float) -> None:
+    def scalars(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
         """Add the numbers of a line of `metrics.jsonl`."""
         for name, value in ({"epoch": epoch} | values).items():
-            self.writer.add_scalar(f"{kind}/{name}", value, step)
+            if not isinstance(value, str):
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def epoch(
         self, step: int, norms: Sequence[float], examples: Sequence[Example], captions: list[str]

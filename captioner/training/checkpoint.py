@@ -41,6 +41,7 @@ class Progress:
         tokens: tokens since the start.
         best_score: best dev score so far.
         best_epoch: the pass that gave it, from 1; 0 for none yet.
+        signature: how the dev score is made.
         seconds: spent training, over all sittings.
     """
 
@@ -52,6 +53,7 @@ class Progress:
     tokens: int = 0
     best_score: float = -1.0
     best_epoch: int = 0
+    signature: str = ""
     seconds: float = 0.0
 
 

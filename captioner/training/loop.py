@@ -238,6 +238,7 @@ class Trainer:
             step=progress.step,
             train_loss=train_loss,
             **scores,
+            signature=progress.signature,
             seconds=round(progress.seconds, 1),
         )
         if self.log.board:
@@ -265,8 +266,13 @@ class Trainer:
         ]
         self.samples = captions[:SAMPLES]
         scores = score_captions(
-            list(map(tokenize, captions)), self.dev.references, metrics=("bleu", "cider_d")
+            [tokenize(caption) for caption in captions],
+            self.dev.references,
+            metrics=("bleu", "cider_d"),
+            decode=self.captioner.decoding.summary(),
+            split="dev",
         )
+        self.progress.signature = scores[self.config.metric].signature
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
 
     def _ran_out_of_patience(self) -> bool:

@@ -29,6 +29,7 @@ class Summary:
     Attributes:
         folder: run folder.
         metric: name of the dev score that chose the model.
+        signature: how that score was made.
         best_score: its best value.
         best_epoch: from 1.
         epochs: done.
@@ -39,6 +40,7 @@ class Summary:
 
     folder: Path
     metric: str
+    signature: str
     best_score: float
     best_epoch: int
     epochs: int
@@ -89,6 +91,7 @@ def train(
     return Summary(
         folder=folder,
         metric=config.training.metric,
+        signature=progress.signature,
         best_score=progress.best_score,
         best_epoch=progress.best_epoch,
         epochs=progress.epoch,
