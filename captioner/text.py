@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from captioner.errors import ModelError
+from captioner.files import write_text
 
 # What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
 # before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.
@@ -266,18 +267,12 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON a person can read: `min_count`, the special tokens, and each word's count."""
-        path = Path(path)
         content = {
             "min_count": self.min_count,
             "specials": list(self.specials),
             "words": dict(zip(self.words, self.counts, strict=True)),
         }
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
