@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
+from captioner.training.loss import cross_entropy
 from captioner.training.tables import Batch
+
+WordLoss: TypeAlias = Callable[[Decoder, Tensor, Tensor, float], Tensor]
+
+
+def word_loss(decoder: Decoder, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """Score words and compare them with those that came: all of a step but the recurrence.
+
+    Args:
+        decoder: scores the words.
+        outputs: of its last layer, (N, H).
+        targets: int64 (N,), the tokens that came.
+        label_smoothing: see `cross_entropy`.
+
+    Returns:
+        Summed nats, a float32 scalar.
+    """
+    return cross_entropy(decoder.to_logits(outputs), targets, label_smoothing)
 
 
 def backward(
@@ -21,6 +39,7 @@ def backward(
     label_smoothing: float = 0.0,
     window: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    of_words: WordLoss | None = None,
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
@@ -36,6 +55,7 @@ def backward(
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
+        of_words: a compiled `word_loss`; None: as it is written.
 
     Returns:
         The loss in nats per token, a scalar without gradient.
@@ -43,6 +63,7 @@ def backward(
     total = batch.inputs.new_zeros((), dtype=torch.float32)
     if not len(batch.inputs):  # more parts than captions
         return total
+    of_words = of_words or word_loss
     hidden = decoder.init_hidden(batch.features)
     width = window or batch.inputs.shape[1]
     for start in range(0, batch.inputs.shape[1], width):
@@ -50,11 +71,13 @@ def backward(
         outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
         targets = batch.targets[:, piece]
         # Only real tokens reach the output layer: it is the widest of all.
-        real = targets != Vocabulary.pad_id
-        logits = decoder.to_logits(outputs[real])  # (tokens, V)
+        real = (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)
         loss = (
-            functional.cross_entropy(
-                logits.float(), targets[real], reduction="sum", label_smoothing=label_smoothing
+            of_words(
+                decoder,
+                outputs.flatten(0, 1).index_select(0, real),
+                targets.flatten()[real],
+                label_smoothing,
             )
             / batch.tokens
         )
