@@ -14,7 +14,11 @@ with the decoder, the batch size and the precision of `configs/flickr8k.yaml`:
   that a picture with five captions is encoded once and not five times in an epoch.
 - (b) the bare kernels: embedding, LSTM, output layer, loss and backward on random ids, in batches
   of the same shapes without padding: nothing is gathered, dropped out, clipped or learnt. Same
-  layers, same autocast, same loss. Ours must reach at least 0.7 of its speed.
+  layers, same autocast, same loss. Ours must reach at least 0.85 of its speed.
+
+On an NVIDIA GPU an epoch of COCO's size follows: 566,000 captions of 82,783 images, 2,048 features
+of random numbers, 9,000 words, `configs/coco.yaml`; ours and the bare kernels, once each after a
+warm-up, eager and with `training.compile`. `--coco SHARE` runs that share of it on any device.
 
 Speeds are medians over the rounds, in real tokens (padding does not count). Exits with code 1 if
 a target is missed.
@@ -22,6 +26,7 @@ a target is missed.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -42,7 +47,7 @@ from tqdm import tqdm
 from captioner.config import Config, load_config
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import FrozenEncoder, best_precision
+from captioner.models.encoder import DTYPES, FrozenEncoder, best_precision
 from captioner.text import Vocabulary
 from captioner.training.loop import Trainer
 from captioner.training.prepare import SplitTable
@@ -54,16 +59,22 @@ IMAGES, CAPTIONS_PER_IMAGE = 512, 5
 ROUNDS = 7
 
 
-def make_table(vocabulary: Vocabulary, feature_size: int) -> CaptionTable:
+def make_table(
+    vocabulary: Vocabulary, feature_size: int, *, images: int = IMAGES, captions: int | None = None
+) -> CaptionTable:
     """Draw features of two views per image, and captions of 7 to 20 words, 11 on average."""
     random = np.random.default_rng(0)
-    lengths = 7 + random.binomial(13, 0.3, (IMAGES, CAPTIONS_PER_IMAGE))
-    captions = [
-        [[vocabulary.words[i] for i in random.integers(WORDS, size=length)] for length in image]
-        for image in lengths
+    shares = np.array_split(range(captions or images * CAPTIONS_PER_IMAGE), images)
+    texts = [
+        [
+            [vocabulary.words[i] for i in random.integers(len(vocabulary.words), size=length)]
+            for length in 7 + random.binomial(13, 0.3, len(share))
+        ]
+        for share in shares
     ]
-    features = random.standard_normal((2 * IMAGES, feature_size)).astype(np.float16)
-    return CaptionTable.build(features, captions, vocabulary, views=2)
+    features = torch.from_numpy(random.standard_normal((2 * images, feature_size), np.float32))
+    views = torch.arange(2 * images).view(images, 2)
+    return CaptionTable.build(features.half(), texts, vocabulary, views=views)
 
 
 def tokens_of(table: CaptionTable) -> int:
@@ -82,20 +93,25 @@ class Ours:
     """One pass over the table by `Trainer`."""
 
     def __init__(
-        self, config: Config, vocabulary: Vocabulary, table: CaptionTable, folder: Path
+        self,
+        config: Config,
+        vocabulary: Vocabulary,
+        table: CaptionTable,
+        folder: Path,
+        device: str = "cpu",
     ) -> None:
-        encoder = FrozenEncoder.create("mobilenet_v2", str(folder / "mobilenet_v2.pth"))
+        # No picture is looked at here: any CNN will do.
+        encoder = FrozenEncoder.create("squeezenet1_1", "none")
         decoder = Decoder(
             vocab_size=len(vocabulary),
-            feature_size=encoder.feature_size,
+            feature_size=table.features.shape[1],
             **config.decoder.model_dump(),
         )
-        captioner = Captioner(encoder, decoder, vocabulary, config.decoding)
+        captioner = Captioner(encoder, decoder, vocabulary, config.decoding).to(device)
         dev = SplitTable((), table.features[:0], [])
         self.tokens = tokens_of(table)
-        self.trainer = Trainer(
-            captioner, table, dev, config.training, folder, identity={}, log=RunLog(folder / "run")
-        )
+        log = RunLog(folder / "run")
+        self.trainer = Trainer(captioner, table, dev, config.training, folder, identity={}, log=log)
 
     def run(self) -> float:
         """Train for an epoch; return tokens per second."""
@@ -111,19 +127,24 @@ class Ours:
 class BareKernels:
     """The same layers on random ids, forward and backward."""
 
-    def __init__(self, config: Config, vocab_size: int, table: CaptionTable) -> None:
+    def __init__(
+        self, config: Config, vocab_size: int, table: CaptionTable, device: str = "cpu"
+    ) -> None:
         decoder, self.training = config.decoder, config.training
+        self.device = torch.device(device)
         self.embedding = nn.Embedding(vocab_size, decoder.embed_size)
         self.lstm = nn.LSTM(decoder.embed_size, decoder.hidden_size, batch_first=True)
         self.to_embed = nn.Linear(decoder.hidden_size, decoder.embed_size, bias=False)
         self.output = nn.Linear(decoder.embed_size, vocab_size)
         self.output.weight = self.embedding.weight
+        self.layers = nn.ModuleList([self.embedding, self.lstm, self.to_embed, self.output])
+        self.layers.to(self.device)
         lengths = table.lengths - 1
         batches = epoch_order(lengths, self.training.batch_size, seed=0, epoch=0)
         shapes = [(len(batch), int(lengths[batch].max())) for batch in batches]
-        self.ids = [torch.randint(4, vocab_size, shape) for shape in shapes]
-        bf16 = best_precision(torch.device("cpu")) == "bf16"
-        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+        self.ids = [torch.randint(4, vocab_size, shape, device=self.device) for shape in shapes]
+        dtype = DTYPES[best_precision(self.device)]
+        self.autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
     def run(self) -> float:
         """Run every batch; return tokens per second."""
@@ -136,8 +157,9 @@ class BareKernels:
                 functional.cross_entropy(
                     logits.float(), ids.flatten(), label_smoothing=smoothing
                 ).backward()
-            for layer in (self.embedding, self.lstm, self.to_embed, self.output):
-                layer.zero_grad()
+            self.layers.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         return sum(ids.numel() for ids in self.ids) / (perf_counter() - started)
 
 
@@ -210,8 +232,45 @@ def race(contestants: Mapping[str, Contestant]) -> list[float]:
     return speeds
 
 
+def coco_epoch(share: float, device: str, folder: Path) -> None:
+    """Print how long an epoch of COCO's size takes, ours and the bare kernels.
+
+    Args:
+        share: of the data set, in (0, 1].
+        device: to train on.
+        folder: for what the runs write.
+    """
+    if device == "cuda":
+        print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    words, images, captions = 9_000, round(82_783 * share), round(566_000 * share)
+    vocabulary = Vocabulary(tuple(f"word{i}" for i in range(words)), (5,) * words, 5)
+    table = make_table(vocabulary, 2048, images=images, captions=captions)
+    print(f"{captions:,} captions of {images:,} images, {tokens_of(table):,} tokens, on {device}:")
+    settings = {"ours": "false"} | ({"ours, compiled": "true"} if device == "cuda" else {})
+    contestants: dict[str, Contestant] = {}
+    for name, compiled in settings.items():
+        config = load_config("coco", ["training.epochs=100", f"training.compile={compiled}"])
+        contestants[name] = Ours(config, vocabulary, table, folder, device)
+    contestants["bare kernels"] = BareKernels(config, len(vocabulary), table, device)
+    speeds = {name: [each.run() for _ in range(2)][-1] for name, each in contestants.items()}
+    for name, speed in speeds.items():
+        print(
+            f"{name:24} {speed:12,.0f} tokens per second, {tokens_of(table) / speed:7.1f} s an "
+            f"epoch, {speed / speeds['bare kernels']:.2f} of the bare kernels"
+        )
+
+
 def main() -> int:
     print(describe_machine())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--coco", type=float, metavar="SHARE", help="only this share of COCO")
+    share = parser.parse_args().coco
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if share or device == "cuda":
+        with tempfile.TemporaryDirectory() as name:
+            coco_epoch(share or 1.0, device, Path(name))
+    if share:
+        return 0
     torch.manual_seed(0)
     config = load_config("flickr8k", ["training.epochs=1000"])
     vocabulary = Vocabulary(tuple(f"word{i}" for i in range(WORDS)), (5,) * WORDS, 5)
@@ -221,7 +280,6 @@ def main() -> int:
         pictures = [folder / f"{i}.jpg" for i in range(IMAGES)]
         for seed, picture in enumerate(pictures):
             noise_jpeg(picture, seed=seed)
-        torch.save(models.mobilenet_v2().state_dict(), folder / "mobilenet_v2.pth")
         words = len(vocabulary)
         ours = {"ours": Ours(config, vocabulary, table, folder)}
         bare = {"bare kernels": BareKernels(config, words, table)}
@@ -234,7 +292,7 @@ def main() -> int:
         after_cnn, slow, kinder = race(ours | textbook)
     print(f"ours / textbook, all captions of a picture at once: {after_cnn / kinder:.2f}")
     met = check("ours / textbook", after_cnn / slow, at_least=20)
-    met &= check("ours / bare kernels", fast / kernels, at_least=0.7)
+    met &= check("ours / bare kernels", fast / kernels, at_least=0.85)
     return int(not met)
 
 

@@ -168,6 +168,9 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
     )
+    compile: bool = Field(
+        False, description="fuse output layer and loss with torch.compile; the first steps wait"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import psutil
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ class FeatureStore:
         return key in self._index
 
     def rows(self, keys: Sequence[bytes]) -> NDArray[np.float16]:
-        """Return stored features.
+        """Return stored features, in memory.
 
         Args:
             keys: N row keys, each in the store.
@@ -120,10 +121,34 @@ class FeatureStore:
         Returns:
             float16 (N, F).
         """
-        if not keys:
+        table, positions = self._mapped(), self._positions(keys)
+        return np.asarray(table[positions])
+
+    def table(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+        """Return stored features in memory where they fit, else where they lie on disk.
+
+        Args:
+            keys: N row keys, each in the store.
+
+        Returns:
+            fp16 (R, F), and the row of each key in it, int64 (N,). In memory the rows are those
+            asked for; on disk they are the whole store, read through a memory map.
+        """
+        wanted = list(dict.fromkeys(keys))
+        if fits(len(wanted) * self._row_bytes, torch.device("cpu")):
+            place = {key: row for row, key in enumerate(wanted)}
+            rows = torch.tensor([place[key] for key in keys], dtype=torch.int64)
+            return torch.from_numpy(self.rows(wanted)), rows
+        return torch.from_numpy(self._mapped()), torch.from_numpy(self._positions(keys))
+
+    def _mapped(self) -> NDArray[np.float16]:
+        if not self._count:  # an empty file cannot be mapped
             return np.empty((0, self.feature_size), np.float16)
-        table = np.memmap(self._rows, np.float16, mode="r", shape=(self._count, self.feature_size))
-        return np.asarray(table[[self._index[key] for key in keys]])
+        # Copy on write: torch wants memory that could be written to.
+        return np.memmap(self._rows, np.float16, mode="c", shape=(self._count, self.feature_size))
+
+    def _positions(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        return np.array([self._index[key] for key in keys], np.int64)
 
     def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:
         """Add rows; each is on disk before its key is. Several processes may do so at once.
@@ -146,6 +171,15 @@ class FeatureStore:
             index.flush()
             os.fsync(index.fileno())
         self.refresh()
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Say whether a table of this many bytes leaves half of a device's free memory to others."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return 2 * size <= free
 
 
 def image_key(data: bytes, view: str = PLAIN) -> bytes:

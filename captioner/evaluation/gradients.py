@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import Config, TrainingConfig
@@ -147,7 +146,7 @@ def study_cells(
                 **config.decoder.model_dump(),
                 **kind,
             }
-            decoder = _fresh(settings, training.seed, table.features).to(chosen)
+            decoder = _fresh(settings, training.seed, table).to(chosen)
             before = _stage(decoder, batch, training)
             log = _train(decoder, table.to(chosen), training, steps, bar)
             after = _stage(decoder, batch, training)
@@ -179,7 +178,7 @@ def study_model(
     table, training = _table(prepared.train, length), config.training
     batch = longest_batch(table, training.batch_size, seed=training.seed)
     settings = captioner.decoder.settings
-    fresh = _fresh(settings, training.seed, table.features)
+    fresh = _fresh(settings, training.seed, table)
     name = settings["cell"]
     cell = CellStudy(
         name=f"{name} {settings['nonlinearity']}" if name in ("rnn", "elman") else name,
@@ -194,10 +193,10 @@ def _table(table: CaptionTable, length: int | None) -> CaptionTable:
     return join_captions(table, length) if length else table
 
 
-def _fresh(settings: dict[str, Any], seed: int, features: Tensor) -> Decoder:
+def _fresh(settings: dict[str, Any], seed: int, table: CaptionTable) -> Decoder:
     torch.manual_seed(seed)
     decoder = Decoder(**settings)
-    decoder.init_hidden.measure(features)
+    decoder.init_hidden.measure(table.features, table.rows.unique())
     return decoder
 
 

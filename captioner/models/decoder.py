@@ -88,16 +88,23 @@ class InitialState(nn.Module):
         self.register_buffer("mean", torch.zeros(feature_size))
         self.register_buffer("std", torch.ones(feature_size))
 
-    def measure(self, features: Tensor) -> None:
+    def measure(self, features: Tensor, rows: Tensor | None = None) -> None:
         """Take mean and standard deviation of each dimension from the training images.
 
         Args:
-            features: (N, F) of the training split.
+            features: (R, F); may be larger than the memory, it is read a piece at a time.
+            rows: those of the training split, int64 (N,); None: all.
         """
-        values = features.double()
-        self.mean.copy_(values.mean(0))
+        pieces = (torch.arange(len(features)) if rows is None else rows).split(8192)
+        count = sum(map(len, pieces))
+        mean, variance = torch.zeros(2, features.shape[1], dtype=torch.float64)
+        for piece in pieces:
+            mean += features[piece].double().sum(0) / count
+        for piece in pieces:
+            variance += (features[piece].double() - mean).square().sum(0) / count
+        self.mean.copy_(mean)
         # A dimension that never moves carries nothing; dividing by its zero would carry noise.
-        std = values.std(0, unbiased=False)
+        std = variance.sqrt()
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, features: Tensor) -> Tensor:

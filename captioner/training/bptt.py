@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
@@ -32,6 +33,28 @@ def word_loss(decoder: Decoder, outputs: Tensor, targets: Tensor, label_smoothin
     return cross_entropy(decoder.to_logits(outputs), targets, label_smoothing)
 
 
+def compiled_word_loss() -> WordLoss:
+    """Return `word_loss` as one fused kernel each way, made when it is first called.
+
+    Raises:
+        ConfigError: by what is returned, where `torch.compile` does not work.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+    compiled = torch.compile(word_loss, dynamic=True)
+
+    def loss(decoder: Decoder, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        try:
+            return compiled(decoder, outputs, targets, label_smoothing)
+        except TorchDynamoException as error:  # no compiler on this machine, most often
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"training.compile: torch.compile does not work here ({reason}); set it to false"
+            ) from error
+
+    return loss
+
+
 def backward(
     decoder: Decoder,
     batch: Batch,
@@ -39,7 +62,7 @@ def backward(
     label_smoothing: float = 0.0,
     window: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
-    of_words: WordLoss | None = None,
+    of_words: WordLoss = word_loss,
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
@@ -55,7 +78,7 @@ def backward(
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
-        of_words: a compiled `word_loss`; None: as it is written.
+        of_words: `word_loss`, as it is written or compiled.
 
     Returns:
         The loss in nats per token, a scalar without gradient.
@@ -63,7 +86,6 @@ def backward(
     total = batch.inputs.new_zeros((), dtype=torch.float32)
     if not len(batch.inputs):  # more parts than captions
         return total
-    of_words = of_words or word_loss
     hidden = decoder.init_hidden(batch.features)
     width = window or batch.inputs.shape[1]
     for start in range(0, batch.inputs.shape[1], width):

@@ -57,6 +57,21 @@ class Progress:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint as it was read; the leader reads it, and all processes restore it.
+
+    Attributes:
+        path: where it was.
+        tensors: of modules and optimizer, by dotted name.
+        header: everything else, as JSON.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, str]
+
+
 def saved_steps(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem[5:]))
@@ -101,25 +116,24 @@ def save_checkpoint(
         old.unlink()
 
 
-def load_newest(folder: Path, **parts: Any) -> Progress | None:
-    """Bring a run back to its newest checkpoint.
+def read_newest(folder: Path) -> Saved | None:
+    """Read the newest checkpoint of a run.
 
     Args:
         folder: of the run's checkpoints.
-        **parts: see `load_checkpoint`.
 
     Returns:
-        The position to go on from, or None where nothing was saved yet.
+        What was saved, or None where nothing was yet.
 
     Raises:
-        CheckpointError: if the newest is damaged or belongs to another run; a damaged one is
-            never skipped silently, but the one before it is offered.
+        CheckpointError: if the newest is damaged; it is never skipped silently, but the one
+            before it is offered.
     """
     found = saved_steps(folder)
     if not found:
         return None
     try:
-        return load_checkpoint(found[-1], **parts)
+        return read_checkpoint(found[-1])
     except DamagedError as error:
         offer = "; there is none before it: start over with --overwrite"
         if len(found) > 1:
@@ -127,8 +141,17 @@ def load_newest(folder: Path, **parts: Any) -> Progress | None:
         raise CheckpointError(f"{error}{offer}") from error
 
 
-def load_checkpoint(
-    path: Path,
+def read_checkpoint(path: Path) -> Saved:
+    """Read one checkpoint.
+
+    Raises:
+        DamagedError: if it is missing, cut off or altered.
+    """
+    return Saved(path, *read_tensors(path))
+
+
+def restore(
+    saved: Saved,
     *,
     modules: Mapping[str, nn.Module],
     optimizer: Optimizer,
@@ -138,7 +161,7 @@ def load_checkpoint(
     """Bring a run back to where it was saved.
 
     Args:
-        path: file written by `save_checkpoint`.
+        saved: what `save_checkpoint` wrote.
         modules: by the names they were saved under; changed in place.
         optimizer: changed in place.
         scaler: changed in place.
@@ -148,23 +171,22 @@ def load_checkpoint(
         The position to go on from.
 
     Raises:
-        DamagedError: if the file is damaged.
         CheckpointError: if it belongs to another run.
     """
-    tensors, header = read_tensors(path)
+    path, header = saved.path, saved.header
     try:
         progress = Progress(**json.loads(header["progress"]))
-        saved = json.loads(header["identity"])
+        saved_identity = json.loads(header["identity"])
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error!r}") from error
-    differing = [key for key in identity if saved.get(key) != identity[key]]
+    differing = [key for key in identity if saved_identity.get(key) != identity[key]]
     if differing:
         raise CheckpointError(
             f"{path}: belongs to another run ({', '.join(differing)} changed); "
             f"resume with the same data and settings, or start over with --overwrite"
         )
     groups: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in saved.tensors.items():
         part, _, rest = key.partition(".")
         groups.setdefault(part, {})[rest] = tensor
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
-from captioner.metrics import score_captions
+from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import DTYPES, best_precision
@@ -21,8 +22,9 @@ from captioner.training import bptt
 from captioner.training.board import SAMPLES
 from captioner.training.checkpoint import (
     Progress,
-    load_newest,
+    read_newest,
     read_tensors,
+    restore,
     save_checkpoint,
     write_tensors,
 )
@@ -81,11 +83,13 @@ class Trainer:
         self.progress = Progress()
         self.saved_step = 0
         self.norms: list[float] = []  # of the epoch's steps, in this sitting
+        self.references: Future[PreparedReferences] | None = None
         self.samples: list[str] = []  # captions of the first dev images
         self.steps_per_epoch = -(-len(train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         name = config.precision if config.precision != "auto" else best_precision(self.device)
         self.autocast = torch.autocast(self.device.type, dtype=DTYPES[name], enabled=name != "fp32")
+        self.word_loss = bptt.compiled_word_loss() if config.compile else bptt.word_loss
         self.updater = Updater(self.decoder, config, self.total_steps, fp16=name == "fp16")
 
     @property
@@ -99,15 +103,16 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        progress = load_newest(
-            self.checkpoints,
-            modules=self.updater.modules,
-            optimizer=self.updater.optimizer,
-            scaler=self.updater.scaler,
-            identity=self.identity,
-        )
-        self.world.wait()  # until all have read, nobody writes
-        self.progress = progress or Progress()
+        # Only the leader needs to see the run folder: others may be on other machines.
+        saved = self.world.share(read_newest(self.checkpoints) if self.world.leads else None)
+        if saved is not None:
+            self.progress = restore(
+                saved,
+                modules=self.updater.modules,
+                optimizer=self.updater.optimizer,
+                scaler=self.updater.scaler,
+                identity=self.identity,
+            )
         self.saved_step = self.progress.step
         self.log.forget_after(self.progress.step)
         self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
@@ -133,9 +138,8 @@ class Trainer:
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
                 self._epoch(bar, stop_asked)
                 self._score_epoch()
-        self.world.wait()  # for the leader to have written the best weights
-        tensors, _ = read_tensors(self.best)
-        self.decoder.load_state_dict(tensors)
+        best = self.world.share(read_tensors(self.best)[0] if self.world.leads else {})
+        self.decoder.load_state_dict(best)
         self.decoder.eval()
 
     def _epoch(self, bar: Any, stop_asked: list[int]) -> None:
@@ -188,6 +192,7 @@ class Trainer:
                     label_smoothing=config.label_smoothing,
                     window=config.bptt_window,
                     scaler=self.updater.scaler,
+                    of_words=self.word_loss,
                 )
         world.sum_gradients(self.decoder.parameters())
         return loss
@@ -259,15 +264,20 @@ class Trainer:
             self.captioner.decoding,
         )
         judge.device = self.device
-        captions = [
-            best[0].text
-            for features in self.dev.features.split(256)
-            for best in judge.search(features)
-        ]
+        captions: list[str] = []
+        # A worker counts the references and tokenises captions while the device writes more.
+        with ThreadPoolExecutor(1) as worker:
+            if self.references is None:
+                self.references = worker.submit(PreparedReferences, self.dev.references)
+            tokens: list[Future[list[list[str]]]] = []
+            for features in self.dev.features.split(256):
+                batch = [best[0].text for best in judge.search(features)]
+                tokens.append(worker.submit(lambda texts: [*map(tokenize, texts)], batch))
+                captions += batch
         self.samples = captions[:SAMPLES]
         scores = score_captions(
-            [tokenize(caption) for caption in captions],
-            self.dev.references,
+            [words for batch in tokens for words in batch.result()],
+            self.references.result(),
             metrics=("bleu", "cider_d"),
             decode=self.captioner.decoding.summary(),
             split="dev",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +90,7 @@ def store_features(
     strict: bool,
     say: Say,
     world: World | None = None,
-) -> tuple[tuple[Example, ...], np.ndarray]:
+) -> tuple[tuple[Example, ...], Tensor, Tensor]:
     """Have the store know every image, and read its rows.
 
     Args:
@@ -104,7 +103,8 @@ def store_features(
         world: the processes that do it together; None: this one alone.
 
     Returns:
-        The examples with a readable image, and float16 (images * views, F) in their order.
+        The examples with a readable image; a table of features, fp16 (R, F), in memory where it
+        fits, else on disk; and which of its rows show each example, int64 (N, views).
 
     Raises:
         DataError: if an image cannot be read and `strict`, or none can.
@@ -123,7 +123,8 @@ def store_features(
     if broken and strict:
         raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
     kept = tuple(example for example in examples if example.image in keys)
-    return kept, store.rows([key for example in kept for key in keys[example.image]])
+    features, rows = store.table([key for example in kept for key in keys[example.image]])
+    return kept, features, rows.view(len(kept), -1)
 
 
 def tokenize_examples(
@@ -180,17 +181,17 @@ def prepare(
         say=say,
         world=world,
     )
-    train, features = store(train, flip=settings.flip)
-    dev, dev_features = store(dev, flip=False)
+    train, features, rows = store(train, flip=settings.flip)
     table = CaptionTable.build(
         features,
         [tokens_of[example.image_id] for example in train],
         vocabulary,
-        views=2 if settings.flip else 1,
+        views=rows,
         max_length=config.text.max_length,
     )
+    dev, features, rows = store(dev, flip=False)
     references = [tokens_of[example.image_id] for example in dev]
-    return Prepared(vocabulary, table, SplitTable(dev, torch.from_numpy(dev_features), references))
+    return Prepared(vocabulary, table, SplitTable(dev, features[rows[:, 0]], references))
 
 
 def _about_words(
@@ -219,8 +220,8 @@ def read_split(
     """
     examples, tokens = tokenize_examples(dataset.split(split), say)
     tokens_of = {e.image_id: words for e, words in zip(examples, tokens, strict=True)}
-    examples, features = store_features(
+    examples, features, rows = store_features(
         encoder, examples, flip=False, batch_size=batch_size, strict=False, say=say
     )
     references = [tokens_of[example.image_id] for example in examples]
-    return SplitTable(examples, torch.from_numpy(features), references)
+    return SplitTable(examples, features[rows[:, 0]], references)

@@ -116,7 +116,8 @@ def _build(
         feature_size=encoder.feature_size,
         **config.decoder.model_dump(),
     )
-    decoder.init_hidden.measure(prepared.train.features)
+    table = prepared.train
+    decoder.init_hidden.measure(table.features, table.rows.unique())
     captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
     weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     log.say(

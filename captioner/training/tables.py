@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.features import fits
 from captioner.text import Vocabulary
 
 BUCKET = 64  # batches that are shuffled together before they are sorted by length
@@ -40,20 +40,21 @@ class CaptionTable:
     @classmethod
     def build(
         cls,
-        features: np.ndarray,
+        features: Tensor,
         captions: Sequence[Sequence[Sequence[str]]],
         vocabulary: Vocabulary,
         *,
-        views: int = 1,
+        views: Tensor | None = None,
         max_length: int = 50,
     ) -> CaptionTable:
         """Make the table.
 
         Args:
-            features: float16 (images * views, F); an image's views follow one another.
+            features: fp16 (R, F).
             captions: for each image, the tokens of each of its captions.
             vocabulary: turns tokens into ids.
-            views: rows of `features` per image.
+            views: the rows of `features` that show each image, int64 (images, views); None: one
+                each, in order.
             max_length: words of a caption; the rest is cut off.
         """
         encoded = [
@@ -66,12 +67,19 @@ class CaptionTable:
         token_ids = torch.full((len(encoded), int(lengths.max())), vocabulary.pad_id)
         for row, ids in zip(token_ids, encoded, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        rows = owner[:, None] * views + torch.arange(views)
-        return cls(torch.from_numpy(features), token_ids, lengths, rows)
+        views = torch.arange(len(captions))[:, None] if views is None else views
+        return cls(features, token_ids, lengths, views[owner])
 
     def to(self, device: torch.device) -> CaptionTable:
-        """Move features and token ids to a device; lengths and rows steer from the CPU."""
-        return replace(self, features=self.features.to(device), token_ids=self.token_ids.to(device))
+        """Move features and token ids to a device; lengths and rows steer from the CPU.
+
+        Features that do not fit there stay where they are, in memory or on disk, and each batch's
+        are copied when its turn comes.
+        """
+        features = self.features
+        if features.device != device and fits(features.nbytes, device):
+            features = features.to(device)
+        return replace(self, features=features, token_ids=self.token_ids.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +153,10 @@ def iterate(
     for chosen in batches[start:]:
         lengths = table.lengths[chosen]
         longest = int(lengths.max())
-        rows = table.rows[chosen, views[chosen]].to(device)
+        rows = table.rows[chosen, views[chosen]]
         token_ids = table.token_ids[chosen.to(device), :longest]
         yield Batch(
-            features=table.features[rows],
+            features=table.features[rows.to(table.features.device)].to(device),
             inputs=token_ids[:, :-1],
             targets=token_ids[:, 1:],
             tokens=int(lengths.sum()) - len(chosen),

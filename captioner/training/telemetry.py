@@ -27,7 +27,8 @@ class RunLog:
             silent: say and write nothing: another process does.
         """
         self.silent = silent
-        folder.mkdir(parents=True, exist_ok=True)
+        if not silent:
+            folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
         self.curves = folder / "curves.png"

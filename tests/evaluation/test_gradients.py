@@ -209,7 +209,7 @@ def test_only_ungated_cells_have_one_recurrent_matrix():
 def table():
     words = [[["a"] * n for n in (1, 3)], [["b"] * n for n in (5, 2, 4)], [["a", "b"] * 3]]
     vocabulary = Vocabulary.build([["a", "b"]], min_count=1)
-    features = np.zeros((3, 6), dtype=np.float16)
+    features = torch.zeros((3, 6), dtype=torch.float16)
     return CaptionTable.build(features, words, vocabulary)
 
 

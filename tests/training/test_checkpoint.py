@@ -5,7 +5,7 @@ import torch
 
 from captioner.errors import CheckpointError
 from captioner.training import bptt
-from captioner.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from captioner.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 
 import toys
 
@@ -47,8 +47,8 @@ def test_everything_comes_back(saved):
     path, decoder, optimizer, progress = saved
     expected = [step(decoder, optimizer, seed) for seed in range(3)]
     other, other_optimizer = make()
-    back = load_checkpoint(
-        path,
+    back = restore(
+        read_checkpoint(path),
         modules={"decoder": other},
         optimizer=other_optimizer,
         scaler=SCALER,
@@ -64,8 +64,8 @@ def test_everything_comes_back(saved):
 def test_a_checkpoint_of_another_run_is_refused_by_what_changed(saved):
     decoder, optimizer = make()
     with pytest.raises(CheckpointError, match=r"step-30\.safetensors.*captions changed"):
-        load_checkpoint(
-            saved[0],
+        restore(
+            read_checkpoint(saved[0]),
             modules={"decoder": decoder},
             optimizer=optimizer,
             scaler=SCALER,
@@ -81,8 +81,12 @@ def test_a_cut_off_file_is_refused_by_name(saved):
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match=r"step-30\.safetensors"):
-            load_checkpoint(
-                path, modules={"decoder": decoder}, optimizer=optimizer, scaler=SCALER, identity={}
+            restore(
+                read_checkpoint(path),
+                modules={"decoder": decoder},
+                optimizer=optimizer,
+                scaler=SCALER,
+                identity={},
             )
     for name, tensor in before.items():
         assert torch.equal(tensor, decoder.state_dict()[name])
@@ -116,5 +120,5 @@ def test_the_scale_of_fp16_gradients_comes_back(tmp_path):
     scaler.scale(torch.zeros(1))
     save_checkpoint(tmp_path, scaler=scaler, progress=Progress(step=1), **parts)
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
-    load_checkpoint(tmp_path / "step-1.safetensors", scaler=other, **parts)
+    restore(read_checkpoint(tmp_path / "step-1.safetensors"), scaler=other, **parts)
     assert other.state_dict() == scaler.state_dict()

@@ -6,7 +6,7 @@ from captioner.training.loss import cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_and_gradient_are_those_of_torch(dtype, smoothing):
     torch.manual_seed(0)
     values = (torch.randn(50, 30) * 4).to(dtype)

@@ -234,3 +234,29 @@ def test_tensorboard_shows_numbers_captions_and_gradient_norms(config, tmp_path)
     assert tags["histograms"] == ["epoch/gradient norm"]
     assert "image/0" in tags["images"]
     assert "caption/0/text_summary" in tags["tensors"]
+
+
+def test_features_that_do_not_fit_the_memory_are_read_from_disk_and_teach_the_same(
+    config, tmp_path, monkeypatch
+):
+    config = change(config, "encoder", flip=True)
+    in_memory = train(config, tmp_path / "memory", device="cpu").folder
+    asked = []
+
+    def too_large(size, device):
+        asked.append(size)
+        return False
+
+    monkeypatch.setattr("captioner.features.fits", too_large)
+    monkeypatch.setattr("captioner.training.tables.fits", too_large)
+    kept = {}
+    build = loop.CaptionTable.build
+    monkeypatch.setattr(
+        loop.CaptionTable, "build", lambda *args, **more: kept.setdefault("t", build(*args, **more))
+    )
+    on_disk = train(config, tmp_path / "disk", device="cpu").folder
+    assert 48 * 512 * 2 in asked  # two views of 24 pictures
+    assert len(kept["t"].features) == 54  # the whole store: dev is in it as well
+    assert timeless(on_disk) == timeless(in_memory)
+    for name in ("model.safetensors", "config.json"):
+        assert (on_disk / "model" / name).read_bytes() == (in_memory / "model" / name).read_bytes()

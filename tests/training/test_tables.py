@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +15,9 @@ def make_table(views: int = 1) -> CaptionTable:
         [["the", "blue", "unicorn", "in", "the", "middle"]],
         [["a", "green", "square"], ["square"], ["in", "the", "middle"]],
     ]
-    features = np.arange(3 * views * 2, dtype=np.float16).reshape(-1, 2)
-    return CaptionTable.build(features, captions, toys.vocabulary(), views=views, max_length=5)
+    features = torch.arange(3 * views * 2, dtype=torch.float16).view(-1, 2)
+    rows = torch.arange(3 * views).view(3, views)
+    return CaptionTable.build(features, captions, toys.vocabulary(), views=rows, max_length=5)
 
 
 def test_captions_are_framed_cut_and_padded():

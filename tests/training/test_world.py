@@ -1,16 +1,20 @@
 """Several processes train one model, started by torchrun as people start them."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 import captioner
 from captioner.training import bptt
+from captioner.training.checkpoint import read_newest
 from captioner.training.run import train
 from captioner.training.telemetry import read_metrics
 from captioner.training.world import World
@@ -32,13 +36,17 @@ def config(tmp_path):
     return type(config).model_validate(tree)
 
 
-def torchrun(config, folder: Path, *words: str) -> str:
+def command(config, folder: Path, *words: str) -> list[str]:
     path = folder.parent / "toy.yaml"
     path.write_text(config.to_yaml())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "captioner", "train", str(path), "--output", str(folder), "--device", "cpu"]
+    train = ["-m", "captioner", "train", str(path), "--output", str(folder), "--device", "cpu"]
+    return [*launch, *train, *words]
+
+
+def torchrun(config, folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [*launch, *command, *words],
+        command(config, folder, *words),
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -70,6 +78,49 @@ def test_two_processes_learn_what_one_learns_and_encode_each_image_once(
     (one / "checkpoints" / "step-12.safetensors").unlink()
     torchrun(config, one, "--resume")
     np.testing.assert_allclose(series(one, "step", "loss"), series(two, "step", "loss"), rtol=1e-3)
+
+
+def test_a_killed_process_ends_the_job_in_words_and_one_process_goes_on(tmp_path):
+    config = toys.config(tmp_path, epochs=2000, save_every=20)
+    folder = tmp_path / "run"
+    launcher = subprocess.Popen(
+        command(config, folder), env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not list(folder.rglob("step-*.safetensors")):
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        ranks = {p.environ().get("RANK"): p for p in psutil.Process(launcher.pid).children()}
+        ranks["1"].kill()
+        _, said = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode != 0
+    lost = [line for line in said.splitlines() if line.startswith("captioner: error")]
+    assert len(lost) == 1
+    assert "another process of this job was lost" in lost[0]
+    assert "--resume" in lost[0]
+
+    # what was saved is whole, and one process goes on from it
+    saved = read_newest(folder / "checkpoints")
+    assert saved is not None
+    step = json.loads(saved.header["progress"])["step"]
+    alone = start_alone(config, folder)
+    resumed = next(line for line in alone.stderr if "resuming" in line)
+    alone.kill()
+    alone.communicate()
+    assert f"resuming at step {step:,} of" in resumed
+
+
+def start_alone(config, folder: Path) -> subprocess.Popen[str]:
+    words = command(config, folder, "--resume")
+    start = words.index("captioner") - 1
+    return subprocess.Popen(
+        [sys.executable, *words[start:]],
+        env=os.environ | ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

@@ -1,0 +1,78 @@
+"""What a window of truncated BPTT saves: peak memory of a training step on long sequences.
+
+    python benchmarks/window.py
+
+Dense captions of 125 to 1,000 tokens, 32 of them in a batch, go through the decoder of
+`configs/flickr8k.yaml`, whole and in windows of 50 tokens. Each case runs in a process of its own,
+whose peak memory is read; that of a process that only loads the same things is taken off. With a
+window the memory must not grow with the caption: at 1,000 tokens at most 1.2 times that at 250,
+and at 500 tokens at most a third of what whole captions take. Exits with code 1 if it does.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from common import check, describe_machine
+
+LENGTHS = (125, 250, 500, 1000)
+WINDOW = 50
+BATCH, FEATURES, WORDS = 32, 1280, 2540
+
+
+def step(length: int, window: int | None) -> int:
+    """Take training steps on captions of a length; return the process's peak memory in bytes.
+
+    Args:
+        length: tokens of each caption; 0: take none.
+        window: of truncated BPTT.
+    """
+    import torch
+
+    from captioner.config import load_config
+    from captioner.models.decoder import Decoder
+    from captioner.training import bptt
+    from captioner.training.tables import Batch
+    from captioner.training.telemetry import peak_memory
+
+    config = load_config("flickr8k")
+    decoder = Decoder(vocab_size=WORDS, feature_size=FEATURES, **config.decoder.model_dump())
+    for tokens in (10, length) if length else (10,):
+        ids = torch.randint(4, WORDS, (BATCH, tokens + 1))
+        batch = Batch(torch.randn(BATCH, FEATURES), ids[:, :-1], ids[:, 1:], BATCH * tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            bptt.backward(decoder, batch, label_smoothing=0.1, window=window)
+        decoder.zero_grad()
+    return peak_memory(torch.device("cpu"))
+
+
+def peak(length: int, window: int | None) -> int:
+    """Return the peak memory of `step` in a process of its own, in bytes."""
+    words = [sys.executable, __file__, str(length), str(window or 0)]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> int:
+    print(describe_machine())
+    base = peak(0, None)
+    print(f"loaded, nothing long read yet: {base / 2**20:,.0f} MiB; above that, at most:")
+    whole: dict[int, int] = {}
+    windows: dict[int, int] = {}
+    for length in LENGTHS:
+        whole[length] = peak(length, None) - base
+        windows[length] = peak(length, WINDOW) - base
+        print(
+            f"{length:5} tokens: whole {whole[length] / 2**20:7,.0f} MiB, "
+            f"windows of {WINDOW} {windows[length] / 2**20:7,.0f} MiB"
+        )
+    met = check("windows, 1,000 tokens / 250 tokens", windows[1000] / windows[250], at_most=1.2)
+    met &= check("500 tokens, windows / whole", windows[500] / whole[500], at_most=1 / 3)
+    return int(not met)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(step(int(sys.argv[1]), int(sys.argv[2]) or None))
+    else:
+        sys.exit(main())
