@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ImageError
-from captioner.inference.sources import list_images
+from captioner.inference.sources import Item, list_images
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def listed(*sources: str, recursive: bool = False, stdin: Sequence[str] = ()) -> list[str]:
     """Files as they are, failures as `name! reason`."""
     return [
-        str(item) if isinstance(item, Path) else f"{item[0]}! {item[1]}"
+        f"{item.name}! {item.source}" if isinstance(item.source, ImageError) else item.name
         for item in list_images(sources, recursive=recursive, stdin=stdin)
     ]
 
@@ -85,17 +85,17 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
 def test_stdin_is_read_as_it_comes() -> None:
     lines = iter(["a.PNG\n", "b.jpg\n"])
     items = list_images(["b.jpg", "-"], stdin=lines)
-    assert next(items) == Path("b.jpg")
-    assert next(lines) == "a.PNG\n"
+    assert next(items) == Item("b.jpg", Path("b.jpg"))
+    assert next(items) == Item("a.PNG", Path("a.PNG"))
+    assert next(lines) == "b.jpg\n"
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "", "a\0b.jpg", "x" * 5000, "b.jpg/inside"])
 def test_a_missing_file_is_a_failure_item(name: str) -> None:
     [item] = list_images([name])
-    assert isinstance(item, tuple)
-    assert item[0] == name
-    assert isinstance(item[1], ImageError)
-    assert str(item[1]) == "no such file"
+    assert item.name == name
+    assert isinstance(item.source, ImageError)
+    assert str(item.source) == "no such file"
 
 
 @pytest.mark.parametrize("name", ["new\nline.jpg", "qu'o\"te.jpg", "🦊.jpg", " .jpg", "\udce9.jpg"])
