@@ -19,7 +19,7 @@ def is_image(member: str) -> bool:
     As in WebDataset, the key ends at the first dot of the base name and is not empty:
     `0001.left.jpg` is an image of `0001`; `._0001.jpg`, which macOS adds, belongs to nothing.
     """
-    path = PurePosixPath(member)
+    path = PurePosixPath(member.replace("\\", "/"))
     return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
 
 

@@ -13,6 +13,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,6 @@ from captioner.inference.sources.members import is_image, name_in, refusal
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
 MAX_HEADER = 2**20  # bytes of a long name or of pax records, which tarfile reads at once
-_BLOCKS = 2**16  # bytes read at a time
 _READ_AT_ONCE = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -78,7 +78,7 @@ def command_images(source: str) -> Iterator[Item]:
             except ImageError as error:
                 problem = error
             if problem is None:  # a command that could not write everything would fail
-                while stream.read(_BLOCKS):
+                while stream.read(tarfile.RECORDSIZE):
                     pass
             # Whether the command failed is told by its status only if it was let to its end.
             if not stream.read(1) and (status := process.wait()):
@@ -103,9 +103,8 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
         with (
             _unpacked(file) as stream,
             tarfile.open(
-                fileobj=stream,
+                fileobj=_Ending(stream),
                 mode="r|",
-                bufsize=_BLOCKS,
                 tarinfo=_Header,
                 ignore_zeros=True,  # also reads what `cat a.tar b.tar` writes
                 encoding="utf-8",
@@ -160,18 +159,37 @@ def _item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item 
     return Item(full, content.read())
 
 
-def _unpacked(file: BufferedReader) -> BufferedIOBase:
-    """Return the stream without its compression, if it has any."""
+def _unpacked(file: BufferedReader) -> AbstractContextManager[BufferedIOBase]:
+    """Open the stream without its compression, if it has any; the file itself stays open."""
     # tarfile's own detection, `r|*`, reads only the first of several joined gzip or xz streams
     # (pigz, bgzip and cat write such) and checks no checksums.
-    start = file.peek(6)
-    if start.startswith(b"\x1f\x8b"):
+    start = file.peek(10)
+    if start.startswith(b"\x1f\x8b\x08"):
         return gzip.GzipFile(fileobj=file)
-    if start.startswith(b"BZh"):
+    if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
         return bz2.BZ2File(file)
     if start.startswith(b"\xfd7zXZ"):
         return lzma.LZMAFile(file)
-    return file
+    return nullcontext(file)
+
+
+class _Ending:
+    """A stream that is not read on and on behind its end.
+
+    tarfile skips a member block by block, even where nothing is left, and a header may declare
+    more bytes than could be skipped in a lifetime.
+    """
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self.stream = stream
+        self.patience = 8  # reads of nothing; tarfile needs two to see that an archive is over
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.patience -= not data
+        if self.patience < 0:
+            raise EOFError("it is cut off")
+        return data
 
 
 class _Header(tarfile.TarInfo):
