@@ -191,6 +191,12 @@ def test_a_folder_is_not_searched_for_archives_and_tables() -> None:
     assert listed("mixed") == ["mixed/a.jpg"]
 
 
+def test_a_file_called_dash_is_found_by_a_pattern() -> None:
+    write("dash/-", b"x")
+    os.chdir("dash")
+    assert listed("?", stdin=["never.jpg\n"]) == ["-"]
+
+
 def test_nothing_is_opened_before_its_turn() -> None:
     items = list_images(["b.jpg", "pipe:touch opened", "later.tar"])
     assert next(items) == Item("b.jpg", Path("b.jpg"))

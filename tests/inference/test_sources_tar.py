@@ -181,6 +181,14 @@ def test_any_damaged_byte_is_at_most_one_failure_more(place: int, value: int, mo
     assert 0 < len(items) <= 6
 
 
+def test_an_archive_cut_between_two_members_is_cut_off_all_the_same() -> None:
+    write("s.tar", tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y")])[:1024])
+    assert listed("s.tar") == [
+        "s.tar/a.jpg",
+        "s.tar! damaged archive: it is cut off: there is no end mark",
+    ]
+
+
 def test_damage_in_the_middle_is_not_passed_over_in_silence() -> None:
     data = bytearray(tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y"), ("c.jpg", b"z")]))
     data[1024 + 10] ^= 1  # the header of b.jpg

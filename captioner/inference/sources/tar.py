@@ -173,7 +173,7 @@ def _unpacked(file: BufferedReader) -> AbstractContextManager[BufferedIOBase]:
     return nullcontext(file)
 
 
-class _Ending:
+class _Ending(BufferedIOBase):
     """A stream that is not read on and on behind its end.
 
     tarfile skips a member block by block, even where nothing is left, and a header may declare
@@ -184,7 +184,7 @@ class _Ending:
         self.stream = stream
         self.patience = 8  # reads of nothing; tarfile needs two to see that an archive is over
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         data = self.stream.read(size)
         self.patience -= not data
         if self.patience < 0:
