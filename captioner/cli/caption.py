@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @click.option("--n-best", type=click.IntRange(1), default=1, help="Captions per image.")
 @click.option("--overwrite", is_flag=True, help="txt: replace files that exist.")
 @click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
+@click.option("--image-column", help="Column of paths in CSV, TSV, JSONL.  [default: guessed]")
 @batch_option
 @click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
 @decoding_options
@@ -48,12 +50,16 @@ def command(
     n_best: int,
     overwrite: bool,
     recursive: bool,
+    image_column: str | None,
     batch_size: int,
     num_workers: int | None,
     device: str,
     **decoding: Any,
 ) -> None:
-    """Caption IMAGES: files, folders, globs, or - for paths on stdin.
+    """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
+
+    Archives are ZIP files and tar shards, shards/{000..099}.tar or pipe:COMMAND among them;
+    tables are CSV, TSV and JSON Lines files with a column of paths.
 
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported
     and the rest are captioned; the exit code is then 1.
@@ -67,16 +73,20 @@ def command(
 
     from captioner.files import whole_file
     from captioner.inference.local import caption_files
-    from captioner.inference.sources import list_images
+    from captioner.inference.sources import files_only, list_images
     from captioner.inference.writers import write_records
 
     captioner = load_captioner(folder, device)
     chosen = given(decoding)
     if n_best > captioner.decoding.beam_size and "beam_size" not in chosen:
         chosen["beam_size"] = n_best  # a beam as wide as what is asked of it
+    if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
+        # Paths are bytes, and only a line feed ends one.
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+    items = list_images(images, recursive=recursive, stdin=sys.stdin, image_column=image_column)
     records = caption_files(
         captioner,
-        list_images(images, recursive=recursive, stdin=sys.stdin),
+        files_only(items) if format == "txt" else items,
         batch_size=batch_size,
         num_workers=num_workers,
         n_best=n_best,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,33 +60,46 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not usable JSON: {error}") from error
 
 
-def read_rows(lines: list[str], delimiter: str, first: int = 0) -> Iterator[tuple[int, list[str]]]:
+def read_rows(
+    lines: Iterable[str], delimiter: str, first: int = 0
+) -> Iterator[tuple[int, list[str]]]:
     """Cells of each row of a delimited text, quoted or not.
 
     A row whose quotes make no sense (a caption that begins with a quotation) is cut at every
     delimiter instead, so that a stray quote never swallows the rows below it.
 
     Args:
-        lines: the file, line endings included.
+        lines: the file, line endings included; read as rows are asked for.
         delimiter: one character.
         first: index of the line to start at.
 
     Yields:
         (line number from 1, cells); a quoted cell may span lines, blank lines are passed over.
     """
-    begin = first
-    while begin < len(lines):
-        start = begin
-        following = (lines[index] for index in range(start, len(lines)))
-        reader = csv.reader(following, delimiter=delimiter, strict=True)
+    source = islice(lines, first, None)
+    row: list[str] = []  # lines of the row that is being read
+    again: deque[str] = deque()  # lines that a stray quote had swallowed
+
+    def following() -> Iterator[str]:
+        for line in iter(lambda: again.popleft() if again else next(source, None), None):
+            row.append(line)
+            yield line
+
+    begin, ended = first, False
+    while not ended:
+        reader = csv.reader(following(), delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 if cells:
                     yield begin + 1, cells
-                begin = start + reader.line_num
+                begin += len(row)
+                row.clear()
+            ended = True
         except csv.Error:
-            yield begin + 1, lines[begin].rstrip("\r\n").split(delimiter)
+            yield begin + 1, row[0].rstrip("\r\n").split(delimiter)
             begin += 1
+            again.extendleft(reversed(row[1:]))
+            row.clear()
 
 
 def guess_delimiter(header: str) -> str:

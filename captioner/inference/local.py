@@ -9,16 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captioner.errors import ImageError
 from captioner.images import read_image
+from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
-
-Item: TypeAlias = "Path | tuple[str, ImageError]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def caption_files(
 
     Args:
         captioner: on its device.
-        items: files; or what could not be found, passed through as failures.
+        items: images; or what could not be found, passed through as failures.
         batch_size: images per forward pass of the CNN.
         num_workers: threads that read and decode; None: one per core.
         n_best: captions per image.
@@ -81,12 +80,13 @@ def caption_files(
     source = iter(items)
 
     def pixels_of(item: Item) -> tuple[str, Tensor | ImageError]:
-        if isinstance(item, tuple):
-            return item
+        if isinstance(item.source, ImageError):
+            return item.name, item.source
         try:
-            return str(item), captioner.encoder.spec.preprocess.pixels(read_image(item))
+            picture = read_image(item.source)
+            return item.name, captioner.encoder.spec.preprocess.pixels(picture)
         except ImageError as error:
-            return str(item), error
+            return item.name, error
 
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[tuple[str, Tensor | ImageError]]] = deque()

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from click.testing import CliRunner
@@ -80,6 +82,42 @@ def test_paths_on_stdin():
         "dev_red_5.png",
         "dev_blue_5.png",
     ]
+
+
+def test_paths_on_stdin_are_bytes_and_may_come_from_windows(tmp_path):
+    name = os.fsencode(tmp_path / "caf") + b"\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(Path("dev_red_5.png").read_bytes())
+    result = run("caption", "-", input=b"dev_red_5.png\r\n" + name + b"\n")
+    assert result.exit_code == 0, result.stderr
+    assert [line.split("\t")[0][-9:] for line in result.stdout.splitlines()] == [
+        "red_5.png",
+        "udce9.png",
+    ]
+
+
+def test_archives_and_tables_give_the_captions_of_their_files(tmp_path):
+    names = ["dev_red_5.png", "dev_blue_5.png"]
+    with tarfile.open(tmp_path / "s-0.tar", "w") as tar, ZipFile(tmp_path / "s.zip", "w") as packed:
+        for name in names:
+            tar.add(name)
+            packed.write(name)
+    (tmp_path / "list.csv").write_text("\n".join(["image,thumb", *(f"x,{name}" for name in names)]))
+    shards, packed, table = (str(tmp_path / name) for name in ("s-{0..1}.tar", "s.zip", "list.csv"))
+    captions = [line.split("\t")[1] for line in run("caption", *names).stdout.splitlines()]
+    result = run("caption", shards, packed, table, "--image-column", "thumb")
+    assert result.exit_code == 1
+    assert "s-1.tar: no such file" in result.stderr
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert [caption for _, caption in rows] == captions * 3
+    assert [name for name, _ in rows] == [
+        *(f"{tmp_path}/s-0.tar/{name}" for name in names),
+        *(f"{packed}/{name}" for name in names),
+        *names,
+    ]
+    beside = run("caption", packed, "--format", "txt")
+    assert beside.exit_code == 1
+    assert "no file can stand beside it" in beside.stderr
+    assert run("caption", packed, "--image-column", "thumb").exit_code == 0
 
 
 def test_a_broken_file_costs_itself(home):

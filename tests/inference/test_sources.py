@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from captioner.errors import ImageError
-from captioner.inference.sources import list_images
+from captioner.inference.sources import Item, list_images
+
+from source_toys import listed, write
 
 
 @pytest.fixture(autouse=True)
@@ -19,14 +20,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     return tmp_path
-
-
-def listed(*sources: str, recursive: bool = False, stdin: Sequence[str] = ()) -> list[str]:
-    """Files as they are, failures as `name! reason`."""
-    return [
-        str(item) if isinstance(item, Path) else f"{item[0]}! {item[1]}"
-        for item in list_images(sources, recursive=recursive, stdin=stdin)
-    ]
 
 
 def test_files_come_in_the_order_given_whatever_they_are_called() -> None:
@@ -85,17 +78,17 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
 def test_stdin_is_read_as_it_comes() -> None:
     lines = iter(["a.PNG\n", "b.jpg\n"])
     items = list_images(["b.jpg", "-"], stdin=lines)
-    assert next(items) == Path("b.jpg")
-    assert next(lines) == "a.PNG\n"
+    assert next(items) == Item("b.jpg", Path("b.jpg"))
+    assert next(items) == Item("a.PNG", Path("a.PNG"))
+    assert next(lines) == "b.jpg\n"
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "", "a\0b.jpg", "x" * 5000, "b.jpg/inside"])
 def test_a_missing_file_is_a_failure_item(name: str) -> None:
     [item] = list_images([name])
-    assert isinstance(item, tuple)
-    assert item[0] == name
-    assert isinstance(item[1], ImageError)
-    assert str(item[1]) == "no such file"
+    assert item.name == name
+    assert isinstance(item.source, ImageError)
+    assert str(item.source) == "no such file"
 
 
 @pytest.mark.parametrize("name", ["new\nline.jpg", "qu'o\"te.jpg", "🦊.jpg", " .jpg", "\udce9.jpg"])
@@ -141,3 +134,72 @@ def test_a_loop_of_links_ends(source: str) -> None:
 def test_a_link_to_nowhere_is_a_file_that_will_fail_to_open() -> None:
     Path("dangling.jpg").symlink_to("nowhere.jpg")
     assert listed("dangling.jpg") == ["dangling.jpg"]
+
+
+def test_two_loops_of_links_end() -> None:
+    write("loop/a.jpg", b"x")
+    for name in ("one", "two"):  # glob would look into 2^40 folders
+        Path("loop", name).symlink_to("../loop", target_is_directory=True)
+    for source in ("loop", "loop/**/*.jpg", "loop/**", "**/a.jpg"):
+        assert listed(source, recursive=True) == ["loop/a.jpg"]
+
+
+def test_a_double_star_goes_folder_by_folder() -> None:
+    for name in ("tree/b/x.jpg", "tree/a.jpg", "tree/b/c/y.jpg", "tree/.hidden/z.jpg"):
+        write(name, b"x")
+    everything = ["tree/a.jpg", "tree/b/x.jpg", "tree/b/c/y.jpg"]
+    for pattern in ("tree/**", "tree/**/*", "tree/**/*.jpg", "t*/**/*.jpg", "tree/**/**/*.jpg"):
+        assert listed(pattern) == everything
+    assert listed("tree/**/c") == ["tree/b/c/y.jpg"]
+    assert listed("nowhere/**/*.jpg") == ["nowhere/**/*.jpg! no file matches this pattern"]
+
+
+def test_a_pipe_or_a_device_among_files_is_not_opened() -> None:
+    Path("odd").mkdir()
+    os.mkfifo("odd/pipe.jpg")
+    Path("odd/zero.jpg").symlink_to("/dev/zero")
+    Path("odd/link.jpg").symlink_to("../b.jpg")
+    assert listed("odd") == [
+        "odd/link.jpg",
+        "odd/pipe.jpg! a pipe or a device, not a file",
+        "odd/zero.jpg! a pipe or a device, not a file",
+    ]
+    assert listed("/dev/zero") == ["/dev/zero! a device, not a file"]
+
+
+def test_zero_bytes_may_end_the_paths_on_stdin() -> None:
+    write("new\nline.jpg", b"x")
+    write("tail \r", b"x")
+    assert listed("-", stdin=["b.jpg\0new\n", "line.jpg\0a.PNG\0"]) == [
+        "b.jpg",
+        "new\nline.jpg",
+        "a.PNG",
+    ]
+    assert listed("-", stdin=["b.jpg\0tail \r\0\0a.PNG"]) == ["b.jpg", "tail \r", "a.PNG"]
+    assert listed("-", stdin=["b.jpg\r\n", "a.PNG\r\n"]) == ["b.jpg", "a.PNG"]
+
+
+def test_names_stay_as_they_were_given() -> None:
+    assert listed("./b.jpg", "sub//d.webp", "./*.jpg") == ["./b.jpg", "sub//d.webp", "./b.jpg"]
+    assert listed("-", stdin=["./b.jpg\n"]) == ["./b.jpg"]
+
+
+def test_a_folder_is_not_searched_for_archives_and_tables() -> None:
+    write("mixed/s.tar", [("in.jpg", b"x")])
+    write("mixed/list.csv", "image\na.jpg\n")
+    write("mixed/a.jpg", b"x")
+    assert listed("mixed") == ["mixed/a.jpg"]
+
+
+def test_a_file_called_dash_is_found_by_a_pattern() -> None:
+    write("dash/-", b"x")
+    os.chdir("dash")
+    assert listed("?", stdin=["never.jpg\n"]) == ["-"]
+
+
+def test_nothing_is_opened_before_its_turn() -> None:
+    items = list_images(["b.jpg", "pipe:touch opened", "later.tar"])
+    assert next(items) == Item("b.jpg", Path("b.jpg"))
+    assert not Path("opened").exists()
+    write("later.tar", [("in.jpg", b"x")])
+    assert [item.name for item in items][-1] == "later.tar/in.jpg"

@@ -1,0 +1,106 @@
+"""What the user points at -> images, one by one, in a fixed order, each with its name.
+
+Nothing is opened before its turn, and nothing is unpacked to disk. An image is known by its
+name, which is its path, never by a running number.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from captioner.inference.sources.braces import expand
+from captioner.inference.sources.folders import folder_images, matches
+from captioner.inference.sources.item import Item, failure, kind_of
+from captioner.inference.sources.tables import SUFFIXES as TABLES
+from captioner.inference.sources.tables import table_images
+from captioner.inference.sources.tar import COMMAND, command_images, tar_images
+from captioner.inference.sources.tar import SUFFIXES as TARS
+from captioner.inference.sources.zip import SUFFIXES as ZIPS
+from captioner.inference.sources.zip import zip_images
+
+__all__ = ["Item", "files_only", "list_images"]
+
+
+def list_images(
+    sources: Sequence[str],
+    *,
+    recursive: bool = False,
+    stdin: Iterable[str] = (),
+    image_column: str | None = None,
+) -> Iterator[Item]:
+    """Find the images meant by files, folders, globs, archives, tables, commands and `-`.
+
+    Args:
+        sources: what the user typed; `-` stands for the lines of stdin. Only here may a name have
+            braces or begin with `pipe:`.
+        recursive: also look into folders of folders.
+        stdin: paths, one a line; or, if the first line has a zero byte in it, between zero bytes.
+        image_column: of tables; None: guessed among the usual names.
+
+    Yields:
+        Each image; or, for what leads to none, its name and what is wrong with it. A folder's
+        files come in the order of their names, and only those named like images, as in archives;
+        members of an archive and rows of a table come in their own order.
+    """
+    for source in sources:
+        if source == "-":
+            for name in _names(stdin):
+                if name not in ("", "-"):
+                    yield from _named(name, recursive, image_column)
+            continue
+        # What exists is never a pattern or a command: a shell may have put it here for a `*`, and
+        # anybody can call a file `pipe:rm x`.
+        for name in [source] if os.path.lexists(source) else expand(source):
+            if name.startswith(COMMAND) and not os.path.lexists(name):
+                yield from command_images(name)
+            else:
+                yield from _named(name, recursive, image_column)
+
+
+def files_only(items: Iterable[Item]) -> Iterator[Item]:
+    """Turn members of archives into failures, for writers that put a file beside each image."""
+    for item in items:
+        if isinstance(item.source, bytes):
+            yield failure(item.name, "no file can stand beside it; choose a format of one file")
+        else:
+            yield item
+
+
+def _names(stdin: Iterable[str]) -> Iterator[str]:
+    zeros, rest = None, ""
+    for line in stdin:
+        zeros = "\0" in line if zeros is None else zeros
+        if zeros:
+            *whole, rest = (rest + line).split("\0")
+            yield from whole
+        else:
+            yield line.removesuffix("\n").removesuffix("\r")
+    yield rest
+
+
+def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Item]:
+    kind, ending = kind_of(name), name.lower()
+    if kind == "folder":
+        yield from folder_images(Path(name), recursive)
+    elif kind == "pipe" or (kind == "file" and ending.endswith(TARS)):
+        yield from tar_images(name)
+    elif kind == "file" and ending.endswith(ZIPS):
+        yield from zip_images(name)
+    elif kind == "file" and ending.endswith(TABLES):
+        yield from table_images(name, image_column)
+    elif kind == "device":
+        yield failure(name, "a device, not a file")
+    elif os.path.lexists(name):
+        yield Item(name, Path(name))
+    elif glob.has_magic(name):
+        found = False
+        for match in matches(name):
+            found = True
+            yield from _named(match, recursive, image_column)
+        if not found:
+            yield failure(name, "no file matches this pattern")
+    else:
+        yield failure(name, "no such file")

@@ -1,0 +1,61 @@
+"""One image to caption, before anybody looked at it; and what may be opened at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from captioner.errors import ImageError
+
+Kind = Literal["file", "folder", "pipe", "device", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to caption: named, not yet decoded.
+
+    Attributes:
+        name: as the user or the listing named it; a member of an archive as `archive/member`.
+        source: the file; or the bytes of a member that was streamed; or what is wrong where the
+            name leads to nothing.
+    """
+
+    name: str
+    source: Path | bytes | ImageError
+
+
+def failure(name: str, reason: str) -> Item:
+    """Return the item of a name that leads to no image.
+
+    Args:
+        name: of the image, or of what should have held some.
+        reason: what is wrong; does not repeat the name.
+    """
+    return Item(name, ImageError(reason))
+
+
+def kind_of(path: str | Path) -> Kind:
+    """What a path leads to, links followed; a socket counts as a device."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 pathlib has no room for names too long
+    except (OSError, ValueError):  # ValueError: a zero byte, or a lone surrogate out of JSON
+        return "nothing"
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "pipe" if stat.S_ISFIFO(mode) else "device"
+
+
+def file_item(path: Path) -> Item:
+    """Return the item of a file found in a folder.
+
+    A pipe or a device among the files, or a link to one, is refused: to read `/dev/zero` or a
+    pipe that nobody writes to would never end.
+    """
+    if kind_of(path) in ("pipe", "device"):
+        return failure(str(path), "a pipe or a device, not a file")
+    return Item(str(path), path)

@@ -1,0 +1,132 @@
+"""CSV, TSV and JSON Lines with a column of paths -> images, row by row."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Collection, Iterator
+from itertools import chain
+from pathlib import Path
+
+from captioner.datasets.reading import excerpt, guess_delimiter, read_rows
+from captioner.datasets.table import IMAGE_COLUMNS
+from captioner.errors import ImageError
+from captioner.inference.sources.item import Item, failure, kind_of
+
+DELIMITED = (".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*DELIMITED, *JSON_LINES)
+MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
+
+Row = tuple[int, object | ImageError]  # line from 1, and its image or what is wrong with it
+
+
+def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
+    """List the files that a table names.
+
+    Args:
+        name: of the table.
+        image_column: holds the paths; None: the first there is of the usual names. Relative paths
+            begin at the folder of the table or, where nothing lies there, at the current one.
+
+    Yields:
+        Each file, by its path from the current folder; a failure for each row that names none,
+        and for a table that cannot be read or lacks the column.
+    """
+    table = Path(name)
+    rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
+    found = False
+    try:
+        for number, value in rows(table, image_column):
+            found = True
+            yield _item(table, f"{name}:{number}", value)
+    except OSError as error:
+        yield failure(name, f"cannot be read: {error.strerror or error}")
+    except ImageError as error:
+        yield Item(name, error)
+    else:
+        if not found:
+            yield failure(name, "no rows in this table")
+
+
+def _item(table: Path, where: str, value: object | ImageError) -> Item:
+    if isinstance(value, ImageError):
+        return Item(where, value)
+    if not (isinstance(value, str) and value):
+        return failure(where, f"names no image: {excerpt(value)}")
+    # A table may come from anywhere. What it names is only ever opened as a file: no pattern, no
+    # archive, and above all no command.
+    beside, here = table.parent / value, Path(value)
+    kinds = {path: kind_of(path) for path in (beside, here)}
+    for path, kind in kinds.items():
+        if kind == "file":
+            return Item(str(path), path)
+    what = {"folder": "a folder", "nothing": "no such file"}.get(
+        kinds[beside], "a pipe or a device"
+    )
+    return failure(str(beside), f"{what} ({where})")
+
+
+def _lines(table: Path) -> Iterator[str]:
+    """Yield lines with their endings; bytes that are not UTF-8 stay, as file names have them.
+
+    Raises:
+        ImageError: if the table is UTF-16, or has no lines.
+    """
+    with table.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ImageError("the file is UTF-16; save it as UTF-8")
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        while line := text.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise ImageError(f"a line of more than {MAX_LINE:,} characters: no table")
+            yield line
+
+
+def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
+    lines = _lines(table)
+    header = next(lines, "")
+    delimiter = guess_delimiter(header)
+    names = [name.strip() for name in next(read_rows([header], delimiter), (1, []))[1]]
+    index = names.index(_column(names, image_column))
+    for number, cells in read_rows(chain([header], lines), delimiter, first=1):
+        if len(cells) != len(names):
+            yield number, ImageError(f"{len(cells)} cells instead of {len(names)}")
+        else:
+            yield number, cells[index].strip()
+
+
+def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
+    column = None
+    for number, line in enumerate(_lines(table), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, ImageError(f"not JSON: {error}")
+            continue
+        if not isinstance(row, dict):
+            yield number, ImageError(f"no JSON object: {excerpt(row)}")
+            continue
+        column = column or _column(row, image_column)
+        yield number, row.get(column)
+
+
+def _column(names: Collection[str], given: str | None) -> str:
+    """Choose the column of paths.
+
+    Raises:
+        ImageError: naming the columns there are, if it is not among them or there twice.
+    """
+    there = ", ".join(map(excerpt, names)) or "none"
+    by_lower = {name.lower(): name for name in names}
+    usual = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
+    column = usual if given is None else given
+    if column is None:
+        raise ImageError(f"which column holds the images? Set --image-column; columns: {there}")
+    if column not in names:
+        raise ImageError(f"no column {column!r} (--image-column); columns: {there}")
+    if list(names).count(column) > 1:
+        raise ImageError(f"two columns are called {column!r}; columns: {there}")
+    return column

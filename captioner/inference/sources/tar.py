@@ -1,0 +1,210 @@
+"""Tar archives and streams of them -> their images, in one pass, never unpacked to disk.
+
+WebDataset shards are such archives. tarfile reads them; what it would pass over in silence, an
+archive that is cut off or damaged in the middle, is an error here.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+from typing import Self
+
+from captioner.errors import ImageError
+from captioner.inference.sources.item import Item, failure
+from captioner.inference.sources.members import is_image, name_in, refusal
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
+COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
+MAX_HEADER = 2**20  # bytes of a long name or of pax records, which tarfile reads at once
+_READ_AT_ONCE = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
+def tar_images(name: str) -> Iterator[Item]:
+    """List the images of a tar file or of a named pipe that carries one.
+
+    Args:
+        name: of the file or the pipe; its compression is known by its first bytes.
+
+    Yields:
+        Images in the order of the archive, with their bytes; then, if it is damaged, cut off or
+        without any image, one failure.
+    """
+    try:
+        with Path(name).open("rb") as file:
+            yield from _members(name, file)
+    except OSError as error:
+        yield failure(name, f"cannot be read: {error.strerror or error}")
+    except ImageError as error:
+        yield Item(name, error)
+
+
+def command_images(source: str) -> Iterator[Item]:
+    """List the images of a tar stream that a shell command writes.
+
+    Args:
+        source: `pipe:` and the command, from the hands of the user and of nobody else.
+
+    Yields:
+        As `tar_images`; a command that ends with another status than 0 is one failure.
+    """
+    try:
+        process = subprocess.Popen(
+            source.removeprefix(COMMAND),
+            shell=True,
+            stdin=subprocess.DEVNULL,  # ours may hold paths
+            stdout=subprocess.PIPE,
+        )
+    except (OSError, ValueError) as error:
+        yield failure(source, f"the command cannot be started: {error}")
+        return
+    assert process.stdout is not None
+    problem: ImageError | None = None
+    try:
+        with os.fdopen(process.stdout.fileno(), "rb", closefd=False) as stream:
+            try:
+                yield from _members(source, stream)
+            except ImageError as error:
+                problem = error
+            if problem is None:  # a command that could not write everything would fail
+                while stream.read(tarfile.RECORDSIZE):
+                    pass
+            # Whether the command failed is told by its status only if it was let to its end.
+            if not stream.read(1) and (status := process.wait()):
+                more = f"; {problem}" if problem else ""
+                problem = ImageError(f"the command ended with status {status}{more}")
+    finally:
+        process.stdout.close()
+        process.kill()
+        process.wait()
+    if problem:
+        yield Item(source, problem)
+
+
+def _members(name: str, file: BufferedReader) -> Iterator[Item]:
+    """List the images of one stream.
+
+    Raises:
+        ImageError: at the end, if it is damaged or without any image.
+    """
+    found = False
+    try:
+        with (
+            _unpacked(file) as stream,
+            tarfile.open(
+                fileobj=_Ending(stream),
+                mode="r|",
+                tarinfo=_Header,
+                ignore_zeros=True,  # also reads what `cat a.tar b.tar` writes
+                encoding="utf-8",
+                errors="surrogateescape",
+            ) as archive,
+        ):
+            for member in _headers(archive):
+                if is_image(member.name) and (item := _item(name, archive, member)):
+                    found = True
+                    yield item
+    # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
+    # EOFError, zlib.error, ValueError, RecursionError, ...).
+    except Exception as error:
+        raise ImageError(f"damaged archive: {' '.join(str(error).split())}") from error
+    if not found:
+        raise ImageError("no image in this archive")
+
+
+def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members, and see to it that the archive has an end.
+
+    Raises:
+        tarfile.ReadError: if it ends without the zero blocks that mark an end.
+    """
+    end = 0
+    while True:
+        try:
+            member = archive.next()
+        except tarfile.TarError:
+            if archive.offset - end >= 2 * tarfile.BLOCKSIZE:
+                return  # what follows the mark is not part of the archive
+            raise
+        if member is None:
+            break
+        archive.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+        end = archive.offset
+        yield member
+    if archive.offset == end:
+        raise tarfile.ReadError("it is cut off: there is no end mark")
+
+
+def _item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item | None:
+    full = name_in(name, member.name)
+    if member.issym() or member.islnk():
+        return failure(full, "a link to another file, which is not followed")
+    if not member.isreg():
+        return None
+    if reason := refusal(member.name, member.size):
+        return failure(full, reason)
+    content = archive.extractfile(member)
+    assert content is not None
+    return Item(full, content.read())
+
+
+def _unpacked(file: BufferedReader) -> AbstractContextManager[BufferedIOBase]:
+    """Open the stream without its compression, if it has any; the file itself stays open."""
+    # tarfile's own detection, `r|*`, reads only the first of several joined gzip or xz streams
+    # (pigz, bgzip and cat write such) and checks no checksums.
+    start = file.peek(10)
+    if start.startswith(b"\x1f\x8b\x08"):
+        return gzip.GzipFile(fileobj=file)
+    if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
+        return bz2.BZ2File(file)
+    if start.startswith(b"\xfd7zXZ"):
+        return lzma.LZMAFile(file)
+    return nullcontext(file)
+
+
+class _Ending(BufferedIOBase):
+    """A stream that is not read on and on behind its end.
+
+    tarfile skips a member block by block, even where nothing is left, and a header may declare
+    more bytes than could be skipped in a lifetime.
+    """
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self.stream = stream
+        self.patience = 8  # reads of nothing; tarfile needs two to see that an archive is over
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self.stream.read(size)
+        self.patience -= not data
+        if self.patience < 0:
+            raise EOFError("it is cut off")
+        return data
+
+
+class _Header(tarfile.TarInfo):
+    """A header; one that makes no sense is an error, where tarfile would look for the next."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if not buf.strip(b"\0"):
+            return super().frombuf(
+                buf, encoding, errors
+            )  # raises: this is an end, or a part of one
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+        if header.size < 0 or (header.type in _READ_AT_ONCE and header.size > MAX_HEADER):
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header

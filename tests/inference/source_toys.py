@@ -1,0 +1,52 @@
+"""Small archives, honest and hostile, and a short form of what a listing holds."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import ImageError
+from captioner.inference.sources import list_images
+
+Member = tuple[str, bytes] | tarfile.TarInfo
+
+
+def listed(*sources: str, **options: Any) -> list[str]:
+    """Names of items; failures as `name! reason`."""
+    return [
+        f"{item.name}! {item.source}" if isinstance(item.source, ImageError) else item.name
+        for item in list_images(sources, **options)
+    ]
+
+
+def contents(*sources: str) -> dict[str, object]:
+    return {item.name: item.source for item in list_images(sources)}
+
+
+def entry(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> Any:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = size, kind, link
+    return info
+
+
+def tar_bytes(members: Iterable[Member], mode: str = "w", **options: Any) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, **options) as archive:  # type: ignore[call-overload]
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                archive.addfile(entry(member[0], len(member[1])), io.BytesIO(member[1]))
+    return file.getvalue()
+
+
+def write(path: str, data: bytes | str | Sequence[Member]) -> str:
+    """Write a file; a list of members becomes a tar archive."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")
+    Path(path).write_bytes(data if isinstance(data, bytes) else tar_bytes(data))
+    return path

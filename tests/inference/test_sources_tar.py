@@ -1,0 +1,395 @@
+"""Tar shards: read once, from front to end, whatever is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioner.errors import ImageError
+from captioner.inference.sources import files_only, list_images
+from captioner.inference.sources.braces import expand
+
+from source_toys import contents, entry, listed, tar_bytes, write
+
+TWO = [("0001.jpg", b"first"), ("0001.txt", b"a caption"), ("0002.png", b"second" * 200)]
+LINK, HARD, FOLDER = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("s.tar", "w"), ("s.tar.gz", "w:gz"), ("s.TGZ", "w:gz"), ("s.tar.bz2", "w:bz2")),
+        *(("s.tar.xz", "w:xz"), ("misnamed.tar", "w:gz"), ("misnamed.tgz", "w")),
+    ],
+)
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_members_named_like_images_with_their_bytes(name: str, mode: str, kind: int) -> None:
+    write(name, tar_bytes(TWO, mode, format=kind))
+    assert contents(name) == {f"{name}/0001.jpg": b"first", f"{name}/0002.png": b"second" * 200}
+    assert [path.name for path in Path().iterdir()] == [name]
+
+
+def test_which_members_are_images() -> None:
+    names = [
+        "./a.jpg",
+        "d/b.left.JPG",
+        "d/.hidden.jpg",
+        "._a.jpg",
+        ".jpg",
+        "jpg",
+        "a.jpg.txt",
+        "x.tar",
+    ]
+    write("s.tar", [entry("d", kind=FOLDER), *((name, b"x") for name in names)])
+    assert listed("s.tar") == ["s.tar/a.jpg", "s.tar/d/b.left.JPG"]
+    write("s.tar", [("a.txt", b"x"), ("folder.jpg", b"")][:1])
+    assert listed("s.tar") == ["s.tar! no image in this archive"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.jpg", "🦊.jpg", "\udce9.jpg", "n" * 300 + ".jpg", "q\"'.jpg"]
+)
+def test_odd_member_names(name: str) -> None:
+    write("s.tar", [(name, b"x")])
+    assert listed("s.tar") == [f"s.tar/{name}"]
+
+
+def test_links_and_devices_and_folders() -> None:
+    kinds = {"f.jpg": FOLDER, "p.jpg": tarfile.FIFOTYPE, "c.jpg": tarfile.CHRTYPE}
+    links = [entry("l.jpg", kind=LINK, link="/etc/passwd"), entry("h.jpg", kind=HARD, link="a.jpg")]
+    write("s.tar", [("a.jpg", b"x"), *links, *(entry(n, kind=k) for n, k in kinds.items())])
+    assert listed("s.tar") == [
+        "s.tar/a.jpg",
+        "s.tar/l.jpg! a link to another file, which is not followed",
+        "s.tar/h.jpg! a link to another file, which is not followed",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.jpg", "a/../../x.jpg", "/x.jpg", "..\\x.jpg", "C:\\x.jpg", "\\\\host\\x.jpg"]
+)
+def test_members_that_point_outside(name: str, here: Path) -> None:
+    write("in/s.tar", [(name, b"x"), ("a..b.jpg", b"y")])
+    assert listed("in/s.tar") == [
+        f"in/s.tar/{name}! member points outside the archive",
+        "in/s.tar/a..b.jpg",
+    ]
+    assert [path.name for path in here.rglob("*")] == ["in", "s.tar"]
+
+
+def test_a_zero_byte_in_a_name() -> None:
+    info = entry("short.jpg")
+    info.pax_headers = {"path": "a\0b.jpg"}
+    write("s.tar", [info])
+    assert listed("s.tar") == ["s.tar/a\0b.jpg! member has a zero byte in its name"]
+
+
+@pytest.mark.parametrize("size", [2**33, 2**62])
+def test_an_oversized_member_is_one_failure_and_no_memory(size: int) -> None:
+    huge = entry("huge.jpg", size=size)
+    head = huge.tobuf(tarfile.GNU_FORMAT)
+    write("s.tar", tar_bytes([("a.jpg", b"x")])[:1024] + head)
+    tracemalloc.start()
+    found = listed("s.tar")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    assert found[:2] == [
+        "s.tar/a.jpg",
+        f"s.tar/huge.jpg! {size:,} bytes, more than the limit of 536,870,912",
+    ]
+    assert len(found) == 3
+    assert found[2] == "s.tar! damaged archive: it is cut off"
+
+
+def test_a_member_beyond_the_limit_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.inference.sources.members.MAX_MEMBER", 5)
+    write("s.tar", [("a.jpg", b"12345"), ("b.jpg", b"123456"), ("c.jpg", b"1")])
+    assert listed("s.tar") == [
+        "s.tar/a.jpg",
+        "s.tar/b.jpg! 6 bytes, more than the limit of 5",
+        "s.tar/c.jpg",
+    ]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_a_huge_header_does_not_fill_the_memory(kind: bytes) -> None:
+    bomb = entry("x", size=2**33, kind=kind).tobuf(tarfile.GNU_FORMAT)
+    write("s.tar", bomb + bytes(2**20))
+    assert (
+        listed("s.tar", "s.tar") == ["s.tar! damaged archive: a header of 8,589,934,592 bytes"] * 2
+    )
+
+
+def test_a_chain_of_headers_does_not_overflow_the_stack() -> None:
+    link = entry("x", size=512, kind=tarfile.XHDTYPE).tobuf() + b"20 path=abcdefghij\n".ljust(
+        512, b"\0"
+    )
+    write("s.tar", tar_bytes([("a.jpg", b"x")])[:1024] + link * 2000)
+    first, last = listed("s.tar", "s.tar")[:2]
+    assert first == "s.tar/a.jpg"
+    assert last.startswith("s.tar! damaged archive")
+
+
+@given(cut=st.integers(0, 10239), mode=st.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))
+@settings(max_examples=60, deadline=None)
+def test_cut_anywhere_what_came_before_stands_and_one_failure_names_the_shard(
+    cut: int, mode: str
+) -> None:
+    whole = tar_bytes([(f"{i}.jpg", bytes([i]) * 700) for i in range(4)], mode)
+    end = 4 * (512 + 1024)  # of the last member, uncompressed; one zero block may do as a mark
+    cut = cut % (end + 512) if mode == "w" else cut % len(whole)
+    if mode == "w:gz" and cut > len(whole) - 8:
+        cut -= 8
+    write("cut.tar", whole[:cut])
+    write("next.tar", TWO)
+    items = list(list_images(["cut.tar", "next.tar"]))
+    failed = [item for item in items if isinstance(item.source, ImageError)]
+    assert [item.name for item in failed] == ["cut.tar"]
+    position = items.index(failed[0])
+    for number, item in enumerate(items[:position]):
+        assert (item.name, item.source) == (f"cut.tar/{number}.jpg", bytes([number]) * 700)
+    assert [item.name for item in items[position + 1 :]] == [
+        "next.tar/0001.jpg",
+        "next.tar/0002.png",
+    ]
+
+
+@given(place=st.integers(0, 6143), value=st.integers(0, 255), mode=st.sampled_from(["w", "w:gz"]))
+@settings(max_examples=80, deadline=None)
+def test_any_damaged_byte_is_at_most_one_failure_more(place: int, value: int, mode: str) -> None:
+    data = bytearray(tar_bytes([(f"{i}.jpg", bytes([i]) * 700) for i in range(4)], mode))
+    data[place % len(data)] = value
+    write("bad.tar", bytes(data))
+    items = list(list_images(["bad.tar", "missing"]))
+    assert items[-1].name == "missing"
+    assert sum(item.name == "bad.tar" for item in items) <= 1
+    assert 0 < len(items) <= 6
+
+
+def test_an_archive_cut_between_two_members_is_cut_off_all_the_same() -> None:
+    write("s.tar", tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y")])[:1024])
+    assert listed("s.tar") == [
+        "s.tar/a.jpg",
+        "s.tar! damaged archive: it is cut off: there is no end mark",
+    ]
+
+
+def test_damage_in_the_middle_is_not_passed_over_in_silence() -> None:
+    data = bytearray(tar_bytes([("a.jpg", b"x"), ("b.jpg", b"y"), ("c.jpg", b"z")]))
+    data[1024 + 10] ^= 1  # the header of b.jpg
+    write("s.tar", bytes(data))
+    assert listed("s.tar") == ["s.tar/a.jpg", "s.tar! damaged archive: bad checksum"]
+
+
+def test_a_wrong_checksum_of_gzip_is_said() -> None:
+    data = bytearray(tar_bytes(TWO, "w:gz"))
+    data[-8] ^= 1
+    write("s.tgz", bytes(data))
+    assert "CRC" in listed("s.tgz")[-1]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no tar", b"x" * 2000, gzip.compress(b"no tar"), b"\x1f\x8b"]
+)
+def test_what_is_no_archive(data: bytes) -> None:
+    write("s.tar", data)
+    [found] = listed("s.tar")
+    assert found.startswith("s.tar! damaged archive: ")
+
+
+def test_joined_archives_and_joined_streams_are_read_to_the_end() -> None:
+    one, two = tar_bytes([("a.jpg", b"x")]), tar_bytes([("b.jpg", b"y")])
+    both = ["s.tar/a.jpg", "s.tar/b.jpg"]
+    write("s.tar", one + two)
+    assert listed("s.tar") == both
+    write("s.tar", gzip.compress(one) + gzip.compress(two))
+    assert listed("s.tar") == both
+    write("s.tar", gzip.compress(one[:700]) + gzip.compress(one[700:] + two))
+    assert listed("s.tar") == both
+
+
+def test_a_name_like_the_start_of_a_compressed_stream() -> None:
+    write("s.tar", [("BZh9.jpg", b"x")])
+    assert listed("s.tar") == ["s.tar/BZh9.jpg"]
+
+
+def test_what_follows_the_end_mark_is_not_part_of_the_archive() -> None:
+    write("s.tar", tar_bytes([("a.jpg", b"x")])[: 1024 + 1024] + b"garbage" * 500)
+    assert listed("s.tar") == ["s.tar/a.jpg"]
+
+
+def test_items_come_as_they_are_asked_for_and_are_not_kept() -> None:
+    size, count = 2**18, 60
+    write("s.tar", [(f"{i}.jpg", bytes(size)) for i in range(count)])
+    tracemalloc.start()
+    assert sum(1 for _ in list_images(["s.tar"])) == count
+    assert tracemalloc.get_traced_memory()[1] < 12 * size
+    tracemalloc.stop()
+    write("many.tar", [(f"{i}.jpg", b"") for i in range(3000)])
+    items = list_images(["many.tar"])
+    next(items)
+    tracemalloc.start()
+    assert sum(1 for _ in items) == 2999
+    assert tracemalloc.get_traced_memory()[1] < 2**20  # 3,000 headers would be 3 MB
+    tracemalloc.stop()
+
+
+def test_a_named_pipe_is_a_tar_stream() -> None:
+    os.mkfifo("pipe.jpg")
+
+    def feed() -> None:
+        Path("pipe.jpg").write_bytes(tar_bytes(TWO, "w:gz"))
+
+    threading.Thread(target=feed, daemon=True).start()
+    assert listed("pipe.jpg") == ["pipe.jpg/0001.jpg", "pipe.jpg/0002.png"]
+
+
+def test_a_process_substitution() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, tar_bytes(TWO))
+    os.close(writer)
+    name = f"/dev/fd/{reader}"
+    assert listed(name) == [f"{name}/0001.jpg", f"{name}/0002.png"]
+    os.close(reader)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_an_archive_that_may_not_be_read() -> None:
+    Path(write("s.tar", TWO)).chmod(0)
+    assert listed("s.tar") == ["s.tar! cannot be read: Permission denied"]
+
+
+def test_a_command_that_the_user_typed() -> None:
+    write("s.tar", TWO)
+    assert listed("pipe:cat s.tar") == ["pipe:cat s.tar/0001.jpg", "pipe:cat s.tar/0002.png"]
+    assert listed("pipe:gzip < s.tar | cat")[0] == "pipe:gzip < s.tar | cat/0001.jpg"
+
+
+def test_the_status_of_a_command_is_one_failure() -> None:
+    write("s.tar", TWO)
+    assert listed("pipe:cat s.tar; exit 3", "s.tar") == [
+        "pipe:cat s.tar; exit 3/0001.jpg",
+        "pipe:cat s.tar; exit 3/0002.png",
+        "pipe:cat s.tar; exit 3! the command ended with status 3",
+        "s.tar/0001.jpg",
+        "s.tar/0002.png",
+    ]
+    [found] = listed("pipe:exit 22")
+    assert found.startswith("pipe:exit 22! the command ended with status 22; damaged archive")
+    [found] = listed("pipe:head -c 100 s.tar")
+    assert found.startswith("pipe:head -c 100 s.tar! damaged archive")
+
+
+def test_a_command_does_not_read_our_stdin_and_outlives_nothing() -> None:
+    write("s.tar", TWO)
+    items = list_images(["pipe:cat s.tar; exec sleep 60"])
+    next(items)
+    started = time.perf_counter()
+    items.close()  # type: ignore[attr-defined]
+    assert listed("pipe:yes")[0].startswith("pipe:yes! damaged archive")
+    assert listed("pipe:cat")[0].startswith("pipe:cat! damaged archive")
+    assert time.perf_counter() - started < 30
+
+
+@pytest.mark.parametrize("where", ["stdin", "csv", "jsonl", "glob", "shell", "braces"])
+def test_no_command_comes_from_anywhere_but_the_command_line(where: str, here: Path) -> None:
+    command = "pipe:touch owned"
+    write("list.csv", f"image\n{command}\n")
+    write("list.jsonl", f'{{"image": "{command}"}}\n')
+    write("files/" + command, b"x")
+    if where == "stdin":
+        listed("-", stdin=[command + "\n", "{pipe:touch owned,x}", f"a\0{command}\0"])
+        listed("-", stdin=[f"a\0{command}\0"])
+    elif where == "glob":
+        os.chdir("files")
+        assert listed("pipe*") == [command]
+    elif where == "shell":  # `captioner caption *` where a file has such a name
+        os.chdir("files")
+        assert listed(command) == [command]
+    elif where == "braces":
+        write("{a,pipe:touch owned}", b"x")
+        assert listed("{a,pipe:touch owned}") == ["{a,pipe:touch owned}"]
+    else:
+        [found] = listed(f"list.{where}")
+        assert "no such file" in found
+    assert not list(here.glob("**/owned"))
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert listed("pipe:touch owned") != []  # the proof works
+    assert Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("{0..2}", ["0", "1", "2"]),
+        ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+        ("{00000..00002}", ["00000", "00001", "00002"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{0..10..5}", ["0", "5", "10"]),
+        ("{-1..1}", ["-1", "0", "1"]),
+        ("{train,dev}/x", ["train/x", "dev/x"]),
+        ("{a,b{1..2},}", ["a", "b1", "b2", ""]),
+        ("{a,b}{c,d}", ["ac", "ad", "bc", "bd"]),
+        ("{a}{b,c}", ["{a}b", "{a}c"]),
+        ("{{1..2}}", ["{1}", "{2}"]),
+        ("{a,b", ["{a,b"]),
+        ("}{", ["}{"]),
+        ("{}", ["{}"]),
+        ("{a..c}", ["{a..c}"]),
+    ],
+)
+def test_braces(text: str, names: list[str]) -> None:
+    assert list(expand(text)) == names
+
+
+@given(st.text(alphabet="ab{},.01", max_size=14))
+def test_any_braces_end(text: str) -> None:
+    count = sum(1 for _ in zip(expand(text), range(1000), strict=False))
+    assert count >= 1
+
+
+def test_braces_are_expanded_one_by_one() -> None:
+    names = expand("{0..9999999999999}/{a,b}")
+    assert [next(names) for _ in range(3)] == ["0/a", "0/b", "1/a"]
+
+
+def test_shards() -> None:
+    for number in (0, 1, 3):
+        write(f"shards/{number:05d}.tar", [(f"{number}.jpg", b"x")])
+    assert listed("shards/{00000..00003}.tar") == [
+        "shards/00000.tar/0.jpg",
+        "shards/00001.tar/1.jpg",
+        "shards/00002.tar! no such file",
+        "shards/00003.tar/3.jpg",
+    ]
+    assert listed("pipe:cat shards/{00000..00001}.tar") == [
+        "pipe:cat shards/00000.tar/0.jpg",
+        "pipe:cat shards/00001.tar/1.jpg",
+    ]
+    assert listed("shards/*1.tar") == ["shards/00001.tar/1.jpg"]
+    assert listed("-", stdin=["shards/00003.tar\n"]) == ["shards/00003.tar/3.jpg"]
+
+
+def test_members_have_no_place_beside_them() -> None:
+    write("s.tar", TWO[:1])
+    write("a.jpg", b"x")
+    first, second = files_only(list_images(["s.tar", "a.jpg"]))
+    assert str(first.source) == "no file can stand beside it; choose a format of one file"
+    assert second.source == Path("a.jpg")
