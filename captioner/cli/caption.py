@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from captioner.cli.options import (
     say,
 )
 
+if TYPE_CHECKING:
+    from captioner.inference.local import Record
+
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
 
@@ -32,12 +35,23 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @click.option(
     "--format",
     type=click.Choice(["text", "jsonl", "csv", "coco", "txt"]),
-    help="text: path, tab, caption; txt: a file beside each image.  [default: by --output, text]",
+    help="text: path, tab, caption; txt: a file beside each image.  "
+    "[default: by --output's ending, else jsonl; on stdout text]",
 )
+@click.option("--extension", default=".txt", show_default=True, help="txt: of the files beside.")
 @click.option("--n-best", type=click.IntRange(1), default=1, help="Captions per image.")
-@click.option("--overwrite", is_flag=True, help="txt: replace files that exist.")
+@click.option("--overwrite", is_flag=True, help="Start over; txt: replace files that exist.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="A broken image costs its own record, or stops the job.",
+)
+@click.option("--retry-errors", is_flag=True, help="Try again what failed before.")
 @click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
 @click.option("--image-column", help="Column of paths in CSV, TSV, JSONL.  [default: guessed]")
+@click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger images.")
 @batch_option
 @click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
 @decoding_options
@@ -47,11 +61,15 @@ def command(
     model: Path | None,
     output: Path | None,
     format: str | None,
+    extension: str,
     n_best: int,
     overwrite: bool,
+    on_error: str,
+    retry_errors: bool,
     recursive: bool,
     image_column: str | None,
-    batch_size: int,
+    max_pixels: int | None,
+    batch_size: int | None,
     num_workers: int | None,
     device: str,
     **decoding: Any,
@@ -62,58 +80,101 @@ def command(
     tables are CSV, TSV and JSON Lines files with a column of paths.
 
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported
-    and the rest are captioned; the exit code is then 1.
+    and the rest are captioned; the exit code is then 1. With --output a job that was cut off goes
+    on where it was when the same command is given again.
     """
     format = format or _format_of(output)
     if format == "txt" and output:
         raise click.UsageError("--format txt writes beside each image; it takes no --output")
+    if not output and retry_errors:
+        raise click.UsageError("--retry-errors needs --output: only there is kept what failed")
+    if not extension.startswith(".") or "/" in extension or len(extension) < 2:
+        raise click.UsageError(f"--extension: must look like .txt, given {extension!r}")
     folder = find_model(model)
     if model is None:
         say(f"model: {folder}")
 
-    from captioner.files import whole_file
-    from captioner.inference.local import caption_files
+    from captioner.inference.job import caption_to_file
+    from captioner.inference.local import caption_files, default_batch_size
     from captioner.inference.sources import files_only, list_images
     from captioner.inference.writers import write_records
+    from captioner.models.captioner import choose_device
+    from captioner.models.directory import fingerprint
+    from captioner.world import joined
 
-    captioner = load_captioner(folder, device)
-    chosen = given(decoding)
-    if n_best > captioner.decoding.beam_size and "beam_size" not in chosen:
-        chosen["beam_size"] = n_best  # a beam as wide as what is asked of it
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths are bytes, and only a line feed ends one.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
     items = list_images(images, recursive=recursive, stdin=sys.stdin, image_column=image_column)
-    records = caption_files(
-        captioner,
-        files_only(items) if format == "txt" else items,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        n_best=n_best,
-        **chosen,
-    )
-    started, count, failed = time.perf_counter(), 0, 0
-    with ExitStack() as stack:
-        file = sys.stdout
+    with joined(choose_device(device)) as (world, own_device):
+        if world.size > 1 and (not output or "-" in images):
+            raise click.UsageError("several processes need --output, and paths not from stdin")
+        captioner = load_captioner(folder, str(own_device))
+        options: dict[str, Any] = {"num_workers": num_workers, "n_best": n_best, **given(decoding)}
+        if n_best > captioner.decoding.beam_size and "beam_size" not in options:
+            options["beam_size"] = n_best  # a beam as wide as what is asked of it
+        if max_pixels:
+            options["max_pixels"] = max_pixels
+        options["batch_size"] = batch_size or default_batch_size(own_device)
+        started = time.perf_counter()
         if output:
-            aside = stack.enter_context(whole_file(output))
-            file = stack.enter_context(aside.open("w", encoding="utf-8"))
-        written = write_records(records, file, format=format, n_best=n_best, overwrite=overwrite)
-        for record in written:
-            count += 1
-            if record.error:
-                failed += 1
-                say(f"captioner: {record.file_name}: {record.error}")
-    if count >= SHOW_RATE_FROM or failed or output:
-        seconds = time.perf_counter() - started
-        say(
-            f"{count:,} image(s), {count - failed:,} captioned, {failed:,} failed, "
-            f"{count / seconds:,.1f} images per second{f', in {output}' if output else ''}"
-        )
+            totals = caption_to_file(
+                captioner,
+                items,
+                output,
+                model=fingerprint(folder),
+                format=format,
+                overwrite=overwrite,
+                retry_errors=retry_errors,
+                stop_on_error=on_error == "fail",
+                world=world,
+                tell=_report,
+                **options,
+            )
+            count, failed, fresh = totals.images, totals.failed, totals.fresh
+            where = f", in {output}" + (f"; failures in {totals.errors}" if totals.errors else "")
+        else:
+            records = caption_files(
+                captioner, files_only(items) if format == "txt" else items, **options
+            )
+            written = write_records(
+                records,
+                sys.stdout,
+                format=format,
+                n_best=n_best,
+                overwrite=overwrite,
+                extension=extension,
+            )
+            count, failed = _count(written, stop=on_error == "fail")
+            fresh, where = count, ""
+        if world.leads and (count >= SHOW_RATE_FROM or failed or output):
+            seconds = time.perf_counter() - started
+            before = f" ({count - fresh:,} of them before)" if fresh < count else ""
+            say(
+                f"{count:,} image(s){before}, {count - failed:,} captioned, {failed:,} failed, "
+                f"{fresh / seconds:,.1f} images per second{where}"
+            )
     if failed:
         raise SystemExit(1)
 
 
+def _report(record: Record) -> None:
+    if record.error:
+        say(f"captioner: {record.file_name}: {record.error}")
+
+
+def _count(records: Iterator[Record], *, stop: bool) -> tuple[int, int]:
+    """Draw records through the writer, and report the failures; return images and failures."""
+    count = failed = 0
+    for record in records:
+        count += 1
+        failed += record.error is not None
+        _report(record)
+        if record.error and stop:
+            break
+    return count, failed
+
+
 def _format_of(output: Path | None) -> str:
-    endings = {".jsonl": "jsonl", ".csv": "csv", ".json": "coco"}
-    return endings.get(output.suffix.lower(), "text") if output else "text"
+    endings = {".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
+    return endings.get(output.suffix.lower(), "jsonl") if output else "text"

@@ -31,7 +31,9 @@ model_option = click.option(
     help="Model or run directory.  [default: $CAPTIONER_MODEL, else the newest run under runs/]",
 )
 batch_option = click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images per pass."
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images per pass; lowered where memory is short.  [default: by device]",
 )
 
 _DECODING = (

@@ -1,12 +1,14 @@
-"""Image files -> caption records, on this machine: read ahead, encode in batches, search."""
+"""Images -> caption records, on this machine: read ahead, encode in batches, search."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.errors import ImageError
-from captioner.images import read_image
+from captioner.errors import ImageError, ImageErrorKind
+from captioner.images import MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
+
+DIGEST_BYTES = 16
+AHEAD = 2  # batches that are read while one is captioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +33,13 @@ class Record:
         file_name: as the user or the listing named it.
         captions: best first; empty where the image failed.
         error: what was wrong with the image, if anything.
+        kind: of the error, for programs.
     """
 
     file_name: str
     captions: tuple[Caption, ...] = ()
     error: str | None = None
+    kind: ImageErrorKind | None = None
 
     @property
     def image_id(self) -> str:
@@ -50,24 +57,45 @@ class Record:
         return "error" if self.error else "ok"
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One image of a batch that is done.
+
+    Attributes:
+        name: of the item.
+        digest: of its content; empty where there was none to read.
+        record: what came of it; None where that is known already.
+    """
+
+    name: str
+    digest: bytes
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An image as a reading thread leaves it; `pixels` is None where it was captioned before."""
+
+    name: str
+    digest: bytes
+    pixels: Tensor | ImageError | None
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Return images per pass that keep a device busy; fewer are taken where memory is short."""
+    return 256 if device.type == "cuda" else 64
+
+
 def caption_files(
-    captioner: Captioner,
-    items: Iterable[Item],
-    *,
-    batch_size: int = 32,
-    num_workers: int | None = None,
-    n_best: int = 1,
-    **decoding: Any,
+    captioner: Captioner, items: Iterable[Item], *, batch_size: int | None = None, **options: Any
 ) -> Iterator[Record]:
-    """Caption image files; a bad one costs its own record and nothing else.
+    """Caption images; a bad one costs its own record and nothing else.
 
     Args:
         captioner: on its device.
         items: images; or what could not be found, passed through as failures.
-        batch_size: images per forward pass of the CNN.
-        num_workers: threads that read and decode; None: one per core.
-        n_best: captions per image.
-        **decoding: overrides of the model's own settings, such as beam_size=5.
+        batch_size: images per pass; None: what suits the device.
+        **options: see `caption_batches`.
 
     Yields:
         One record per item, in order.
@@ -75,44 +103,118 @@ def caption_files(
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
     """
-    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    workers = num_workers or os.cpu_count() or 1
+    batches = batched(items, batch_size or default_batch_size(captioner.device))
+    for batch in caption_batches(captioner, batches, **options):
+        yield from (done.record for done in batch if done.record)
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of a size; the last may be shorter."""
     source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
 
-    def pixels_of(item: Item) -> tuple[str, Tensor | ImageError]:
-        if isinstance(item.source, ImageError):
-            return item.name, item.source
+
+def caption_batches(
+    captioner: Captioner,
+    batches: Iterable[Sequence[Item]],
+    *,
+    num_workers: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    known: Callable[[str], frozenset[bytes]] = lambda name: frozenset(),  # noqa: ARG005
+    n_best: int = 1,
+    **decoding: Any,
+) -> Iterator[list[Done]]:
+    """Caption images batch by batch; threads read the next batches meanwhile.
+
+    The images of a batch go through the network together, whatever came before: what is written
+    about an image does not depend on where a job was interrupted.
+
+    Args:
+        captioner: on its device.
+        batches: read only as they are needed, so that memory does not grow with their number.
+        num_workers: threads that read and decode; None: one per core.
+        max_pixels: larger images are refused.
+        known: tells the digests of what an item's name has held when it was captioned before.
+        n_best: captions per image.
+        **decoding: overrides of the model's own settings, such as beam_size=5.
+
+    Yields:
+        What came of each batch, in order.
+
+    Raises:
+        ConfigError: if a decoding setting is unknown or impossible.
+    """
+    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
+    encode = _WithinMemory(captioner.encoder)
+    search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))
+
+    def read(item: Item, before: frozenset[bytes]) -> _Read:
+        digest = b""
         try:
-            picture = read_image(item.source)
-            return item.name, captioner.encoder.spec.preprocess.pixels(picture)
+            data = _content(item)
+            digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+            if digest in before:
+                return _Read(item.name, digest, None)
+            picture = read_image(data, max_pixels=max_pixels)
+            return _Read(item.name, digest, captioner.encoder.spec.preprocess.pixels(picture))
         except ImageError as error:
-            return item.name, error
+            return _Read(item.name, digest, None if digest in before else error)
 
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[tuple[str, Tensor | ImageError]]] = deque()
+    def caption(batch: list[_Read]) -> list[Done]:
+        pixels = [image.pixels for image in batch if isinstance(image.pixels, Tensor)]
+        found: Iterator[list[Caption]] = iter(())
+        if pixels:
+            stacked = torch.stack(pixels)
+            if captioner.device.type == "cuda":
+                stacked = stacked.pin_memory()  # copied while the device computes
+            features = torch.cat(encode(stacked))
+            found = (captions for part in search(features) for captions in part)
+        return [Done(image.name, image.digest, _record(image, found)) for image in batch]
+
+    source = iter(batches)
+    with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as pool:
+        waiting: deque[list[Future[_Read]]] = deque()
         while True:
-            # One batch is searched while the next is read.
-            room = 2 * batch_size - len(waiting)
-            waiting.extend(pool.submit(pixels_of, item) for item in islice(source, room))
+            for batch in islice(source, AHEAD - len(waiting)):
+                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
             if not waiting:
                 return
-            read = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
-            yield from _caption_batch(captioner, read, n_best, settings)
+            ready = [image.result() for image in waiting.popleft()]
+            for batch in islice(source, AHEAD - len(waiting)):
+                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
+            yield caption(ready)
 
 
-def _caption_batch(
-    captioner: Captioner,
-    read: list[tuple[str, Tensor | ImageError]],
-    n_best: int,
-    settings: dict[str, Any],
-) -> Iterator[Record]:
-    pixels = [found for _, found in read if isinstance(found, Tensor)]
-    captions: Iterator[list[Caption]] = iter(())
-    if pixels:
-        features = captioner.encoder(torch.stack(pixels))
-        captions = iter(captioner.search(features, n_best=n_best, **settings))
-    for name, found in read:
-        if isinstance(found, ImageError):
-            yield Record(name, error=str(found))
-        else:
-            yield Record(name, tuple(next(captions)))
+def _content(item: Item) -> bytes:
+    if isinstance(item.source, ImageError):
+        raise item.source
+    return item.source if isinstance(item.source, bytes) else read_file(item.source)
+
+
+def _record(image: _Read, found: Iterator[list[Caption]]) -> Record | None:
+    if image.pixels is None:
+        return None
+    if isinstance(image.pixels, ImageError):
+        return Record(image.name, error=str(image.pixels), kind=image.pixels.kind)
+    return Record(image.name, tuple(next(found)))
+
+
+class _WithinMemory:
+    """Applies a function to a batch, in halves from then on where the memory is short."""
+
+    def __init__(self, function: Callable[[Tensor], Any]):
+        self.function = function
+        self.limit: int | None = None
+
+    def __call__(self, batch: Tensor) -> list[Any]:
+        """Return what the function returns for each part, in order."""
+        while True:
+            size = min(self.limit or len(batch), len(batch))
+            try:
+                return [self.function(part) for part in batch.split(size)]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.limit = size // 2
+                torch.cuda.empty_cache()

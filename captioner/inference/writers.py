@@ -50,6 +50,7 @@ def write_records(
     format: str = "text",
     n_best: int = 1,
     overwrite: bool = False,
+    extension: str = ".txt",
 ) -> Iterator[Record]:
     """Write records as they come, and pass them on.
 
@@ -59,6 +60,7 @@ def write_records(
         format: one of `FORMATS`. Failures appear in jsonl and csv, where a status can say so.
         n_best: captions to write per image, where the format has room for more than one.
         overwrite: txt: replace files that exist.
+        extension: txt: of the file beside an image, with its dot.
 
     Yields:
         Each record, once written; as a failure where its place is taken by another.
@@ -72,7 +74,7 @@ def write_records(
     opening = "["
     taken: set[Any] = set()  # COCO ids, or files beside images: two images must not share one
     for made in records:
-        record = _unless_taken(made, format, taken, overwrite)
+        record = _unless_taken(made, format, taken, overwrite, extension)
         if format == "jsonl":
             file.write(json.dumps(as_dict(record, n_best), ensure_ascii=False) + "\n")
         elif format == "csv":
@@ -83,7 +85,7 @@ def write_records(
             file.write(f"{opening}\n{json.dumps(_coco(record), ensure_ascii=False)}")
             opening = ","
         elif format == "txt":
-            _write_beside(record)
+            _write_beside(record, extension)
         else:
             file.writelines(_lines(record, n_best))
         file.flush()
@@ -92,8 +94,8 @@ def write_records(
         file.write("[]\n" if opening == "[" else "\n]\n")
 
 
-def _write_beside(record: Record) -> None:
-    path = _beside(record)
+def _write_beside(record: Record, extension: str) -> None:
+    path = _beside(record, extension)
     try:
         write_text(path, record.caption + "\n")
     except OSError as error:
@@ -102,11 +104,13 @@ def _write_beside(record: Record) -> None:
         ) from error
 
 
-def _unless_taken(record: Record, format: str, taken: set[Any], overwrite: bool) -> Record:
+def _unless_taken(
+    record: Record, format: str, taken: set[Any], overwrite: bool, extension: str
+) -> Record:
     """Make a failure of a record that would overwrite another's caption or a user's file."""
     if not record.captions or format not in ("coco", "txt"):
         return record
-    place = _coco(record)["image_id"] if format == "coco" else _beside(record)
+    place = _coco(record)["image_id"] if format == "coco" else _beside(record, extension)
     if place in taken:
         what = "COCO id" if format == "coco" else "text file"
         reason = f"another image has the same {what}, {place}; choose jsonl or csv"
@@ -115,11 +119,11 @@ def _unless_taken(record: Record, format: str, taken: set[Any], overwrite: bool)
     else:
         taken.add(place)
         return record
-    return Record(record.file_name, error=reason)
+    return Record(record.file_name, error=reason, kind="place_taken")
 
 
-def _beside(record: Record) -> Path:
-    return Path(record.file_name).with_suffix(".txt")
+def _beside(record: Record, extension: str) -> Path:
+    return Path(record.file_name).with_suffix(extension)
 
 
 def _coco(record: Record) -> dict[str, Any]:

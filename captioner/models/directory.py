@@ -10,6 +10,7 @@ Everything `captioner caption` needs is in there, and nothing in there is ever r
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from captioner.errors import ModelError
 from captioner.files import whole_folder
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import EncoderSpec, FrozenEncoder
+from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.models.preprocess import Preprocess
 from captioner.text import Vocabulary
 
@@ -54,6 +56,22 @@ def model_folder(folder: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a digest of a model directory's files: another model has another.
+
+    Raises:
+        ModelError: if one cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("config.json", "model.safetensors", "vocab.json", PREPROCESSOR):
+        try:
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def write_model(folder: Path, parts: Parts) -> None:

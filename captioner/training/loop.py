@@ -33,7 +33,7 @@ from captioner.training.signals import noted_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
-from captioner.training.world import World
+from captioner.world import World
 
 LOG_EVERY = 20  # steps; also the places where a run can be stopped
 

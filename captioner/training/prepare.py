@@ -16,7 +16,7 @@ from captioner.features import FeatureStore, fill_store
 from captioner.models.encoder import FrozenEncoder
 from captioner.text import Vocabulary, tokenize
 from captioner.training.tables import CaptionTable
-from captioner.training.world import World
+from captioner.world import World
 
 Say = Callable[[str], None]
 

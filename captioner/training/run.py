@@ -19,7 +19,7 @@ from captioner.models.encoder import FrozenEncoder
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.telemetry import RunLog, peak_memory
-from captioner.training.world import World, joined
+from captioner.world import World, joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from captioner.training import bptt
 from captioner.training.checkpoint import read_newest
 from captioner.training.run import train
 from captioner.training.telemetry import read_metrics
-from captioner.training.world import World
+from captioner.world import World
 
 import toys
 

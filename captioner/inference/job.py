@@ -1,0 +1,166 @@
+"""A captioning job that writes a file: each image exactly once, whatever happens to the job."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from captioner.errors import ConfigError, DataError
+from captioner.files import utf8_name, whole_file
+from captioner.inference.journal import Journal, forget, journals_of, merged
+from captioner.inference.local import Record, batched, caption_batches
+from captioner.inference.sources import Item
+from captioner.inference.writers import write_records
+from captioner.models.captioner import Captioner
+from captioner.world import World
+
+ERRORS = "errors.jsonl"  # beside the output
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a job comes to.
+
+    Attributes:
+        images: listed.
+        failed: of these.
+        fresh: captioned or failed in this sitting; the others were done before.
+        errors: file that lists the failures; None where there are none.
+    """
+
+    images: int
+    failed: int
+    fresh: int
+    errors: Path | None
+
+
+def caption_to_file(
+    captioner: Captioner,
+    items: Iterable[Item],
+    output: Path,
+    *,
+    model: str,
+    format: str,
+    batch_size: int,
+    n_best: int = 1,
+    overwrite: bool = False,
+    retry_errors: bool = False,
+    stop_on_error: bool = False,
+    world: World | None = None,
+    tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
+    num_workers: int | None = None,
+    max_pixels: int | None = None,
+    **decoding: Any,
+) -> Totals:
+    """Caption images into a file, in their order.
+
+    A journal beside the output holds what is done; the output is written, whole, when all is. The
+    same job started again does what is missing and ends with the same bytes.
+
+    Args:
+        captioner: on its device.
+        items: images, listed alike by all processes.
+        output: file to write.
+        model: fingerprint of the model; another does not go on with the job.
+        format: one of `writers.FORMATS` that is one file.
+        batch_size: images per pass.
+        n_best: captions per image.
+        overwrite: forget what was done, replace what was written.
+        retry_errors: try again what failed.
+        stop_on_error: end the job at the first failure; what was done is kept.
+        world: the processes that share the job; each takes its share of the batches.
+        tell: told every record that is made in this sitting.
+        num_workers: threads that read and decode; None: one per core.
+        max_pixels: larger images are refused; None: see `images.MAX_PIXELS`.
+        **decoding: overrides of the model's own settings.
+
+    Raises:
+        ConfigError: if the output is not this job's, or a setting is impossible.
+        DataError: at the first failure, if `stop_on_error`; or if a file cannot be written.
+    """
+    world = world or World()
+    limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
+    identity = {"model": model, "n_best": n_best, **settings, **limits}
+    if world.leads:
+        for left in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+            left.unlink()  # a killed job was writing it
+        if overwrite:
+            forget(output)
+        elif output.exists() and output.is_file() and not journals_of(output):
+            raise ConfigError(f"{output}: exists; --overwrite replaces it")
+    world.wait()
+    journal = Journal(output, world.rank, identity)
+    world.wait()  # for all to have looked at what was there
+    fresh = 0
+    places: list[range] = []
+    try:
+        done = caption_batches(
+            captioner,
+            _share(items, batch_size, world, places),
+            known=lambda name: journal.digests(name, failures=not (retry_errors or stop_on_error)),
+            n_best=n_best,
+            num_workers=num_workers,
+            **limits,
+            **decoding,
+        )
+        for batch in tqdm(done, unit="batch", disable=None if world.leads else True):
+            journal.add(places.pop(0), batch)
+            records = [image.record for image in batch if image.record]
+            fresh += len(records)
+            for record in records:
+                tell(record)
+                if record.error and stop_on_error:
+                    raise DataError(
+                        f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); what "
+                        f"was done is kept, the same command goes on"
+                    )
+    finally:
+        journal.close()
+    world.wait()  # for all to be done
+    totals = _write(output, format, n_best, fresh) if world.leads else None
+    return world.share(totals) or Totals(0, 0, fresh, None)
+
+
+def _share(
+    items: Iterable[Item], size: int, world: World, places: list[range]
+) -> Iterator[list[Item]]:
+    """Yield this process's batches, and note where they stand in the listing.
+
+    Batches are cut from the whole listing, so they are the same for any number of processes.
+    """
+    for batch, start in zip(batched(items, size), count(0, size), strict=False):
+        if start // size % world.size == world.rank:
+            places.append(range(start, start + len(batch)))
+            yield batch
+
+
+def _write(output: Path, format: str, n_best: int, fresh: int) -> Totals:
+    images = failed = 0
+    errors = output.with_name(ERRORS)
+    with (
+        whole_file(output) as aside,
+        whole_file(errors) as errors_aside,
+        aside.open("w", encoding="utf-8") as file,
+        errors_aside.open("w", encoding="utf-8") as failures,
+    ):
+        for record in write_records(merged(output), file, format=format, n_best=n_best):
+            images += 1
+            if record.error:
+                failed += 1
+                row = {
+                    "path": utf8_name(record.file_name),
+                    "kind": record.kind,
+                    "message": record.error,
+                }
+                failures.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if not failed:
+        errors.unlink()
+    return Totals(images, failed, fresh, errors if failed else None)

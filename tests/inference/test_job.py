@@ -1,0 +1,212 @@
+"""Jobs that write a file: exactly once, in order, whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.errors import ConfigError, DataError
+from captioner.inference.job import caption_to_file
+from captioner.inference.journal import journals_of
+from captioner.inference.local import Record, _WithinMemory, caption_files
+from captioner.inference.sources import list_images
+from captioner.inference.writers import as_dict
+from captioner.models.captioner import Captioner
+
+import toys
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["captioner.inference.job", "toys"])
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    toys.captioner().save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    for number in range(IMAGES):
+        colour = list(toys.COLOURS)[number % len(toys.COLOURS)]
+        toys.draw(folder / f"{number:03}.png", colour, number)
+    (folder / "007.png").write_bytes(b"no picture")
+    return folder
+
+
+def run(folder, pictures, output, **options):
+    options = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | options
+    items = list_images([str(pictures)])
+    return caption_to_file(Captioner.load(folder, "cpu"), items, output, **options)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def work(model, pictures, output) -> None:
+    torch.set_num_threads(1)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    run(model, pictures, output)
+
+
+def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_bytes(model, pictures, tmp_path):
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed" / "out.jsonl"
+    for _ in range(2):  # the first also loads the fork server
+        whole.unlink(missing_ok=True)
+        for path in journals_of(whole):
+            path.unlink()
+        began = time.monotonic()
+        process = PROCESSES.Process(target=work, args=(model, pictures, whole))
+        process.start()
+        process.join()
+        length = time.monotonic() - began
+    assert process.exitcode == 0
+    dice, reached = random.Random(0), []
+    for _ in range(20):
+        process = PROCESSES.Process(target=work, args=(model, pictures, killed))
+        process.start()
+        process.join(dice.uniform(0.2, 0.9) * length)
+        process.kill()
+        process.join()
+        if journals_of(killed):
+            with sqlite3.connect(journals_of(killed)[0]) as db:
+                tables = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone()
+                reached.append(
+                    db.execute("SELECT count(*) FROM records").fetchone()[0] if tables else 0
+                )
+    assert max(reached) > 0  # it got far enough to have something to lose
+    assert reached == sorted(reached)  # and lost nothing
+    made: list[Record] = []
+    totals = run(model, pictures, killed, tell=made.append)
+    assert len(made) == IMAGES - reached[-1]  # nothing is captioned twice
+    assert killed.read_bytes() == whole.read_bytes()
+    assert (totals.images, totals.failed) == (IMAGES, 1)
+    names = [row["file_name"] for row in rows(killed)]
+    assert names == sorted(map(str, pictures.iterdir()))
+    assert not list(killed.parent.glob(".*"))
+
+
+def test_done_once_it_costs_nothing_and_only_what_is_new_or_changed_is_done(
+    model, pictures, tmp_path
+):
+    output = tmp_path / "out.jsonl"
+    assert run(model, pictures, output).fresh == IMAGES
+    before = output.read_bytes()
+    assert run(model, pictures, output).fresh == 0
+    assert output.read_bytes() == before
+    toys.draw(pictures / "999.png", "red", 99)
+    toys.draw(pictures / "003.png", "white", 77)
+    (pictures / "004.png").unlink()
+    made: list[Record] = []
+    totals = run(model, pictures, output, tell=made.append)
+    assert [Path(record.file_name).name for record in made] == ["003.png", "999.png"]
+    assert totals.images == IMAGES
+    assert [Path(row["file_name"]).name for row in rows(output)] == sorted(
+        path.name for path in pictures.iterdir()
+    )
+
+
+def test_the_output_is_what_captioning_without_a_journal_gives(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    plain = caption_files(
+        Captioner.load(model, "cpu"), list_images([str(pictures)]), batch_size=4, beam_size=2
+    )
+    assert rows(output) == [as_dict(record) for record in plain]
+
+
+def test_failures_are_listed_and_tried_again_when_asked(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    totals = run(model, pictures, output)
+    assert totals.errors == tmp_path / "errors.jsonl"
+    (failure,) = rows(totals.errors)
+    assert failure["path"] == str(pictures / "007.png")
+    assert failure["kind"] == "not_an_image"
+    assert failure["message"]
+    assert run(model, pictures, output).fresh == 0
+    assert run(model, pictures, output, retry_errors=True).fresh == 1
+    toys.draw(pictures / "007.png", "red")  # mended: seen without being asked
+    totals = run(model, pictures, output)
+    assert (totals.fresh, totals.failed, totals.errors) == (1, 0, None)
+    assert not (tmp_path / "errors.jsonl").exists()
+
+
+def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for _ in range(2):  # and again, until it is mended
+        with pytest.raises(DataError, match=r"007\.png.*--on-error fail"):
+            run(model, pictures, output, stop_on_error=True)
+    assert not output.exists()
+    toys.draw(pictures / "007.png", "red")
+    assert run(model, pictures, output, stop_on_error=True).fresh == IMAGES - 7
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"beam_size": 3}, {"n_best": 2}])
+def test_another_model_or_setting_is_refused_until_told(change, model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    before = output.read_bytes()
+    with pytest.raises(ConfigError, match=rf"{next(iter(change))} was .*--overwrite") as caught:
+        run(model, pictures, output, **change)
+    assert len(str(caught.value).splitlines()) == 1
+    assert output.read_bytes() == before
+    assert run(model, pictures, output, overwrite=True, **change).fresh == IMAGES
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("mine")
+    with pytest.raises(ConfigError, match="exists; --overwrite"):
+        run(model, pictures, output)
+    assert output.read_text() == "mine"
+
+
+def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    journals_of(output)[0].write_bytes(b"nonsense" * 1000)
+    with pytest.raises(DataError, match=r"out\.jsonl\.journal.*--overwrite"):
+        run(model, pictures, output)
+
+
+def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, tmp_path):
+    picture = toys.draw(tmp_path / "a.png", "red")
+    output = tmp_path / "out.jsonl"
+    items = list_images([str(picture)] * 2)
+    captioner = Captioner.load(model, "cpu")
+    totals = caption_to_file(
+        captioner, items, output, model="toy", format="jsonl", batch_size=1, num_workers=1
+    )
+    assert totals.images == 2
+    assert len(set(output.read_text().splitlines())) == 1
+
+
+def test_where_memory_is_short_batches_are_halved_and_stay_so():
+    asked = []
+
+    def two_fit(batch):
+        asked.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch * 10
+
+    within = _WithinMemory(two_fit)
+    for _ in range(2):
+        parts = within(torch.arange(9))
+        assert torch.equal(torch.cat(parts), torch.arange(9) * 10)
+    assert asked == [9, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
+    with pytest.raises(torch.OutOfMemoryError):
+        _WithinMemory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()))(torch.ones(1))
