@@ -12,6 +12,21 @@ where, and what to do about it. The command line prints it and exits with code 1
 `ConfigError` is a usage mistake and exits with code 2.
 """
 
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+ImageErrorKind: TypeAlias = Literal[
+    "missing",  # no such file, nothing matches
+    "unreadable",  # there, but cannot be read: permissions, a folder, a pipe, a loop of links
+    "empty",  # no bytes
+    "not_an_image",  # of no kind that is read here
+    "damaged",  # cannot be decoded whole
+    "too_large",  # more pixels, or bytes, than allowed
+    "no_pixels",  # of width or height 0
+]
+IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)
+
 
 class CaptionerError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -26,7 +41,15 @@ class DataError(CaptionerError):
 
 
 class ImageError(CaptionerError):
-    """One image cannot be turned into RGB pixels."""
+    """One image cannot be turned into RGB pixels.
+
+    Attributes:
+        kind: what is wrong, as one of a few words that a program can tell apart.
+    """
+
+    def __init__(self, message: str, *, kind: ImageErrorKind = "damaged"):
+        super().__init__(message)
+        self.kind: ImageErrorKind = kind
 
 
 class ModelError(CaptionerError):

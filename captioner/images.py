@@ -8,7 +8,9 @@ stands for an animation, and anything that cannot be decoded whole is an `ImageE
 from __future__ import annotations
 
 import io
+import stat
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,58 +19,107 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from captioner.errors import ImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
+MAX_BYTES = 2**30  # of a file: more than any picture of so many pixels needs
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
     | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
+)
+# What is read, whatever the file's name says; the most common first. Pillow knows more, but some of
+# that is no picture of anything, and EPS would start Ghostscript on a stranger's program.
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "DIB", "JPEG2000", "ICO", "TGA"),
+    *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
 )
 # Pillow warns of what is refused below, and of metadata that nobody here reads.
 warnings.filterwarnings("ignore", module="PIL")
 
 
-def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+) -> Image.Image:
     """Decode one image.
 
     Args:
         source: a file, or the bytes of one.
-        max_pixels: larger images (width x height) are refused before they are decoded.
+        max_pixels: larger images (width x height) are refused before they are decoded. Above
+            Pillow's own limit it raises that one too, for the whole process.
+        at_least: pixels of the shorter side that are enough. A JPEG that has more is decoded at
+            1/2, 1/4 or 1/8 of its size, if at least so many remain, which takes a fraction of
+            the time. None: at full size.
 
     Returns:
         RGB image, 8 bits per channel, upright.
 
     Raises:
         ImageError: if it cannot be read, is not an image, is damaged or is too large. The
-            message does not repeat the path.
+            message is one line and does not repeat the path; `kind` says which it is.
     """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a path with a zero byte in it
-        raise ImageError(f"cannot be read: {error}") from error
+    data = source if isinstance(source, bytes) else read_file(source)
     if not data:
-        raise ImageError("empty file")
+        raise ImageError("empty file", kind="empty")
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if not image.width * image.height:
-                raise ImageError(f"{image.width} x {image.height} pixels: nothing to see")
-            if image.width * image.height > max_pixels:
-                raise ImageError(
-                    f"{image.width} x {image.height} pixels, more than the limit of {max_pixels:,}"
-                )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            if at_least is not None:
+                # Only JPEGs have drafts. No mode is asked for: Pillow would take it for a wish.
+                image.draft(None, (at_least, at_least))
             image.load()
+            _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
             return to_rgb(_upright(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not an image, or of a kind Pillow does not know") from error
+        message = "not an image, or of a kind that is not read here"
+        raise ImageError(message, kind="not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"more pixels than the limit of {max_pixels:,}") from error
+        message = f"more pixels than the limit of {max_pixels:,}"
+        raise ImageError(message, kind="too_large") from error
     except MemoryError as error:
-        raise ImageError("too large for the memory") from error
+        raise ImageError("too large for the memory", kind="too_large") from error
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error,
     # IndexError, ...); whatever it is, it is this one picture's problem.
     except Exception as error:
-        raise ImageError(f"damaged image: {' '.join(str(error).split())}") from error
+        raise ImageError(f"damaged image: {_one_line(error)}", kind="damaged") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read the bytes of one image file.
+
+    Args:
+        path: of a regular file: a pipe or a device may never end.
+
+    Raises:
+        ImageError: if it is missing, cannot be read, or is larger than any picture.
+    """
+    try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise ImageError("cannot be read: not a regular file", kind="unreadable")
+        if status.st_size > MAX_BYTES:
+            message = f"{status.st_size:,} bytes, more than the limit of {MAX_BYTES:,}"
+            raise ImageError(message, kind="too_large")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise ImageError(message, kind="unreadable") from error
+    except ValueError as error:  # a path with a zero byte in it
+        raise ImageError(f"cannot be read: {error}", kind="missing") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    size = f"{image.width} x {image.height} pixels"
+    if not image.width * image.height:
+        raise ImageError(f"{size}: nothing to see", kind="no_pixels")
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"{size}, more than the limit of {max_pixels:,}", kind="too_large")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -38,10 +38,10 @@ def list_images(
         elif glob.has_magic(source):
             found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 absolute ones too
             if not found:
-                yield source, ImageError("no file matches this pattern")
+                yield source, ImageError("no file matches this pattern", kind="missing")
             yield from list_images(found, recursive=recursive)
         else:
-            yield source, ImageError("no such file")
+            yield source, ImageError("no such file", kind="missing")
 
 
 def _folder(folder: Path, recursive: bool) -> Iterator[Path | tuple[str, ImageError]]:
@@ -56,7 +56,8 @@ def _folder(folder: Path, recursive: bool) -> Iterator[Path | tuple[str, ImageEr
         if not recursive:
             break
     for error in errors:
-        yield str(Path(error.filename)), ImageError(f"cannot be listed: {error.strerror}")
+        message = f"cannot be listed: {error.strerror}"
+        yield str(Path(error.filename)), ImageError(message, kind="unreadable")
     if not found and not errors:
         hint = "" if recursive else " (--recursive looks into its folders)"
-        yield str(folder), ImageError(f"no image in this folder{hint}")
+        yield str(folder), ImageError(f"no image in this folder{hint}", kind="missing")
