@@ -30,6 +30,8 @@ FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "DIB", "JPEG2000", "ICO", "TGA"),
     *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
 )
+# How files begin that are certainly meant to be images.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 # Pillow warns of what is refused below, and of metadata that nobody here reads.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -71,6 +73,8 @@ def read_image(
     except ImageError:
         raise
     except UnidentifiedImageError as error:
+        if data.startswith(SIGNATURES):
+            raise ImageError("damaged image: its header cannot be read") from error
         message = "not an image, or of a kind that is not read here"
         raise ImageError(message, kind="not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
