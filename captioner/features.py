@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from captioner.errors import DataError, ImageError, ModelError
 from captioner.files import write_text
-from captioner.images import read_image
+from captioner.images import read_file, read_image
 from captioner.models.encoder import FrozenEncoder
 
 KEY_BYTES = 16
@@ -227,9 +227,9 @@ def fill_store(
 
     def keys_of(path: Path) -> tuple[bytes, ...] | ImageError:
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            return ImageError(f"cannot be read: {error.strerror or error}")
+            data = read_file(path)
+        except ImageError as error:
+            return error
         return tuple(image_key(data, view) for view in views)
 
     alone = store.filling() if share[1] == 1 else nullcontext()

@@ -27,7 +27,7 @@ from captioner.features import (
     fill_store,
     image_key,
 )
-from captioner.images import read_image
+from captioner.images import MAX_PIXELS, read_image
 from captioner.models.encoder import FrozenEncoder
 
 Photos = Callable[..., list[Path]]
@@ -237,17 +237,17 @@ def test_broken_images_are_reported_and_the_rest_is_stored(
     store: FeatureStore, tiny_encoder: FrozenEncoder, photos: Photos, tmp_path: Path
 ) -> None:
     good = photos(3)
-    text, missing, thin = (tmp_path / name for name in ("text.png", "missing.png", "thin.png"))
+    text, missing, large = (tmp_path / name for name in ("text.png", "missing.png", "large.png"))
     text.write_text("not a picture")
-    Image.new("1", (200_000, 1)).save(thin)
-    paths = [text, good[0], missing, good[1], thin, good[2]]
+    Image.new("1", (MAX_PIXELS + 1, 1)).save(large)
+    paths = [text, good[0], missing, good[1], large, good[2]]
     # A batch of nothing but broken images must not stop the next.
     keys, broken = fill_store(store, tiny_encoder, paths, batch_size=1, mirrored=True, say=quiet)
     assert list(keys) == good
     assert len(store) == 6
     assert str(broken[text]).startswith("not an image")
     assert str(broken[missing]) == "cannot be read: No such file or directory"
-    assert "too long and thin" in str(broken[thin])
+    assert broken[large].kind == "too_large"
 
 
 def test_no_readable_image_is_an_error_that_names_the_first(

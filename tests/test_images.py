@@ -242,7 +242,7 @@ def test_truncated_files(format: str, kept: float) -> None:
 def test_what_is_no_picture(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
-    assert refusal(text) == "not an image, or of a kind Pillow does not know"
+    assert refusal(text) == "not an image, or of a kind that is not read here"
     (tmp_path / "empty.jpg").touch()
     assert refusal(tmp_path / "empty.jpg") == "empty file"
     assert refusal(tmp_path) == "cannot be read: Is a directory"
@@ -253,18 +253,19 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert refusal(tmp_path / "loop.jpg").startswith("cannot be read: Too many levels")
 
 
-def test_a_file_nobody_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(self))
 
+    (tmp_path / "photo.jpg").touch()
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert refusal(Path("secret/photo.jpg")) == "cannot be read: Permission denied"
+    assert refusal(tmp_path / "photo.jpg") == "cannot be read: Permission denied"
 
 
 def test_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal(png_header(0, 5))
     # Pillow refuses these itself today; a plugin that does not must do no harm.
-    monkeypatch.setattr(Image, "open", lambda _: Image.new("RGB", (0, 5)))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: Image.new("RGB", (0, 5)))
     assert refusal(b"anything") == "0 x 5 pixels: nothing to see"
 
 

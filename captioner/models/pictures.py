@@ -47,7 +47,7 @@ def to_picture(image: ImageLike) -> Image.Image:
         try:
             return read_image(Path(image))
         except ImageError as error:
-            raise ImageError(f"{image}: {error}") from error
+            raise ImageError(f"{image}: {error}", kind=error.kind) from error
     if isinstance(image, bytes):
         return read_image(image)
     if isinstance(image, Image.Image):

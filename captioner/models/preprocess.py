@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
-from captioner.errors import ImageError, ModelError
+from captioner.errors import ModelError
 from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,11 +61,9 @@ class Preprocess:
         Returns:
             uint8 (3, crop_size, crop_size), 0..255.
 
-        Raises:
-            ImageError: if the picture is so long and thin that resizing would fill the memory.
         """
         if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
-            raise ImageError(f"{image.width} x {image.height} pixels: too long and thin to resize")
+            image = _middle(image)
         mode = InterpolationMode(self.interpolation)
         resized = transforms.resize(image, [self.resize_size], interpolation=mode)
         pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
@@ -119,6 +117,17 @@ class Preprocess:
         if made.crop_size > made.resize_size:
             raise ModelError(f"{path}: crop_size must not exceed resize_size")
         return made
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Cut a thread of a picture, whose resized whole would fill the memory, down to its middle.
+
+    The centre crop is all within a square in the middle; two more on either side keep the
+    interpolation at its edges what it was.
+    """
+    short = min(image.size)
+    trim = [max(0, side - 5 * short) // 2 for side in image.size]
+    return image.crop((trim[0], trim[1], image.width - trim[0], image.height - trim[1]))
 
 
 def _side(value: Any) -> int:

@@ -64,7 +64,9 @@ def files_only(items: Iterable[Item]) -> Iterator[Item]:
     """Turn members of archives into failures, for writers that put a file beside each image."""
     for item in items:
         if isinstance(item.source, bytes):
-            yield failure(item.name, "no file can stand beside it; choose a format of one file")
+            yield failure(
+                item.name, "no file can stand beside it; choose a format of one file", "place_taken"
+            )
         else:
             yield item
 
@@ -92,7 +94,7 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
     elif kind == "file" and ending.endswith(TABLES):
         yield from table_images(name, image_column)
     elif kind == "device":
-        yield failure(name, "a device, not a file")
+        yield failure(name, "a device, not a file", "unreadable")
     elif os.path.lexists(name):
         yield Item(name, Path(name))
     elif glob.has_magic(name):
@@ -101,6 +103,6 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
             found = True
             yield from _named(match, recursive, image_column)
         if not found:
-            yield failure(name, "no file matches this pattern")
+            yield failure(name, "no file matches this pattern", "missing")
     else:
-        yield failure(name, "no such file")
+        yield failure(name, "no such file", "missing")

@@ -31,7 +31,9 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
     def unlisted() -> Iterator[Item]:
         while errors:
             error = errors.pop(0)
-            yield failure(str(Path(error.filename)), f"cannot be listed: {error.strerror}")
+            yield failure(
+                str(Path(error.filename)), f"cannot be listed: {error.strerror}", "unreadable"
+            )
 
     for parent, folders, files in os.walk(folder, onerror=errors.append):
         found = found or bool(errors)
@@ -47,7 +49,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
     yield from unlisted()
     if not found:
         hint = "" if recursive else " (--recursive looks into its folders)"
-        yield failure(str(folder), f"no image in this folder{hint}")
+        yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 
 def matches(pattern: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from captioner.errors import ImageError
+from captioner.errors import ImageError, ImageErrorKind
 
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 
@@ -27,14 +27,15 @@ class Item:
     source: Path | bytes | ImageError
 
 
-def failure(name: str, reason: str) -> Item:
+def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
     """Return the item of a name that leads to no image.
 
     Args:
         name: of the image, or of what should have held some.
         reason: what is wrong; does not repeat the name.
+        kind: of the error.
     """
-    return Item(name, ImageError(reason))
+    return Item(name, ImageError(reason, kind=kind))
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -57,5 +58,5 @@ def file_item(path: Path) -> Item:
     pipe that nobody writes to would never end.
     """
     if kind_of(path) in ("pipe", "device"):
-        return failure(str(path), "a pipe or a device, not a file")
+        return failure(str(path), "a pipe or a device, not a file", "unreadable")
     return Item(str(path), path)

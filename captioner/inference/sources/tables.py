@@ -41,19 +41,19 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             found = True
             yield _item(table, f"{name}:{number}", value)
     except OSError as error:
-        yield failure(name, f"cannot be read: {error.strerror or error}")
+        yield failure(name, f"cannot be read: {error.strerror or error}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
     else:
         if not found:
-            yield failure(name, "no rows in this table")
+            yield failure(name, "no rows in this table", "missing")
 
 
 def _item(table: Path, where: str, value: object | ImageError) -> Item:
     if isinstance(value, ImageError):
         return Item(where, value)
     if not (isinstance(value, str) and value):
-        return failure(where, f"names no image: {excerpt(value)}")
+        return failure(where, f"names no image: {excerpt(value)}", "missing")
     # A table may come from anywhere. What it names is only ever opened as a file: no pattern, no
     # archive, and above all no command.
     beside, here = table.parent / value, Path(value)
@@ -64,7 +64,7 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
     what = {"folder": "a folder", "nothing": "no such file"}.get(
         kinds[beside], "a pipe or a device"
     )
-    return failure(str(beside), f"{what} ({where})")
+    return failure(str(beside), f"{what} ({where})", "missing")
 
 
 def _lines(table: Path) -> Iterator[str]:

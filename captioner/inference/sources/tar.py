@@ -45,7 +45,7 @@ def tar_images(name: str) -> Iterator[Item]:
         with Path(name).open("rb") as file:
             yield from _members(name, file)
     except OSError as error:
-        yield failure(name, f"cannot be read: {error.strerror or error}")
+        yield failure(name, f"cannot be read: {error.strerror or error}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
 
@@ -67,7 +67,7 @@ def command_images(source: str) -> Iterator[Item]:
             stdout=subprocess.PIPE,
         )
     except (OSError, ValueError) as error:
-        yield failure(source, f"the command cannot be started: {error}")
+        yield failure(source, f"the command cannot be started: {error}", "unreadable")
         return
     assert process.stdout is not None
     problem: ImageError | None = None
@@ -120,7 +120,7 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
     except Exception as error:
         raise ImageError(f"damaged archive: {' '.join(str(error).split())}") from error
     if not found:
-        raise ImageError("no image in this archive")
+        raise ImageError("no image in this archive", kind="missing")
 
 
 def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -149,7 +149,7 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item | None:
     full = name_in(name, member.name)
     if member.issym() or member.islnk():
-        return failure(full, "a link to another file, which is not followed")
+        return failure(full, "a link to another file, which is not followed", "unreadable")
     if not member.isreg():
         return None
     if reason := refusal(member.name, member.size):

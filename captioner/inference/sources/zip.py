@@ -40,7 +40,7 @@ def zip_images(name: str) -> Iterator[Item]:
                 found = True
                 yield _item(name, archive, member)
     if not found:
-        yield failure(name, "no image in this archive")
+        yield failure(name, "no image in this archive", "missing")
 
 
 def _item(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Item:
@@ -48,9 +48,9 @@ def _item(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Item:
     if reason := refusal(member.filename, member.file_size):
         return failure(full, reason)
     if member.flag_bits & _ENCRYPTED:
-        return failure(full, "encrypted")
+        return failure(full, "encrypted", "unreadable")
     if stat.S_ISLNK(member.external_attr >> 16):
-        return failure(full, "a link to another file, which is not followed")
+        return failure(full, "a link to another file, which is not followed", "unreadable")
     content = bytearray()
     try:
         with archive.open(member) as file:
