@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
@@ -124,7 +125,8 @@ def caption_to_file(
                     )
     finally:
         journal.close()
-    world.wait()  # for all to be done
+    # Also waits for all to be done.
+    fresh = int(world.sum(torch.tensor(fresh, device=captioner.device)))
     totals = _write(output, format, n_best, fresh) if world.leads else None
     return world.share(totals) or Totals(0, 0, fresh, None)
 
