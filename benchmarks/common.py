@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 
-def noise_jpeg(path: Path, *, seed: int, size: int = 224) -> None:
+def noise_jpeg(path: Path, *, seed: int, size: int = 224, height: int | None = None) -> None:
     """Write a JPEG with about as many bytes as a photograph of its size: smooth noise."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (size // 8, size // 8, 3), np.uint8)
-    picture = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+    width, height = size, height or size
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     picture.save(path, quality=90)
 
 

@@ -47,7 +47,9 @@ def read_image(
             Pillow's own limit it raises that one too, for the whole process.
         at_least: pixels of the shorter side that are enough. A JPEG that has more is decoded at
             1/2, 1/4 or 1/8 of its size, if at least so many remain, which takes a fraction of
-            the time. None: at full size.
+            the time. Of twice what the picture is then resized to, the resized pixels differ
+            by 1 of 255 on average on photographs, at most; of just what it is, by 3. None: at
+            full size.
 
     Returns:
         RGB image, 8 bits per channel, upright.

@@ -52,6 +52,11 @@ class Preprocess:
             std=tuple(transform.std),
         )
 
+    @property
+    def enough(self) -> int:
+        """Pixels of a picture's shorter side that are as good as more, for `read_image`."""
+        return 2 * self.resize_size
+
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop.
 
