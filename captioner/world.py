@@ -1,4 +1,4 @@
-"""The processes that train one model together.
+"""The processes that do one job together: train one model, or caption one set of images.
 
 `torchrun` starts them and tells each its place; here they share gradients, scores and the
 order to stop. The gradients are summed by one all-reduce after the last backward pass of a

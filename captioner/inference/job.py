@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, whole_file
+from captioner.images import MAX_PIXELS
 from captioner.inference.journal import Journal, forget, journals_of, merged
 from captioner.inference.local import Record, batched, caption_batches
 from captioner.inference.sources import Item
@@ -57,7 +58,8 @@ def caption_to_file(
     world: World | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     num_workers: int | None = None,
-    max_pixels: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    scaled_decoding: bool = False,
     **decoding: Any,
 ) -> Totals:
     """Caption images into a file, in their order.
@@ -79,7 +81,8 @@ def caption_to_file(
         world: the processes that share the job; each takes its share of the batches.
         tell: told every record that is made in this sitting.
         num_workers: threads that read and decode; None: one per core.
-        max_pixels: larger images are refused; None: see `images.MAX_PIXELS`.
+        max_pixels: larger images are refused.
+        scaled_decoding: see `caption_batches`.
         **decoding: overrides of the model's own settings.
 
     Raises:
@@ -87,9 +90,9 @@ def caption_to_file(
         DataError: at the first failure, if `stop_on_error`; or if a file cannot be written.
     """
     world = world or World()
-    limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+    reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    identity = {"model": model, "n_best": n_best, **settings, **limits}
+    identity = {"model": model, "n_best": n_best, **settings, **reading}
     if world.leads:
         for left in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
             left.unlink()  # a killed job was writing it
@@ -109,7 +112,7 @@ def caption_to_file(
             known=lambda name: journal.digests(name, failures=not (retry_errors or stop_on_error)),
             n_best=n_best,
             num_workers=num_workers,
-            **limits,
+            **reading,
             **decoding,
         )
         for batch in tqdm(done, unit="batch", disable=None if world.leads else True):

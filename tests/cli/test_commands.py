@@ -288,3 +288,43 @@ def test_as_a_program_a_closed_pipe_is_not_a_traceback(home):
     assert len(result.stdout.splitlines()) == 1
     assert "Traceback" not in result.stderr
     assert "BrokenPipe" not in result.stderr
+
+
+def test_a_job_into_a_file_goes_on_lists_failures_and_tries_them_again(home, tmp_path):
+    folder = tmp_path / "pictures"
+    for number in range(3):
+        toys.draw(folder / f"{number}.png", "red", number)
+    (folder / "1.png").write_bytes(b"")
+    output = tmp_path / "out.csv"
+    words = ["caption", str(folder), "--output", str(output)]
+    first = run(*words)
+    assert first.exit_code == 1
+    assert f"2 captioned, 1 failed, {''}" in first.stderr
+    assert str(tmp_path / "errors.jsonl") in first.stderr
+    before = output.read_text()
+    assert before.splitlines()[2].endswith("1,,,error")
+    again = run(*words)
+    assert "3 of them before" in again.stderr
+    assert output.read_text() == before
+    toys.draw(folder / "1.png", "blue")
+    assert run(*words, "--retry-errors").exit_code == 0
+    assert "error" not in output.read_text()
+    other = run(*words, "--beam-size", "1")
+    assert other.exit_code == 2
+    assert "beam_size was 3, now 1" in other.stderr
+    assert run(*words, "--beam-size", "1", "--overwrite", "--scaled-decoding").exit_code == 0
+    small = run(*words, "--beam-size", "1", "--overwrite", "--max-pixels", "100")
+    assert small.exit_code == 1
+    assert "more than the limit of 100" in small.stderr
+    stopped = run("caption", str(folder), "--max-pixels", "100", "--on-error", "fail")
+    assert stopped.exit_code == 1
+    assert stopped.stderr.count("more than the limit") == 1
+
+
+def test_sidecars_have_the_ending_that_was_asked_for(home, tmp_path):
+    picture = toys.draw(tmp_path / "a.png", "red")
+    assert run("caption", str(picture), "--format", "txt", "--extension", ".cap").exit_code == 0
+    assert (tmp_path / "a.cap").read_text().strip()
+    wrong = run("caption", str(picture), "--format", "txt", "--extension", "cap")
+    assert wrong.exit_code == 2
+    assert "must look like .txt" in wrong.stderr
