@@ -311,7 +311,7 @@ def _connected(ray: Any, address: str | None, num_gpus: float) -> Iterator[None]
     ours = not ray.is_initialized()
     if ours:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # that nothing fits the cluster, say
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     found = ray.cluster_resources().get("GPU", 0)
     before = context.enable_progress_bars, context.execution_options.preserve_order

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import toys
 
 from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
@@ -19,6 +18,8 @@ from captioner.inference.local import caption_files
 from captioner.inference.sources import Item, list_images
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
+
+import toys
 
 # Ray and what it brings warn of their own insides.
 pytestmark = [
@@ -81,9 +82,7 @@ def plain(model: Path, items: list[Item], n_best: int) -> str:
 
 
 def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, monkeypatch):
-    # Several shares, two workers, two windows.
-    monkeypatch.setattr(cluster, "SHARE", 1)
-    monkeypatch.setattr(cluster, "WINDOW_IMAGES", 16)
+    monkeypatch.setattr(cluster, "SHARE", 1)  # six shares for two workers
     output = tmp_path / "out" / "captions.jsonl"
     totals = caption_with_ray(
         model, iter(items), output, batch_size=BATCH, concurrency=2, n_best=2, beam_size=3
@@ -93,9 +92,13 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
     assert [file.name for file in output.parent.iterdir()] == ["captions.jsonl"]
 
 
-def test_parquet_has_the_same_rows_and_uris_are_read(small_cluster, model, items, tmp_path):
+def test_parquet_has_the_same_rows_and_uris_are_read(
+    small_cluster, model, items, tmp_path, monkeypatch
+):
     from pyarrow.parquet import read_table
 
+    monkeypatch.setattr(cluster, "SHARE", 1)
+    monkeypatch.setattr(cluster, "WINDOW_IMAGES", 8)  # two windows
     output = tmp_path / "captions.parquet"
     uris = [item.source.as_uri() for item in items[:11] if isinstance(item.source, Path)]
     missing = (tmp_path / "missing file.png").as_uri()
