@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -24,6 +24,8 @@ from captioner.cli.options import (
 
 if TYPE_CHECKING:
     from captioner.inference.local import Record
+    from captioner.inference.sources import Item
+    from captioner.models.captioner import Captioner
 
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
@@ -34,7 +36,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: stdout]")
 @click.option(
     "--format",
-    type=click.Choice(["text", "jsonl", "csv", "coco", "txt"]),
+    type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "parquet"]),
     help="text: path, tab, caption; txt: a file beside each image.  "
     "[default: by --output's ending, else jsonl; on stdout text]",
 )
@@ -57,6 +59,14 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     is_flag=True,
     help="Decode large JPEGs at a fraction of their size: faster, pixels nearly the same.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on a cluster, where $RAY_ADDRESS names one; .jsonl or .parquet.",
+)
+@click.option("--num-gpus", type=click.FloatRange(0), help="ray: of each worker.  [default: 0]")
 @batch_option
 @click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
 @decoding_options
@@ -75,6 +85,8 @@ def command(
     image_column: str | None,
     max_pixels: int | None,
     scaled_decoding: bool,
+    engine: str,
+    num_gpus: float | None,
     batch_size: int | None,
     num_workers: int | None,
     device: str,
@@ -90,6 +102,7 @@ def command(
     on where it was when the same command is given again.
     """
     format = format or _format_of(output)
+    _check_engine(engine, format, output, num_gpus=num_gpus)
     if format == "txt" and output:
         raise click.UsageError("--format txt writes beside each image; it takes no --output")
     if not output and retry_errors:
@@ -100,36 +113,38 @@ def command(
     if model is None:
         say(f"model: {folder}")
 
-    from captioner.inference.job import caption_to_file
-    from captioner.inference.local import caption_files, default_batch_size
-    from captioner.inference.sources import files_only, list_images
-    from captioner.inference.writers import write_records
+    from captioner.inference.sources import list_images
     from captioner.models.captioner import choose_device
-    from captioner.models.directory import fingerprint
     from captioner.world import joined
 
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths are bytes, and only a line feed ends one.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
     items = list_images(images, recursive=recursive, stdin=sys.stdin, image_column=image_column)
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        "batch_size": batch_size,
+        "scaled_decoding": scaled_decoding,
+        "n_best": n_best,
+        **({"max_pixels": max_pixels} if max_pixels else {}),
+        **given(decoding),
+    }
+    started = time.perf_counter()
+    if engine == "ray":
+        assert output
+        failed = _with_ray(folder, items, output, format, overwrite, num_gpus, started, options)
+        raise SystemExit(int(failed > 0))
     with joined(choose_device(device)) as (world, own_device):
         if world.size > 1 and (not output or "-" in images):
             raise click.UsageError("several processes need --output, and paths not from stdin")
         captioner = load_captioner(folder, str(own_device))
-        options: dict[str, Any] = {
-            "num_workers": num_workers,
-            "scaled_decoding": scaled_decoding,
-            "n_best": n_best,
-            **given(decoding),
-        }
         if n_best > captioner.decoding.beam_size and "beam_size" not in options:
             options["beam_size"] = n_best  # a beam as wide as what is asked of it
-        if max_pixels:
-            options["max_pixels"] = max_pixels
-        options["batch_size"] = batch_size or default_batch_size(own_device)
-        started = time.perf_counter()
         if output:
-            totals = caption_to_file(
+            from captioner.inference.job import caption_to_file
+            from captioner.models.directory import fingerprint
+
+            done = caption_to_file(
                 captioner,
                 items,
                 output,
@@ -142,42 +157,67 @@ def command(
                 tell=_report,
                 **options,
             )
-            count, failed, fresh = totals.images, totals.failed, totals.fresh
-            where = f", in {output}" + (f"; failures in {totals.errors}" if totals.errors else "")
+            count, failed, fresh = done.images, done.failed, done.fresh
+            where = f", in {output}" + (f"; failures in {done.errors}" if done.errors else "")
         else:
-            records = caption_files(
-                captioner, files_only(items) if format == "txt" else items, **options
-            )
-            written = write_records(
-                records,
-                sys.stdout,
+            count, failed = _to_stdout(
+                captioner,
+                items,
+                options,
+                stop=on_error == "fail",
                 format=format,
                 n_best=n_best,
                 overwrite=overwrite,
                 extension=extension,
             )
-            count, failed = _count(written, stop=on_error == "fail")
             fresh, where = count, ""
         if world.leads and (count >= SHOW_RATE_FROM or failed or output):
-            seconds = time.perf_counter() - started
-            before = f" ({count - fresh:,} of them before)" if fresh < count else ""
-            say(
-                f"{count:,} image(s){before}, {count - failed:,} captioned, {failed:,} failed, "
-                f"{fresh / seconds:,.1f} images per second{where}"
-            )
+            _say_totals(count, failed, fresh, started, where)
     if failed and world.leads:
         raise SystemExit(1)
 
 
-def _report(record: Record) -> None:
-    if record.error:
-        say(f"captioner: {record.file_name}: {record.error}")
+def _with_ray(
+    model: Path,
+    items: Iterator[Item],
+    output: Path,
+    format: str,
+    overwrite: bool,
+    num_gpus: float | None,
+    started: float,
+    options: dict[str, Any],
+) -> int:
+    from captioner.inference.cluster import caption_with_ray
+    from captioner.inference.local import default_batch_size
+
+    if output.exists() and not overwrite:
+        raise click.UsageError(f"{output}: exists; --overwrite replaces it")
+    options["batch_size"] = options["batch_size"] or default_batch_size(
+        "cuda" if num_gpus else "cpu"
+    )
+    kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
+    done = caption_with_ray(model, items, output, format=kind, num_gpus=num_gpus or 0, **options)
+    _say_totals(done.images, done.failed, done.images, started, f", in {output}")
+    return done.failed
 
 
-def _count(records: Iterator[Record], *, stop: bool) -> tuple[int, int]:
-    """Draw records through the writer, and report the failures; return images and failures."""
+def _to_stdout(
+    captioner: Captioner,
+    items: Iterator[Item],
+    options: dict[str, Any],
+    *,
+    stop: bool,
+    format: str,
+    **writing: Any,
+) -> tuple[int, int]:
+    """Write captions as they come; return the number of images and of failures."""
+    from captioner.inference.local import caption_files
+    from captioner.inference.sources import files_only
+    from captioner.inference.writers import write_records
+
+    records = caption_files(captioner, files_only(items) if format == "txt" else items, **options)
     count = failed = 0
-    for record in records:
+    for record in write_records(records, sys.stdout, format=format, **writing):
         count += 1
         failed += record.error is not None
         _report(record)
@@ -186,6 +226,36 @@ def _count(records: Iterator[Record], *, stop: bool) -> tuple[int, int]:
     return count, failed
 
 
+def _check_engine(engine: str, format: str, output: Path | None, *, num_gpus: float | None) -> None:
+    """Refuse what an engine does not do."""
+    if engine == "ray" and (not output or format not in ("jsonl", "parquet")):
+        raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
+    if engine == "local" and format == "parquet":
+        raise click.UsageError("--format parquet needs --engine ray")
+    if engine == "local" and num_gpus is not None:
+        raise click.UsageError("--num-gpus needs --engine ray; --device chooses one here")
+
+
+def _say_totals(count: int, failed: int, fresh: int, started: float, where: str) -> None:
+    before = f" ({count - fresh:,} of them before)" if fresh < count else ""
+    rate = fresh / (time.perf_counter() - started)
+    say(
+        f"{count:,} image(s){before}, {count - failed:,} captioned, {failed:,} failed, "
+        f"{rate:,.1f} images per second{where}"
+    )
+
+
+def _report(record: Record) -> None:
+    if record.error:
+        say(f"captioner: {record.file_name}: {record.error}")
+
+
 def _format_of(output: Path | None) -> str:
-    endings = {".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
+    endings = {
+        ".parquet": "parquet",
+        ".csv": "csv",
+        ".json": "coco",
+        ".txt": "text",
+        ".tsv": "text",
+    }
     return endings.get(output.suffix.lower(), "jsonl") if output else "text"

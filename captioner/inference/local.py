@@ -81,9 +81,9 @@ class _Read:
     pixels: Tensor | ImageError | None
 
 
-def default_batch_size(device: torch.device) -> int:
+def default_batch_size(device: str) -> int:
     """Return images per pass that keep a device busy; fewer are taken where memory is short."""
-    return 256 if device.type == "cuda" else 64
+    return 256 if device == "cuda" else 64
 
 
 def caption_files(
@@ -103,7 +103,7 @@ def caption_files(
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
     """
-    batches = batched(items, batch_size or default_batch_size(captioner.device))
+    batches = batched(items, batch_size or default_batch_size(captioner.device.type))
     for batch in caption_batches(captioner, batches, **options):
         yield from (done.record for done in batch if done.record)
 
@@ -194,7 +194,9 @@ def caption_batches(
 def _content(item: Item) -> bytes:
     if isinstance(item.source, ImageError):
         raise item.source
-    return item.source if isinstance(item.source, bytes) else read_file(item.source)
+    if isinstance(item.source, bytes):
+        return item.source
+    return read_file(item.source) if isinstance(item.source, Path) else item.source.read_bytes()
 
 
 def _record(image: _Read, found: Iterator[list[Caption]]) -> Record | None:

@@ -328,3 +328,18 @@ def test_sidecars_have_the_ending_that_was_asked_for(home, tmp_path):
     wrong = run("caption", str(picture), "--format", "txt", "--extension", "cap")
     assert wrong.exit_code == 2
     assert "must look like .txt" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "ray"], "--engine ray needs --output"),
+        (["--engine", "ray", "--output", "out.csv"], "FILE.jsonl or FILE.parquet"),
+        (["--output", "out.parquet"], "--format parquet needs --engine ray"),
+        (["--num-gpus", "1"], "--num-gpus needs --engine ray"),
+    ],
+)
+def test_what_an_engine_does_not_do_is_refused(home, words, message):
+    done = run("caption", "x.png", *words)
+    assert done.exit_code == 2
+    assert message in done.stderr

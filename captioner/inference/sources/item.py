@@ -6,11 +6,18 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from captioner.errors import ImageError, ImageErrorKind
 
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]
+
+
+class Remote(Protocol):
+    """What lies elsewhere and is read when its turn comes."""
+
+    def read_bytes(self) -> bytes:
+        """Return the whole content, or raise `ImageError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +26,12 @@ class Item:
 
     Attributes:
         name: as the user or the listing named it; a member of an archive as `archive/member`.
-        source: the file; or the bytes of a member that was streamed; or what is wrong where the
-            name leads to nothing.
+        source: the file; or the bytes of a member that was streamed; or what brings them; or what
+            is wrong where the name leads to nothing.
     """
 
     name: str
-    source: Path | bytes | ImageError
+    source: Path | bytes | Remote | ImageError
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:

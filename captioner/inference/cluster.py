@@ -1,0 +1,349 @@
+"""Image files -> caption records, as a Ray Data job: the same captions, from many machines.
+
+The driver lists the images and writes the output; workers hold a model each, read and caption.
+What a worker gets is cut as the plain run cuts it, so that every image meets the same others in
+its batch, and comes back in order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import unquote, urlsplit
+
+from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.files import utf8_name, whole_file
+from captioner.inference.local import caption_files
+from captioner.inference.sources import Item
+from captioner.inference.writers import as_dict
+from captioner.models.captioner import Captioner, model_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARE = 8  # batches that a worker is handed together: it reads one while it searches another
+# What the cluster is given at a time. Names, and the bytes of members of archives, lie in Ray's
+# store, which spills to disk; this process holds one share. Each window starts its workers anew.
+WINDOW_IMAGES, WINDOW_BYTES = 2**20, 2**32
+ROW_GROUP = 2**16  # rows of a Parquet file that are written, and later read, together
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What came of a job.
+
+    Attributes:
+        images: rows written.
+        captioned: of them, with a caption.
+        failed: of them, with an error instead.
+    """
+
+    images: int
+    captioned: int
+    failed: int
+
+
+def caption_with_ray(
+    model: Path,
+    items: Iterable[Item],
+    output: Path,
+    *,
+    format: Literal["jsonl", "parquet"] = "jsonl",
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    num_gpus: float = 0,
+    concurrency: int | tuple[int, int] | None = None,
+    n_best: int = 1,
+    address: str | None = None,
+    worker_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Totals:
+    """Caption images on a Ray cluster, or on this machine where there is none.
+
+    Workers retry and come and go as Ray decides; each row is written once, in the order of the
+    items. The model travels to the workers; files must be where they look for them, and names
+    with a scheme (`s3://`, `gs://`, `hdfs://`, `file://`) are read through pyarrow.
+
+    Args:
+        model: a model directory, or a run directory that holds one.
+        items: images; listed as they are needed.
+        output: file to write, whole or not at all.
+        format: `jsonl`, the same lines as without Ray, or `parquet`, the same columns.
+        batch_size: images per forward pass of the CNN.
+        num_workers: threads of each worker that read and decode, for which a worker without a GPU
+            asks for cores; None: one, or one per core of its machine where it has a GPU.
+        num_gpus: of each worker, 0.5 for two on one; 0: workers on processors.
+        concurrency: workers, or the fewest and the most; None: from one to as many as fit.
+        n_best: captions per image.
+        address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, a cluster that runs
+            on this machine, else one started for this call. A program that is connected already
+            stays so.
+        worker_options: further options of Ray's for its workers, such as `accelerator_type`.
+        **options: of `caption_files`, such as beam_size=5.
+
+    Returns:
+        How many images there were, and what came of them.
+
+    Raises:
+        ConfigError: if Ray is not installed or a setting is unknown or impossible.
+        ModelError: if the model cannot be used.
+        CaptionerError: if the cluster cannot be reached or gives up.
+    """
+    ray = _ray()
+    fewest, most = _bounds(concurrency)
+    # Both kinds at once are an experiment of Ray's.
+    resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
+    num_workers = num_workers or (None if num_gpus else 1)
+    options |= {"batch_size": batch_size, "num_workers": num_workers, "n_best": n_best}
+    # A mistake is found here at once, not on the cluster after a while.
+    next(caption_files(Captioner.load(model, "cpu"), (), **options), None)
+    worker: dict[str, Any] = {
+        "files": {path.name: path.read_bytes() for path in _files(model)},
+        "device": "cuda" if num_gpus else "cpu",
+        "options": options,
+    }
+    listed = count = failed = 0
+
+    def put(share: pa.Table) -> Any:
+        nonlocal listed
+        listed += len(share)
+        return ray.put(share)
+
+    def lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+        nonlocal count, failed
+        for row in rows:
+            # Ray keeps the order; that each row came once is not left to belief.
+            if row["position"] != count:
+                raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
+            count, failed = count + 1, failed + row["failed"]
+            yield row["line"]
+        if count != listed:
+            raise CaptionerError(f"Ray returned {count} rows for {listed} images")
+
+    try:
+        with _connected(ray, address, num_gpus), whole_file(output) as aside:
+            worker["files"] = ray.put(worker["files"])
+            rows = (
+                row
+                for window in _windows(items, SHARE * batch_size, put)
+                for row in ray.data.from_arrow_refs(window)
+                .map_batches(
+                    _Worker,
+                    batch_size=SHARE * batch_size,  # one block: batches begin where they should
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
+                    fn_constructor_kwargs=worker,
+                    **resources | dict(worker_options or {}),
+                )
+                .iter_rows()
+            )
+            write = _write_parquet if format == "parquet" else _write_jsonl
+            write(lines(rows), aside, n_best)
+    except ray.exceptions.RayError as error:
+        raise CaptionerError(f"the Ray job failed: {_last_line(error)}") from error
+    except ConnectionError as error:
+        raise CaptionerError(f"no Ray cluster at {address}: {_last_line(error)}") from error
+    return Totals(count, count - failed, failed)
+
+
+class _Worker:
+    """Holds a model and captions what it is handed."""
+
+    def __init__(self, files: Any, device: str, options: dict[str, Any]):
+        import ray
+
+        with TemporaryDirectory() as folder:
+            for name, content in ray.get(files).items():
+                (Path(folder) / name).write_bytes(content)
+            self.captioner = Captioner.load(folder, device)
+        self.options = options
+
+    def __call__(self, share: pa.Table) -> pa.Table:
+        """Caption a share: a table of `_share` -> a table of position, line, failed."""
+        import pyarrow as pa
+
+        records = caption_files(self.captioner, map(_item, share.to_pylist()), **self.options)
+        made = [
+            (json.dumps(as_dict(record, self.options["n_best"]), ensure_ascii=False), record.error)
+            for record in records
+        ]
+        return pa.table(
+            {
+                "position": share["position"],
+                "line": pa.array([utf8_name(line) for line, _ in made], pa.large_string()),
+                "failed": [error is not None for _, error in made],
+            }
+        )
+
+
+class _Remote:
+    """Bytes behind a URI, read by the threads that read files."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+
+    def read_bytes(self) -> bytes:
+        folder, _, name = urlsplit(self.uri).path.rpartition("/")
+        try:
+            files, base = _file_system(urlsplit(self.uri)._replace(path=folder or "/").geturl())
+            with files.open_input_file(f"{base.rstrip('/')}/{unquote(name)}") as file:
+                return bytes(file.read())
+        # OSError, ArrowInvalid for a scheme that nobody reads, ImportError, ...
+        except Exception as error:
+            message = f"cannot be read: {_last_line(error)}"
+            raise ImageError(message, kind="unreadable") from error
+
+
+@lru_cache(maxsize=64)
+def _file_system(folder: str) -> tuple[Any, str]:
+    """Connect to what holds a folder, once: object stores take their time."""
+    from pyarrow.fs import FileSystem
+
+    return cast("tuple[Any, str]", FileSystem.from_uri(folder))
+
+
+def _windows(items: Iterable[Item], share: int, put: Callable[[pa.Table], Any]) -> Iterator[Any]:
+    """Cut the items into shares, put each into the store, and list those of one window."""
+    source, first = iter(items), 0
+    window: list[Any] = []
+    images = size = 0
+    while part := list(islice(source, share)):
+        table = _share(part, first)
+        window.append(put(table))
+        first, images, size = first + len(part), images + len(part), size + table.nbytes
+        if images >= WINDOW_IMAGES or size >= WINDOW_BYTES:
+            yield window
+            window, images, size = [], 0, 0
+    if window:
+        yield window
+
+
+def _share(items: list[Item], first: int) -> pa.Table:
+    """Put items into a table; names are bytes, for not all are UTF-8."""
+    import pyarrow as pa
+
+    sources = [(item.name, item.source) for item in items]
+    return pa.table(
+        {
+            "position": pa.array(range(first, first + len(items)), pa.int64()),
+            "file_name": pa.array([_bytes(name) for name, _ in sources], pa.binary()),
+            "path": pa.array(
+                [_bytes(str(s.absolute())) if isinstance(s, Path) else None for _, s in sources],
+                pa.binary(),
+            ),
+            "bytes": pa.array(
+                [s if isinstance(s, bytes) else None for _, s in sources], pa.large_binary()
+            ),
+            "error": pa.array(
+                [_bytes(str(s)) if isinstance(s, ImageError) else None for _, s in sources],
+                pa.binary(),
+            ),
+        }
+    )
+
+
+def _item(row: dict[str, Any]) -> Item:
+    """Take an item out of a row of `_share`."""
+    name = _text(row["file_name"])
+    if row["bytes"] is not None:
+        return Item(name, row["bytes"])
+    if _URI.match(name):  # the listing looks on this machine only, and has found no such file
+        return Item(name, _Remote(name))
+    if row["path"] is not None:
+        return Item(name, Path(_text(row["path"])))
+    return Item(name, ImageError(_text(row["error"])))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
+
+
+def _write_jsonl(lines: Iterable[str], path: Path, n_best: int) -> None:  # noqa: ARG001
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _write_parquet(lines: Iterable[str], path: Path, n_best: int) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    text, number = pa.string(), pa.float64()
+    columns = {"file_name": text, "image_id": text, "caption": text, "score": number}
+    columns |= {"status": text, "error": text}
+    if n_best > 1:
+        one = {"caption": text, "log_prob": number, "score": number}
+        columns["n_best"] = pa.list_(pa.struct(one.items()))
+    source, schema = iter(lines), pa.schema(columns.items())
+    with ParquetWriter(path, schema) as writer:
+        while rows := [json.loads(line) for line in islice(source, ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _ray() -> Any:
+    """Import Ray, told to be quiet and to report to nobody."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ConfigError("--engine ray needs pip install 'captioner[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _connected(ray: Any, address: str | None, num_gpus: float) -> Iterator[None]:
+    """Be connected to a cluster, and leave things as they were."""
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    found = ray.cluster_resources().get("GPU", 0)
+    before = context.enable_progress_bars, context.execution_options.preserve_order
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    try:
+        # Ray would wait for ever for machines that nobody starts.
+        if num_gpus > found and address is None and len(ray.nodes()) == 1:
+            raise ConfigError(
+                f"workers with {num_gpus} GPU(s): Ray finds {found:g} on this machine; ask for "
+                "none, or give the address of a cluster that has some or starts some"
+            )
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before
+        if ours:
+            ray.shutdown()
+
+
+def _files(model: Path) -> list[Path]:
+    return [path for path in model_folder(model).iterdir() if path.is_file()]
+
+
+def _bounds(concurrency: int | tuple[int, int] | None) -> tuple[int, int | None]:
+    """Return the fewest workers and the most."""
+    fewest, most = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
+    if (fewest is not None and fewest < 1) or (most is not None and most < (fewest or 1)):
+        raise ConfigError(f"concurrency: workers, or the fewest and the most; given {concurrency}")
+    return fewest or 1, most
+
+
+def _last_line(error: BaseException) -> str:
+    """Return what an error says at its end; Ray's begin with traces."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,142 @@
+"""The same captions from a cluster: a small real one, started here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ConfigError, ImageError
+from captioner.inference import cluster
+from captioner.inference.cluster import Totals, caption_with_ray
+from captioner.inference.local import caption_files
+from captioner.inference.sources import Item, list_images
+from captioner.inference.writers import write_records
+from captioner.models.captioner import Captioner
+
+import toys
+
+# Ray and what it brings warn of their own insides.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:ResourceWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:ray"),
+]
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray on two cores of this machine, without a dashboard."""
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray = cluster._ray()
+        ray.init(
+            "local",
+            num_cpus=2,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=2**27,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    toys.captioner().save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    """22 pictures, one of them bytes, a broken file, a name that leads nowhere."""
+    for index in range(21):
+        colour = list(toys.COLOURS)[index % len(toys.COLOURS)]
+        toys.draw(tmp_path / "pictures" / f"{index:02}.png", colour, 3 * index)
+    (tmp_path / "pictures" / "09x.png").write_bytes(b"no picture")
+    member = (tmp_path / "pictures" / "02.png").read_bytes()
+    listed = list(list_images([str(tmp_path / "pictures"), "nowhere.png"]))
+    return [*listed, Item("shard.tar/caf\udce9.png", member)]
+
+
+def plain(model: Path, items: list[Item], n_best: int) -> str:
+    """What `captioner caption --format jsonl` writes."""
+    file = io.StringIO()
+    captioner = Captioner.load(model, "cpu")
+    records = caption_files(captioner, items, batch_size=BATCH, n_best=n_best, beam_size=3)
+    list(write_records(records, file, format="jsonl", n_best=n_best))
+    return file.getvalue()
+
+
+def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "SHARE", 1)  # six shares for two workers
+    output = tmp_path / "out" / "captions.jsonl"
+    totals = caption_with_ray(
+        model, iter(items), output, batch_size=BATCH, concurrency=2, n_best=2, beam_size=3
+    )
+    assert totals == Totals(images=24, captioned=22, failed=2)
+    assert output.read_text(encoding="utf-8") == plain(model, items, 2)
+    assert [file.name for file in output.parent.iterdir()] == ["captions.jsonl"]
+
+
+def test_parquet_has_the_same_rows_and_uris_are_read(
+    small_cluster, model, items, tmp_path, monkeypatch
+):
+    from pyarrow.parquet import read_table
+
+    monkeypatch.setattr(cluster, "SHARE", 1)
+    monkeypatch.setattr(cluster, "WINDOW_IMAGES", 8)  # two windows
+    output = tmp_path / "captions.parquet"
+    uris = [item.source.as_uri() for item in items[:11] if isinstance(item.source, Path)]
+    missing = (tmp_path / "missing file.png").as_uri()
+    listed = list(list_images([*uris, missing, "nobody://reads/this.png"]))
+    assert all(isinstance(item.source, ImageError) for item in listed)
+    totals = caption_with_ray(
+        model, listed, output, format="parquet", batch_size=BATCH, concurrency=1, beam_size=3
+    )
+    assert totals == Totals(images=13, captioned=10, failed=3)
+    rows = read_table(output).to_pylist()
+    assert [row["file_name"] for row in rows] == [*uris, missing, "nobody://reads/this.png"]
+    assert "cannot be read" in rows[-2]["error"]
+    assert "nobody" in rows[-1]["error"]
+    wanted = [json.loads(line) for line in plain(model, items[:11], 1).splitlines()]
+    for row, local in zip(rows, wanted, strict=False):
+        assert row == {"error": None} | local | {"file_name": row["file_name"]}
+
+
+def test_no_gpu_is_said_and_not_waited_for(small_cluster, model, tmp_path):
+    with pytest.raises(ConfigError, match="Ray finds 0 on this machine"):
+        caption_with_ray(model, (), tmp_path / "captions.jsonl", num_gpus=1)
+
+
+def test_nothing_to_caption_is_an_empty_file(small_cluster, model, tmp_path):
+    assert caption_with_ray(model, (), tmp_path / "captions.jsonl") == Totals(0, 0, 0)
+    assert (tmp_path / "captions.jsonl").read_bytes() == b""
+
+
+def test_mistakes_are_found_before_the_cluster_is(model, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    monkeypatch.setattr(cluster, "_connected", None)
+    for wrong in ({"beam_size": 0}, {"n_best": 99}, {"concurrency": 0}, {"concurrency": (3, 2)}):
+        with pytest.raises(ConfigError):
+            caption_with_ray(model, (), tmp_path / "captions.jsonl", **wrong)
+    assert not (tmp_path / "captions.jsonl").exists()
+
+
+def test_without_ray_it_says_what_to_install(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"--engine ray needs pip install 'captioner\[ray\]'"):
+        caption_with_ray(model, (), tmp_path / "captions.jsonl")
