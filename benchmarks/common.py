@@ -12,10 +12,17 @@ import numpy as np
 from PIL import Image
 
 
-def noise_jpeg(path: Path, *, seed: int, size: int = 224, height: int | None = None) -> None:
-    """Write a JPEG with about as many bytes as a photograph of its size: smooth noise."""
-    width, height = size, height or size
-    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+def noise_jpeg(path: Path, *, seed: int, size: int | tuple[int, int] = 224) -> None:
+    """Write a JPEG with about as many bytes as a photograph of its size: smooth noise.
+
+    Args:
+        path: file to write.
+        seed: of the noise.
+        size: width and height in pixels, or the side of a square.
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    shape = (height // 8, width // 8, 3)
+    coarse = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     picture.save(path, quality=90)
 

@@ -77,7 +77,7 @@ def scaled(folder: Path) -> bool:
     print(f"{'JPEG':>12} {'full':>9} {'2 x 256':>9} {'1 x 256':>9}   difference, mean and max")
     for width, height in SIZES:
         path = folder / "one.jpg"
-        noise_jpeg(path, seed=0, size=width, height=height)
+        noise_jpeg(path, seed=0, size=(width, height))
         data = path.read_bytes()
         times = take_turns(
             {

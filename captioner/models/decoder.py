@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioner.models.stepping import Stepper
 from captioner.recurrence import Elman, Phi
 from captioner.text import Vocabulary
 
@@ -184,6 +185,7 @@ class Decoder(nn.Module):
         self.is_lstm = cell == "lstm"
         self.num_layers = num_layers
         self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
+        self.stepper = Stepper()
         self.cell = _build_cell(cell, nonlinearity, embed_size, hidden_size, num_layers, dropout)
         self.init_hidden = InitialState(
             feature_size=feature_size,
@@ -262,8 +264,11 @@ class Decoder(nn.Module):
         Returns:
             logits (B, V) of the next token, and the hidden state after this one.
         """
-        logits, hidden = self(token_ids.unsqueeze(1), hidden)
-        return logits.squeeze(1), hidden
+        if torch.is_grad_enabled() or self.training or not isinstance(self.cell, nn.RNNBase):
+            logits, hidden = self(token_ids.unsqueeze(1), hidden)
+            return logits.squeeze(1), hidden
+        outputs, hidden = self.stepper.step(self.embedding, self.cell, token_ids, hidden)
+        return self.to_logits(outputs), hidden
 
 
 def _build_cell(

@@ -24,6 +24,47 @@ def test_steps_and_teacher_forcing_share_weights_and_answers(cell, num_layers, t
     torch.testing.assert_close(hidden, last, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("phi", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("rows", [3, 100])
+def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, rows):
+    decoder = toys.decoder(cell=cell, num_layers=num_layers, nonlinearity=phi).eval()
+    ids = torch.randint(decoder.settings["vocab_size"], (rows, 4))
+    with torch.no_grad():
+        hidden = start = decoder.init_hidden(torch.randn(rows, 6))
+        logits, last = decoder(ids, start)
+        for t in range(4):
+            step_logits, hidden = decoder.step(ids[:, t], hidden)
+            torch.testing.assert_close(step_logits, logits[:, t], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(hidden, last, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "cell.weight_ih_l0", "cell.bias_ih_l0"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_search_follows_weights_that_change(name, mode):
+    decoder = toys.decoder(cell="lstm").eval()
+    ids = torch.randint(decoder.settings["vocab_size"], (100, 1))
+    with mode():
+        hidden = decoder.init_hidden(torch.randn(100, 6))
+        decoder.step(ids[:, 0], hidden)
+    with torch.no_grad():
+        decoder.get_parameter(name).normal_()
+    with mode():
+        found, _ = decoder.step(ids[:, 0], hidden)
+        expected, _ = decoder(ids, hidden)
+    torch.testing.assert_close(found, expected[:, 0], atol=1e-6, rtol=1e-5)
+
+
+def test_weights_made_in_inference_mode_are_searched_too():
+    with torch.inference_mode():
+        decoder = toys.decoder(cell="gru").eval()
+        ids = torch.zeros(100, 1, dtype=torch.int64)
+        hidden = decoder.init_hidden(torch.randn(100, 6))
+        found, _ = decoder.step(ids[:, 0], hidden)
+        torch.testing.assert_close(found, decoder(ids, hidden)[0][:, 0], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_layer_starts_from_the_image(cell):
     decoder = toys.decoder(cell=cell, num_layers=2).eval()

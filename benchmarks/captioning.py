@@ -1,0 +1,520 @@
+"""Images per second of captioning, beside what the machine could do and beside other ways.
+
+    python benchmarks/captioning.py [--transformers] [--memory] [--only PART]
+
+Each part is a race: its contestants take turns in one run, speeds are medians over the rounds.
+
+- files: `caption_files`, from JPEG to caption, beam 3, against the rate at which the processor
+  could do nothing but decode and encode: 1 / (1 / decoding alone + 1 / CNN alone), each at its
+  best. At least 0.85. On a GPU, which encodes while the processor decodes: at least 0.9 of the
+  slower of the two.
+- exports: the CNN alone against the same CNN exported to ONNX and run by onnxruntime and by
+  OpenVINO on as many threads, each at the best of a few batch sizes. At least 1.0 of the better.
+  The features' cosine to eager fp32 is at least 0.999. What is not installed is left out.
+- plain: from JPEG to caption against the plain way: one image at a time, eager fp32 CNN, a beam
+  search over Python lists; beam 5 on both sides. At least 8.
+- search: the batched beam search of 64 images against that of the plain way, image by image, on
+  the same features, beam 5. At least 15. Beside it, without a target, a plain search that steps
+  the K hypotheses of an image together.
+- transformers (`--transformers`): from pixels to caption, greedy, against `generate` of the
+  architectures of BLIP-base and ViT-GPT2 with random weights. At least 100.
+- memory (`--memory`): peak memory of captioning 50,000 images to that of 1,000. At most 1.05.
+
+The CNN is torchvision's mobilenet_v2 with random weights, its batch norms' statistics taken from
+the pictures so that features differ; the decoder is that of `configs/flickr8k.yaml` over 2,540
+words. Random weights never end a caption: the hidden state's say is scaled up to make the words
+as uneven as a trained model's, and the end token's bias is chosen such that captions have ten
+words on average. The pictures are smooth noise, 640 x 480, JPEG quality 90. Exits with code 1 if
+a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from os import cpu_count
+from pathlib import Path
+from statistics import mean, median
+from time import perf_counter
+from typing import Any
+
+import torch
+from common import check, describe_machine, noise_jpeg
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import models, transforms
+
+from captioner.config import load_config
+from captioner.images import read_image
+from captioner.inference.local import caption_files
+from captioner.inference.sources import Item
+from captioner.models.captioner import Captioner
+from captioner.models.decoder import Decoder
+from captioner.models.encoder import FrozenEncoder
+from captioner.text import Vocabulary
+
+WORDS = 2540
+IMAGES = 512
+SHARPNESS = 80  # a caption's words then cost as many nats as a trained model's, not log V each
+ROUNDS = 3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from captioner.inference.local import caption_files
+from captioner.inference.sources import Item
+from captioner.models.captioner import Captioner
+
+model, pictures, count = sys.argv[1:]
+paths = sorted(Path(pictures).iterdir())
+items = (Item(str(i), paths[i % len(paths)]) for i in range(int(count)))
+captioned = sum(1 for _ in caption_files(Captioner.load(model), items))
+assert captioned == int(count)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What the parts share.
+
+    Attributes:
+        captioner: on its device.
+        files: the pictures.
+        pixels: of the pictures, as the CNN takes them.
+        features: of the pictures.
+    """
+
+    captioner: Captioner
+    files: list[Path]
+    pixels: Tensor
+    features: Tensor
+
+    def items(self) -> Iterator[Item]:
+        """Return the pictures as `caption_files` takes them."""
+        return (Item(file.name, file) for file in self.files)
+
+
+def make_scene(folder: Path) -> Scene:
+    """Draw pictures and build a captioner for them."""
+    torch.manual_seed(0)
+    files = [folder / f"{i:03}.jpg" for i in range(IMAGES)]
+    for seed, file in enumerate(files):
+        noise_jpeg(file, seed=seed, size=(640, 480))
+    config = load_config("flickr8k")
+    size = config.encoder.image_size
+    encoder = FrozenEncoder.create("mobilenet_v2", "none", image_size=size)
+    pixels = decode(encoder, files)
+    weights = folder / "mobilenet_v2.pth"
+    torch.save(measured(models.mobilenet_v2(), encoder, pixels[:64]).state_dict(), weights)
+    encoder = FrozenEncoder.create("mobilenet_v2", str(weights), image_size=size)
+    words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
+    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    decoder = Decoder(
+        vocab_size=WORDS, feature_size=encoder.feature_size, **config.decoder.model_dump()
+    )
+    captioner = Captioner(encoder, decoder, vocabulary, config.decoding).to(DEVICE)
+    features = torch.cat([encoder(batch) for batch in pixels.split(32)])
+    decoder.init_hidden.measure(features)
+    decoder.init_hidden.to(DEVICE)
+    bias = choose_bias(captioner, features[:128])
+    lengths = words_of(captioner, features)
+    print(
+        f"{IMAGES} JPEGs of 640 x 480, {mean(f.stat().st_size for f in files) / 1e3:.0f} kB each; "
+        f"end token's bias {bias:.2f} for captions of {mean(lengths):.1f} words "
+        f"({min(lengths)} to {max(lengths)})"
+    )
+    return Scene(captioner, files, pixels, features)
+
+
+def measured(network: nn.Module, encoder: FrozenEncoder, pixels: Tensor) -> nn.Module:
+    """Take a random network's batch norm statistics from pictures."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        network.train()(encoder.spec.preprocess.normalize(pixels))
+    return network.eval()
+
+
+@torch.no_grad()
+def choose_bias(captioner: Captioner, features: Tensor) -> float:
+    """Bisect for the end token's bias that makes captions ten words long on average."""
+    decoder = captioner.decoder
+    decoder.to_embed.weight.mul_(SHARPNESS)
+    low, high = 0.0, 16.0
+    while high - low > 0.05:
+        middle = (low + high) / 2
+        decoder.output.bias[captioner.vocabulary.eos_id] = middle
+        low, high = (middle, high) if mean(words_of(captioner, features)) > 10 else (low, middle)
+    return middle
+
+
+def words_of(captioner: Captioner, features: Tensor) -> list[int]:
+    """Return the lengths of the captions."""
+    captions = captioner.search(features, beam_size=3)
+    return [len(best.text.split()) for best, *_ in captions]
+
+
+def decode(encoder: FrozenEncoder, files: list[Path]) -> Tensor:
+    """Read and crop pictures, in as many threads as there are cores."""
+    preprocess = encoder.spec.preprocess
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return torch.stack(list(pool.map(lambda file: preprocess.pixels(read_image(file)), files)))
+
+
+def race(contestants: Mapping[str, tuple[Callable[[], Any], int]], rounds: int = ROUNDS) -> Any:
+    """Let contestants take turns, the first turn unmeasured; return images per second of each.
+
+    Args:
+        contestants: by name, what each does in a turn and how many images that is.
+        rounds: turns that count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(1 + rounds):
+        for name, (turn, _) in contestants.items():
+            started = perf_counter()
+            turn()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(perf_counter() - started)
+    rates = {name: n / median(seconds[name][1:]) for name, (_, n) in contestants.items()}
+    for name, rate in rates.items():
+        print(f"  {name:44} {rate:10,.1f} images per second")
+    return rates
+
+
+def encode(encoder: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int) -> Tensor:
+    """Run a CNN in batches."""
+    return torch.cat([encoder(batch) for batch in pixels.split(batch_size)])
+
+
+def files_part(scene: Scene) -> bool:
+    encoder, sizes = scene.captioner.encoder, (32, 64) if DEVICE == "cpu" else (64, 256)
+    contestants = {
+        "JPEG to caption, beam 3": lambda: list(
+            caption_files(scene.captioner, scene.items(), beam_size=3)
+        ),
+        "decoding alone": lambda: decode(encoder, scene.files),
+        **{
+            f"CNN alone, batches of {n}": lambda n=n: encode(encoder, scene.pixels, n)
+            for n in sizes
+        },
+        "search alone, beam 3": lambda: [
+            scene.captioner.search(some, beam_size=3) for some in scene.features.split(32)
+        ],
+    }
+    whole, decoding, *cnn, _ = race({name: (c, IMAGES) for name, c in contestants.items()}).values()
+    if DEVICE == "cpu":
+        possible = 1 / (1 / decoding + 1 / max(cnn))
+        return check("files / decoding and CNN alone", whole / possible, at_least=0.85)
+    limit = "decoding" if decoding < max(cnn) else "CNN"
+    return check(f"files / {limit} alone", whole / min(decoding, *cnn), at_least=0.9)
+
+
+class Whole(nn.Module):
+    """Normalisation and CNN of an encoder as one network, to export."""
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        super().__init__()
+        self.preprocess, self.network = encoder.spec.preprocess, encoder.network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode a batch."""
+        features: Tensor = self.network(self.preprocess.normalize(pixels)).flatten(1)
+        return features
+
+
+def exports_part(scene: Scene) -> bool:
+    encoder, pixels = scene.captioner.encoder, scene.pixels[:256]
+    exact = FrozenEncoder(encoder.spec, encoder.state, "fp32")
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own future
+        file = Path(name) / "cnn.onnx"
+        engines: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {}
+        for label, module, of in (
+            ("onnxruntime", "onnxruntime", run_onnxruntime),
+            ("OpenVINO", "openvino", run_openvino),
+        ):
+            try:
+                import_module("onnx")
+                engines[label] = of(import_module(module), file)
+            except ImportError as error:
+                print(f"  {label} is left out: {error}")
+        if engines:
+            torch.onnx.export(
+                Whole(exact),
+                (pixels[:1],),
+                file,
+                dynamo=False,
+                input_names=["pixels"],
+                dynamic_axes={"pixels": {0: "batch"}},
+            )
+        contestants = {f"ours, batches of {n}": (encoder, n) for n in (16, 32, 64)}
+        for label, make in engines.items():
+            contestants |= {f"{label}, batches of {n}": (make(n), n) for n in (1, 4, 16, 32)}
+        rates = race({
+            name: (lambda run=run, n=n: encode(run, pixels, n), len(pixels))
+            for name, (run, n) in contestants.items()
+        })  # fmt: skip
+    best = {
+        engine: max(rate for name, rate in rates.items() if name.startswith(engine))
+        for engine in ("ours", *engines)
+    }
+    met = True
+    if engines:
+        better = max(engines, key=best.__getitem__)
+        met = check(f"CNN alone / {better}", best["ours"] / best[better], at_least=1.0)
+    cosines = torch.cosine_similarity(encode(encoder, pixels, 32).cpu(), encode(exact, pixels, 32))
+    return met & check("smallest cosine to fp32", cosines.min().item(), at_least=0.999)
+
+
+def run_onnxruntime(module: Any, file: Path) -> Callable[[int], Callable[[Tensor], Tensor]]:
+    """Return what makes a runner for a batch size."""
+
+    def make(_: int) -> Callable[[Tensor], Tensor]:
+        options = module.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = module.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+    return make
+
+
+def run_openvino(module: Any, file: Path) -> Callable[[int], Callable[[Tensor], Tensor]]:
+    """Return what makes a runner for a batch size; OpenVINO chooses the precision itself."""
+
+    def make(batch_size: int) -> Callable[[Tensor], Tensor]:
+        core = module.Core()
+        network = core.read_model(file)
+        network.reshape([batch_size, *network.inputs[0].partial_shape[1:]])
+        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(network, "CPU", settings)
+        return lambda pixels: torch.from_numpy(compiled(pixels.numpy())[0].copy())
+
+    return make
+
+
+class Plain:
+    """Captioning as it is commonly written: an image at a time, in eager fp32."""
+
+    def __init__(self, captioner: Captioner, state: Path) -> None:
+        self.words, self.settings = captioner.vocabulary, captioner.decoding
+        self.decoder = captioner.decoder
+        self.cnn = models.mobilenet_v2().eval()
+        self.cnn.load_state_dict(torch.load(state, weights_only=True))
+        self.cnn.classifier = nn.Identity()
+        self.cnn.to(DEVICE)
+        self.transform = transforms.Compose([
+            transforms.Resize(224),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ])  # fmt: skip
+        embedding = self.decoder.embedding
+        lstm = self.decoder.cell
+        self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size).to(DEVICE)
+        self.cell.load_state_dict({k.removesuffix("_l0"): v for k, v in lstm.state_dict().items()})
+        self.embed = embedding
+
+    @torch.no_grad()
+    def caption(self, file: Path, beam_size: int) -> list[int]:
+        """Caption one file."""
+        picture = self.transform(Image.open(file).convert("RGB"))
+        return self.search(self.cnn(picture[None].to(DEVICE)), beam_size)
+
+    @torch.no_grad()
+    def search(self, features: Tensor, beam_size: int) -> list[int]:
+        """Write the caption of one image's features."""
+        h, c = self.decoder.init_hidden(features)
+        live = [([self.words.bos_id], 0.0, h, c)]
+        finished: list[tuple[list[int], float]] = []
+        for _ in range(self.settings.max_length):
+            candidates = []
+            for ids, total, h, c in live:
+                word = torch.tensor([ids[-1]], device=h.device)
+                new_h, new_c = self.cell(self.embed(word), (h, c))
+                log_probs = self.decoder.to_logits(new_h).log_softmax(dim=1)
+                values, tokens = log_probs[0].topk(beam_size + 1)
+                for value, token in zip(values, tokens, strict=True):
+                    candidates.append(([*ids, token.item()], total + value.item(), new_h, new_c))
+            candidates.sort(key=lambda candidate: candidate[1], reverse=True)
+            ended = [each for each in candidates[:beam_size] if self.ends(each[0])]
+            finished += [(ids, self.score(ids, total)) for ids, total, *_ in ended]
+            live = [each for each in candidates if not self.ends(each[0])][:beam_size]
+            if len(finished) >= beam_size:
+                break
+        finished = finished or [(ids, self.score(ids, total)) for ids, total, *_ in live]
+        return max(finished, key=lambda each: each[1])[0]
+
+    @torch.no_grad()
+    def search_together(self, features: Tensor, beam_size: int) -> list[int]:
+        """Write the caption of one image's features, its hypotheses stepped together."""
+        h, c = self.decoder.init_hidden(features)
+        live, totals = [[self.words.bos_id]], torch.zeros(1, 1, device=h.device)
+        finished: list[tuple[list[int], float]] = []
+        for _ in range(self.settings.max_length):
+            last = torch.tensor([ids[-1] for ids in live], device=h.device)
+            h, c = self.cell(self.embed(last), (h, c))
+            log_probs = self.decoder.to_logits(h).log_softmax(dim=1)
+            values, places = (totals + log_probs).view(-1).topk(2 * beam_size)
+            kept, rows, kept_totals = [], [], []
+            for rank, (total, place) in enumerate(
+                zip(values.tolist(), places.tolist(), strict=True)
+            ):
+                row, token = divmod(place, log_probs.shape[1])
+                ids = [*live[row], token]
+                if self.ends(ids):
+                    finished += [(ids, self.score(ids, total))] if rank < beam_size else []
+                elif len(kept) < beam_size:
+                    kept.append(ids)
+                    rows.append(row)
+                    kept_totals.append(total)
+            if len(finished) >= beam_size:
+                break
+            live, h, c = kept, h[rows], c[rows]
+            totals = torch.tensor(kept_totals, device=h.device)[:, None]
+        finished = finished or [
+            (ids, self.score(ids, total))
+            for ids, total in zip(live, totals.flatten().tolist(), strict=True)
+        ]
+        return max(finished, key=lambda each: each[1])[0]
+
+    def ends(self, ids: list[int]) -> bool:
+        """Say whether a hypothesis is finished."""
+        return ids[-1] == self.words.eos_id
+
+    def score(self, ids: list[int], total: float) -> float:
+        """Return what sentences are ranked by; the start token is no part of them."""
+        return total / (len(ids) - 1) ** self.settings.length_penalty
+
+
+def plain_part(scene: Scene) -> bool:
+    plain = Plain(scene.captioner, scene.files[0].with_name("mobilenet_v2.pth"))
+    some = scene.files[:24]
+    ours, theirs = race({
+        "ours, JPEG to caption, beam 5": (
+            lambda: list(caption_files(scene.captioner, scene.items(), beam_size=5)),
+            IMAGES,
+        ),
+        "an image at a time, beam 5": (lambda: [plain.caption(f, 5) for f in some], len(some)),
+    }, rounds=3).values()  # fmt: skip
+    return check("ours / an image at a time", ours / theirs, at_least=8)
+
+
+def search_part(scene: Scene) -> bool:
+    plain = Plain(scene.captioner, scene.files[0].with_name("mobilenet_v2.pth"))
+    many, few = scene.features[:64], scene.features[:16]
+    ours, theirs, together = race({
+        "batched beam search, 64 images": (lambda: scene.captioner.search(many, beam_size=5), 64),
+        "a hypothesis at a time": (lambda: [plain.search(f[None], 5) for f in few], len(few)),
+        "an image's hypotheses together": (
+            lambda: [plain.search_together(f[None], 5) for f in few],
+            len(few),
+        ),
+    }).values()  # fmt: skip
+    lengths = [len(plain.search(f[None], 5)) - 2 for f in few]
+    same = [len(best.text.split()) for best, *_ in scene.captioner.search(few, beam_size=5)]
+    print(f"  words per caption: ours {mean(same):.1f}, theirs {mean(lengths):.1f}")
+    print(f"ours / an image's hypotheses together: {ours / together:.2f}")
+    return check("ours / a hypothesis at a time", ours / theirs, at_least=15)
+
+
+def transformers_part(scene: Scene) -> bool:
+    try:
+        hf: Any = import_module("transformers")
+    except ImportError as error:
+        print(f"  transformers is left out: {error}")
+        return True
+    tokens, batch = {"max_new_tokens": 12, "min_new_tokens": 12}, 8
+    blip = hf.BlipForConditionalGeneration(hf.BlipConfig()).eval().to(DEVICE)
+    settings = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        hf.ViTConfig(), hf.GPT2Config()
+    )
+    vit_gpt2 = hf.VisionEncoderDecoderModel(settings).eval().to(DEVICE)
+    for_gpt2 = tokens | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    large = torch.rand(batch, 3, 384, 384, device=DEVICE)
+    small = torch.rand(batch, 3, 224, 224, device=DEVICE)
+
+    def ours() -> None:
+        for some in scene.pixels.split(64):
+            scene.captioner.search(scene.captioner.encoder(some), beam_size=1)
+
+    def blip_base() -> None:
+        blip.generate(pixel_values=large, do_sample=False, num_beams=1, **tokens)
+
+    def vit() -> None:
+        vit_gpt2.generate(pixel_values=small, do_sample=False, num_beams=1, **for_gpt2)
+
+    fast, *slow = race({
+        "ours, pixels to caption, greedy": (ours, IMAGES),
+        f"BLIP-base, greedy, batches of {batch}": (blip_base, batch),
+        f"ViT-GPT2, greedy, batches of {batch}": (vit, batch),
+    }, rounds=2).values()  # fmt: skip
+    met = check("ours / BLIP-base", fast / slow[0], at_least=100)
+    return met & check("ours / ViT-GPT2", fast / slow[1], at_least=100)
+
+
+def memory_part(_: Scene) -> bool:
+    torch.manual_seed(0)
+    words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
+    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    encoder = FrozenEncoder.create("squeezenet1_1", "none", image_size=64)
+    decoder = Decoder(vocab_size=WORDS, feature_size=encoder.feature_size)
+    with torch.no_grad():
+        decoder.output.bias[vocabulary.eos_id] = 4  # short captions: this is not about speed
+    with tempfile.TemporaryDirectory() as name:
+        model, pictures = Path(name) / "model", Path(name) / "pictures"
+        Captioner(encoder, decoder, vocabulary).save(model)
+        pictures.mkdir()
+        for seed in range(200):
+            noise_jpeg(pictures / f"{seed}.jpg", seed=seed, size=64)
+        peaks = []
+        for count in (1_000, 50_000):
+            command = [sys.executable, "-c", MEMORY, str(model), str(pictures), str(count)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peaks.append(float(output))
+            print(f"  {f'{count:,} images':44} {peaks[-1]:10,.1f} MiB at most")
+    return check("peak memory of 50,000 / 1,000 images", peaks[1] / peaks[0], at_most=1.05)
+
+
+PARTS: dict[str, Callable[[Scene], bool]] = {
+    "files": files_part,
+    "exports": exports_part,
+    "plain": plain_part,
+    "search": search_part,
+    "transformers": transformers_part,
+    "memory": memory_part,
+}
+ON_REQUEST = ("transformers", "memory")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ON_REQUEST:
+        parser.add_argument(f"--{name}", action="store_true", help=f"also the part {name}")
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    given = vars(parser.parse_args())
+    chosen = [given["only"]] if given["only"] else [n for n in PARTS if given.get(n, True)]
+    print(describe_machine())
+    if DEVICE == "cuda":
+        print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    with tempfile.TemporaryDirectory() as name:
+        scene = make_scene(Path(name))
+        met = True
+        for part in chosen:
+            print(f"{part}:")
+            met &= PARTS[part](scene)
+    return int(not met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
