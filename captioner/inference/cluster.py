@@ -314,10 +314,10 @@ def _connected(ray: Any, address: str | None, num_gpus: float) -> Iterator[None]
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
-    found = ray.cluster_resources().get("GPU", 0)
     before = context.enable_progress_bars, context.execution_options.preserve_order
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
     try:
+        found = ray.cluster_resources().get("GPU", 0)
         # Ray would wait for ever for machines that nobody starts.
         if num_gpus > found and address is None and len(ray.nodes()) == 1:
             raise ConfigError(
