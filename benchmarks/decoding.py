@@ -158,7 +158,7 @@ def main() -> int:
         folder = Path(name)
         pictures = []
         for seed in range(PICTURES):
-            noise_jpeg(folder / "one.jpg", seed=seed, size=640, height=480)
+            noise_jpeg(folder / "one.jpg", seed=seed, size=(640, 480))
             pictures.append((folder / "one.jpg").read_bytes())
         met = scaled(folder)
         met &= workers(pictures)

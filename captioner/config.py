@@ -35,7 +35,9 @@ BUNDLED = "bundled:"  # prefix of a path that travels with the package
 class Section(BaseModel):
     """Base of all sections: values never change, unknown keys are mistakes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
     @field_validator("*", mode="before")
     @classmethod

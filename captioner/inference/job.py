@@ -95,8 +95,9 @@ def caption_to_file(
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     identity = {"model": model, "n_best": n_best, **settings, **reading}
     if world.leads:
-        for left in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
-            left.unlink()  # a killed job was writing it
+        for name in (output.name, ERRORS):
+            for left in output.parent.glob(f".{glob.escape(name)}.*.part"):
+                left.unlink()  # a killed job was writing it
         if overwrite:
             forget(output)
         elif output.exists() and output.is_file() and not journals_of(output):

@@ -93,7 +93,7 @@ def plain_beam_search(
     n_best: int = 1,
     suppress_ids: tuple[int, ...] = (),
 ) -> list[Sentence]:
-    """Beam search for one image with lists and loops, which never stops early."""
+    """Beam search for one image with lists and loops, which never stops early but when greedy."""
     live = [((), torch.tensor(0.0), hidden)]
     finished: list[Sentence] = []
     for length in range(1, max_length + 1):
@@ -115,6 +115,8 @@ def plain_beam_search(
                 score = total / length**length_penalty
                 finished.append(Sentence(written, total.item(), score.item(), True))
         live = [rest for _, *rest in grown if rest[0][-1] != EOS][:beam_size]
+        if beam_size == 1 and finished:  # greedy: the first end is the end
+            break
     cut_off = [
         Sentence(written, total.item(), (total / max_length**length_penalty).item(), False)
         for written, total, _ in live
