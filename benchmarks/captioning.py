@@ -1,6 +1,6 @@
 """Images per second of captioning, beside what the machine could do and beside other ways.
 
-    python benchmarks/captioning.py [--transformers] [--memory] [--only PART]
+    python benchmarks/captioning.py [--transformers] [--memory] [--only PART] [--rounds N]
 
 Each part is a race: its contestants take turns in one run, speeds are medians over the rounds.
 
@@ -63,7 +63,7 @@ from captioner.text import Vocabulary
 WORDS = 2540
 IMAGES = 512
 SHARPNESS = 80  # a caption's words then cost as many nats as a trained model's, not log V each
-ROUNDS = 3
+ROUNDS = 3  # turns that count; `--rounds` changes it
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 MEMORY = """
@@ -171,15 +171,14 @@ def decode(encoder: FrozenEncoder, files: list[Path]) -> Tensor:
         return torch.stack(list(pool.map(lambda file: preprocess.pixels(read_image(file)), files)))
 
 
-def race(contestants: Mapping[str, tuple[Callable[[], Any], int]], rounds: int = ROUNDS) -> Any:
+def race(contestants: Mapping[str, tuple[Callable[[], Any], int]]) -> Any:
     """Let contestants take turns, the first turn unmeasured; return images per second of each.
 
     Args:
         contestants: by name, what each does in a turn and how many images that is.
-        rounds: turns that count.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(1 + rounds):
+    for _ in range(1 + ROUNDS):
         for name, (turn, _) in contestants.items():
             started = perf_counter()
             turn()
@@ -406,7 +405,7 @@ def plain_part(scene: Scene) -> bool:
             IMAGES,
         ),
         "an image at a time, beam 5": (lambda: [plain.caption(f, 5) for f in some], len(some)),
-    }, rounds=3).values()  # fmt: skip
+    }).values()  # fmt: skip
     return check("ours / an image at a time", ours / theirs, at_least=8)
 
 
@@ -458,7 +457,7 @@ def transformers_part(scene: Scene) -> bool:
         "ours, pixels to caption, greedy": (ours, IMAGES),
         f"BLIP-base, greedy, batches of {batch}": (blip_base, batch),
         f"ViT-GPT2, greedy, batches of {batch}": (vit, batch),
-    }, rounds=2).values()  # fmt: skip
+    }).values()  # fmt: skip
     met = check("ours / BLIP-base", fast / slow[0], at_least=100)
     return met & check("ours / ViT-GPT2", fast / slow[1], at_least=100)
 
@@ -498,12 +497,15 @@ ON_REQUEST = ("transformers", "memory")
 
 
 def main() -> int:
+    global ROUNDS  # noqa: PLW0603
     parser = argparse.ArgumentParser()
     for name in ON_REQUEST:
         parser.add_argument(f"--{name}", action="store_true", help=f"also the part {name}")
     parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns that count")
     given = vars(parser.parse_args())
     chosen = [given["only"]] if given["only"] else [n for n in PARTS if given.get(n, True)]
+    ROUNDS = given["rounds"]
     print(describe_machine())
     if DEVICE == "cuda":
         print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
