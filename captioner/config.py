@@ -29,6 +29,7 @@ from captioner.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Few = Annotated[int, Field(ge=1, le=1000)]  # more would be a slip, or mischief in a model of others
 BUNDLED = "bundled:"  # prefix of a path that travels with the package
 
 
@@ -179,11 +180,11 @@ class TrainingConfig(Section):
 class DecodingConfig(Section):
     """How words are searched."""
 
-    beam_size: Count = Field(3, description="hypotheses kept per image; 1 is greedy")
+    beam_size: Few = Field(3, description="hypotheses kept per image; 1 is greedy")
     length_penalty: Annotated[float, Field(ge=0)] = Field(
         0.7, description="a: score = log-probability / length^a"
     )
-    max_length: Count = Field(24, description="most tokens, end included")
+    max_length: Few = Field(24, description="most tokens, end included")
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
     )

@@ -1,12 +1,17 @@
-"""Files appear whole or not at all: write aside, flush to disk, rename."""
+"""Files appear whole or not at all: write aside, flush to disk, rename. Strangers' are checked."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+MAX_JSON = 2**26  # bytes; a vocabulary of a million words needs a third of it
 
 
 @contextmanager
@@ -36,6 +41,37 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole."""
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, **options: Any) -> Any:
+    """Read a JSON file that a stranger may have written.
+
+    Args:
+        path: of a regular file of at most `MAX_JSON` bytes.
+        **options: of `json.loads`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no such file, or not JSON that fits into the stack.
+    """
+    check_regular(path)
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON:,} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), **options)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there but is no file: a pipe or a device may never end.
+
+    Raises:
+        OSError: if nothing is there.
+        ValueError: if it is not a regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
 
 
 def utf8_name(name: str) -> str:

@@ -46,10 +46,10 @@ def read_image(
         max_pixels: larger images (width x height) are refused before they are decoded. Above
             Pillow's own limit it raises that one too, for the whole process.
         at_least: pixels of the shorter side that are enough. A JPEG that has more is decoded at
-            1/2, 1/4 or 1/8 of its size, if at least so many remain, which takes a fraction of
-            the time. Of twice what the picture is then resized to, the resized pixels differ
-            by 1 of 255 on average on photographs, at most; of just what it is, by 3. None: at
-            full size.
+            1/2, 1/4 or 1/8 of its size, if at least so many remain and the fraction is exact,
+            which takes a fraction of the time. Of twice what the picture is then resized to,
+            the resized pixels differ by 1 of 255 at most, on average, on photographs; of just
+            what it is, by 3. None: at full size.
 
     Returns:
         RGB image, 8 bits per channel, upright.
@@ -67,8 +67,8 @@ def read_image(
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
             if at_least is not None:
-                # Only JPEGs have drafts. No mode is asked for: Pillow would take it for a wish.
-                image.draft(None, (at_least, at_least))
+                # Only JPEGs have drafts. No mode is asked for: it would become the picture's.
+                image.draft(None, _enough(image.size, at_least))
             image.load()
             _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
             return to_rgb(_upright(image))
@@ -122,6 +122,19 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"{size}: nothing to see", kind="no_pixels")
     if image.width * image.height > max_pixels:
         raise ImageError(f"{size}, more than the limit of {max_pixels:,}", kind="too_large")
+
+
+def _enough(size: tuple[int, int], at_least: int) -> tuple[int, int]:
+    """Return the smallest exact fraction of a size that libjpeg decodes and that is enough.
+
+    Where sides are not divided evenly, the picture would be stretched: another shape, resized to
+    another width and cropped half a pixel elsewhere, is 8 of 255 away instead of less than 1.
+    """
+    width, height = size
+    for scale in (8, 4, 2):
+        if width % scale == height % scale == 0 and min(size) // scale >= at_least:
+            return width // scale, height // scale
+    return size
 
 
 def _one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from captioner.errors import ModelError
-from captioner.files import write_text
+from captioner.files import read_json, write_text
 
 # What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
 # before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.
@@ -282,9 +282,7 @@ class Vocabulary:
             ModelError: if the file cannot be read or does not hold a vocabulary.
         """
         try:
-            content = json.loads(
-                Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates
-            )
+            content = read_json(Path(path), object_pairs_hook=_without_duplicates)
             return cls._from_json(content)
         except (OSError, ValueError, ModelError) as error:
             reason = str(error).removeprefix("vocabulary: ")

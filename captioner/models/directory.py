@@ -13,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from safetensors import SafetensorError
+import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner import __version__
-from captioner.config import DecodingConfig
+from captioner.config import DecoderConfig, DecodingConfig
 from captioner.errors import ModelError
-from captioner.files import whole_folder
+from captioner.files import check_regular, read_json, whole_folder
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import EncoderSpec, FrozenEncoder
+from captioner.models.encoder import EncoderSpec, FrozenEncoder, Precision
 from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.models.preprocess import Preprocess
+from captioner.models.weights import state_of
 from captioner.text import Vocabulary
 
 FORMAT_VERSION = 1
@@ -117,28 +119,27 @@ def read_model(folder: str | Path) -> Parts:
         ModelError: if a file is missing, damaged, or does not fit the others.
     """
     folder = model_folder(folder)
-    config = _read_config(folder / "config.json")
+    path = folder / "config.json"
+    config = _read_config(path)
     vocabulary = Vocabulary.load(folder / "vocab.json")
     preprocess = Preprocess.load(folder)
-    weights = folder / "model.safetensors"
-    states = _read_weights(weights)
     try:
-        about = config["encoder"]
-        spec = EncoderSpec(about["backbone"], about["builder_args"], preprocess, about["weights"])
-        settings = dict(config["decoder"])
+        spec, precision = _encoder_of(config["encoder"], preprocess)
+        settings = _decoder_of(config["decoder"])
         decoding = DecodingConfig.model_validate(config["decoding"])
-        precision = str(about.get("precision", "auto"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'}: incomplete: {error}") from error
-    if settings.get("vocab_size") != len(vocabulary):
+        raise ModelError(f"{path}: cannot be used: {_reason(error)}") from error
+    if settings["vocab_size"] != len(vocabulary):
         raise ModelError(
-            f"{folder}: config.json expects {settings.get('vocab_size')} words, "
+            f"{folder}: config.json expects {settings['vocab_size']} words, "
             f"vocab.json has {len(vocabulary)}"
         )
-    encoder = FrozenEncoder(spec, states["encoder"], precision)
-    if settings.get("feature_size") != encoder.feature_size:
+    weights = folder / "model.safetensors"
+    states = _read_weights(weights)
+    encoder = FrozenEncoder(spec, state_of(states["encoder"]), precision)
+    if settings["feature_size"] != encoder.feature_size:
         raise ModelError(
-            f"{folder}: config.json expects {settings.get('feature_size')} features, "
+            f"{folder}: config.json expects {settings['feature_size']} features, "
             f"{spec.backbone} gives {encoder.feature_size}"
         )
     decoder = _load_decoder(settings, states["decoder"], weights)
@@ -147,25 +148,61 @@ def read_model(folder: str | Path) -> Parts:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a captioner model config: {error!r}") from error
     if version != FORMAT_VERSION:
         raise ModelError(
-            f"{path}: format version {version}, this captioner reads {FORMAT_VERSION}; "
+            f"{path}: format version {version!r:.60}, this captioner reads {FORMAT_VERSION}; "
             f"update captioner or convert the model"
         )
     assert isinstance(config, dict)
     return config
 
 
+def _encoder_of(about: dict[str, Any], preprocess: Preprocess) -> tuple[EncoderSpec, str]:
+    kinds = {"backbone": str, "builder_args": dict, "weights": str}
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise ValueError(f"encoder.{name}: not a {kind.__name__}, given {about[name]!r:.60}")
+    precision = about.get("precision", "auto")
+    if precision not in get_args(Precision):
+        raise ValueError(f"encoder.precision: there is no {precision!r:.60}")
+    return EncoderSpec(preprocess=preprocess, **{name: about[name] for name in kinds}), precision
+
+
+def _decoder_of(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the decoder, each of a kind and in a range that it may have."""
+    sizes = {name: about[name] for name in ("vocab_size", "feature_size")}
+    for name, size in sizes.items():
+        if type(size) is not int:
+            raise ValueError(f"decoder.{name}: not a whole number, given {size!r:.60}")
+    rest = {name: value for name, value in about.items() if name not in sizes}
+    return sizes | DecoderConfig.model_validate(rest).model_dump()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        section = error.title.removesuffix("Config").lower()
+        name = ".".join(map(str, (section, *first["loc"])))
+        return f"{name}: {first['msg'].lower()}, given {first['input']!r:.60}"
+    return f"{error!s:.200}"
+
+
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each part, by the names they have in it."""
     try:
+        check_regular(path)
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
+    # The header may claim anything; what does not agree with the file's length is refused by
+    # safetensors, what torch has no type for fails in its own ways.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: cannot be read: {reason:.200}") from error
     states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
@@ -174,15 +211,26 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Path) -> Decoder:
-    try:
-        decoder = Decoder(**settings)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{where.parent / 'config.json'}: decoder: {error}") from error
     if settings["tie_weights"] and "embedding.weight" in state:
         state[TIED] = state["embedding.weight"]
+    misfit = f"{where}: does not fit config.json"
+    if settings["num_layers"] > len(state):
+        raise ModelError(f"{misfit}: it has no {settings['num_layers']} layers")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ModelError(f"{misfit}: {name} is {tensor.dtype}")
     try:
+        # Without memory first: only what the file really holds is allocated.
+        with torch.device("meta"):
+            empty = Decoder(**settings)
+        empty.load_state_dict(state)
+        decoder = Decoder(**settings)
         decoder.load_state_dict(state)
+    except (TypeError, ValueError, KeyError) as error:
+        config = where.parent / "config.json"
+        raise ModelError(f"{config}: decoder: {' '.join(str(error).split()):.300}") from error
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise ModelError(f"{where}: does not fit config.json: {' '.join(lines)}") from error
+        lines = str(error).splitlines()
+        reason = " ".join(line.strip() for line in lines[1:4] or lines)
+        raise ModelError(f"{misfit}: {reason:.300}") from error
     return decoder

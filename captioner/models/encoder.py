@@ -28,6 +28,7 @@ from captioner.models.weights import fetch_weights, load_strictly
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 NOT_CNN = ("maxvit", "swin", "vit")
 
 
@@ -172,15 +173,26 @@ def check_backbone(name: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
         raise ModelError(
-            f"encoder.backbone: torchvision has no classification CNN {name!r}; "
+            f"encoder.backbone: torchvision has no classification CNN {name!r:.60}; "
             f"did you mean {' or '.join(close)}?"
         )
 
 
-class _CountOnCpu(TorchFunctionMode):
-    """Keep RegNet's sums over block widths real while everything else is built on "meta"."""
+class _Building(TorchFunctionMode):
+    """Watch a network being built.
+
+    RegNet's sums over block widths stay real while everything else is built on "meta". What
+    never ends, such as arguments that ask for a million layers, is stopped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise ValueError("they ask for more layers than any CNN has")
         kwargs = dict(kwargs or {})
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
@@ -204,10 +216,13 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
         # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
         args = {"aux_logits": False, "init_weights": False} | args
     try:
-        with torch.device(device), _CountOnCpu():
+        with torch.device(device), _Building():
             network: nn.Module = models.get_model(name, weights=None, **args)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"encoder.builder_args: {name} refuses {args}: {error}") from error
+    # Builders check little: impossible arguments make them raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        message = f"encoder.builder_args: {name} refuses {args!s:.200}: {reason:.200}"
+        raise ModelError(message) from error
     return network
 
 

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
 from captioner.errors import ModelError
+from captioner.files import read_json
 from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -103,7 +104,7 @@ class Preprocess:
         """
         path = folder / FILE_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             made = cls(
                 resize_size=_side(values["resize_size"]),
                 crop_size=_side(values["crop_size"]),
@@ -115,7 +116,7 @@ class Preprocess:
             raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
         except KeyError as error:
             raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
-        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise ModelError(f"{path}: not a preprocessor config: {error}") from error
         if not min(made.std) > 0:
             raise ModelError(f"{path}: std must be above 0, given {made.std}")

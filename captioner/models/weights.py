@@ -141,6 +141,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: not a state dict: it must map names to tensors")
+    # One stored number can stand for any shape; converted, each would take its place.
+    if any(t.nbytes > t.untyped_storage().nbytes() for t in state.values()):
+        raise ModelError(f"{path}: damaged: its tensors claim more numbers than it holds")
     return state_of(state)
 
 
@@ -176,9 +179,19 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
         for k in sorted(wanted.keys() & given.keys())
         if given[k].shape != wanted[k].shape
     ]
+    kinds = [
+        f"{k} is {given[k].dtype}"
+        for k in sorted(wanted.keys() & given.keys())
+        if given[k].is_floating_point() != wanted[k].is_floating_point()
+    ]
     faults = [
         f"{what}: {_few(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("shape", shapes),
+            ("numbers", kinds),
+        )
         if names
     ]
     if faults:
