@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: write aside, flush to disk, rename. Strangers' are checked."""
+"""Files appear whole or not at all: write aside, flush to disk, rename; and are read with care."""
 
 from __future__ import annotations
 

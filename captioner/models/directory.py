@@ -205,6 +205,9 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         raise ModelError(f"{path}: cannot be read: {reason:.200}") from error
     states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
+        # No caption is more probable than another where one number is none.
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise ModelError(f"{path}: {name:.100} holds what is no finite number")
         part, _, rest = name.partition(".")
         states.setdefault(part, {})[rest] = tensor
     return states
@@ -223,7 +226,7 @@ def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Pat
         # Without memory first: only what the file really holds is allocated.
         with torch.device("meta"):
             empty = Decoder(**settings)
-        empty.load_state_dict(state)
+        empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
         decoder = Decoder(**settings)
         decoder.load_state_dict(state)
     except (TypeError, ValueError, KeyError) as error:

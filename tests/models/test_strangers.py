@@ -296,6 +296,15 @@ def test_numbers_of_another_kind(folder, part):
         assert loaded.encoder.fingerprint()
 
 
+@pytest.mark.parametrize("name", ["decoder.embedding.weight", "encoder.features.0.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number(folder, name, value):
+    whole = load_file(folder / "model.safetensors")
+    whole[name].view(-1)[3] = value
+    save_file(whole, folder / "model.safetensors")
+    assert f"{name} holds what is no finite number" in refused(folder)
+
+
 def test_one_number_that_claims_to_be_many(tmp_path):
     torch.save({"x": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)}, tmp_path / "x.pth")
     with NothingLarge(), pytest.raises(ModelError, match="claim more numbers than it holds"):
