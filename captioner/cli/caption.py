@@ -247,7 +247,11 @@ def _say_totals(count: int, failed: int, fresh: int, started: float, where: str)
 
 def _report(record: Record) -> None:
     if record.error:
-        say(f"captioner: {record.file_name}: {record.error}")
+        # A file's name may hold line feeds, or what a terminal obeys.
+        name = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in record.file_name
+        )
+        say(f"captioner: {name}: {record.error}")
 
 
 def _format_of(output: Path | None) -> str:

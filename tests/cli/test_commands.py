@@ -343,3 +343,10 @@ def test_what_an_engine_does_not_do_is_refused(home, words, message):
     done = run("caption", "x.png", *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_hostile_name_is_one_harmless_line(home, tmp_path):
+    (tmp_path / "a\n\x1b[31m.png").write_bytes(b"")
+    done = run("caption", str(tmp_path))
+    (line,) = [line for line in done.stderr.splitlines() if "empty file" in line]
+    assert line == f"captioner: {tmp_path}/a\\n\\x1b[31m.png: empty file"
