@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,7 @@ from PIL import Image
 from captioner.errors import ImageError
 from captioner.images import MAX_PIXELS, SUFFIXES, read_image, to_rgb
 
-RED, GREEN, BLUE, WHITE, BLACK = (
-    (255, 0, 0),
-    (0, 255, 0),
-    (0, 0, 255),
-    (255, 255, 255),
-    (0, 0, 0),
-)
-ORIENTATION = 0x0112
-UPRIGHT = np.array([[RED, GREEN, BLUE], [WHITE, BLACK, (255, 255, 0)]], np.uint8)
-# What the EXIF standard calls row 0 and column 0, as the array a camera would have stored.
-STORED: dict[int, Callable[[Any], Any]] = {
-    1: lambda up: up,  # row 0 at the top, column 0 at the left
-    2: lambda up: up[:, ::-1],  # top, right
-    3: lambda up: up[::-1, ::-1],  # bottom, right
-    4: lambda up: up[::-1],  # bottom, left
-    5: lambda up: up.swapaxes(0, 1),  # left, top
-    6: lambda up: up[:, ::-1].swapaxes(0, 1),  # right, top
-    7: lambda up: up[::-1, ::-1].swapaxes(0, 1),  # right, bottom
-    8: lambda up: up[::-1].swapaxes(0, 1),  # left, bottom
-}
+from hostile_files import BLACK, BLUE, GREEN, ORIENTATION, RED, STORED, UPRIGHT, WHITE
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:

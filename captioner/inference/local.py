@@ -180,14 +180,15 @@ def caption_batches(
     source = iter(batches)
     with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as pool:
         waiting: deque[list[Future[_Read]]] = deque()
-        while True:
+
+        def read_ahead() -> None:
             for batch in islice(source, AHEAD - len(waiting)):
                 waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
-            if not waiting:
-                return
+
+        read_ahead()
+        while waiting:
             ready = [image.result() for image in waiting.popleft()]
-            for batch in islice(source, AHEAD - len(waiting)):
-                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
+            read_ahead()
             yield caption(ready)
 
 
