@@ -75,20 +75,22 @@ class Preprocess:
         pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
         return pixels
 
-    def normalize(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale to what the CNN expects; on the device, where it is cheap.
 
         Args:
             pixels: uint8 (B, 3, S, S).
+            dtype: to round to, once all is computed in float32.
 
         Returns:
-            float32 (B, 3, S, S), channels last in memory.
+            dtype (B, 3, S, S), channels last in memory.
         """
-        images = pixels.to(dtype=torch.float32, memory_format=torch.channels_last)
+        images = pixels.float()
         shape = (1, 3, 1, 1)
         mean = images.new_tensor(self.mean).view(shape) * 255
         std = images.new_tensor(self.std).view(shape) * 255
-        return (images - mean) / std
+        # Last, as it is the costly part: moving what is already rounded moves half as much.
+        return images.sub_(mean).div_(std).to(dtype).contiguous(memory_format=torch.channels_last)
 
     def save(self, folder: Path) -> None:
         """Write `preprocessor_config.json` into a folder."""

@@ -19,7 +19,6 @@ from captioner.images import read_image
 from captioner.models.encoder import (
     EncoderSpec,
     FrozenEncoder,
-    _fold,
     best_precision,
     build_backbone,
     check_backbone,
@@ -149,7 +148,7 @@ def test_the_fast_form_gives_torchvisions_features(backbone: str, make_state: Ma
     assert spread > 1e-4  # or else the comparison says nothing about the images
     rough = FrozenEncoder(spec, state, "bf16")(images)
     assert rough.dtype == torch.float32
-    # Random weights magnify rounding; trained ones are held to 0.995 below.
+    # Random weights magnify rounding; trained ones are held to 0.999 below.
     assert functional.cosine_similarity(rough, wanted).min() >= 0.99
 
 
@@ -169,40 +168,7 @@ def test_trained_weights_see_photographs_alike_in_low_precision(
         for given in ("fp32", precision)
     )
     images = torch.stack([exact.spec.preprocess.pixels(read_image(p)) for p in photographs])
-    assert functional.cosine_similarity(rough(images), exact(images)).min() >= 0.995
-
-
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "googlenet"])
-def test_no_batch_norm_is_left_behind_a_convolution(backbone: str, make_state: MakeState) -> None:
-    encoder = FrozenEncoder(spec_of(backbone, 64), make_state(backbone), "fp32")
-    assert not [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-
-
-class Shared(nn.Module):
-    """A convolution that feeds a batch norm and also goes around it; no torchvision CNN does so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.norm.running_mean = torch.ones(4)
-        self.norm.running_var = torch.full((4,), 9.0)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.convolution(images)
-        return self.norm(maps) + maps
-
-
-def test_a_convolution_with_other_readers_is_not_folded() -> None:
-    network, images = Shared().eval(), pixels(32).float()
-    with torch.no_grad():
-        torch.testing.assert_close(_fold(network)(images), network(images))
-
-
-def test_channels_are_last_in_memory(tiny_encoder: FrozenEncoder) -> None:
-    convolutions = [m for m in tiny_encoder.modules() if isinstance(m, nn.Conv2d)]
-    assert convolutions
-    for layer in convolutions:
-        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert functional.cosine_similarity(rough(images), exact(images)).min() >= 0.999
 
 
 def test_a_batch_gives_what_its_images_give_alone(tiny_encoder: FrozenEncoder) -> None:
