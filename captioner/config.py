@@ -188,6 +188,9 @@ class DecodingConfig(Section):
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
+    )
     sample: bool = Field(False, description="draw words at random instead of searching")
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="sampling: below 1 sharper, above 1 flatter"

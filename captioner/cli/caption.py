@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from captioner.cli.options import (
-    batch_option,
     decoding_options,
     device_option,
     find_model,
@@ -67,7 +66,13 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     help="ray: on a cluster, where $RAY_ADDRESS names one; .jsonl or .parquet.",
 )
 @click.option("--num-gpus", type=click.FloatRange(0), help="ray: of each worker.  [default: 0]")
-@batch_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Images per pass; lowered where memory is short.",
+)
 @click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
 @decoding_options
 @device_option
@@ -87,7 +92,7 @@ def command(
     scaled_decoding: bool,
     engine: str,
     num_gpus: float | None,
-    batch_size: int | None,
+    batch_size: int,
     num_workers: int | None,
     device: str,
     **decoding: Any,
@@ -188,13 +193,9 @@ def _with_ray(
     options: dict[str, Any],
 ) -> int:
     from captioner.inference.cluster import caption_with_ray
-    from captioner.inference.local import default_batch_size
 
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output}: exists; --overwrite replaces it")
-    options["batch_size"] = options["batch_size"] or default_batch_size(
-        "cuda" if num_gpus else "cpu"
-    )
     kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
     done = caption_with_ray(model, items, output, format=kind, num_gpus=num_gpus or 0, **options)
     _say_totals(done.images, done.failed, done.images, started, f", in {output}")

@@ -30,12 +30,6 @@ model_option = click.option(
     type=click.Path(path_type=Path),
     help="Model or run directory.  [default: $CAPTIONER_MODEL, else the newest run under runs/]",
 )
-batch_option = click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    help="Images per pass; lowered where memory is short.  [default: by device]",
-)
-
 _DECODING = (
     click.option("--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."),
     click.option("--length-penalty", type=float, help="a: score = log-probability / length^a."),

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.files import utf8_name, whole_file
-from captioner.inference.local import caption_files
+from captioner.inference.local import BATCH_SIZE, caption_files
 from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner, model_folder
@@ -60,7 +60,7 @@ def caption_with_ray(
     output: Path,
     *,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     num_workers: int | None = None,
     num_gpus: float = 0,
     concurrency: int | tuple[int, int] | None = None,

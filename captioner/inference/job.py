@@ -17,7 +17,7 @@ from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, whole_file
 from captioner.images import MAX_PIXELS
 from captioner.inference.journal import Journal, forget, journals_of, merged
-from captioner.inference.local import Record, batched, caption_batches, default_batch_size
+from captioner.inference.local import BATCH_SIZE, Record, batched, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
@@ -50,7 +50,7 @@ def caption_to_file(
     *,
     model: str,
     format: str,
-    batch_size: int | None = None,
+    batch_size: int = BATCH_SIZE,
     n_best: int = 1,
     overwrite: bool = False,
     retry_errors: bool = False,
@@ -73,7 +73,7 @@ def caption_to_file(
         output: file to write.
         model: fingerprint of the model; another does not go on with the job.
         format: one of `writers.FORMATS` that is one file.
-        batch_size: images per pass; None: what suits the device.
+        batch_size: images per pass; lowered where memory is short.
         n_best: captions per image.
         overwrite: forget what was done, replace what was written.
         retry_errors: try again what failed.
@@ -90,7 +90,6 @@ def caption_to_file(
         DataError: at the first failure, if `stop_on_error`; or if a file cannot be written.
     """
     world = world or World()
-    batch_size = batch_size or default_batch_size(captioner.device.type)
     reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     identity = {"model": model, "n_best": n_best, **settings, **reading}

@@ -1,4 +1,10 @@
-"""Images -> caption records, on this machine: read ahead, encode in batches, search."""
+"""Images -> caption records, on this machine: read ahead, encode in batches, search.
+
+A GPU is fed: threads read and decode while it encodes and searches. On a processor there is
+nothing to feed. Its cores would only be fought for, and the threads of a matrix product wait for
+each other: one that decodes in between keeps all waiting. So there each thread reads, decodes and
+encodes a few images by itself, or searches for some, and computes with one core.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +13,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,8 +28,12 @@ from captioner.images import MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
 
+T = TypeVar("T")
+
 DIGEST_BYTES = 16
+BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
 AHEAD = 2  # batches that are read while one is captioned
+SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +85,28 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """An image as a reading thread leaves it; `pixels` is None where it was captioned before."""
+    """An image as a reading thread leaves it.
+
+    Attributes:
+        name: of the item.
+        digest: of its content.
+        found: pixels, or on a processor the features already; None if it was captioned before.
+    """
 
     name: str
     digest: bytes
-    pixels: Tensor | ImageError | None
-
-
-def default_batch_size(device: str) -> int:
-    """Return images per pass that keep a device busy; fewer are taken where memory is short."""
-    return 256 if device == "cuda" else 64
+    found: Tensor | ImageError | None
 
 
 def caption_files(
-    captioner: Captioner, items: Iterable[Item], *, batch_size: int | None = None, **options: Any
+    captioner: Captioner, items: Iterable[Item], *, batch_size: int = BATCH_SIZE, **options: Any
 ) -> Iterator[Record]:
     """Caption images; a bad one costs its own record and nothing else.
 
     Args:
         captioner: on its device.
         items: images; or what could not be found, passed through as failures.
-        batch_size: images per pass; None: what suits the device.
+        batch_size: images per pass; fewer where memory is short.
         **options: see `caption_batches`.
 
     Yields:
@@ -103,12 +115,11 @@ def caption_files(
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
     """
-    batches = batched(items, batch_size or default_batch_size(captioner.device.type))
-    for batch in caption_batches(captioner, batches, **options):
+    for batch in caption_batches(captioner, batched(items, batch_size), **options):
         yield from (done.record for done in batch if done.record)
 
 
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield items in lists of a size; the last may be shorter."""
     source = iter(items)
     while batch := list(islice(source, size)):
@@ -153,6 +164,7 @@ def caption_batches(
     at_least = preprocess.enough if scaled_decoding else None
     encode = _WithinMemory(captioner.encoder)
     search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))
+    on_processor = captioner.device.type == "cpu"
 
     def read(item: Item, before: frozenset[bytes]) -> _Read:
         digest = b""
@@ -166,30 +178,66 @@ def caption_batches(
         except ImageError as error:
             return _Read(item.name, digest, None if digest in before else error)
 
+    def prepare(items: list[tuple[Item, frozenset[bytes]]]) -> list[_Read]:
+        images = [read(item, before) for item, before in items]
+        pixels = _tensors(images)
+        if not on_processor or not pixels:
+            return images
+        features = iter(captioner.encoder(torch.stack(pixels)))
+        return [
+            replace(image, found=next(features)) if isinstance(image.found, Tensor) else image
+            for image in images
+        ]
+
     def caption(batch: list[_Read]) -> list[Done]:
-        pixels = [image.pixels for image in batch if isinstance(image.pixels, Tensor)]
         found: Iterator[list[Caption]] = iter(())
-        if pixels:
-            stacked = torch.stack(pixels)
-            if captioner.device.type == "cuda":
-                stacked = stacked.pin_memory()  # copied while the device computes
-            features = torch.cat(encode(stacked))
-            found = (captions for part in search(features) for captions in part)
+        if tensors := _tensors(batch):
+            stacked = torch.stack(tensors)
+            if on_processor:
+                found = chain.from_iterable(
+                    captions
+                    for parts in pool.map(search, stacked.split(SEARCHED))
+                    for captions in parts
+                )
+            else:
+                if captioner.device.type == "cuda":
+                    stacked = stacked.pin_memory()  # copied while the device computes
+                features = torch.cat(encode(stacked))
+                found = chain.from_iterable(search(features))
         return [Done(image.name, image.digest, _record(image, found)) for image in batch]
 
     source = iter(batches)
-    with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as pool:
-        waiting: deque[list[Future[_Read]]] = deque()
+    together = captioner.encoder.images_per_pass if on_processor else 1
+    with _workers(num_workers or os.cpu_count() or 1, alone=on_processor) as pool:
+        waiting: deque[list[Future[list[_Read]]]] = deque()
 
         def read_ahead() -> None:
             for batch in islice(source, AHEAD - len(waiting)):
-                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
+                items = ((item, known(item.name)) for item in batch)
+                waiting.append([pool.submit(prepare, part) for part in batched(items, together)])
 
         read_ahead()
         while waiting:
-            ready = [image.result() for image in waiting.popleft()]
+            ready = [image for part in waiting.popleft() for image in part.result()]
             read_ahead()
             yield caption(ready)
+
+
+@contextmanager
+def _workers(count: int, *, alone: bool) -> Iterator[ThreadPoolExecutor]:
+    """Give threads; each of those that work alone computes with one core."""
+    threads = torch.get_num_threads()
+    single = partial(torch.set_num_threads, 1)
+    pool = ThreadPoolExecutor(count, initializer=single if alone else None)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # or else other new threads would begin with one
+
+
+def _tensors(images: Iterable[_Read]) -> list[Tensor]:
+    return [image.found for image in images if isinstance(image.found, Tensor)]
 
 
 def _content(item: Item) -> bytes:
@@ -201,10 +249,10 @@ def _content(item: Item) -> bytes:
 
 
 def _record(image: _Read, found: Iterator[list[Caption]]) -> Record | None:
-    if image.pixels is None:
+    if image.found is None:
         return None
-    if isinstance(image.pixels, ImageError):
-        return Record(image.name, error=str(image.pixels), kind=image.pixels.kind)
+    if isinstance(image.found, ImageError):
+        return Record(image.name, error=str(image.found), kind=image.found.kind)
     return Record(image.name, tuple(next(found)))
 
 

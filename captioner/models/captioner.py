@@ -17,7 +17,7 @@ from captioner.config import DecodingConfig
 from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
-from captioner.models.encoder import FrozenEncoder
+from captioner.models.encoder import FrozenEncoder, dtype_of
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, sample
@@ -26,6 +26,7 @@ from captioner.text import Vocabulary, detokenize, tokenize
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
 BATCH = 32  # images that go through the CNN together
+LARGE = 256  # units of a layer whose matrices are worth rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class Captioner:
         settings = self.settings(n_best=n_best, **decoding)
         words = self.vocabulary
         hidden = self.decoder.init_hidden(features.to(self.device))
+        step = self.decoder.stepper(self._dtype(settings.precision))
         ids: dict[str, Any] = {
             "bos_id": words.bos_id,
             "eos_id": words.eos_id,
@@ -124,7 +126,7 @@ class Captioner:
         }
         if settings.sample:
             found = sample(
-                self.decoder.step,
+                step,
                 hidden,
                 temperature=settings.temperature,
                 top_k=settings.top_k,
@@ -135,7 +137,7 @@ class Captioner:
             )
         else:
             found = beam_search(
-                self.decoder.step,
+                step,
                 hidden,
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
@@ -144,6 +146,11 @@ class Captioner:
                 **ids,
             )
         return self._read(found)
+
+    def _dtype(self, precision: str) -> torch.dtype:
+        """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
+        small = self.decoder.settings["hidden_size"] < LARGE
+        return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
     def _read(self, found: Hypotheses) -> list[list[Caption]]:
         """Turn ids into captions."""

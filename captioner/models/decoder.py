@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from captioner.models.stepping import Stepper
 from captioner.recurrence import Elman, Phi
+from captioner.search import Step
 from captioner.text import Vocabulary
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -185,7 +186,8 @@ class Decoder(nn.Module):
         self.is_lstm = cell == "lstm"
         self.num_layers = num_layers
         self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
-        self.stepper = Stepper()
+        self._stepper: Step | None = None
+        self._made_from: list[object] = []
         self.cell = _build_cell(cell, nonlinearity, embed_size, hidden_size, num_layers, dropout)
         self.init_hidden = InitialState(
             feature_size=feature_size,
@@ -255,7 +257,7 @@ class Decoder(nn.Module):
         return self.to_logits(outputs), hidden
 
     def step(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance by one token.
+        """Advance by one token; `stepper` does it faster where no gradients are wanted.
 
         Args:
             token_ids: int64 (B,).
@@ -264,11 +266,29 @@ class Decoder(nn.Module):
         Returns:
             logits (B, V) of the next token, and the hidden state after this one.
         """
-        if torch.is_grad_enabled() or self.training or not isinstance(self.cell, nn.RNNBase):
-            logits, hidden = self(token_ids.unsqueeze(1), hidden)
-            return logits.squeeze(1), hidden
-        outputs, hidden = self.stepper.step(self.embedding, self.cell, token_ids, hidden)
-        return self.to_logits(outputs), hidden
+        logits, hidden = self(token_ids.unsqueeze(1), hidden)
+        return logits.squeeze(1), hidden
+
+    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
+        """Return `step` in its fast form, for many steps with the weights as they are now.
+
+        Args:
+            dtype: of matrix products; those of a cell without a fast form stay in float32.
+        """
+        if not isinstance(self.cell, nn.RNNBase):
+            return self.step
+        weights = list(self.parameters())
+        # In-place changes count the version up; a move to another device shows in the address.
+        # Tensors made in inference mode have no version: nothing may be remembered of them.
+        counted = not any(weight.is_inference() for weight in weights)
+        made_from = [dtype, *((w.data_ptr(), w._version, w.device) for w in weights if counted)]
+        if self._stepper is None or not counted or self._made_from != made_from:
+            with torch.no_grad():
+                self._stepper = Stepper(
+                    self.embedding, self.cell, self.to_embed, self.output, dtype
+                )
+            self._made_from = made_from
+        return self._stepper
 
 
 def _build_cell(

@@ -108,7 +108,7 @@ class FrozenEncoder(nn.Module):
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""
         self.device = device
-        self.dtype = DTYPES[self.precision if self.precision != "auto" else best_precision(device)]
+        self.dtype = dtype_of(self.precision, device)
         # From the exact weights: rounded or packed ones cannot be made exact again.
         network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
         remove_head(network)
@@ -133,9 +133,13 @@ class FrozenEncoder(nn.Module):
         Returns:
             features, float32 (B, F).
         """
-        on_cpu = self.device.type == "cpu"
-        size = CPU_BYTES // self.dtype.itemsize if on_cpu else max(1, len(pixels))
+        size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
         return torch.cat([self._encode(part) for part in pixels.split(size)])
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images a processor encodes at once."""
+        return CPU_BYTES // self.dtype.itemsize
 
     def _encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)
@@ -150,6 +154,11 @@ class FrozenEncoder(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a precision; "auto" is the best of the device."""
+    return DTYPES[best_precision(device) if precision == "auto" else precision]
 
 
 def best_precision(device: torch.device) -> str:

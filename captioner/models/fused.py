@@ -115,6 +115,7 @@ class _Convolution(nn.Module):
         super().__init__()
         weight, bias = convolution.weight.detach(), convolution.bias
         self._weight = weight if dtype == torch.float32 else round_weights(weight, dtype)
+        self._packed: Tensor | None = None
         self._bias = None if bias is None else bias.detach()
         self._geometry = (
             convolution.padding,
@@ -123,26 +124,26 @@ class _Convolution(nn.Module):
             convolution.groups,
         )
         self._activation, self._arguments = activation
-        self._packed = False
 
     def forward(self, images: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return activation(convolution(images) + shortcut), (B, C, H, W)."""
-        if not self._packed:  # which layout is best depends on the images' size
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+        weight = self._packed  # by several threads at once, at worst: they all pack the same
+        if weight is None:  # which layout is best depends on the images' size
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight, *self._geometry, images.shape
             )
-            self._packed = True
+            self._packed = weight
         result: Tensor
         kernel = torch.ops.mkldnn._convolution_pointwise
         if shortcut is None:
             after: tuple[Any, ...] = (self._activation, self._arguments, "")
-            result = kernel(images, self._weight, self._bias, *self._geometry, *after)
+            result = kernel(images, weight, self._bias, *self._geometry, *after)
         else:
             # The bias stays in fp32 wherever it may: exact, at no cost. This kernel takes none.
             bias = None if self._bias is None else self._bias.to(images.dtype)
             unary = None if self._activation == "none" else self._activation
             after = ("add", 1.0, unary, self._arguments, "")
-            result = kernel.binary(images, shortcut, self._weight, bias, *self._geometry, *after)
+            result = kernel.binary(images, shortcut, weight, bias, *self._geometry, *after)
         return result
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captioner.models.decoder import Decoder
+from captioner.search import Step
 from captioner.text import Vocabulary
 
 ROWS = 1024  # read together: beginnings times images, or captions
@@ -60,6 +61,7 @@ def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequenc
         for word in caption:
             node = node.setdefault(word, {})
         node.setdefault(Vocabulary.eos_id, []).append(i)
+    step = decoder.stepper()
     sums = torch.zeros(hidden.shape[1], len(captions), device=hidden.device)
     for images, part in zip(hidden.split(ROWS, dim=1), sums.split(ROWS), strict=True):
         start = Beginnings(
@@ -68,16 +70,16 @@ def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequenc
         # The deepest beginnings go first: few wait at a time, however long the captions are.
         waiting = [start]
         while waiting:
-            waiting += _read(decoder, waiting.pop(), part)
+            waiting += _read(step, waiting.pop(), part)
     return sums
 
 
-def _read(decoder: Decoder, here: Beginnings, sums: Tensor) -> Iterator[Beginnings]:
+def _read(step: Step, here: Beginnings, sums: Tensor) -> Iterator[Beginnings]:
     """Read one word; write the sums (N, C) of the captions that end, yield what goes on."""
     count, images = here.log_probs.shape
     before = here.hidden[:, here.parents]  # (S, K, N, H)
     words = torch.tensor(here.words, device=sums.device).repeat_interleave(images)
-    logits, after = decoder.step(words, before.flatten(1, 2))
+    logits, after = step(words, before.flatten(1, 2))
     after = after.view_as(before)
     next_word = logits.float().log_softmax(-1).view(count, images, -1)  # (K, N, V)
 

@@ -27,42 +27,51 @@ def test_steps_and_teacher_forcing_share_weights_and_answers(cell, num_layers, t
 @pytest.mark.parametrize("phi", ["tanh", "relu"])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("rows", [3, 100])
-def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, rows):
-    decoder = toys.decoder(cell=cell, num_layers=num_layers, nonlinearity=phi).eval()
-    ids = torch.randint(decoder.settings["vocab_size"], (rows, 4))
-    with torch.no_grad():
-        hidden = start = decoder.init_hidden(torch.randn(rows, 6))
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, tie_weights):
+    decoder = toys.decoder(
+        cell=cell, num_layers=num_layers, nonlinearity=phi, tie_weights=tie_weights
+    ).eval()
+    with torch.no_grad():  # biases start at zero, where a lost one would not show
+        for weight in decoder.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        ids = torch.randint(decoder.settings["vocab_size"], (9, 4))
+        hidden = start = decoder.init_hidden(torch.randn(9, 6))
         logits, last = decoder(ids, start)
-        for t in range(4):
-            step_logits, hidden = decoder.step(ids[:, t], hidden)
-            torch.testing.assert_close(step_logits, logits[:, t], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(hidden, last, atol=1e-6, rtol=1e-5)
+        for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+            step, hidden = decoder.stepper(dtype), start
+            for t in range(4):
+                step_logits, hidden = step(ids[:, t], hidden)
+                assert hidden.dtype == torch.float32
+                torch.testing.assert_close(step_logits.float(), logits[:, t], atol=near, rtol=near)
+            torch.testing.assert_close(hidden, last, atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("name", ["embedding.weight", "cell.weight_ih_l0", "cell.bias_ih_l0"])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_search_follows_weights_that_change(name, mode):
+def test_a_stepper_is_kept_until_a_weight_changes():
     decoder = toys.decoder(cell="lstm").eval()
-    ids = torch.randint(decoder.settings["vocab_size"], (100, 1))
-    with mode():
-        hidden = decoder.init_hidden(torch.randn(100, 6))
-        decoder.step(ids[:, 0], hidden)
-    with torch.no_grad():
-        decoder.get_parameter(name).normal_()
-    with mode():
-        found, _ = decoder.step(ids[:, 0], hidden)
-        expected, _ = decoder(ids, hidden)
-    torch.testing.assert_close(found, expected[:, 0], atol=1e-6, rtol=1e-5)
+    ids, hidden = torch.tensor([4, 5]), decoder.init_hidden(torch.randn(2, 6)).detach()
+    for name, weight in decoder.named_parameters():
+        if name.startswith("init_hidden"):
+            continue
+        before = decoder.stepper()
+        assert decoder.stepper() is before
+        with torch.no_grad():
+            weight.add_(torch.randn_like(weight))
+            after = decoder.stepper()
+            assert after is not before, name
+            expected, _ = decoder.step(ids, hidden)
+            torch.testing.assert_close(after(ids, hidden)[0], expected, atol=1e-5, rtol=1e-5)
+    assert decoder.stepper(torch.bfloat16) is not decoder.stepper()
 
 
 def test_weights_made_in_inference_mode_are_searched_too():
     with torch.inference_mode():
         decoder = toys.decoder(cell="gru").eval()
-        ids = torch.zeros(100, 1, dtype=torch.int64)
-        hidden = decoder.init_hidden(torch.randn(100, 6))
-        found, _ = decoder.step(ids[:, 0], hidden)
-        torch.testing.assert_close(found, decoder(ids, hidden)[0][:, 0], atol=1e-6, rtol=1e-5)
+        ids, hidden = torch.zeros(9, dtype=torch.int64), decoder.init_hidden(torch.randn(9, 6))
+        for _ in range(2):
+            found, _ = decoder.stepper()(ids, hidden)
+            torch.testing.assert_close(found, decoder.step(ids, hidden)[0], atol=1e-6, rtol=1e-5)
+            decoder.output.bias.add_(1)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -83,8 +83,10 @@ def test_the_company_of_other_captions_changes_nothing(captions, i):
 def test_no_beginning_is_read_twice(hidden, monkeypatch):
     decoder = toys.decoder().eval()
     read = []
-    step = decoder.step
-    monkeypatch.setattr(decoder, "step", lambda ids, h: read.append(len(ids)) or step(ids, h))
+    step = decoder.stepper()
+    monkeypatch.setattr(
+        decoder, "stepper", lambda: lambda ids, h: read.append(len(ids)) or step(ids, h)
+    )
     log_likelihoods(decoder, hidden(decoder), CAPTIONS)
     beginnings = {tuple(caption[:end]) for caption in CAPTIONS for end in range(len(caption) + 1)}
     assert sum(read) == 5 * len(beginnings)
