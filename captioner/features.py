@@ -33,6 +33,7 @@ from captioner.errors import DataError, ImageError, ModelError
 from captioner.files import write_text
 from captioner.images import read_file, read_image
 from captioner.models.encoder import FrozenEncoder
+from captioner.workers import on_cores, workers
 
 KEY_BYTES = 16
 PLAIN, MIRRORED = "plain", "mirrored"
@@ -233,7 +234,7 @@ def fill_store(
         return tuple(image_key(data, view) for view in views)
 
     alone = store.filling() if share[1] == 1 else nullcontext()
-    with alone, ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+    with alone, workers(None, encoder.device) as pool:
         for path, found in zip(images, _ahead(pool, keys_of, images, 256), strict=True):
             if isinstance(found, ImageError):
                 broken[path] = found
@@ -283,7 +284,12 @@ def _encode(
                 new = {keys[path][view]: path for path in good if keys[path][view] not in store}
                 if new:
                     pixels = torch.stack([good[path] for path in new.values()])
-                    features = encoder(pixels.flip(-1) if view else pixels)
+                    pixels = pixels.flip(-1) if view else pixels
+                    if encoder.device.type == "cpu":
+                        parts = on_cores(pool, encoder, pixels, encoder.images_per_pass)
+                        features = torch.cat(parts)
+                    else:
+                        features = encoder(pixels)
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
     return broken

@@ -1,22 +1,14 @@
-"""Images -> caption records, on this machine: read ahead, encode in batches, search.
-
-A GPU is fed: threads read and decode while it encodes and searches. On a processor there is
-nothing to feed. Its cores would only be fought for, and the threads of a matrix product wait for
-each other: one that decodes in between keeps all waiting. So there each thread reads, decodes and
-encodes a few images by itself, or searches for some, and computes with one core.
-"""
+"""Images -> caption records, on this machine: read ahead, encode in batches, search."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +19,7 @@ from captioner.errors import ImageError, ImageErrorKind
 from captioner.images import MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
+from captioner.workers import on_cores, workers
 
 T = TypeVar("T")
 
@@ -90,7 +83,7 @@ class _Read:
     Attributes:
         name: of the item.
         digest: of its content.
-        found: pixels, or on a processor the features already; None if it was captioned before.
+        found: pixels; None if it was captioned before.
     """
 
     name: str
@@ -164,7 +157,6 @@ def caption_batches(
     at_least = preprocess.enough if scaled_decoding else None
     encode = _WithinMemory(captioner.encoder)
     search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))
-    on_processor = captioner.device.type == "cpu"
 
     def read(item: Item, before: frozenset[bytes]) -> _Read:
         digest = b""
@@ -178,66 +170,35 @@ def caption_batches(
         except ImageError as error:
             return _Read(item.name, digest, None if digest in before else error)
 
-    def prepare(items: list[tuple[Item, frozenset[bytes]]]) -> list[_Read]:
-        images = [read(item, before) for item, before in items]
-        pixels = _tensors(images)
-        if not on_processor or not pixels:
-            return images
-        features = iter(captioner.encoder(torch.stack(pixels)))
-        return [
-            replace(image, found=next(features)) if isinstance(image.found, Tensor) else image
-            for image in images
-        ]
-
     def caption(batch: list[_Read]) -> list[Done]:
         found: Iterator[list[Caption]] = iter(())
-        if tensors := _tensors(batch):
-            stacked = torch.stack(tensors)
-            if on_processor:
-                found = chain.from_iterable(
-                    captions
-                    for parts in pool.map(search, stacked.split(SEARCHED))
-                    for captions in parts
-                )
+        pixels = [image.found for image in batch if isinstance(image.found, Tensor)]
+        if pixels:
+            stacked = torch.stack(pixels)
+            if captioner.device.type == "cpu":
+                features = on_cores(pool, captioner.encoder, stacked, together)
+                parts = on_cores(pool, search, torch.cat(features), SEARCHED)
             else:
                 if captioner.device.type == "cuda":
                     stacked = stacked.pin_memory()  # copied while the device computes
-                features = torch.cat(encode(stacked))
-                found = chain.from_iterable(search(features))
+                parts = [search(torch.cat(encode(stacked)))]
+            found = (captions for part in parts for some in part for captions in some)
         return [Done(image.name, image.digest, _record(image, found)) for image in batch]
 
     source = iter(batches)
-    together = captioner.encoder.images_per_pass if on_processor else 1
-    with _workers(num_workers or os.cpu_count() or 1, alone=on_processor) as pool:
-        waiting: deque[list[Future[list[_Read]]]] = deque()
+    together = captioner.encoder.images_per_pass
+    with workers(num_workers, captioner.device) as pool:
+        waiting: deque[list[Future[_Read]]] = deque()
 
         def read_ahead() -> None:
             for batch in islice(source, AHEAD - len(waiting)):
-                items = ((item, known(item.name)) for item in batch)
-                waiting.append([pool.submit(prepare, part) for part in batched(items, together)])
+                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
 
         read_ahead()
         while waiting:
-            ready = [image for part in waiting.popleft() for image in part.result()]
+            ready = [image.result() for image in waiting.popleft()]
             read_ahead()
             yield caption(ready)
-
-
-@contextmanager
-def _workers(count: int, *, alone: bool) -> Iterator[ThreadPoolExecutor]:
-    """Give threads; each of those that work alone computes with one core."""
-    threads = torch.get_num_threads()
-    single = partial(torch.set_num_threads, 1)
-    pool = ThreadPoolExecutor(count, initializer=single if alone else None)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # or else other new threads would begin with one
-
-
-def _tensors(images: Iterable[_Read]) -> list[Tensor]:
-    return [image.found for image in images if isinstance(image.found, Tensor)]
 
 
 def _content(item: Item) -> bytes:

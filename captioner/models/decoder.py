@@ -185,6 +185,7 @@ class Decoder(nn.Module):
         }
         self.is_lstm = cell == "lstm"
         self.num_layers = num_layers
+        self.num_states = 2 * num_layers if self.is_lstm else num_layers
         self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
         self._stepper: Step | None = None
         self._made_from: list[object] = []

@@ -1,0 +1,71 @@
+"""Several decoders as one: each keeps a state of its own, and they vote on every word.
+
+The distributions of the next word are averaged before a search sees them, so that any search
+works on an ensemble as on one model (Sutskever et al., 2014, "Sequence to Sequence Learning with
+Neural Networks").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from captioner.models.decoder import Decoder
+from captioner.search import Step
+
+
+class Ensemble(nn.Module):
+    """Decoders that write one caption together; a `Decoder` as far as search is concerned."""
+
+    def __init__(self, members: Sequence[Decoder], columns: Sequence[slice]):
+        """Put decoders together.
+
+        Args:
+            members: of equal vocabularies.
+            columns: which of the features each member is started by.
+        """
+        super().__init__()
+        self._members, self._columns = tuple(members), tuple(columns)
+        self.members = nn.ModuleList(members)
+        self.settings = {"hidden_size": min(each.settings["hidden_size"] for each in members)}
+
+    def init_hidden(self, features: Tensor) -> Tensor:
+        """Start every member.
+
+        Args:
+            features: (B, F).
+
+        Returns:
+            All their states side by side, (1, B, sum of S * H).
+        """
+        states = [
+            member.init_hidden(features[:, columns])
+            for member, columns in zip(self._members, self._columns, strict=True)
+        ]
+        return torch.cat([_flat(state) for state in states], dim=1)[None]
+
+    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
+        """Return what advances all members by one token; see `Decoder.stepper`."""
+        steps = [member.stepper(dtype) for member in self._members]
+        depths = [member.num_states for member in self._members]
+        widths = [member.num_states * member.settings["hidden_size"] for member in self._members]
+
+        def step(token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            probs: list[Tensor] = []
+            after: list[Tensor] = []
+            states = hidden[0].split(widths, dim=1)
+            for advance, depth, state in zip(steps, depths, states, strict=True):
+                own = state.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
+                logits, own = advance(token_ids, own)
+                probs.append(logits.softmax(dim=-1, dtype=torch.float32))
+                after.append(_flat(own))
+            return torch.stack(probs).mean(0).log_(), torch.cat(after, dim=1)[None]
+
+        return step
+
+
+def _flat(states: Tensor) -> Tensor:
+    """Lay the states of a row side by side, (S, B, H) to (B, S * H)."""
+    return states.transpose(0, 1).flatten(1)
