@@ -188,6 +188,10 @@ class DecodingConfig(Section):
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
     )
+    consensus: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="re-rank the beam by agreement, weights softmax(score / this); 0: off",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
     )
@@ -208,7 +212,8 @@ class DecodingConfig(Section):
         if self.sample:
             return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
-        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}"
+        agreed = f",consensus{self.consensus}" if self.consensus else ""
+        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{agreed}"
 
 
 class Config(Section):

@@ -35,6 +35,12 @@ _DECODING = (
     click.option("--length-penalty", type=float, help="a: score = log-probability / length^a."),
     click.option("--max-length", type=int, help="Most tokens of a caption, end included."),
     click.option("--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."),
+    click.option(
+        "--consensus",
+        type=float,
+        help="Re-rank the beam by agreement, weighted by softmax(score / this); try 0.15.",
+    ),
+    click.option("--precision", help="auto, fp32, bf16 or fp16: of the decoder's matrix products."),
     click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
     click.option("--top-k", type=int, help="Sample from the k most probable words."),
     click.option("--top-p", type=float, help="Sample from the words that hold this probability."),

@@ -20,7 +20,7 @@ from captioner.models.directory import Parts, model_folder, read_model, write_mo
 from captioner.models.encoder import FrozenEncoder, dtype_of
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
-from captioner.search import Hypotheses, beam_search, sample
+from captioner.search import Hypotheses, beam_search, by_consensus, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
@@ -36,7 +36,8 @@ class Caption:
     Attributes:
         text: the caption, lower case.
         log_prob: natural logarithm of its probability, end token included.
-        score: what it was ranked by, log_prob / length ** length_penalty.
+        score: what it was ranked by, log_prob / length ** length_penalty; with consensus, the
+            expected similarity to the other candidates, 0 to 1.
         finished: False if the longest length came before an end token.
     """
 
@@ -142,10 +143,12 @@ class Captioner:
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
                 no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                n_best=n_best,
+                n_best=settings.beam_size if settings.consensus else n_best,
                 **ids,
             )
-        return self._read(found)
+            if settings.consensus:
+                found = by_consensus(found, settings.consensus)
+        return [captions[:n_best] for captions in self._read(found)]
 
     def _dtype(self, precision: str) -> torch.dtype:
         """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""

@@ -1,0 +1,79 @@
+"""Choosing among candidates the one that the others agree with most.
+
+The most probable sentence is often a bland one that shares little with the rest of what the model
+would say. Minimum Bayes risk takes the model's own candidates for references instead, and picks
+the sentence that scores best against them (Kumar and Byrne, 2004, "Minimum Bayes-Risk Decoding for
+Statistical Machine Translation"; for captions Devlin et al., 2015, "Exploring Nearest Neighbor
+Approaches for Image Captioning").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captioner.search.common import Hypotheses
+
+MAX_ORDER = 4
+MULTIPLIER = 6_364_136_223_846_793_005  # of Knuth's MMIX generator; products wrap around
+SPREAD = 6.0  # tokens; CIDEr-D's tolerance of other lengths
+
+
+def by_consensus(found: Hypotheses, temperature: float) -> Hypotheses:
+    """Rank hypotheses by their expected similarity to one another.
+
+    Similarity is that of CIDEr-D (Vedantam et al., 2015) with all n-grams of equal weight: the
+    clipped cosine of n-gram counts, averaged over n = 1 to 4, times a penalty for another length.
+    The finished are weighted by softmax(score / temperature), the unfinished and empty by nothing.
+
+    Args:
+        found: n hypotheses for each of B images.
+        temperature: of the weights, above 0; small trusts the scores, large counts heads.
+
+    Returns:
+        The same hypotheses, most agreed upon first; scores are expected similarities, 0 to 1.
+    """
+    usable = found.finished | ~found.finished.any(1, keepdim=True)
+    usable &= found.log_probs > -torch.inf
+    weights = (found.scores / temperature).masked_fill(~usable, -torch.inf).softmax(1).nan_to_num()
+    agreed = (_similarity(found.token_ids, found.lengths) * weights[:, None, :]).sum(2)
+    agreed = agreed.masked_fill(~usable, -torch.inf)
+    scores, order = agreed.sort(dim=1, descending=True, stable=True)
+    return Hypotheses(
+        token_ids=found.token_ids.take_along_dim(order[:, :, None], 1),
+        lengths=found.lengths.gather(1, order),
+        log_probs=found.log_probs.gather(1, order),
+        scores=scores,
+        finished=found.finished.gather(1, order),
+    )
+
+
+def _similarity(token_ids: Tensor, lengths: Tensor) -> Tensor:
+    """Compare all hypotheses of an image with one another, float32 (B, n, n), 0 to 1."""
+    total = torch.zeros(*lengths.shape, lengths.shape[1], device=lengths.device)
+    for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
+        keys, count = _ngrams(token_ids, lengths, order)
+        pairs = keys[:, :, None, :, None] == keys[:, None, :, None, :]  # B, n, n, P, P
+        real = torch.arange(keys.shape[2], device=keys.device) < count[:, :, None]
+        shared = (pairs & real[:, :, None, :, None] & real[:, None, :, None, :]).sum((3, 4))
+        norms = (count[:, :, None] * count[:, None, :]).clamp(min=1).sqrt()
+        total += shared / norms / MAX_ORDER
+    apart = (lengths[:, :, None] - lengths[:, None, :]).float()
+    return total * torch.exp(-apart.square() / (2 * SPREAD**2))
+
+
+def _ngrams(token_ids: Tensor, lengths: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Hash n-grams to 64 bits, the k-th time that a sentence holds one differently from the first.
+
+    Shared hashes of two sentences are then the clipped matches of their n-grams.
+
+    Returns:
+        Hashes, int64 (B, n, P), and how many of each row are real, int64 (B, n).
+    """
+    grams = token_ids.unfold(2, order, 1)  # B, n, P, order
+    keys = torch.zeros_like(grams[..., 0])
+    for place in range(order):
+        keys = keys * MULTIPLIER + grams[..., place]
+    earlier = torch.ones(keys.shape[2], keys.shape[2], device=keys.device).tril(-1).bool()
+    again = ((keys[..., :, None] == keys[..., None, :]) & earlier).sum(3)
+    return keys * MULTIPLIER + again, (lengths - order + 1).clamp(min=0)
