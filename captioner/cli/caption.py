@@ -108,12 +108,7 @@ def command(
     """
     format = format or _format_of(output)
     _check_engine(engine, format, output, num_gpus=num_gpus)
-    if format == "txt" and output:
-        raise click.UsageError("--format txt writes beside each image; it takes no --output")
-    if not output and retry_errors:
-        raise click.UsageError("--retry-errors needs --output: only there is kept what failed")
-    if not extension.startswith(".") or "/" in extension or len(extension) < 2:
-        raise click.UsageError(f"--extension: must look like .txt, given {extension!r}")
+    _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
     folder = find_model(model)
     if model is None:
         say(f"model: {folder}")
@@ -214,9 +209,11 @@ def _to_stdout(
     """Write captions as they come; return the number of images and of failures."""
     from captioner.inference.local import caption_files
     from captioner.inference.sources import files_only
-    from captioner.inference.writers import write_records
+    from captioner.inference.writers import untaken, write_records
 
-    records = caption_files(captioner, files_only(items) if format == "txt" else items, **options)
+    if format == "txt":
+        items = untaken(files_only(items), writing["extension"], overwrite=writing["overwrite"])
+    records = caption_files(captioner, items, **options)
     count = failed = 0
     for record in write_records(records, sys.stdout, format=format, **writing):
         count += 1
@@ -235,6 +232,22 @@ def _check_engine(engine: str, format: str, output: Path | None, *, num_gpus: fl
         raise click.UsageError("--format parquet needs --engine ray")
     if engine == "local" and num_gpus is not None:
         raise click.UsageError("--num-gpus needs --engine ray; --device chooses one here")
+
+
+def _check_output(
+    output: Path | None, format: str, extension: str, *, n_best: int, retry_errors: bool
+) -> None:
+    """Refuse what a format or its place cannot hold."""
+    if format == "txt" and output:
+        raise click.UsageError("--format txt writes beside each image; it takes no --output")
+    if not output and retry_errors:
+        raise click.UsageError("--retry-errors needs --output: only there is kept what failed")
+    if output and (output.is_dir() or not output.name):
+        raise click.UsageError(f"--output: {output} is a folder; name a file in it")
+    if n_best > 1 and format in ("csv", "coco", "txt"):
+        raise click.UsageError(f"--n-best: {format} holds one caption an image; use jsonl or text")
+    if not extension.startswith(".") or "/" in extension or len(extension) < 2:
+        raise click.UsageError(f"--extension: must look like .txt, given {extension!r}")
 
 
 def _say_totals(count: int, failed: int, fresh: int, started: float, where: str) -> None:

@@ -153,7 +153,8 @@ def caption_with_ray(
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {_last_line(error)}") from error
     except ConnectionError as error:
-        raise CaptionerError(f"no Ray cluster at {address}: {_last_line(error)}") from error
+        where = address or os.environ.get("RAY_ADDRESS")
+        raise CaptionerError(f"no Ray cluster at {where}: {_last_line(error)}") from error
     return Totals(count, count - failed, failed)
 
 

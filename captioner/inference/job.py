@@ -151,6 +151,7 @@ def _share(
 def _write(output: Path, format: str, n_best: int, fresh: int) -> Totals:
     images = failed = 0
     errors = output.with_name(ERRORS)
+    others = _failures_of_others(errors, output)
     with (
         whole_file(output) as aside,
         whole_file(errors) as errors_aside,
@@ -162,11 +163,25 @@ def _write(output: Path, format: str, n_best: int, fresh: int) -> Totals:
             if record.error:
                 failed += 1
                 row = {
+                    "output": utf8_name(output.name),
                     "path": utf8_name(record.file_name),
                     "kind": record.kind,
                     "message": record.error,
                 }
                 failures.write(json.dumps(row, ensure_ascii=False) + "\n")
-    if not failed:
+        failures.writelines(others)
+    if not failed and not others:
         errors.unlink()
     return Totals(images, failed, fresh, errors if failed else None)
+
+
+def _failures_of_others(errors: Path, output: Path) -> list[str]:
+    """Return the lines that are not this job's: several jobs may write into one folder."""
+    try:
+        lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{errors}: cannot be read ({error}); move it away") from error
+    mine = json.dumps({"output": utf8_name(output.name)}, ensure_ascii=False)[:-1] + ","
+    return [line for line in lines if not line.startswith(mine)]

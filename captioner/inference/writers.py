@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from captioner.errors import DataError
+from captioner.errors import DataError, ImageError
 from captioner.files import utf8_name, write_text
 from captioner.inference.local import Record
+from captioner.inference.sources import Item
 
 FORMATS = ("text", "jsonl", "csv", "coco", "txt")
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
@@ -102,6 +103,17 @@ def _write_beside(record: Record, extension: str) -> None:
         raise DataError(
             f"{path}: cannot be written: {error.strerror}; choose a format that needs no file there"
         ) from error
+
+
+def untaken(items: Iterable[Item], extension: str, *, overwrite: bool) -> Iterator[Item]:
+    """Make failures of images that have a text file already, before they cost anything."""
+    for item in items:
+        place = Path(item.name).with_suffix(extension)
+        if not overwrite and isinstance(item.source, Path) and place.exists():
+            reason = f"{place} exists; --overwrite replaces it"
+            yield Item(item.name, ImageError(reason, kind="place_taken"))
+        else:
+            yield item
 
 
 def _unless_taken(

@@ -52,9 +52,16 @@ def to_picture(image: ImageLike) -> Image.Image:
         return read_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ImageError(f"not an image: {type(image).__name__}; give a path, bytes or pixels")
     array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+    if array.ndim not in (2, 3):
+        raise ImageError(f"pixels of one image have 2 or 3 dimensions, not {array.ndim}")
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
-    if array.dtype.kind == "f":
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+    is_real = array.dtype.kind == "f"
+    top = 1 if is_real else 255
+    if array.dtype.kind not in "fiub" or not ((array >= 0) & (array <= top)).all():
+        raise ImageError(f"{array.dtype} pixels must be numbers from 0 to {top}")
+    array = np.rint(array * 255 if is_real else array).astype(np.uint8)
     return to_rgb(Image.fromarray(array.squeeze()))

@@ -144,6 +144,19 @@ def test_failures_are_listed_and_tried_again_when_asked(model, pictures, tmp_pat
     assert not (tmp_path / "errors.jsonl").exists()
 
 
+def test_jobs_of_one_folder_keep_their_own_failures(model, pictures, tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for output in (first, second, first):
+        run(model, pictures, output)
+    listed = rows(tmp_path / "errors.jsonl")
+    assert sorted(row["output"] for row in listed) == ["first.jsonl", "second.jsonl"]
+    toys.draw(pictures / "007.png", "red")
+    assert run(model, pictures, first).errors is None
+    assert [row["output"] for row in rows(tmp_path / "errors.jsonl")] == ["second.jsonl"]
+    run(model, pictures, second)
+    assert not (tmp_path / "errors.jsonl").exists()
+
+
 def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     for _ in range(2):  # and again, until it is mended

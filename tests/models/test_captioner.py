@@ -229,3 +229,18 @@ def test_a_device_that_is_not_there_is_named(captioner):
     with pytest.raises(ConfigError, match="--device quantum"):
         captioner.to("quantum")
     assert math.isfinite(captioner.to("cpu").encode([Image.new("RGB", (40, 40))]).sum())
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.full((8, 8, 3), 300), "int64 pixels must be numbers from 0 to 255"),
+        (np.full((8, 8, 3), 2.0), "float64 pixels must be numbers from 0 to 1"),
+        (torch.full((3, 8, 8), math.nan), "float32 pixels must be numbers from 0 to 1"),
+        (torch.zeros(2, 3, 8, 8), "2 or 3 dimensions, not 4"),
+        (None, "not an image: NoneType; give a path, bytes or pixels"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(image, reason):
+    with pytest.raises(ImageError, match=reason):
+        list(toys.captioner().caption([image]))

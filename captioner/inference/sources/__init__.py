@@ -105,4 +105,5 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
         if not found:
             yield failure(name, "no file matches this pattern", "missing")
     else:
-        yield failure(name, "no such file", "missing")
+        hint = "; addresses are read with --engine ray only" if "://" in name else ""
+        yield failure(name, f"no such file{hint}", "missing")
