@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -86,8 +86,8 @@ class TextConfig(Section):
     max_length: Count = Field(50, description="tokens of a training caption; longer ones are cut")
 
 
-class EncoderConfig(Section):
-    """The frozen CNN."""
+class Backbone(Section):
+    """One CNN and its weights."""
 
     backbone: str = Field("resnet50", description="torchvision classification CNN")
     weights: str = Field(
@@ -95,6 +95,18 @@ class EncoderConfig(Section):
     )
     builder_args: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of torchvision's builder"
+    )
+
+
+class EncoderConfig(Backbone):
+    """The frozen CNN, or several side by side; a list of them says the same.
+
+    Everything but a CNN's own three settings holds for all.
+    """
+
+    beside: list[Backbone] = Field(
+        default_factory=list,
+        description="further CNNs that see the same pixels; their features follow",
     )
     image_size: Annotated[int, Field(ge=32)] | None = Field(
         None, description="pixels: shorter side resized to this, centre cropped; null: the weights'"
@@ -104,6 +116,19 @@ class EncoderConfig(Section):
     )
     flip: bool = Field(False, description="also store each training image mirrored")
     batch_size: Count = Field(64, description="images per forward pass of the CNN")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_list(cls, given: Any) -> Any:
+        return first_and_beside(given)
+
+
+def first_and_beside(encoder: Any) -> Any:
+    """Spell a list of CNNs as the first one with the others beside it; leave anything else."""
+    match encoder:
+        case [dict(first), *others] if "beside" not in first:
+            return first | {"beside": others}
+    return encoder
 
 
 class DecoderConfig(Section):
@@ -288,6 +313,8 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
         path = find_config(name)
         source = str(path)
         tree = _read_yaml(path)
+        if "encoder" in tree:  # a mapping is what overrides can be put into
+            tree["encoder"] = first_and_beside(tree["encoder"])
     mistakes = [m for override in overrides if (m := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
@@ -353,10 +380,16 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
     """Name the setting that was probably meant."""
     model: type[BaseModel] = Config
     for part in loc[:-1]:
-        annotation = model.model_fields[str(part)].annotation
+        if isinstance(part, int):  # of a list, whose items `model` already is
+            continue
+        annotation = model.model_fields[part].annotation
+        if get_origin(annotation) is list:
+            (annotation,) = get_args(annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         model = annotation
+    if model is Backbone and loc[-1] in EncoderConfig.model_fields:
+        return " of one CNN: the first one's holds for all"
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return (
         f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from captioner.errors import DataError, ImageError, ModelError
 from captioner.files import write_text
 from captioner.images import read_file, read_image
-from captioner.models.encoder import FrozenEncoder
+from captioner.models.encoder import Encoder
+from captioner.models.preprocess import one_or_list
 from captioner.workers import on_cores, workers
 
 KEY_BYTES = 16
@@ -76,7 +77,7 @@ class FeatureStore:
             yield
 
     @classmethod
-    def for_encoder(cls, encoder: FrozenEncoder, root: Path | None = None) -> FeatureStore:
+    def for_encoder(cls, encoder: Encoder, root: Path | None = None) -> FeatureStore:
         """Open the store of an encoder.
 
         Args:
@@ -84,10 +85,11 @@ class FeatureStore:
             root: parent folder; None: `cache_folder() / "features"`.
         """
         parent = cache_folder() / "features" if root is None else root
-        store = cls(
-            parent / f"{encoder.spec.backbone}-{encoder.fingerprint()}", encoder.feature_size
-        )
-        about = {"encoder": asdict(encoder.spec), "dtype": str(encoder.dtype)}
+        store = cls(parent / f"{encoder.name}-{encoder.fingerprint()}", encoder.feature_size)
+        about = {
+            "encoder": one_or_list([asdict(part.spec) for part in encoder.parts]),
+            "dtype": str(encoder.dtype),
+        }
         write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n")
         return store
 
@@ -195,7 +197,7 @@ def image_key(data: bytes, view: str = PLAIN) -> bytes:
 
 def fill_store(
     store: FeatureStore,
-    encoder: FrozenEncoder,
+    encoder: Encoder,
     images: Sequence[Path],
     *,
     mirrored: bool = False,
@@ -260,7 +262,7 @@ def fill_store(
 
 def _encode(
     store: FeatureStore,
-    encoder: FrozenEncoder,
+    encoder: Encoder,
     todo: Sequence[Path],
     keys: dict[Path, tuple[bytes, ...]],
     pool: ThreadPoolExecutor,
@@ -270,7 +272,7 @@ def _encode(
 
     def pixels_of(path: Path) -> Tensor | ImageError:
         try:
-            return encoder.spec.preprocess.pixels(read_image(path))
+            return encoder.preprocess.pixels(read_image(path))
         except ImageError as error:
             return error
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from captioner.cli.train import command as train_command
-from captioner.config import Config, bundled, find_config, load_config, resolve_path
+from captioner.config import Backbone, Config, bundled, find_config, load_config, resolve_path
 from captioner.errors import ConfigError
 
 BUNDLED = sorted(bundled("configs").glob("*.yaml"))
@@ -130,6 +130,61 @@ def test_builder_args_hold_anything() -> None:
         "inverted_residual_setting": [[1, 16, 1, 1]],
         "dropout": 0,
     }
+
+
+CNNS = """
+encoder:
+  - {backbone: resnet18, weights: a.pth, image_size: 96}
+  - {backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}
+  - {backbone: resnet18}
+"""
+
+
+def test_a_list_of_cnns_is_the_first_with_the_others_beside_it(tmp_path: Path) -> None:
+    path = write(tmp_path, CNNS)
+    config = load_config(path)
+    assert (config.encoder.backbone, config.encoder.image_size) == ("resnet18", 96)
+    beside = "[{backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}, "
+    beside += "{backbone: resnet18, weights: DEFAULT}]"
+    overrides = ["encoder.backbone=resnet18", "encoder.weights=a.pth", "encoder.image_size=96"]
+    assert load_config(None, [*overrides, f"encoder.beside={beside}"]) == config
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+    assert config != load_config(None, overrides)
+    [first, *rest] = [{"backbone": "resnet18", "weights": "a.pth"}, {}]
+    assert Config.model_validate({"encoder": [first, *rest]}).encoder.beside == [Backbone()]
+    assert Config.model_validate({"encoder": [first]}) == Config.model_validate({"encoder": first})
+    # Overrides reach into a list, too.
+    smaller = load_config(write(tmp_path, CNNS), ["encoder.image_size=64"])
+    assert smaller.encoder == config.encoder.model_copy(update={"image_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "lines"),
+    [
+        (
+            "[{}, {image_size: 64, flip: true, weihgts: x}, {beside: []}]",
+            [
+                "encoder.beside.0.image_size: no such setting of one CNN: the first one's holds "
+                "for all, given 64",
+                "encoder.beside.0.flip: no such setting of one CNN: the first one's holds for "
+                "all, given True",
+                "encoder.beside.0.weihgts: no such setting (did you mean weights?), given 'x'",
+                "encoder.beside.1.beside: no such setting of one CNN: the first one's holds for "
+                "all, given []",
+            ],
+        ),
+        ("[]", ["encoder: input should be a valid dictionary"]),
+        ("[resnet18, resnet34]", ["encoder: input should be a valid dictionary"]),
+        ("[{beside: []}, {}]", ["encoder: input should be a valid dictionary"]),
+        ("[{}, resnet18]", ["encoder.beside.0: input should be a valid dictionary"]),
+        ("{beside: yes}", ["encoder.beside: should not be true or false, given True"]),
+        ("{beside: {backbone: resnet18}}", ["encoder.beside: input should be a valid list"]),
+    ],
+)
+def test_what_is_no_list_of_cnns(tmp_path: Path, encoder: str, lines: list[str]) -> None:
+    [_, *found] = mistakes(write(tmp_path, f"encoder: {encoder}"))
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
 
 
 def test_nonlinearity_goes_with_plain_cells_only() -> None:

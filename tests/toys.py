@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from captioner.config import Config
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import EncoderSpec, FrozenEncoder, build_backbone
+from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, build_backbone
 from captioner.models.preprocess import Preprocess
+from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary
 from captioner.training.tables import Batch
 
@@ -54,8 +56,16 @@ def decoder(
     return Decoder(vocab_size=vocab_size, feature_size=feature_size, **settings)
 
 
-def captioner(**changes: Any) -> Captioner:
-    eyes, words = encoder(), vocabulary()
+def pair() -> Encoder:
+    """Two CNNs side by side, of different normalisation."""
+    second = encoder(seed=1)
+    preprocess = Preprocess(SIZE, SIZE, mean=(0.5, 0.5, 0.5), std=(0.2, 0.3, 0.4))
+    spec = replace(second.spec, preprocess=preprocess)
+    return side_by_side([encoder(), FrozenEncoder(spec, second.state, "fp32")])
+
+
+def captioner(eyes: Encoder | None = None, **changes: Any) -> Captioner:
+    eyes, words = eyes or encoder(), vocabulary()
     writer = decoder(vocab_size=len(words), feature_size=eyes.feature_size, **changes)
     return Captioner(eyes, writer, words)
 
@@ -126,3 +136,12 @@ def config(folder: Path, **training: Any) -> Config:
             | training,
         }
     )
+
+
+def config_of_two(folder: Path, **training: Any) -> Config:
+    """Return the same with a second CNN beside the first."""
+    tree = config(folder, **training).model_dump()
+    weights = folder / "more.safetensors"
+    save_file(encoder_state(seed=1), weights)
+    tree["encoder"]["beside"] = [{"backbone": "squeezenet1_1", "weights": str(weights)}]
+    return Config.model_validate(tree)

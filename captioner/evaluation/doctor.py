@@ -22,7 +22,9 @@ from captioner.features import FeatureStore
 from captioner.images import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import DTYPES, FrozenEncoder
+from captioner.models.encoder import DTYPES, Encoder, FrozenEncoder
+from captioner.models.preprocess import one_or_list
+from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary, tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 
@@ -189,15 +191,15 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
     return np.asarray(features.half().float().cpu().numpy())  # as the store rounds them
 
 
-def _check_preprocessing(encoder: FrozenEncoder, run: Path) -> Check:
+def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     trained, here = _trained_fingerprint(run), encoder.fingerprint()
     others: dict[str, str] = {}
     changed: list[str] = []
     if trained not in (None, here):
         for name, dtype in DTYPES.items():
             if dtype != encoder.dtype:
-                again = FrozenEncoder(encoder.spec, encoder.state, name)
-                others[name] = again.fingerprint()
+                again = [FrozenEncoder(part.spec, part.state, name) for part in encoder.parts]
+                others[name] = side_by_side(again).fingerprint()
         changed = _changes(encoder, trained or "")
     return checks.check_preprocessing(trained, here, others, changed)
 
@@ -216,16 +218,16 @@ def _trained_fingerprint(run: Path) -> str | None:
     return None
 
 
-def _changes(encoder: FrozenEncoder, trained: str) -> list[str]:
+def _changes(encoder: Encoder, trained: str) -> list[str]:
     """Say what differs from the encoder of training, whose store may still know it."""
     store = FeatureStore.for_encoder(encoder).folder
-    about = store.with_name(f"{encoder.spec.backbone}-{trained}") / "about.json"
+    about = store.with_name(f"{encoder.name}-{trained}") / "about.json"
     try:
         before = _flat(json.loads(about.read_text(encoding="utf-8"))["encoder"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    now = _flat(json.loads(json.dumps(asdict(encoder.spec))))
-    before.pop("weights", None)
+    specs = one_or_list([asdict(part.spec) for part in encoder.parts])
+    now = _flat(json.loads(json.dumps(specs)))
     return [
         f"{key}: {now.get(key)}, was {value}"
         for key, value in before.items()
@@ -233,10 +235,16 @@ def _changes(encoder: FrozenEncoder, trained: str) -> list[str]:
     ]
 
 
-def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell nested settings out, as `preprocess.mean`."""
+def _flat(spec: Any) -> dict[str, Any]:
+    """Spell nested settings out, as `preprocess.mean`; of several CNNs `1.preprocess.mean`."""
     flat: dict[str, Any] = {}
+    if isinstance(spec, list):
+        for number, one in enumerate(spec):
+            flat |= {f"{number}.{key}": value for key, value in _flat(one).items()}
+        return flat
     for key, value in spec.items():
+        if key == "weights":  # where they lay is for people to read
+            continue
         if isinstance(value, Mapping) and key == "preprocess":
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
         else:

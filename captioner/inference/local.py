@@ -153,7 +153,7 @@ def caption_batches(
         ConfigError: if a decoding setting is unknown or impossible.
     """
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    preprocess = captioner.encoder.spec.preprocess
+    preprocess = captioner.encoder.preprocess
     at_least = preprocess.enough if scaled_decoding else None
     encode = _WithinMemory(captioner.encoder)
     search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))

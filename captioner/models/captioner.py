@@ -17,7 +17,7 @@ from captioner.config import DecodingConfig
 from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
-from captioner.models.encoder import FrozenEncoder, dtype_of
+from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, sample
@@ -57,7 +57,7 @@ class Captioner:
 
     def __init__(
         self,
-        encoder: FrozenEncoder,
+        encoder: Encoder,
         decoder: Decoder,
         vocabulary: Vocabulary,
         decoding: DecodingConfig | None = None,
@@ -65,7 +65,7 @@ class Captioner:
         """Put the parts together.
 
         Args:
-            encoder: the frozen CNN.
+            encoder: the frozen CNN, or several side by side.
             decoder: built for the encoder's feature size and the vocabulary's size.
             vocabulary: words of the decoder's ids.
             decoding: how to search when a call does not say.
@@ -96,7 +96,7 @@ class Captioner:
         Returns:
             features, float32 (B, F), on the captioner's device.
         """
-        pixels = torch.stack([self.encoder.spec.preprocess.pixels(image) for image in images])
+        pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
         features: Tensor = self.encoder(pixels)
         return features
 

@@ -1,7 +1,8 @@
 """A captioner as one directory on disk.
 
     config.json               what to build: encoder, decoder, how to search
-    model.safetensors         all weights, `encoder.*` and `decoder.*`
+    model.safetensors         all weights, `encoder.*` and `decoder.*`; of several CNNs side by
+                              side `encoder.0.*`, `encoder.1.*`, ...
     vocab.json                words and their ids
     preprocessor_config.json  from a picture to the CNN's input
 
@@ -25,20 +26,27 @@ from captioner.config import DecoderConfig, DecodingConfig
 from captioner.errors import ModelError
 from captioner.files import check_regular, read_json, whole_folder
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import EncoderSpec, FrozenEncoder, Precision
+from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
 from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
-from captioner.models.preprocess import Preprocess
+from captioner.models.preprocess import (
+    Preprocess,
+    load_preprocess,
+    one_or_list,
+    save_preprocess,
+)
+from captioner.models.side_by_side import side_by_side
 from captioner.models.weights import state_of
 from captioner.text import Vocabulary
 
 FORMAT_VERSION = 1
 TIED = "output.weight"
+CNN = tuple[EncoderSpec, str]  # what to build, and its precision
 
 
 class Parts(NamedTuple):
     """What a captioner is put together from."""
 
-    encoder: FrozenEncoder
+    encoder: Encoder
     decoder: Decoder
     vocabulary: Vocabulary
     decoding: DecodingConfig
@@ -84,20 +92,28 @@ def write_model(folder: Path, parts: Parts) -> None:
         parts: of the captioner.
     """
     encoder, decoder, vocabulary, decoding = parts
-    spec = encoder.spec
+    about = [
+        {
+            "backbone": part.spec.backbone,
+            "builder_args": part.spec.builder_args,
+            "weights": part.spec.weights,
+            "precision": part.precision,
+        }
+        for part in encoder.parts
+    ]
     config = {
         "format_version": FORMAT_VERSION,
         "captioner_version": __version__,
-        "encoder": {
-            "backbone": spec.backbone,
-            "builder_args": spec.builder_args,
-            "weights": spec.weights,
-            "precision": encoder.precision,
-        },
+        "encoder": one_or_list(about),
         "decoder": decoder.settings,
         "decoding": decoding.model_dump(),
     }
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state.items()}
+    alone = len(encoder.parts) == 1
+    tensors = {
+        f"encoder.{name}" if alone else f"encoder.{number}.{name}": tensor
+        for number, part in enumerate(encoder.parts)
+        for name, tensor in part.state.items()
+    }
     for name, tensor in decoder.state_dict().items():
         if not (name == TIED and decoder.settings["tie_weights"]):
             tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
@@ -106,7 +122,7 @@ def write_model(folder: Path, parts: Parts) -> None:
         text = json.dumps(config, indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
-        spec.preprocess.save(aside)
+        save_preprocess(aside, [part.spec.preprocess for part in encoder.parts])
 
 
 def read_model(folder: str | Path) -> Parts:
@@ -122,9 +138,9 @@ def read_model(folder: str | Path) -> Parts:
     path = folder / "config.json"
     config = _read_config(path)
     vocabulary = Vocabulary.load(folder / "vocab.json")
-    preprocess = Preprocess.load(folder)
+    preprocess = load_preprocess(folder)
     try:
-        spec, precision = _encoder_of(config["encoder"], preprocess)
+        cnns = _cnns_of(config["encoder"], preprocess)
         settings = _decoder_of(config["decoder"])
         decoding = DecodingConfig.model_validate(config["decoding"])
     except (KeyError, TypeError, ValueError) as error:
@@ -136,11 +152,11 @@ def read_model(folder: str | Path) -> Parts:
         )
     weights = folder / "model.safetensors"
     states = _read_weights(weights)
-    encoder = FrozenEncoder(spec, state_of(states["encoder"]), precision)
+    encoder = _load_encoder(cnns, states["encoder"], weights)
     if settings["feature_size"] != encoder.feature_size:
         raise ModelError(
             f"{folder}: config.json expects {settings['feature_size']} features, "
-            f"{spec.backbone} gives {encoder.feature_size}"
+            f"{encoder.name} gives {encoder.feature_size}"
         )
     decoder = _load_decoder(settings, states["decoder"], weights)
     return Parts(encoder, decoder, vocabulary, decoding)
@@ -161,14 +177,32 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _encoder_of(about: dict[str, Any], preprocess: Preprocess) -> tuple[EncoderSpec, str]:
+def _cnns_of(about: Any, preprocess: list[Preprocess]) -> dict[str, CNN]:
+    """Return what to build of the encoder, by what names it in config.json and in the weights.
+
+    Args:
+        about: `encoder` of config.json.
+        preprocess: of each CNN.
+    """
+    each = {"encoder": about}
+    if isinstance(about, list):
+        each = {f"encoder.{number}": one for number, one in enumerate(about)}
+    if len(each) != len(preprocess):
+        raise ValueError(f"encoder: {len(each)} CNN(s), {PREPROCESSOR} is of {len(preprocess)}")
+    return {
+        name: _cnn_of(one, name, seen)
+        for (name, one), seen in zip(each.items(), preprocess, strict=True)
+    }
+
+
+def _cnn_of(about: dict[str, Any], where: str, preprocess: Preprocess) -> CNN:
     kinds = {"backbone": str, "builder_args": dict, "weights": str}
     for name, kind in kinds.items():
         if not isinstance(about[name], kind):
-            raise ValueError(f"encoder.{name}: not a {kind.__name__}, given {about[name]!r:.60}")
+            raise ValueError(f"{where}.{name}: not a {kind.__name__}, given {about[name]!r:.60}")
     precision = about.get("precision", "auto")
     if precision not in get_args(Precision):
-        raise ValueError(f"encoder.precision: there is no {precision!r:.60}")
+        raise ValueError(f"{where}.precision: there is no {precision!r:.60}")
     return EncoderSpec(preprocess=preprocess, **{name: about[name] for name in kinds}), precision
 
 
@@ -211,6 +245,26 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         part, _, rest = name.partition(".")
         states.setdefault(part, {})[rest] = tensor
     return states
+
+
+def _load_encoder(cnns: dict[str, CNN], state: dict[str, Tensor], where: Path) -> Encoder:
+    states: dict[str, dict[str, Tensor]] = {name: {} for name in cnns}
+    for name, tensor in state.items():
+        number, _, rest = name.partition(".")
+        whose, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
+        if whose not in states:
+            raise ModelError(
+                f"{where}: does not fit config.json: encoder.{name:.100} is of no CNN there"
+            )
+        states[whose][within] = tensor
+    parts = [
+        FrozenEncoder(spec, state_of(states.pop(name)), precision)
+        for name, (spec, precision) in cnns.items()
+    ]
+    try:
+        return side_by_side(parts)
+    except ModelError as error:
+        raise ModelError(f"{where.parent}: {error}") from error
 
 
 def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Path) -> Decoder:

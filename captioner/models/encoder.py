@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
@@ -30,6 +31,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
+MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder
 NOT_CNN = ("maxvit", "swin", "vit")
 
 
@@ -50,8 +52,65 @@ class EncoderSpec:
     weights: str = "none"
 
 
-class FrozenEncoder(nn.Module):
-    """A CNN that never changes: images in, one feature vector each out."""
+class Encoder(nn.Module, ABC):
+    """Images in, one feature vector each out, for ever the same: one CNN, or several side by side.
+
+    Attributes:
+        feature_size: width F of the vector.
+        device: where it computes.
+        dtype: in which arithmetic.
+    """
+
+    feature_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[FrozenEncoder, ...]:
+        """The CNNs, in the order of their features."""
+
+    @property
+    def name(self) -> str:
+        """What people and folders call it."""
+        return "+".join(part.spec.backbone for part in self.parts)[:MAX_NAME]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to the pixels that every part is given, and then normalises for itself."""
+        return self.parts[0].spec.preprocess
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images a processor encodes at once."""
+        return CPU_BYTES // self.dtype.itemsize
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode for good: frozen statistics are part of frozen weights."""
+        return super().train(False)
+
+    @abstractmethod
+    def to_device(self, device: torch.device) -> Self:
+        """Move to a device, in the form and the precision that suit it."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode a batch.
+
+        Args:
+            pixels: uint8 (B, 3, S, S) from `preprocess.pixels`, on any device.
+
+        Returns:
+            features, float32 (B, F).
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return 32 hex digits that change whenever the features would."""
+
+
+class FrozenEncoder(Encoder):
+    """One CNN that never changes."""
 
     def __init__(self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: str = "auto"):
         """Build the fast form from a torchvision state dict.
@@ -81,6 +140,7 @@ class FrozenEncoder(nn.Module):
         *,
         builder_args: Mapping[str, Any] | None = None,
         image_size: int | None = None,
+        interpolation: str | None = None,
         precision: str = "auto",
     ) -> Self:
         """Build a CNN and bring its weights.
@@ -90,6 +150,7 @@ class FrozenEncoder(nn.Module):
             weights: torchvision enum name, path to a state dict, or "none" (random).
             builder_args: keyword arguments of torchvision's builder.
             image_size: pixels; shorter side and centre crop instead of the weights' own.
+            interpolation: of that resizing, instead of the weights' own.
             precision: see `FrozenEncoder`.
 
         Raises:
@@ -100,10 +161,19 @@ class FrozenEncoder(nn.Module):
         preprocess = found.preprocess
         if image_size is not None:
             preprocess = Preprocess(
-                image_size, image_size, preprocess.interpolation, preprocess.mean, preprocess.std
+                image_size,
+                image_size,
+                interpolation or preprocess.interpolation,
+                preprocess.mean,
+                preprocess.std,
             )
         spec = EncoderSpec(backbone, found.builder_args, preprocess, found.origin)
         return cls(spec, found.state, precision)
+
+    @property
+    def parts(self) -> tuple[FrozenEncoder, ...]:
+        """Itself, alone."""
+        return (self,)
 
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""
@@ -119,27 +189,11 @@ class FrozenEncoder(nn.Module):
         self.network.to(memory_format=torch.channels_last)
         return self
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode for good: frozen statistics are part of frozen weights."""
-        return super().train(False)
-
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode a batch.
-
-        Args:
-            pixels: uint8 (B, 3, S, S) from `Preprocess.pixels`, on any device.
-
-        Returns:
-            features, float32 (B, F).
-        """
+        """Encode a batch; see `Encoder`."""
         size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
         return torch.cat([self._encode(part) for part in pixels.split(size)])
-
-    @property
-    def images_per_pass(self) -> int:
-        """Images a processor encodes at once."""
-        return CPU_BYTES // self.dtype.itemsize
 
     def _encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)

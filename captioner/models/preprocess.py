@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from captioner.images import MAX_PIXELS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILE_NAME = "preprocessor_config.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,39 +93,60 @@ class Preprocess:
         # Last, as it is the costly part: moving what is already rounded moves half as much.
         return images.sub_(mean).div_(std).to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def save(self, folder: Path) -> None:
-        """Write `preprocessor_config.json` into a folder."""
-        text = json.dumps(asdict(self), indent=2)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read `preprocessor_config.json` from a folder.
+def save_preprocess(folder: Path, each: Sequence[Preprocess]) -> None:
+    """Write `preprocessor_config.json` into a folder.
 
-        Raises:
-            ModelError: if it is missing or does not hold these values.
-        """
-        path = folder / FILE_NAME
-        try:
-            values = read_json(path)
-            made = cls(
-                resize_size=_side(values["resize_size"]),
-                crop_size=_side(values["crop_size"]),
-                interpolation=InterpolationMode(values["interpolation"]).value,
-                mean=_channels(values["mean"]),
-                std=_channels(values["std"]),
-            )
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-        except KeyError as error:
-            raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
-        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            raise ModelError(f"{path}: not a preprocessor config: {error}") from error
+    Args:
+        folder: to write into.
+        each: of every CNN, in order.
+    """
+    text = json.dumps(one_or_list([asdict(preprocess) for preprocess in each]), indent=2)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_preprocess(folder: Path) -> list[Preprocess]:
+    """Read `preprocessor_config.json` from a folder.
+
+    Returns:
+        That of every CNN, in order; one at least.
+
+    Raises:
+        ModelError: if it is missing or does not hold these values.
+    """
+    path = folder / FILE_NAME
+    try:
+        values = read_json(path)
+        each = [_of_values(one) for one in (values if isinstance(values, list) else [values])]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except KeyError as error:
+        raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"{path}: not a preprocessor config: {error}") from error
+    if not each:
+        raise ModelError(f"{path}: not a preprocessor config: it is an empty list")
+    for made in each:
         if not min(made.std) > 0:
             raise ModelError(f"{path}: std must be above 0, given {made.std}")
         if made.crop_size > made.resize_size:
             raise ModelError(f"{path}: crop_size must not exceed resize_size")
-        return made
+    return each
+
+
+def one_or_list(values: list[T]) -> T | list[T]:
+    """Return what files hold about each CNN: of one alone as it is, of several as a list."""
+    return values[0] if len(values) == 1 else values
+
+
+def _of_values(values: Any) -> Preprocess:
+    return Preprocess(
+        resize_size=_side(values["resize_size"]),
+        crop_size=_side(values["crop_size"]),
+        interpolation=InterpolationMode(values["interpolation"]).value,
+        mean=_channels(values["mean"]),
+        std=_channels(values["std"]),
+    )
 
 
 def _middle(image: Image.Image) -> Image.Image:

@@ -13,7 +13,8 @@ from captioner.config import Config, DataConfig, resolve_path
 from captioner.datasets import Dataset, Example, describe, load_dataset
 from captioner.errors import DataError
 from captioner.features import FeatureStore, fill_store
-from captioner.models.encoder import FrozenEncoder
+from captioner.models.encoder import Encoder, FrozenEncoder
+from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary, tokenize
 from captioner.training.tables import CaptionTable
 from captioner.world import World
@@ -64,25 +65,30 @@ def open_dataset(config: DataConfig) -> Dataset:
     )
 
 
-def open_encoder(config: Config, device: torch.device) -> FrozenEncoder:
-    """Build the frozen CNN a config names.
+def open_encoder(config: Config, device: torch.device) -> Encoder:
+    """Build the frozen CNN a config names, or several side by side.
 
     Raises:
-        ModelError: if backbone or weights cannot be had.
+        ModelError: if a backbone or weights cannot be had, or CNNs do not go together.
     """
     settings = config.encoder
-    encoder = FrozenEncoder.create(
-        settings.backbone,
-        settings.weights,
-        builder_args=settings.builder_args,
-        image_size=settings.image_size,
-        precision=settings.precision,
-    )
-    return encoder.to_device(device)
+    parts: list[FrozenEncoder] = []
+    for cnn in (settings, *settings.beside):
+        part = FrozenEncoder.create(
+            cnn.backbone,
+            cnn.weights,
+            builder_args=cnn.builder_args,
+            image_size=settings.image_size,
+            # Where all see another size than their own, all see what the first one does.
+            interpolation=parts[0].preprocess.interpolation if parts else None,
+            precision=settings.precision,
+        )
+        parts.append(part)
+    return side_by_side(parts).to_device(device)
 
 
 def store_features(
-    encoder: FrozenEncoder,
+    encoder: Encoder,
     examples: Sequence[Example],
     *,
     flip: bool,
@@ -149,9 +155,7 @@ def tokenize_examples(
     return tuple(kept), tokens
 
 
-def prepare(
-    config: Config, encoder: FrozenEncoder, say: Say, world: World | None = None
-) -> Prepared:
+def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = None) -> Prepared:
     """Load, tokenise, encode.
 
     Args:
@@ -211,7 +215,7 @@ def _about_words(
 
 
 def read_split(
-    dataset: Dataset, split: str, encoder: FrozenEncoder, *, batch_size: int, say: Say
+    dataset: Dataset, split: str, encoder: Encoder, *, batch_size: int, say: Say
 ) -> SplitTable:
     """Tokenise and encode one split of a data set, to caption and score it.
 

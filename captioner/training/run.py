@@ -15,7 +15,7 @@ from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import FrozenEncoder
+from captioner.models.encoder import Encoder
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.telemetry import RunLog, peak_memory
@@ -104,7 +104,7 @@ def train(
 def _build(
     config: Config,
     prepared: Prepared,
-    encoder: FrozenEncoder,
+    encoder: Encoder,
     folder: Path,
     device: torch.device,
     log: RunLog,

@@ -105,6 +105,28 @@ def test_another_normalisation(home):
     assert result.exit_code == 1
 
 
+def test_two_cnns_side_by_side_one_of_them_spoiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    train(toys.config_of_two(tmp_path, epochs=8), tmp_path / "run", device="cpu")
+    _, found = visit(tmp_path)
+    assert set(found.values()) == {"ok"}
+    path = tmp_path / "run" / "model" / "config.json"
+    config = json.loads(path.read_text())
+    for cnn in config["encoder"]:
+        cnn["precision"] = "bf16"
+    path.write_text(json.dumps(config))
+    result, found = visit(tmp_path)
+    assert "which computed features in fp32" in result.stdout
+    path = tmp_path / "run" / "model" / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    values[1]["mean"] = [0, 0, 0]
+    path.write_text(json.dumps(values))
+    result, found = visit(tmp_path)
+    assert ill(found)[0] == "preprocessing"
+    assert "1.preprocess.mean: [0.0, 0.0, 0.0], was [0.485, 0.456, 0.406]" in result.stdout
+    assert "0.preprocess" not in result.stdout
+
+
 def test_other_weights_in_the_encoder(home):
     path = home / "run" / "model" / "model.safetensors"
     others = {f"encoder.{name}": tensor for name, tensor in toys.encoder_state(seed=1).items()}

@@ -17,7 +17,12 @@ from PIL import Image
 from torchvision import models
 
 from captioner.errors import ModelError
-from captioner.models.preprocess import FILE_NAME, Preprocess
+from captioner.models.preprocess import (
+    FILE_NAME,
+    Preprocess,
+    load_preprocess,
+    save_preprocess,
+)
 
 WEIGHTS = [
     models.ResNet50_Weights.IMAGENET1K_V1,
@@ -49,8 +54,8 @@ def test_every_cnn_of_torchvision_has_a_transform_that_can_be_stored(tmp_path: P
     for name in models.list_models(module=models):
         for weights in models.get_model_weights(name):
             preprocess = Preprocess.of_weights(weights.transforms())
-            preprocess.save(tmp_path)
-            assert Preprocess.load(tmp_path) == preprocess
+            save_preprocess(tmp_path, [preprocess])
+            assert load_preprocess(tmp_path) == [preprocess]
 
 
 @settings(deadline=None)
@@ -87,12 +92,13 @@ def test_the_cut_changes_nothing_that_can_be_seen(
 
 def load(folder: Path, text: str | bytes) -> Preprocess:
     (folder / FILE_NAME).write_bytes(text.encode() if isinstance(text, str) else text)
-    return Preprocess.load(folder)
+    [preprocess] = load_preprocess(folder)
+    return preprocess
 
 
 def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"preprocessor_config\.json: cannot be read: No such"):
-        Preprocess.load(tmp_path)
+        load_preprocess(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,21 @@ def folder(model, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    toys.captioner(toys.pair()).save(folder / "good")
+    return folder / "good"
+
+
+@pytest.fixture
+def pair(two, tmp_path):
+    """A model with two CNNs side by side."""
+    for file in two.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
 class NothingLarge(TorchFunctionMode):
     """Fail where a large tensor is really made."""
 
@@ -200,6 +215,119 @@ def test_the_deepest_of_torchvision_is_far_from_the_limit():
 def test_config(folder, section, values):
     change(folder, section, **values)
     assert "config.json" in refused(folder)
+
+
+def change_cnn(folder, number, file="config.json", **values):
+    whole = json.loads((folder / file).read_text())
+    each = whole["encoder"] if file == "config.json" else whole
+    each[number].update(values)
+    (folder / file).write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone", 5),
+        ("backbone", "os.system"),
+        ("backbone", "resnet18"),
+        ("builder_args", []),
+        ("builder_args", {"weights": "DEFAULT"}),
+        ("precision", "fp8"),
+        ("precision", "bf16"),
+        ("weights", None),
+    ],
+)
+def test_one_of_two_cnns(pair, number, name, value):
+    change_cnn(pair, number, **{name: value})
+    message = refused(pair)
+    if name not in ("backbone", "builder_args"):
+        assert str(pair) in message
+        assert f"encoder.{number}.{name}" in message or value == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"resize_size": 40}, "resize_size 32, 40"),
+        ({"crop_size": 30}, "crop_size 32, 30"),
+        ({"interpolation": "nearest"}, "interpolation bilinear, nearest"),
+        ({"interpolation": None}, "preprocessor_config.json"),
+        ({"std": [1, 0, 1]}, "std must be above 0"),
+        ({"mean": "abc"}, "preprocessor_config.json"),
+        ({"crop_size": 33}, "crop_size must not exceed"),
+    ],
+)
+def test_preprocessing_of_one_of_two(pair, values, said):
+    change_cnn(pair, 1, "preprocessor_config.json", **values)
+    message = refused(pair)
+    assert str(pair) in message
+    assert said in message
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100_000])
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_as_many_cnns_as_preprocessings(pair, file, count):
+    whole = json.loads((pair / file).read_text())
+    each = whole["encoder"] if file == "config.json" else whole
+    each[:] = (each * count)[:count]
+    (pair / file).write_text(json.dumps(whole))
+    assert "preprocessor_config.json" in refused(pair)
+
+
+@pytest.mark.parametrize("count", [1, 3, 3000])
+def test_as_many_cnns_as_weights(pair, count):
+    config = json.loads((pair / "config.json").read_text())
+    config["encoder"] = (config["encoder"] * count)[:count]
+    (pair / "config.json").write_text(json.dumps(config))
+    preprocess = json.loads((pair / "preprocessor_config.json").read_text())
+    (pair / "preprocessor_config.json").write_text(json.dumps([preprocess[0]] * count))
+    assert ("encoder.1." in refused(pair)) == (count == 1)
+
+
+@pytest.mark.parametrize("each", [[5, 5], ["ab", "cd"], [None, None], [[], []], {"0": {}, "1": {}}])
+def test_what_is_no_list_of_cnns(pair, each):
+    change(pair, None, encoder=each)
+    assert "config.json" in refused(pair)
+    (pair / "preprocessor_config.json").write_text(json.dumps(each))
+    assert "preprocessor_config.json" in refused(pair)
+
+
+@pytest.mark.parametrize("name", ["encoder.1.features.0.weight", "encoder.0.features.0.weight"])
+def test_weights_of_one_of_two(pair, name):
+    path = pair / "model.safetensors"
+    whole = load_file(path)
+    weight = whole.pop(name)
+    number, rest = name[8], name[10:]
+    for others in (
+        {},
+        {name: weight[1:].contiguous()},
+        {name: weight.bool()},
+        {name: weight, f"encoder.{number}.surprise": weight},
+        {name: weight, f"encoder.2.{rest}": weight},
+        {name: weight, "encoder.features.0.weight": weight},
+        {name: weight, f"encoder.0{number}.{rest}": weight},
+        {name: weight, f"encoder.{number}": weight},
+        {name: weight * float("nan")},
+    ):
+        save_file(whole | {key: tensor.clone() for key, tensor in others.items()}, path)
+        refused(pair)
+    save_file(whole | {name: weight}, path)
+    assert len(Captioner.load(pair, "cpu").encoder.parts) == 2
+
+
+def test_lists_and_single_cnns_do_not_mix(folder, model):
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, None, encoder=[config["encoder"]])
+    assert "is of no CNN there" in refused(folder)
+    names = {
+        key.replace("encoder.", "encoder.0."): tensor
+        for key, tensor in load_file(model / "model.safetensors").items()
+    }
+    save_file(names, folder / "model.safetensors")
+    assert Captioner.load(folder, "cpu").encoder.fingerprint() == toys.encoder().fingerprint()
+    change(folder, None, encoder=config["encoder"])
+    refused(folder)
 
 
 @pytest.mark.parametrize("file", JSON_FILES)

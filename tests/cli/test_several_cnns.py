@@ -1,0 +1,74 @@
+"""Two CNNs side by side, through every verb, as people write them in a YAML file."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from captioner.cli import main
+
+import toys
+
+
+def run(*words):
+    result = CliRunner().invoke(main, list(words))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a data set, and a finished run of two CNNs in `runs/two`."""
+    folder = tmp_path_factory.mktemp("two")
+    tree = toys.config_of_two(folder, epochs=8).model_dump()
+    tree["encoder"] = [tree["encoder"], *tree["encoder"].pop("beside")]
+    (folder / "two.yaml").write_text(yaml.safe_dump(tree))
+    before = Path.cwd()
+    os.chdir(folder)
+    os.environ["CAPTIONER_CACHE"] = str(folder / "cache")
+    try:
+        said = run("features", "two.yaml", "--device", "cpu").stderr
+        assert said.count("images to encode") == 2  # of train and of dev
+        assert "30 rows of 1,024 ready" in said
+        said = run("train", "two.yaml", "--device", "cpu").stderr
+        assert "images to encode" not in said
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(home / "cache"))
+
+
+def test_one_store_holds_the_features_of_both(home):
+    [store] = (home / "cache" / "features").iterdir()
+    assert store.name.startswith("squeezenet1_1+squeezenet1_1-")
+    assert len(json.loads((store / "about.json").read_text())["encoder"]) == 2
+
+
+def test_caption(home):
+    for colour in toys.COLOURS:
+        caption = run("caption", f"dev_{colour}_5.png").stdout.rstrip("\n").split("\t")[1]
+        assert caption.startswith(f"a {colour} square")
+    both = run("caption", *sorted(map(str, home.glob("dev_*.png"))), "--format", "jsonl").stdout
+    assert both.count('"status": "ok"') == 6
+
+
+def test_evaluate_and_gradients(home):
+    assert "cider_d" in run("evaluate", "--split", "dev").stdout
+    run("gradients", "--model", "runs/two", "--output", "gradients")
+    run("gradients", "two.yaml", "--steps", "1", "--output", "gradients")
+
+
+def test_a_run_goes_on_with_its_own_config_and_refuses_another():
+    run("train", "two.yaml", "--device", "cpu", "--resume")
+    words = ["train", "two.yaml", "--resume", "--set", "encoder.beside=[]"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code != 0
+    assert "encoder.beside: the run has [{'backbone': 'squeezenet1_1'" in result.stderr
