@@ -14,10 +14,10 @@ import click
 from captioner.cli.options import (
     decoding_options,
     device_option,
-    find_model,
+    find_models,
     given,
     load_captioner,
-    model_option,
+    models_option,
     say,
 )
 
@@ -31,7 +31,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True)
-@model_option
+@models_option
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: stdout]")
 @click.option(
     "--format",
@@ -78,7 +78,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @device_option
 def command(
     images: tuple[str, ...],
-    model: Path | None,
+    models: tuple[Path, ...],
     output: Path | None,
     format: str | None,
     extension: str,
@@ -109,9 +109,11 @@ def command(
     format = format or _format_of(output)
     _check_engine(engine, format, output, num_gpus=num_gpus)
     _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
-    folder = find_model(model)
-    if model is None:
-        say(f"model: {folder}")
+    folders = find_models(models)
+    if not models:
+        say(f"model: {folders[0]}")
+    if engine == "ray" and len(folders) > 1:
+        raise click.UsageError("--engine ray takes one --model")
 
     from captioner.inference.sources import list_images
     from captioner.models.captioner import choose_device
@@ -132,12 +134,12 @@ def command(
     started = time.perf_counter()
     if engine == "ray":
         assert output
-        failed = _with_ray(folder, items, output, format, overwrite, num_gpus, started, options)
+        failed = _with_ray(folders[0], items, output, format, overwrite, num_gpus, started, options)
         raise SystemExit(int(failed > 0))
     with joined(choose_device(device)) as (world, own_device):
         if world.size > 1 and (not output or "-" in images):
             raise click.UsageError("several processes need --output, and paths not from stdin")
-        captioner = load_captioner(folder, str(own_device))
+        captioner = load_captioner(folders, str(own_device))
         if n_best > captioner.decoding.beam_size and "beam_size" not in options:
             options["beam_size"] = n_best  # a beam as wide as what is asked of it
         if output:
@@ -148,7 +150,7 @@ def command(
                 captioner,
                 items,
                 output,
-                model=fingerprint(folder),
+                model="+".join(map(fingerprint, folders)),
                 format=format,
                 overwrite=overwrite,
                 retry_errors=retry_errors,

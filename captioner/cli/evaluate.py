@@ -10,10 +10,10 @@ import click
 from captioner.cli.options import (
     decoding_options,
     device_option,
-    find_model,
+    find_models,
     given,
     load_captioner,
-    model_option,
+    models_option,
     say,
     set_option,
 )
@@ -21,7 +21,7 @@ from captioner.cli.scoring import show_signatures
 
 
 @click.command("evaluate")
-@model_option
+@models_option
 @click.option("--data", help="Data set to caption.  [default: the one the model was trained on]")
 @click.option("--split", help="Split to caption.  [default: test where there is one, else dev]")
 @click.option(
@@ -44,7 +44,7 @@ from captioner.cli.scoring import show_signatures
 @decoding_options
 @device_option
 def command(
-    model: Path | None,
+    models: tuple[Path, ...],
     data: str | None,
     split: str | None,
     output: Path | None,
@@ -56,13 +56,14 @@ def command(
     **decoding: Any,
 ) -> None:
     """Caption a split of a data set and score the captions."""
-    folder = find_model(model)
+    folders = find_models(models)
+    folder = folders[0]
 
     from captioner.evaluation.report import write_report
     from captioner.evaluation.run import config_of_model, evaluate
 
     config = config_of_model(folder, data, overrides)
-    captioner = load_captioner(folder, device)
+    captioner = load_captioner(folders, device)
     result = evaluate(
         captioner,
         config,
@@ -77,7 +78,7 @@ def command(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )
     count = len(result.captions)
-    say(f"{result.split}: {count:,} images captioned by {folder}")
+    say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
     scores = result.scores | result.retrieval
     width = max(map(len, scores))
     for name, score in scores.items():

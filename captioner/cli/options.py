@@ -30,6 +30,14 @@ model_option = click.option(
     type=click.Path(path_type=Path),
     help="Model or run directory.  [default: $CAPTIONER_MODEL, else the newest run under runs/]",
 )
+models_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Model or run directory; of several, the average decides on every word.  [default: "
+    "$CAPTIONER_MODEL, else the newest run under runs/]",
+)
 _DECODING = (
     click.option("--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."),
     click.option("--length-penalty", type=float, help="a: score = log-probability / length^a."),
@@ -88,11 +96,16 @@ def find_model(model: Path | None) -> Path:
     return finished[-1].parent
 
 
-def load_captioner(folder: Path, device: str) -> Captioner:
-    """Load the model a command works with."""
+def find_models(models: tuple[Path, ...]) -> list[Path]:
+    """Return the model directories to use; see `find_model`."""
+    return [find_model(model) for model in models or (None,)]
+
+
+def load_captioner(folders: Path | list[Path], device: str) -> Captioner:
+    """Load the model a command works with, or several as one."""
     from captioner.models.captioner import Captioner
 
-    return Captioner.load(folder, device)
+    return Captioner.load(folders, device)
 
 
 def say(message: str) -> None:

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, ModelError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
+from captioner.models.ensemble import Ensemble, join
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, sample
@@ -97,8 +98,7 @@ class Captioner:
             features, float32 (B, F), on the captioner's device.
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
-        features: Tensor = self.encoder(pixels)
-        return features
+        return self.encoder.see(pixels)
 
     @torch.inference_mode()
     def search(self, features: Tensor, *, n_best: int = 1, **decoding: Any) -> list[list[Caption]]:
@@ -289,7 +289,12 @@ class Captioner:
         """
         if isinstance(captions, str):
             return self.embed([captions])[0]
+        self._check_alone("asked for embeddings; ask one of its models")
         return embeddings(self.decoder, self._token_ids(captions)).cpu()
+
+    def _check_alone(self, what: str) -> None:
+        if isinstance(self.decoder, Ensemble):
+            raise ModelError(f"an ensemble cannot be {what}")
 
     def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:
         return [self.vocabulary.encode(tokenize(caption)) for caption in captions]
@@ -300,21 +305,28 @@ class Captioner:
         Args:
             folder: directory to write.
         """
+        self._check_alone("saved; its models are there already")
         parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding)
         write_model(Path(folder), parts)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "auto") -> Self:
-        """Read a model directory.
+    def load(
+        cls, folder: str | Path | Sequence[str | Path], device: str | torch.device = "auto"
+    ) -> Self:
+        """Read a model directory, or several, which then write captions together.
 
         Args:
-            folder: a model directory, or a run directory that holds one as `model/`.
+            folder: a model directory, or a run directory that holds one as `model/`; of several,
+                the average of their distributions decides on every word.
             device: see `to`.
 
         Raises:
             ModelError: if a file is missing, damaged, or does not fit the others.
         """
-        return cls(*read_model(folder)).to(device)
+        folders = [folder] if isinstance(folder, str | Path) else list(folder)
+        models = {Path(each): read_model(each) for each in folders}
+        parts = join(models) if len(models) > 1 else next(iter(models.values()))
+        return cls(*parts).to(device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -7,24 +7,30 @@ Neural Networks").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from captioner.errors import ModelError
 from captioner.models.decoder import Decoder
+from captioner.models.directory import Parts
+from captioner.models.encoder import FrozenEncoder
+from captioner.models.side_by_side import side_by_side
 from captioner.search import Step
 
 
 class Ensemble(nn.Module):
     """Decoders that write one caption together; a `Decoder` as far as search is concerned."""
 
-    def __init__(self, members: Sequence[Decoder], columns: Sequence[slice]):
+    def __init__(self, members: Sequence[Decoder], columns: Sequence[Tensor]):
         """Put decoders together.
 
         Args:
             members: of equal vocabularies.
-            columns: which of the features each member is started by.
+            columns: which of the features each member is started by, int64 (F of the member,).
         """
         super().__init__()
         self._members, self._columns = tuple(members), tuple(columns)
@@ -41,7 +47,7 @@ class Ensemble(nn.Module):
             All their states side by side, (1, B, sum of S * H).
         """
         states = [
-            member.init_hidden(features[:, columns])
+            member.init_hidden(features[:, columns.to(features.device)])
             for member, columns in zip(self._members, self._columns, strict=True)
         ]
         return torch.cat([_flat(state) for state in states], dim=1)[None]
@@ -69,3 +75,45 @@ class Ensemble(nn.Module):
 def _flat(states: Tensor) -> Tensor:
     """Lay the states of a row side by side, (S, B, H) to (B, S * H)."""
     return states.transpose(0, 1).flatten(1)
+
+
+def join(models: Mapping[Path, Parts]) -> Parts:
+    """Make one captioner of several.
+
+    A CNN that several of them look through looks once. How to search is the first one's say.
+
+    Args:
+        models: by where each came from, two or more.
+
+    Raises:
+        ModelError: if they have other words, or do not see the same pixels.
+    """
+    (first, about), *others = models.items()
+    for folder, parts in others:
+        if parts.vocabulary.words != about.vocabulary.words:
+            raise ModelError(
+                f"{folder}: has other words than {first}; an ensemble needs models that were "
+                f"trained on the same captions"
+            )
+        if parts.encoder.mirrored != about.encoder.mirrored:
+            raise ModelError(
+                f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
+                f"needs models that see pictures alike"
+            )
+    seen = {
+        folder: {cnn.fingerprint(): cnn for cnn in parts.encoder.parts}
+        for folder, parts in models.items()
+    }
+    cnns: dict[str, FrozenEncoder] = {}
+    for own in seen.values():
+        cnns = own | cnns
+    places, end = {}, 0
+    for key, cnn in cnns.items():
+        places[key] = torch.arange(end, end + cnn.feature_size)
+        end += cnn.feature_size
+    columns = [torch.cat([places[key] for key in own]) for own in seen.values()]
+    encoder = side_by_side(list(cnns.values()))
+    encoder.mirrored = about.encoder.mirrored
+    together = Ensemble([parts.decoder for parts in models.values()], columns)
+    # A Decoder for all that search and scoring ask of one.
+    return about._replace(encoder=encoder, decoder=cast(Decoder, together))

@@ -213,6 +213,22 @@ def test_evaluate_takes_a_split_a_data_set_and_a_search(home):
     assert "no images in split 'holiday'" in wrong.stderr
 
 
+def test_two_models_write_captions_together(home):
+    models = ("--model", "runs/toy", "--model", "runs/toy")
+    alone = run("caption", "dev_red_5.png", "--model", "runs/toy")
+    together = run("caption", "dev_red_5.png", *models)
+    assert together.exit_code == 0
+    assert together.stdout == alone.stdout  # the average of a model and itself
+    output = ("--output", "together.jsonl")
+    assert run("caption", "dev_red_5.png", *models, *output).exit_code == 0
+    refused = run("caption", "dev_red_5.png", "--model", "runs/toy", *output)
+    assert "--overwrite" in refused.stderr  # another model than the journal's
+    assert refused.exit_code == 2
+    scored = run("evaluate", *models, "--output", "scores")
+    assert scored.exit_code == 0
+    assert "runs/toy" in scored.stderr
+
+
 def test_features_are_filled_once(home):
     first = run("features", "toy.yaml", "--set", "encoder.flip=true")
     again = run("features", "toy.yaml", "--set", "encoder.flip=true")
