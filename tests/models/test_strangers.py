@@ -265,7 +265,7 @@ def test_preprocessing_of_one_of_two(pair, values, said):
     assert said in message
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 100_000])
+@pytest.mark.parametrize("count", [0, 1, 3, 1000])
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
 def test_as_many_cnns_as_preprocessings(pair, file, count):
     whole = json.loads((pair / file).read_text())
