@@ -244,3 +244,17 @@ def test_a_device_that_is_not_there_is_named(captioner):
 def test_what_is_no_picture_is_refused_in_one_line(image, reason):
     with pytest.raises(ImageError, match=reason):
         list(toys.captioner().caption([image]))
+
+
+def test_consensus_reorders_the_beam_and_says_so_in_the_signature(captioner):
+    features = torch.randn(6, captioner.encoder.feature_size)
+    beam = captioner.search(features, beam_size=6, n_best=6)
+    agreed = captioner.search(features, beam_size=6, n_best=2, consensus=5.0)
+    for candidates, chosen in zip(beam, agreed, strict=True):
+        assert len(chosen) == 2
+        assert {c.text for c in chosen} <= {c.text for c in candidates}
+        assert 1 >= chosen[0].score >= chosen[1].score >= 0
+    # Trusting the scores alone is the beam's own order.
+    trusted = captioner.search(features, beam_size=6, consensus=1e-4)
+    assert [c[0].text for c in trusted] == [c[0].text for c in beam]
+    assert captioner.settings(consensus=0.2).summary().endswith(",consensus0.2")
