@@ -21,13 +21,13 @@ Each part is a race: its contestants take turns in one run, speeds are medians o
   architectures of BLIP-base and ViT-GPT2 with random weights. At least 100.
 - memory (`--memory`): peak memory of captioning 50,000 images to that of 1,000. At most 1.05.
 
-With `--model` (of one CNN) and `--photographs` all this is of trained weights and real pictures. Without, the
-CNN is torchvision's mobilenet_v2 with random weights, its batch norms' statistics taken from
-the pictures so that features differ; the decoder is that of `configs/flickr8k.yaml` over 2,540
-words. Random weights never end a caption: the hidden state's say is scaled up to make the words
-as uneven as a trained model's, and the end token's bias is chosen such that captions have ten
-words on average. The pictures are smooth noise, 640 x 480, JPEG quality 90. Random weights magnify
-what rounding does: the cosine is meant for trained ones. Exits with code 1 if a target is missed.
+With `--model` (of one CNN) and `--photographs` all this is of trained weights and real pictures.
+Without, the CNN is torchvision's mobilenet_v2 with random weights, its batch norms' statistics
+taken from the pictures so that features differ; the decoder is that of `configs/flickr8k.yaml`
+over 2,540 words. Random weights never end a caption: the hidden state's say is scaled up to make
+the words as uneven as a trained model's, and the end token's bias is chosen such that captions have
+ten words on average. The pictures are smooth noise, 640 x 480, JPEG quality 90. Random weights
+magnify what rounding does: the cosine is meant for trained ones. Exits with code 1 if a target is missed.
 """
 
 from __future__ import annotations
