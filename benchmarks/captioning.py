@@ -27,7 +27,8 @@ taken from the pictures so that features differ; the decoder is that of `configs
 over 2,540 words. Random weights never end a caption: the hidden state's say is scaled up to make
 the words as uneven as a trained model's, and the end token's bias is chosen such that captions have
 ten words on average. The pictures are smooth noise, 640 x 480, JPEG quality 90. Random weights
-magnify what rounding does: the cosine is meant for trained ones. Exits with code 1 if a target is missed.
+magnify what rounding does: the cosine is meant for trained ones. Exits with code 1 if a target is
+missed.
 """
 
 from __future__ import annotations
