@@ -98,7 +98,8 @@ class Captioner:
             features, float32 (B, F), on the captioner's device.
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
-        return self.encoder.see(pixels)
+        features: Tensor = self.encoder(pixels)
+        return features
 
     @torch.inference_mode()
     def search(self, features: Tensor, *, n_best: int = 1, **decoding: Any) -> list[list[Caption]]:
