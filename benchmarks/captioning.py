@@ -111,6 +111,7 @@ def real_scene(model: Path, photographs: Path) -> Scene:
     captioner = Captioner.load(model, DEVICE)
     if len(captioner.encoder.parts) > 1:
         sys.exit(f"{model}: has several CNNs; every part here is about one")
+    captioner.encoder.mirrored = False  # nor does any other way look twice
     files = sorted(photographs.glob("*.jpg"))[:IMAGES]
     pixels = decode(captioner.encoder, files)
     features = captioner.encoder(pixels)

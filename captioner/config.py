@@ -114,7 +114,9 @@ class EncoderConfig(Backbone):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the CNN; auto: bf16 where the hardware has it"
     )
-    flip: bool = Field(False, description="also store each training image mirrored")
+    flip: bool = Field(
+        False, description="mirror pictures: at random in training, else both views' mean"
+    )
     batch_size: Count = Field(64, description="images per forward pass of the CNN")
 
     @model_validator(mode="before")

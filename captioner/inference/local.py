@@ -155,7 +155,7 @@ def caption_batches(
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     preprocess = captioner.encoder.preprocess
     at_least = preprocess.enough if scaled_decoding else None
-    encode = _WithinMemory(captioner.encoder)
+    encode = _WithinMemory(captioner.encoder.see)
     search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))
 
     def read(item: Item, before: frozenset[bytes]) -> _Read:
@@ -176,7 +176,7 @@ def caption_batches(
         if pixels:
             stacked = torch.stack(pixels)
             if captioner.device.type == "cpu":
-                features = on_cores(pool, captioner.encoder, stacked, together)
+                features = on_cores(pool, captioner.encoder.see, stacked, together)
                 parts = on_cores(pool, search, torch.cat(features), SEARCHED)
             else:
                 if captioner.device.type == "cuda":

@@ -98,8 +98,7 @@ class Captioner:
             features, float32 (B, F), on the captioner's device.
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
-        features: Tensor = self.encoder(pixels)
-        return features
+        return self.encoder.see(pixels)
 
     @torch.inference_mode()
     def search(self, features: Tensor, *, n_best: int = 1, **decoding: Any) -> list[list[Caption]]:

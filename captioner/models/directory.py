@@ -105,6 +105,7 @@ def write_model(folder: Path, parts: Parts) -> None:
         "format_version": FORMAT_VERSION,
         "captioner_version": __version__,
         "encoder": one_or_list(about),
+        "mirrored": encoder.mirrored,
         "decoder": decoder.settings,
         "decoding": decoding.model_dump(),
     }
@@ -141,6 +142,7 @@ def read_model(folder: str | Path) -> Parts:
     preprocess = load_preprocess(folder)
     try:
         cnns = _cnns_of(config["encoder"], preprocess)
+        mirrored = _is(config.get("mirrored", False))
         settings = _decoder_of(config["decoder"])
         decoding = DecodingConfig.model_validate(config["decoding"])
     except (KeyError, TypeError, ValueError) as error:
@@ -153,6 +155,7 @@ def read_model(folder: str | Path) -> Parts:
     weights = folder / "model.safetensors"
     states = _read_weights(weights)
     encoder = _load_encoder(cnns, states["encoder"], weights)
+    encoder.mirrored = mirrored
     if settings["feature_size"] != encoder.feature_size:
         raise ModelError(
             f"{folder}: config.json expects {settings['feature_size']} features, "
@@ -214,6 +217,12 @@ def _decoder_of(about: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"decoder.{name}: not a whole number, given {size!r:.60}")
     rest = {name: value for name, value in about.items() if name not in sizes}
     return sizes | DecoderConfig.model_validate(rest).model_dump()
+
+
+def _is(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"mirrored: neither true nor false, given {value!r:.60}")
+    return value
 
 
 def _reason(error: Exception) -> str:

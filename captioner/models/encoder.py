@@ -59,11 +59,14 @@ class Encoder(nn.Module, ABC):
         feature_size: width F of the vector.
         device: where it computes.
         dtype: in which arithmetic.
+        mirrored: whether pictures are captioned from the mean of themselves and their mirror
+            images, as they are where training has shown both.
     """
 
     feature_size: int
     device: torch.device
     dtype: torch.dtype
+    mirrored = False
 
     @property
     @abstractmethod
@@ -103,6 +106,11 @@ class Encoder(nn.Module, ABC):
         Returns:
             features, float32 (B, F).
         """
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Encode pictures to caption them: a batch as for `forward`, mirrored where that is due."""
+        features: Tensor = self(pixels)
+        return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -95,6 +95,11 @@ def join(models: Mapping[Path, Parts]) -> Parts:
                 f"{folder}: has other words than {first}; an ensemble needs models that were "
                 f"trained on the same captions"
             )
+        if parts.encoder.mirrored != about.encoder.mirrored:
+            raise ModelError(
+                f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
+                f"needs models that see pictures alike"
+            )
     seen = {
         folder: {cnn.fingerprint(): cnn for cnn in parts.encoder.parts}
         for folder, parts in models.items()
@@ -108,6 +113,7 @@ def join(models: Mapping[Path, Parts]) -> Parts:
         end += cnn.feature_size
     columns = [torch.cat([places[key] for key in own]) for own in seen.values()]
     encoder = side_by_side(list(cnns.values()))
+    encoder.mirrored = about.encoder.mirrored
     together = Ensemble([parts.decoder for parts in models.values()], columns)
     # A Decoder for all that search and scoring ask of one.
     return about._replace(encoder=encoder, decoder=cast(Decoder, together))

@@ -84,7 +84,9 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
             precision=settings.precision,
         )
         parts.append(part)
-    return side_by_side(parts).to_device(device)
+    encoder = side_by_side(parts).to_device(device)
+    encoder.mirrored = settings.flip
+    return encoder
 
 
 def store_features(
@@ -193,9 +195,9 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
         views=rows,
         max_length=config.text.max_length,
     )
-    dev, features, rows = store(dev, flip=False)
+    dev, features, rows = store(dev, flip=encoder.mirrored)
     references = [tokens_of[example.image_id] for example in dev]
-    return Prepared(vocabulary, table, SplitTable(dev, features[rows[:, 0]], references))
+    return Prepared(vocabulary, table, SplitTable(dev, _seen(features, rows), references))
 
 
 def _about_words(
@@ -225,7 +227,12 @@ def read_split(
     examples, tokens = tokenize_examples(dataset.split(split), say)
     tokens_of = {e.image_id: words for e, words in zip(examples, tokens, strict=True)}
     examples, features, rows = store_features(
-        encoder, examples, flip=False, batch_size=batch_size, strict=False, say=say
+        encoder, examples, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
     )
     references = [tokens_of[example.image_id] for example in examples]
-    return SplitTable(examples, features[rows[:, 0]], references)
+    return SplitTable(examples, _seen(features, rows), references)
+
+
+def _seen(features: Tensor, rows: Tensor) -> Tensor:
+    """Return what pictures are captioned from, the mean of their views, fp16 (N, F)."""
+    return features[rows].float().mean(1).half()

@@ -78,3 +78,6 @@ def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
     odd = parts(other)._replace(vocabulary=Vocabulary.build([(*words.words[:-1], "odd")], 1))
     with pytest.raises(ModelError, match="b: has other words than a"):
         join({"a": parts(one), "b": odd})
+    other.encoder.mirrored = True
+    with pytest.raises(ModelError, match=r"b: only one of it and a was trained with encoder\.flip"):
+        join({"a": parts(one), "b": parts(other)})
