@@ -16,7 +16,7 @@ import captioner
 ROOT = Path(captioner.__file__).parent
 LAYERS = (
     ("__init__", "errors", "files"),
-    ("config", "images", "text", "recurrence", "search", "metrics", "world"),
+    ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),
     ("datasets", "models"),
     ("features",),
     ("training", "inference"),
