@@ -79,6 +79,9 @@ class Updater:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        # Fused AdamW changes the weights without counting their versions up, by which
+        # `Decoder.stepper` knows that they changed.
+        torch.autograd.graph.increment_version(list(self.decoder.parameters()))
         if self.average is not None:
             # Early on the average follows closely, so that it does not remember the start.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
