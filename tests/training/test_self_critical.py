@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 
@@ -249,6 +250,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(started, tmp_path, monkeypa
     said = (whole / "train.log").read_text()
     assert said.count("warning: training.learning_rate 0.001 is high for scst") == 1
     assert (whole / "curves.png").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_one_epoch_0(started, tmp_path):
+    _, config = started
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    whole = timeless(folder)
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        checkpoint.unlink()
+    (folder / "metrics.jsonl").write_text(json.dumps(whole[0]) + "\n")
+    train(config, folder, device="cpu", resume=True)
+    assert timeless(folder) == whole
 
 
 @pytest.mark.parametrize("objective", ["xent", "scst"])
