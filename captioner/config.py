@@ -164,8 +164,21 @@ class DecoderConfig(Section):
 class TrainingConfig(Section):
     """How the decoder learns."""
 
-    epochs: Count = Field(10, description="passes over the training captions")
-    batch_size: Count = Field(128, description="captions per step")
+    objective: Literal["xent", "scst"] = Field(
+        "xent",
+        description="xent: the next word (cross-entropy); scst: the score of captions it draws",
+    )
+    start_from: str | None = Field(
+        None, description="run or model directory whose weights are the first; scst needs one"
+    )
+    samples: Annotated[int, Field(ge=2, le=1000)] = Field(
+        5, description="scst: captions drawn per image"
+    )
+    bleu_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="scst: reward is CIDEr-D plus this times BLEU-4"
+    )
+    epochs: Count = Field(10, description="passes over the training captions; scst: images")
+    batch_size: Count = Field(128, description="captions per step; scst: images")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak, of AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps up to the peak")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -175,7 +188,9 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="of matrices; biases and norms have none"
     )
-    label_smoothing: Fraction = Field(0.1, description="probability spread over the vocabulary")
+    label_smoothing: Fraction = Field(
+        0.1, description="probability spread over the vocabulary; not in scst"
+    )
     clip_norm: Annotated[float, Field(gt=0)] = Field(5.0, description="global gradient norm")
     bptt_window: Count | None = Field(
         None, description="tokens per window of truncated BPTT; null: the whole caption"
@@ -202,6 +217,14 @@ class TrainingConfig(Section):
         False, description="fuse output layer and loss with torch.compile; the first steps wait"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.objective == "scst" and self.start_from is None:
+            raise ValueError(
+                "training.start_from: scst makes a trained model better, name its run directory"
+            )
+        return self
 
 
 class DecodingConfig(Section):

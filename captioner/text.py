@@ -196,6 +196,7 @@ class Vocabulary:
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
     unk_id: ClassVar[int] = 3
+    unwritable: ClassVar[tuple[int, ...]] = (pad_id, bos_id, unk_id)  # in no caption
 
     def __post_init__(self) -> None:
         tokens = self.specials + self.words

@@ -14,6 +14,7 @@ from captioner.metrics.references import (
     PreparedReferences,
     Tokens,
     prepare,
+    spans,
 )
 
 
@@ -37,11 +38,15 @@ class Bleu:
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
         self._references = prepare(references)
 
-    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
+    def statistics(
+        self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
+    ) -> Floats:
         """Count what BLEU is made of.
 
         Args:
-            hypotheses: the tokens of one caption for each image.
+            hypotheses: tokens of N captions.
+            images: for each the image it describes, as an index into the references; by default
+                there is one caption for each image, in order.
 
         Returns:
             float64 (N, 9): n-grams of length 1 to 4 in the hypothesis, those of them that occur
@@ -51,27 +56,29 @@ class Bleu:
             DataError: if hypotheses and images do not pair up.
         """
         references = self._references
-        images = references.check(hypotheses)
+        described = references.check(hypotheses, images)
         counts = references.count(hypotheses)
-        rows, matches = references.match(counts, images)
+        rows, matches = references.match(counts, described)
         allowed = np.zeros(len(counts.times), np.int64)
         np.maximum.at(allowed, rows, references.counts.times[matches])
         matched = np.bincount(
             counts.caption * MAX_ORDER + counts.order,
             weights=np.minimum(counts.times, allowed),
-            minlength=len(images) * MAX_ORDER,
+            minlength=len(described) * MAX_ORDER,
         ).reshape(-1, MAX_ORDER)
         lengths = np.array([len(hypothesis) for hypothesis in hypotheses], np.int64)
         possible = np.maximum(lengths[:, None] - np.arange(MAX_ORDER), 0)
-        closest = self._closest_length(lengths)
+        closest = self._closest_length(lengths, described)
         return np.column_stack([possible, matched, closest]).astype(np.float64)
 
-    def _closest_length(self, lengths: Ints) -> Ints:
+    def _closest_length(self, lengths: Ints, described: Ints) -> Ints:
         """Return the reference length closest to each hypothesis's length, the shorter of two."""
         references = self._references
-        distance = np.abs(references.lengths - lengths[references.image])
-        ranked = (distance << 32) | references.lengths
-        return np.minimum.reduceat(ranked, references.first) & 0xFFFFFFFF
+        number = references.per_image[described]
+        possible = references.lengths[spans(references.first[described], number)]
+        distance = np.abs(possible - np.repeat(lengths, number))
+        ranked = (distance << 32) | possible
+        return np.minimum.reduceat(ranked, np.cumsum(number) - number) & 0xFFFFFFFF
 
     def combine(self, sums: Floats) -> Floats:
         """Turn statistics into scores.

@@ -122,7 +122,7 @@ class Captioner:
         ids: dict[str, Any] = {
             "bos_id": words.bos_id,
             "eos_id": words.eos_id,
-            "suppress_ids": (words.pad_id, words.bos_id, words.unk_id),
+            "suppress_ids": words.unwritable,
             "max_length": settings.max_length,
         }
         if settings.sample:

@@ -127,7 +127,7 @@ class InitialState(nn.Module):
             features = functional.layer_norm(features, features.shape[-1:])
         projected = self.projection(self.dropout(features))
         # (B, S * H) -> (S, B, H)
-        states = projected.view(len(features), -1, self.hidden_size).transpose(0, 1)
+        states = projected.unflatten(1, (-1, self.hidden_size)).transpose(0, 1)
         h = self.activation(states[: self.num_layers])
         return torch.cat((h, states[self.num_layers :])).contiguous()
 

@@ -15,22 +15,34 @@ from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
 from captioner.training.tables import Batch
 
-WordLoss: TypeAlias = Callable[[Decoder, Tensor, Tensor, float], Tensor]
+WordLoss: TypeAlias = Callable[[Decoder, Tensor, Tensor, float, Tensor | None], Tensor]
 
 
-def word_loss(decoder: Decoder, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+def word_loss(
+    decoder: Decoder,
+    outputs: Tensor,
+    targets: Tensor,
+    label_smoothing: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Score words and compare them with those that came: all of a step but the recurrence.
 
     Args:
         decoder: scores the words.
         outputs: of its last layer, (N, H).
         targets: int64 (N,), the tokens that came.
-        label_smoothing: see `cross_entropy`.
+        label_smoothing: see `cross_entropy`; 0 with weights.
+        weights: float32 (N,), of words that the model drew itself, from those that it may
+            write; None: words of people, any of the vocabulary.
 
     Returns:
         Summed nats, a float32 scalar.
     """
-    return cross_entropy(decoder.to_logits(outputs), targets, label_smoothing)
+    logits = decoder.to_logits(outputs)
+    if weights is not None:  # the probability it was drawn with knows no others either
+        never = torch.tensor(Vocabulary.unwritable, device=logits.device)
+        logits = logits.index_fill(-1, never, -torch.inf)
+    return cross_entropy(logits, targets, label_smoothing, weights)
 
 
 def compiled_word_loss() -> WordLoss:
@@ -43,9 +55,15 @@ def compiled_word_loss() -> WordLoss:
 
     compiled = torch.compile(word_loss, dynamic=True)
 
-    def loss(decoder: Decoder, outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def loss(
+        decoder: Decoder,
+        outputs: Tensor,
+        targets: Tensor,
+        label_smoothing: float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         try:
-            return compiled(decoder, outputs, targets, label_smoothing)
+            return compiled(decoder, outputs, targets, label_smoothing, weights)
         except TorchDynamoException as error:  # no compiler on this machine, most often
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -66,7 +84,9 @@ def backward(
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
-    The loss is the cross-entropy of the next token, averaged over the batch's real tokens. With
+    The loss is the cross-entropy of the next token, averaged over the batch's real tokens; where
+    the batch has weights, each caption's counts so often: with advantages, that is the loss whose
+    gradient is the policy gradient (Williams 1992, "REINFORCE"). With
     a window the caption goes through the network in pieces of that many tokens: the hidden
     state is carried from piece to piece, its gradient is not (truncated back-propagation
     through time, Williams & Peng 1990). Memory is bounded by the window; one as long as the
@@ -75,7 +95,7 @@ def backward(
     Args:
         decoder: in training mode.
         batch: of captions and their images.
-        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+        label_smoothing: probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
         of_words: `word_loss`, as it is written or compiled.
@@ -94,12 +114,14 @@ def backward(
         targets = batch.targets[:, piece]
         # Only real tokens reach the output layer: it is the widest of all.
         real = (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)
+        weights = batch.weights
         loss = (
             of_words(
                 decoder,
                 outputs.flatten(0, 1).index_select(0, real),
                 targets.flatten()[real],
                 label_smoothing,
+                None if weights is None else weights[real // targets.shape[1]],
             )
             / batch.tokens
         )

@@ -40,7 +40,7 @@ class Progress:
         token_sum: tokens of the epoch so far.
         tokens: tokens since the start.
         best_score: best dev score so far.
-        best_epoch: the pass that gave it, from 1; 0 for none yet.
+        best_epoch: the pass that gave it, from 1; 0 for none yet, or for the weights it began with.
         signature: how the dev score is made.
         seconds: spent training, over all sittings.
     """

@@ -29,6 +29,7 @@ from captioner.training.checkpoint import (
     write_tensors,
 )
 from captioner.training.prepare import SplitTable
+from captioner.training.self_critical import SelfCritical
 from captioner.training.signals import noted_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
@@ -56,19 +57,22 @@ class Trainer:
         identity: dict[str, Any],
         log: RunLog,
         world: World | None = None,
+        critic: SelfCritical | None = None,
     ):
         """Get ready to train.
 
         Args:
             captioner: its decoder learns; on the device to train on.
-            train: captions and features.
+            train: captions and features; with a critic, one row for each image.
             dev: split that chooses the best epoch.
             config: the `training` section.
             folder: run folder.
             identity: what a resumed run must share with this one.
             log: told what happens.
             world: the processes that train together; None: this one alone.
+            critic: draws the captions to learn from; None: those of the table.
         """
+        self.critic = critic
         self.world = world or World()
         self.captioner = captioner
         self.decoder = captioner.decoder
@@ -114,7 +118,7 @@ class Trainer:
                 identity=self.identity,
             )
         self.saved_step = self.progress.step
-        self.log.forget_after(self.progress.step)
+        self.log.forget_after(self.progress.step if saved is not None else -1)
         self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
 
     def run(self) -> None:
@@ -134,6 +138,8 @@ class Trainer:
             disable=None if self.world.leads else True,  # None: where nobody watches
         )
         with bar, noted_signals() as stop_asked:
+            if config.start_from and progress.best_score < 0:
+                self._score_start()
             while progress.epoch < config.epochs and not self._ran_out_of_patience():
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
                 self._epoch(bar, stop_asked)
@@ -157,9 +163,10 @@ class Trainer:
         tokens: list[int] = []
         started = time.perf_counter()
         for batch in batches:
-            losses.append(self._backward(batch))
+            loss, count = self._backward(batch)
+            losses.append(loss)
             norms.append(self.updater.update(progress.step))
-            tokens.append(batch.tokens)
+            tokens.append(count)
             progress.batch += 1
             progress.step += 1
             if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
@@ -178,24 +185,30 @@ class Trainer:
             if stop:
                 raise Stopped
 
-    def _backward(self, batch: Batch) -> Tensor:
-        """Add the gradients of this process's share of a batch, one part after the other."""
+    def _backward(self, batch: Batch) -> tuple[Tensor, int]:
+        """Add the gradients of this process's share of a batch, one part after the other.
+
+        Returns:
+            The share's loss, and the tokens of the whole batch.
+        """
         config, world = self.config, self.world
-        parts = world.size * config.accumulate
         torch.manual_seed(_mixed_seed(config.seed, self.progress.step, world.rank))
         loss = torch.zeros((), device=self.device)
-        for index in range(world.rank, parts, world.size):
+        share = batch.part(world.rank, world.size)
+        if self.critic:
+            share = self.critic.write(share)
+        for index in range(config.accumulate):
             with self.autocast:
                 loss += bptt.backward(
                     self.decoder,
-                    batch.part(index, parts) if parts > 1 else batch,
-                    label_smoothing=config.label_smoothing,
+                    share.part(index, config.accumulate),
+                    label_smoothing=0.0 if self.critic else config.label_smoothing,
                     window=config.bptt_window,
                     scaler=self.updater.scaler,
                     of_words=self.word_loss,
                 )
         world.sum_gradients(self.decoder.parameters())
-        return loss
+        return loss, share.tokens
 
     def _log_steps(
         self, losses: Tensor, norms: Tensor, tokens: list[int], seconds: float
@@ -211,49 +224,74 @@ class Trainer:
         progress.seconds += seconds
         norm = float(norms.mean())
         speed = total / seconds
+        worth = self.critic.report(self.device) if self.critic else {}
         self.log.record(
             kind="step",
             epoch=progress.epoch + 1,
             step=progress.step,
             loss=nats / total,
+            **worth,
             grad_norm=norm,
             clipped=float((norms > self.config.clip_norm).float().mean()),
             learning_rate=self.updater.learning_rate,
             tokens_per_second=round(speed),
         )
-        return {"loss": f"{nats / total:.3f}", "norm": f"{norm:.2f}", "tokens/s": f"{speed:,.0f}"}
+        shown = worth or {"loss": nats / total}
+        return {name: f"{value:.3f}" for name, value in shown.items()} | {
+            "norm": f"{norm:.2f}",
+            "tokens/s": f"{speed:,.0f}",
+        }
 
-    def _score_epoch(self) -> None:
-        progress, config = self.progress, self.config
+    def _judge(self) -> tuple[dict[str, float], bool]:
+        """Score the dev split after `progress.epoch` passes, and keep weights that beat all others.
+
+        Returns:
+            The scores, and whether they are the best so far.
+        """
+        progress = self.progress
         started = time.perf_counter()
         scores = self.world.share(self._dev_scores() if self.world.leads else {})
         progress.seconds += time.perf_counter() - started
-        progress.epoch += 1
-        progress.batch = 0
-        train_loss = progress.loss_sum / progress.token_sum
-        progress.loss_sum, progress.token_sum = 0.0, 0
-        score = scores[config.metric]
+        score = scores[self.config.metric]
         better = not score <= progress.best_score  # also where the score is undefined (NaN)
         if better:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_best()
-        self.log.record(
-            kind="epoch",
-            epoch=progress.epoch,
-            step=progress.step,
-            train_loss=train_loss,
-            **scores,
-            signature=progress.signature,
-            seconds=round(progress.seconds, 1),
-        )
+        return scores, better
+
+    def _score_start(self) -> None:
+        """Count the first weights as epoch 0: what a run leaves is never worse than what it got."""
+        scores, _ = self._judge()
+        self._record_epoch(scores)
+        self._save()
+        self.log.say(f"start: dev {_shown(scores)}")
+
+    def _score_epoch(self) -> None:
+        progress = self.progress
+        progress.epoch += 1
+        progress.batch = 0
+        train_loss = progress.loss_sum / progress.token_sum
+        progress.loss_sum, progress.token_sum = 0.0, 0
+        scores, better = self._judge()
+        self._record_epoch({"train_loss": train_loss} | scores)
         if self.log.board:
             self.log.board.epoch(progress.step, self.norms, self.dev.examples, self.samples)
         self.norms = []
         self._save()
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self.log.say(
-            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {shown}"
+            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {_shown(scores)}"
             f"{'  (best so far)' if better else ''}"
+        )
+
+    def _record_epoch(self, values: dict[str, float]) -> None:
+        progress = self.progress
+        self.log.record(
+            kind="epoch",
+            epoch=progress.epoch,
+            step=progress.step,
+            **values,
+            signature=progress.signature,
+            seconds=round(progress.seconds, 1),
         )
 
     def _dev_scores(self) -> dict[str, float]:
@@ -305,6 +343,10 @@ class Trainer:
                 progress=self.progress,
                 identity=self.identity,
             )
+
+
+def _shown(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:

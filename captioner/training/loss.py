@@ -17,24 +17,35 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, label_smoothing: float, weights: Tensor | None
+    ) -> Tensor:
         log_probs = logits.float().log_softmax(-1)
         at = targets.unsqueeze(-1)
         spread = label_smoothing / log_probs.shape[-1]
-        wanted = log_probs.gather(-1, at).sum()
-        loss = (label_smoothing - 1) * wanted - spread * log_probs.sum()
+        losses = (label_smoothing - 1) * log_probs.gather(-1, at).squeeze(-1)
+        if label_smoothing:  # a score of -inf times a spread of 0 would be no number
+            losses -= spread * log_probs.sum(-1)
         gradient = log_probs.exp_().sub_(spread)
         gradient.scatter_add_(-1, at, gradient.new_full(at.shape, label_smoothing - 1))
+        if weights is not None:
+            losses *= weights
+            gradient *= weights.unsqueeze(-1)
         ctx.save_for_backward(gradient.to(logits.dtype))
-        return loss
+        return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None
+        return gradient * outer[0], None, None, None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return the summed cross-entropy of the words that came next.
 
     The same as `torch.nn.functional.cross_entropy(..., reduction="sum")` on float32 logits,
@@ -45,9 +56,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
         logits: (N, V), of any floating type.
         targets: int64 (N,), in 0..V-1.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+        weights: float32 (N,), how often each word counts, also below 0; None: once.
 
     Returns:
         Nats, a float32 scalar.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing)
+    loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights)
     return loss

@@ -39,10 +39,18 @@ class SplitTable:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything training starts from."""
+    """Everything training starts from.
+
+    Attributes:
+        vocabulary: of the training captions.
+        train: captions and features.
+        references: for each training image, the tokens of every caption, none cut or unknown.
+        dev: split that chooses the best epoch.
+    """
 
     vocabulary: Vocabulary
     train: CaptionTable
+    references: list[list[list[str]]]
     dev: SplitTable
 
 
@@ -188,16 +196,18 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
         world=world,
     )
     train, features, rows = store(train, flip=settings.flip)
+    train_tokens = [tokens_of[example.image_id] for example in train]
     table = CaptionTable.build(
         features,
-        [tokens_of[example.image_id] for example in train],
+        train_tokens,
         vocabulary,
         views=rows,
         max_length=config.text.max_length,
     )
     dev, features, rows = store(dev, flip=encoder.mirrored)
     references = [tokens_of[example.image_id] for example in dev]
-    return Prepared(vocabulary, table, SplitTable(dev, _seen(features, rows), references))
+    dev_table = SplitTable(dev, _seen(features, rows), references)
+    return Prepared(vocabulary, table, train_tokens, dev_table)
 
 
 def _about_words(

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from captioner.config import Config, load_config
+from captioner.config import Config, home_path, load_config
 from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder
+from captioner.models.encoder import Encoder, dtype_of
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
+from captioner.training.self_critical import SelfCritical
+from captioner.training.start import start_weights
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.world import World, joined
+
+CAREFUL = 1e-4  # peak learning rate; above it scst over-fits small data sets within an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Summary:
         metric: name of the dev score that chose the model.
         signature: how that score was made.
         best_score: its best value.
-        best_epoch: from 1.
+        best_epoch: from 1; 0: no epoch was better than the weights it started from.
         epochs: done.
         seconds: spent training and scoring, features not included.
         tokens_per_second: over that time.
@@ -75,6 +80,7 @@ def train(
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
+            _spare_start(folder, config, overwrite)
             _open_folder(folder, config, resume, overwrite)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
@@ -110,15 +116,39 @@ def _build(
     log: RunLog,
     world: World,
 ) -> Trainer:
-    torch.manual_seed(config.training.seed)
+    settings = config.training
+    torch.manual_seed(settings.seed)
     decoder = Decoder(
         vocab_size=len(prepared.vocabulary),
         feature_size=encoder.feature_size,
         **config.decoder.model_dump(),
     )
     table = prepared.train
-    decoder.init_hidden.measure(table.features, table.rows.unique())
+    if settings.start_from is None:
+        decoder.init_hidden.measure(table.features, table.rows.unique())
+    else:
+        start: dict[str, Tensor] = {}
+        if world.leads:  # others may be on other machines
+            start = start_weights(settings.start_from, decoder, encoder, prepared.vocabulary)
+        decoder.load_state_dict(world.share(start))
     captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
+    critic = None
+    if settings.objective == "scst":
+        table = table.per_image()
+        critic = SelfCritical(
+            decoder,
+            prepared.vocabulary,
+            prepared.references,
+            settings,
+            max_length=config.decoding.max_length,
+            dtype=dtype_of(settings.precision, device),
+            world=world,
+        )
+        if settings.learning_rate > CAREFUL:
+            log.say(
+                f"warning: training.learning_rate {settings.learning_rate:g} is high for scst, "
+                f"which over-fits small data sets within an epoch; {CAREFUL:g} or less is usual"
+            )
     weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     log.say(
         f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
@@ -133,14 +163,25 @@ def _build(
     }
     return Trainer(
         captioner,
-        prepared.train,
+        table,
         prepared.dev,
-        config.training,
+        settings,
         folder,
         identity=identity,
         log=log,
         world=world,
+        critic=critic,
     )
+
+
+def _spare_start(folder: Path, config: Config, overwrite: bool) -> None:
+    """Refuse to delete the model that the run shall start from."""
+    start = config.training.start_from
+    if overwrite and start and home_path(start).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"training.start_from: {start} lies in {folder}, which --overwrite deletes; "
+            f"--output DIR writes elsewhere"
+        )
 
 
 def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:

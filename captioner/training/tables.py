@@ -7,7 +7,7 @@ not a copy from disk.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ class CaptionTable:
         token_ids: int64 (N, T), start token, words, end token, padding.
         lengths: int64 (N,), tokens of a caption with start and end.
         rows: int64 (N, views), the rows of `features` that show the caption's image.
+        images: int64 (N,), the caption's image, ascending.
     """
 
     features: Tensor
     token_ids: Tensor
     lengths: Tensor
     rows: Tensor
+    images: Tensor
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,7 +70,19 @@ class CaptionTable:
         for row, ids in zip(token_ids, encoded, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         views = torch.arange(len(captions))[:, None] if views is None else views
-        return cls(features, token_ids, lengths, views[owner])
+        return cls(features, token_ids, lengths, views[owner], owner)
+
+    def per_image(self) -> CaptionTable:
+        """Return a table with one empty caption for each image: the model is to write it."""
+        first = self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
+        empty = self.token_ids.new_tensor([Vocabulary.bos_id, Vocabulary.eos_id])
+        return replace(
+            self,
+            token_ids=empty.repeat(len(first), 1),
+            lengths=torch.full((len(first),), 2),
+            rows=self.rows[first],
+            images=self.images[first],
+        )
 
     def to(self, device: torch.device) -> CaptionTable:
         """Move features and token ids to a device; lengths and rows steer from the CPU.
@@ -91,12 +105,16 @@ class Batch:
         inputs: int64 (B, T), from the start token on.
         targets: int64 (B, T), the next token of each, padding after the end.
         tokens: number of real targets, what the loss is averaged over.
+        images: int64 (B,), which training images these are; empty where nobody asks.
+        weights: float32 (B,), how often each caption counts; None: once, as people's words do.
     """
 
     features: Tensor
     inputs: Tensor
     targets: Tensor
     tokens: int
+    images: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weights: Tensor | None = None
 
     def part(self, index: int, of: int) -> Batch:
         """Return every `of`-th caption from `index` on, to go through the network alone.
@@ -105,7 +123,12 @@ class Batch:
         """
         mine = slice(index, None, of)
         return replace(
-            self, features=self.features[mine], inputs=self.inputs[mine], targets=self.targets[mine]
+            self,
+            features=self.features[mine],
+            inputs=self.inputs[mine],
+            targets=self.targets[mine],
+            images=self.images[mine],
+            weights=None if self.weights is None else self.weights[mine],
         )
 
 
@@ -160,4 +183,5 @@ def iterate(
             inputs=token_ids[:, :-1],
             targets=token_ids[:, 1:],
             tokens=int(lengths.sum()) - len(chosen),
+            images=table.images[chosen],
         )

@@ -114,10 +114,16 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     loss, norm, score = figure.subplots(1, 3)
     at = [line["step"] for line in steps]
     ends = [line["step"] for line in epochs]
-    loss.plot(at, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
-    loss.plot(ends, [line["train_loss"] for line in epochs], "o-", ms=3, label="epochs")
-    loss.set(title="training loss", xlabel="step", ylabel="nats per token")
-    loss.legend(frameon=False)
+    if steps and "reward" in steps[0]:  # the loss then only serves its gradient
+        loss.plot(at, [line["reward"] for line in steps], lw=0.8)
+        loss.set(title="reward of drawn captions", xlabel="step")
+    else:
+        trained = [line for line in epochs if "train_loss" in line]
+        loss.plot(at, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
+        passes = [line["step"] for line in trained]
+        loss.plot(passes, [line["train_loss"] for line in trained], "o-", ms=3, label="epochs")
+        loss.set(title="training loss", xlabel="step", ylabel="nats per token")
+        loss.legend(frameon=False)
     norm.plot(at, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
     norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
     # BLEU lies in 0..1 and CIDEr in 0..10: each has its own side.

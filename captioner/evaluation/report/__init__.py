@@ -110,7 +110,7 @@ def _loss_chart(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> 
     steps = [line for line in metrics if line.get("kind") == "step"]
     lines = [
         Line("steps", [(line["step"], line["loss"]) for line in steps], "faint"),
-        Line("loss", [(line["step"], line["train_loss"]) for line in epochs], "first"),
+        Line("loss", [(e["step"], e["train_loss"]) for e in epochs if "train_loss" in e], "first"),
     ]
     return line_chart("Training loss over steps", lines, x_label="step")
 

@@ -1,0 +1,69 @@
+"""The weights a run starts from, where it goes on from a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from captioner.errors import ConfigError, ModelError
+from captioner.models.decoder import Decoder
+from captioner.models.directory import read_model
+from captioner.models.encoder import Encoder
+from captioner.text import Vocabulary
+
+FREE = ("dropout", "feature_dropout")  # settings of a decoder that its weights do not know
+
+
+def start_weights(
+    folder: str, decoder: Decoder, encoder: Encoder, vocabulary: Vocabulary
+) -> dict[str, Tensor]:
+    """Read a trained decoder's weights, the mean and deviation of its features among them.
+
+    Args:
+        folder: a model directory, or a run directory that holds one.
+        decoder: of the new run.
+        encoder: of the new run.
+        vocabulary: of the new run.
+
+    Returns:
+        What the decoder's `load_state_dict` takes.
+
+    Raises:
+        ConfigError: if there is no usable model, or it does not fit the run.
+    """
+    try:
+        start = read_model(folder)
+    except ModelError as error:
+        raise ConfigError(f"training.start_from: {error}") from error
+    misfits = []
+    if not _same_network(start.encoder, encoder):
+        misfits.append(f"its CNN is another ({start.encoder.name})")
+    if start.vocabulary.words != vocabulary.words:
+        there, here = len(start.vocabulary), len(vocabulary)
+        misfits.append(f"its vocabulary is another ({there:,} entries, {here:,} here)")
+    theirs = start.decoder.settings
+    misfits += [
+        f"decoder.{name} is {theirs[name]!r}, {value!r} here"
+        for name, value in decoder.settings.items()
+        if name not in (*FREE, "vocab_size", "feature_size") and theirs[name] != value
+    ]
+    if misfits:
+        raise ConfigError(
+            f"training.start_from: {folder} does not fit this run: {'; '.join(misfits)}"
+        )
+    return dict(start.decoder.state_dict())
+
+
+def _same_network(one: Encoder, other: Encoder) -> bool:
+    """Say whether features of one mean the same to a decoder as the other's.
+
+    Precision may differ: that changes their last digits only.
+    """
+    specs = [[replace(cnn.spec, weights="") for cnn in encoder.parts] for encoder in (one, other)]
+    return specs[0] == specs[1] and all(
+        mine.state.keys() == theirs.state.keys()
+        and all(torch.equal(tensor, theirs.state[name]) for name, tensor in mine.state.items())
+        for mine, theirs in zip(one.parts, other.parts, strict=True)
+    )
