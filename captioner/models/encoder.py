@@ -132,13 +132,11 @@ class FrozenEncoder(Encoder):
             ModelError: if the backbone is refused, or the state does not fit it.
         """
         super().__init__()
-        network = build_backbone(spec.backbone, spec.builder_args, device="meta")
-        self.feature_size = remove_head(network)
-        load_strictly(network, state, where=spec.weights)
         self.spec = spec
-        self.state = dict(network.state_dict())
         self.precision = precision
-        self.to_device(torch.device("cpu"))
+        network, self.feature_size = _exact(spec, state)
+        self.state = dict(network.state_dict())
+        self._settle(network, torch.device("cpu"))
 
     @classmethod
     def create(
@@ -185,17 +183,19 @@ class FrozenEncoder(Encoder):
 
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""
-        self.device = device
-        self.dtype = dtype_of(self.precision, device)
-        # From the exact weights: rounded or packed ones cannot be made exact again.
-        network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
-        remove_head(network)
-        load_strictly(network, self.state, where=self.spec.weights)
+        if (device, dtype_of(self.precision, device)) != (self.device, self.dtype):
+            # From the exact weights: rounded or packed ones cannot be made exact again.
+            network, _ = _exact(self.spec, self.state)
+            self._settle(network, device)
+        return self
+
+    def _settle(self, network: nn.Module, device: torch.device) -> None:
+        """Give an exact network the form and the precision that suit a device."""
+        self.device, self.dtype = device, dtype_of(self.precision, device)
         folded = fold(network)
         self.fused = device.type == "cpu" and fuse(folded, self.dtype)
         self.network: nn.Module = folded.to(device, self.dtype)
         self.network.to(memory_format=torch.channels_last)
-        return self
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -299,6 +299,14 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
         message = f"encoder.builder_args: {name} refuses {args!s:.200}: {reason:.200}"
         raise ModelError(message) from error
     return network
+
+
+def _exact(spec: EncoderSpec, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
+    """Build torchvision's own network without its last layer; also return its width F."""
+    network = build_backbone(spec.backbone, spec.builder_args, device="meta")
+    feature_size = remove_head(network)
+    load_strictly(network, state, where=spec.weights)
+    return network, feature_size
 
 
 def remove_head(network: nn.Module) -> int:
