@@ -222,14 +222,7 @@ def _best(first: Hypotheses, second: Hypotheses, count: int) -> Hypotheses:
     by_score = both.scores.sort(dim=1, descending=True, stable=True).indices
     finished = both.finished.gather(1, by_score).byte()
     order = finished.sort(dim=1, descending=True, stable=True).indices
-    order = by_score.gather(1, order)[:, :count]
-    return Hypotheses(
-        token_ids=both.token_ids.take_along_dim(order[:, :, None], dim=1),
-        lengths=both.lengths.gather(1, order),
-        log_probs=both.log_probs.gather(1, order),
-        scores=both.scores.gather(1, order),
-        finished=both.finished.gather(1, order),
-    )
+    return both.take(by_score.gather(1, order)[:, :count])
 
 
 def _select(tensors: _Tensors, images: Tensor) -> _Tensors:

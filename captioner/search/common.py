@@ -37,6 +37,16 @@ class Hypotheses:
     scores: Tensor
     finished: Tensor
 
+    def take(self, order: Tensor) -> Hypotheses:
+        """Return the sentences at places `order`, int64 (B, m), of each image."""
+        return Hypotheses(
+            token_ids=self.token_ids.take_along_dim(order[:, :, None], dim=1),
+            lengths=self.lengths.gather(1, order),
+            log_probs=self.log_probs.gather(1, order),
+            scores=self.scores.gather(1, order),
+            finished=self.finished.gather(1, order),
+        )
+
 
 def check_arguments(
     hidden: Tensor, *, eos_id: int, max_length: int, suppress_ids: Sequence[int]

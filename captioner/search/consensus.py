@@ -9,6 +9,8 @@ Approaches for Image Captioning").
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -39,13 +41,7 @@ def by_consensus(found: Hypotheses, temperature: float) -> Hypotheses:
     agreed = (_similarity(found.token_ids, found.lengths) * weights[:, None, :]).sum(2)
     agreed = agreed.masked_fill(~usable, -torch.inf)
     scores, order = agreed.sort(dim=1, descending=True, stable=True)
-    return Hypotheses(
-        token_ids=found.token_ids.take_along_dim(order[:, :, None], 1),
-        lengths=found.lengths.gather(1, order),
-        log_probs=found.log_probs.gather(1, order),
-        scores=scores,
-        finished=found.finished.gather(1, order),
-    )
+    return replace(found.take(order), scores=scores)
 
 
 def _similarity(token_ids: Tensor, lengths: Tensor) -> Tensor:
