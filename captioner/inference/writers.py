@@ -96,7 +96,7 @@ def write_records(
 
 
 def _write_beside(record: Record, extension: str) -> None:
-    path = _beside(record, extension)
+    path = _beside(record.file_name, extension)
     try:
         write_text(path, record.caption + "\n")
     except OSError as error:
@@ -108,12 +108,16 @@ def _write_beside(record: Record, extension: str) -> None:
 def untaken(items: Iterable[Item], extension: str, *, overwrite: bool) -> Iterator[Item]:
     """Make failures of images that have a text file already, before they cost anything."""
     for item in items:
-        place = Path(item.name).with_suffix(extension)
-        if not overwrite and isinstance(item.source, Path) and place.exists():
-            reason = f"{place} exists; --overwrite replaces it"
+        reason = _standing(_beside(item.name, extension), overwrite)
+        if reason and isinstance(item.source, Path):
             yield Item(item.name, ImageError(reason, kind="place_taken"))
         else:
             yield item
+
+
+def _standing(place: Path, overwrite: bool) -> str | None:
+    """Say why a text file cannot be written, where one stands there already."""
+    return None if overwrite or not place.exists() else f"{place} exists; --overwrite replaces it"
 
 
 def _unless_taken(
@@ -122,20 +126,20 @@ def _unless_taken(
     """Make a failure of a record that would overwrite another's caption or a user's file."""
     if not record.captions or format not in ("coco", "txt"):
         return record
-    place = _coco(record)["image_id"] if format == "coco" else _beside(record, extension)
+    place = _coco(record)["image_id"] if format == "coco" else _beside(record.file_name, extension)
     if place in taken:
         what = "COCO id" if format == "coco" else "text file"
         reason = f"another image has the same {what}, {place}; choose jsonl or csv"
-    elif format == "txt" and not overwrite and place.exists():
-        reason = f"{place} exists; --overwrite replaces it"
+    elif format == "txt" and (standing := _standing(place, overwrite)):
+        reason = standing
     else:
         taken.add(place)
         return record
     return Record(record.file_name, error=reason, kind="place_taken")
 
 
-def _beside(record: Record, extension: str) -> Path:
-    return Path(record.file_name).with_suffix(extension)
+def _beside(file_name: str, extension: str) -> Path:
+    return Path(file_name).with_suffix(extension)
 
 
 def _coco(record: Record) -> dict[str, Any]:
