@@ -8,6 +8,7 @@ Neural Networks").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -100,18 +101,16 @@ def join(models: Mapping[Path, Parts]) -> Parts:
                 f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
                 f"needs models that see pictures alike"
             )
-    seen = {
-        folder: {cnn.fingerprint(): cnn for cnn in parts.encoder.parts}
-        for folder, parts in models.items()
-    }
+    seen = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for each in models.values()]
     cnns: dict[str, FrozenEncoder] = {}
-    for own in seen.values():
-        cnns = own | cnns
-    places, end = {}, 0
-    for key, cnn in cnns.items():
-        places[key] = torch.arange(end, end + cnn.feature_size)
-        end += cnn.feature_size
-    columns = [torch.cat([places[key] for key in own]) for own in seen.values()]
+    places: dict[str, Tensor] = {}
+    end = 0
+    for key, cnn in chain.from_iterable(seen):
+        if key not in cnns:
+            cnns[key] = cnn
+            places[key] = torch.arange(end, end + cnn.feature_size)
+            end += cnn.feature_size
+    columns = [torch.cat([places[key] for key, _ in own]) for own in seen]
     encoder = side_by_side(list(cnns.values()))
     encoder.mirrored = about.encoder.mirrored
     together = Ensemble([parts.decoder for parts in models.values()], columns)

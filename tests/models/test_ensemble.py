@@ -7,6 +7,7 @@ from captioner.errors import ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.directory import Parts
 from captioner.models.ensemble import Ensemble, join
+from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary
 
 import toys
@@ -65,6 +66,22 @@ def test_members_may_look_through_different_cnns(tmp_path):
     expected = torch.cat([state.transpose(0, 1).flatten(1) for state in own], 1)[None]
     torch.testing.assert_close(start, expected)
     assert isinstance(both.score(torch.zeros(3, 32, 32), "w5 w6"), float)
+
+
+def test_a_member_may_look_through_one_cnn_twice():
+    cnn = toys.encoder()
+    twice = side_by_side([cnn, toys.encoder()])
+    one = parts(toys.captioner())
+    doubled = one._replace(
+        encoder=twice, decoder=toys.decoder(feature_size=twice.feature_size, vocab_size=15).eval()
+    )
+    both = Captioner(*join({"a": one, "b": doubled}))
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert both.encoder.feature_size == cnn.feature_size  # and yet it looks once
+    start = both.decoder.init_hidden(both.encoder(pixels))
+    own = [each.decoder.init_hidden(each.encoder(pixels)) for each in (one, doubled)]
+    expected = torch.cat([state.transpose(0, 1).flatten(1) for state in own], 1)[None]
+    torch.testing.assert_close(start, expected)
 
 
 def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
