@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -55,15 +55,9 @@ def compiled_word_loss() -> WordLoss:
 
     compiled = torch.compile(word_loss, dynamic=True)
 
-    def loss(
-        decoder: Decoder,
-        outputs: Tensor,
-        targets: Tensor,
-        label_smoothing: float,
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def loss(*arguments: Any) -> Tensor:
         try:
-            return compiled(decoder, outputs, targets, label_smoothing, weights)
+            return compiled(*arguments)
         except TorchDynamoException as error:  # no compiler on this machine, most often
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(

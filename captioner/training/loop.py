@@ -16,7 +16,7 @@ from captioner.config import TrainingConfig
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import DTYPES, best_precision
+from captioner.models.encoder import dtype_of
 from captioner.text import tokenize
 from captioner.training import bptt
 from captioner.training.board import SAMPLES
@@ -91,10 +91,12 @@ class Trainer:
         self.samples: list[str] = []  # captions of the first dev images
         self.steps_per_epoch = -(-len(train) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        name = config.precision if config.precision != "auto" else best_precision(self.device)
-        self.autocast = torch.autocast(self.device.type, dtype=DTYPES[name], enabled=name != "fp32")
+        dtype = dtype_of(config.precision, self.device)
+        self.autocast = torch.autocast(
+            self.device.type, dtype=dtype, enabled=dtype != torch.float32
+        )
         self.word_loss = bptt.compiled_word_loss() if config.compile else bptt.word_loss
-        self.updater = Updater(self.decoder, config, self.total_steps, fp16=name == "fp16")
+        self.updater = Updater(self.decoder, config, self.total_steps, fp16=dtype == torch.float16)
 
     @property
     def evaluated(self) -> Decoder:
