@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -145,3 +148,13 @@ def config_of_two(folder: Path, **training: Any) -> Config:
     save_file(encoder_state(seed=1), weights)
     tree["encoder"]["beside"] = [{"backbone": "squeezenet1_1", "weights": str(weights)}]
     return Config.model_validate(tree)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Work in a folder with a feature store of its own, and no model named from outside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("CAPTIONER_CACHE", str(folder / "cache"))
+        patch.delenv("CAPTIONER_MODEL", raising=False)
+        yield

@@ -25,23 +25,17 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     config = toys.config(folder, epochs=8)
     (folder / "toy.yaml").write_text(config.to_yaml())
-    before = Path.cwd()
-    os.chdir(folder)
-    os.environ["CAPTIONER_CACHE"] = str(folder / "cache")
-    try:
+    with toys.inside(folder):
         result = run("train", "toy.yaml", "--device", "cpu")
         assert result.exit_code == 0, result.output
         (folder / "said.txt").write_text(result.stderr)
-    finally:
-        os.chdir(before)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def here(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("CAPTIONER_CACHE", str(home / "cache"))
-    monkeypatch.delenv("CAPTIONER_MODEL", raising=False)
+def here(home):
+    with toys.inside(home):
+        yield
 
 
 def run(*words, **options):

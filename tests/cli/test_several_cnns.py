@@ -1,8 +1,6 @@
 """Two CNNs side by side, through every verb, as people write them in a YAML file."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import yaml
@@ -26,24 +24,19 @@ def home(tmp_path_factory):
     tree = toys.config_of_two(folder, epochs=8).model_dump()
     tree["encoder"] = [tree["encoder"], *tree["encoder"].pop("beside")]
     (folder / "two.yaml").write_text(yaml.safe_dump(tree))
-    before = Path.cwd()
-    os.chdir(folder)
-    os.environ["CAPTIONER_CACHE"] = str(folder / "cache")
-    try:
+    with toys.inside(folder):
         said = run("features", "two.yaml", "--device", "cpu").stderr
         assert said.count("images to encode") == 2  # of train and of dev
         assert "30 rows of 1,024 ready" in said
         said = run("train", "two.yaml", "--device", "cpu").stderr
         assert "images to encode" not in said
-    finally:
-        os.chdir(before)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def here(home, monkeypatch):
-    monkeypatch.chdir(home)
-    monkeypatch.setenv("CAPTIONER_CACHE", str(home / "cache"))
+def here(home):
+    with toys.inside(home):
+        yield
 
 
 def test_one_store_holds_the_features_of_both(home):
