@@ -55,6 +55,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 0.9": {"length_penalty": 0.9},
     "search in fp32": {"precision": "fp32"},
+    "from the plain view alone": {"mirrored": False},
 }
 # Of all seeds' models: one figure each, so without an interval over seeds.
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -127,6 +128,8 @@ def scored(
     known = output / f"{len(models)}.json"
     if not known.is_file():
         captioner = Captioner.load(models)
+        captioner.encoder.mirrored = settings.get("mirrored", captioner.encoder.mirrored)
+        settings = {key: value for key, value in settings.items() if key != "mirrored"}
         config = load_config("flickr8k", overrides)
         # As the recipe searches now, whatever the models were trained to do.
         settings = config.decoding.model_dump() | settings

@@ -1,0 +1,71 @@
+"""What bf16 changes: features beside those of fp32, captions, and scores.
+
+    python benchmarks/rounding.py MODEL [--data FOLDER] [--split dev]
+
+Captions a split three times: with everything in fp32; with features in the encoder's own
+precision; with the search rounded as well. Prints the cosine of every CNN's features to those in
+fp32, and for each way the scores and how many captions are those of fp32. Features are stored in
+`$CAPTIONER_CACHE` as for training, in fp16.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from common import describe_machine
+from torch.nn import functional
+
+from captioner.evaluation.run import caption_split, config_of_model
+from captioner.metrics import PreparedReferences, score_captions
+from captioner.models.captioner import Captioner, model_folder
+from captioner.models.encoder import FrozenEncoder
+from captioner.models.side_by_side import side_by_side
+from captioner.text import tokenize
+from captioner.training.prepare import open_dataset, read_split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", help="the data set, where it lies elsewhere now")
+    parser.add_argument("--split", default="dev")
+    given = parser.parse_args()
+    print(describe_machine())
+    config = config_of_model(model_folder(given.model), given.data)
+    dataset, captioner = open_dataset(config.data), Captioner.load(given.model)
+    encoder = captioner.encoder
+    exact = side_by_side([FrozenEncoder(cnn.spec, cnn.state, "fp32") for cnn in encoder.parts])
+    exact.mirrored = encoder.mirrored
+    fine, rough = (
+        read_split(dataset, given.split, each, batch_size=config.encoder.batch_size, say=print)
+        for each in (exact, encoder)
+    )
+    sizes = [cnn.feature_size for cnn in encoder.parts]
+    for cnn, a, b in zip(
+        encoder.parts, fine.features.split(sizes, 1), rough.features.split(sizes, 1), strict=True
+    ):
+        cosines = functional.cosine_similarity(a.double(), b.double())
+        print(
+            f"{cnn.spec.backbone} ({cnn.spec.weights}), {cnn.dtype}, {len(cosines):,} photographs: "
+            f"smallest cosine {cosines.min():.4f}, mean {cosines.mean():.5f}"
+        )
+    references = PreparedReferences(fine.references)
+    first: list[str] = []
+    for name, table, precision in (
+        ("all in fp32", fine, "fp32"),
+        (f"features in {encoder.dtype}", rough, "fp32"),
+        ("search rounded too", rough, "auto"),
+    ):
+        captions = [c[0].text for c in caption_split(captioner, table, precision=precision)]
+        first = first or captions
+        scores = score_captions([*map(tokenize, captions)], references, metrics=("bleu", "cider"))
+        same = sum(caption == other for caption, other in zip(captions, first, strict=True))
+        shown = "  ".join(f"{key} {scores[key].value:.4f}" for key in ("bleu_1", "bleu_4", "cider"))
+        print(f"{name:32} {shown}  {same:,} captions as in fp32")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
