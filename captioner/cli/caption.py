@@ -112,8 +112,6 @@ def command(
     folders = find_models(models)
     if not models:
         say(f"model: {folders[0]}")
-    if engine == "ray" and len(folders) > 1:
-        raise click.UsageError("--engine ray takes one --model")
 
     from captioner.inference.sources import list_images
     from captioner.models.captioner import choose_device
@@ -134,7 +132,7 @@ def command(
     started = time.perf_counter()
     if engine == "ray":
         assert output
-        failed = _with_ray(folders[0], items, output, format, overwrite, num_gpus, started, options)
+        failed = _with_ray(folders, items, output, format, overwrite, num_gpus, started, options)
         raise SystemExit(int(failed > 0))
     with joined(choose_device(device)) as (world, own_device):
         if world.size > 1 and (not output or "-" in images):
@@ -160,7 +158,7 @@ def command(
                 **options,
             )
             count, failed, fresh = done.images, done.failed, done.fresh
-            where = f", in {output}" + (f"; failures in {done.errors}" if done.errors else "")
+            where = _where(output, done.errors)
         else:
             count, failed = _to_stdout(
                 captioner,
@@ -180,7 +178,7 @@ def command(
 
 
 def _with_ray(
-    model: Path,
+    models: list[Path],
     items: Iterator[Item],
     output: Path,
     format: str,
@@ -194,9 +192,13 @@ def _with_ray(
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output}: exists; --overwrite replaces it")
     kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
-    done = caption_with_ray(model, items, output, format=kind, num_gpus=num_gpus or 0, **options)
-    _say_totals(done.images, done.failed, done.images, started, f", in {output}")
+    done = caption_with_ray(models, items, output, format=kind, num_gpus=num_gpus or 0, **options)
+    _say_totals(done.images, done.failed, done.images, started, _where(output, done.errors))
     return done.failed
+
+
+def _where(output: Path, errors: Path | None) -> str:
+    return f", in {output}" + (f"; failures in {errors}" if errors else "")
 
 
 def _to_stdout(

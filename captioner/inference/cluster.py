@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,8 +23,9 @@ from urllib.parse import unquote, urlsplit
 
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.files import utf8_name, whole_file
+from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, caption_files
-from captioner.inference.sources import Item
+from captioner.inference.sources import Item, Slice
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner, model_folder
 
@@ -47,15 +48,17 @@ class Totals:
         images: rows written.
         captioned: of them, with a caption.
         failed: of them, with an error instead.
+        errors: file that lists the failures; None where there are none.
     """
 
     images: int
     captioned: int
     failed: int
+    errors: Path | None = None
 
 
 def caption_with_ray(
-    model: Path,
+    model: Path | Sequence[Path],
     items: Iterable[Item],
     output: Path,
     *,
@@ -73,10 +76,12 @@ def caption_with_ray(
 
     Workers retry and come and go as Ray decides; each row is written once, in the order of the
     items. The model travels to the workers; files must be where they look for them, and names
-    with a scheme (`s3://`, `gs://`, `hdfs://`, `file://`) are read through pyarrow.
+    with a scheme (`s3://`, `gs://`, `hdfs://`, `file://`) are read through pyarrow. Failures are
+    listed in `errors.jsonl` beside the output.
 
     Args:
-        model: a model directory, or a run directory that holds one.
+        model: a model directory, or a run directory that holds one; or several, which caption
+            together.
         items: images; listed as they are needed.
         output: file to write, whole or not at all.
         format: `jsonl`, the same lines as without Ray, or `parquet`, the same columns.
@@ -106,10 +111,11 @@ def caption_with_ray(
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
     num_workers = num_workers or (None if num_gpus else 1)
     options |= {"batch_size": batch_size, "num_workers": num_workers, "n_best": n_best}
+    models = [model] if isinstance(model, Path) else list(model)
     # A mistake is found here at once, not on the cluster after a while.
-    next(caption_files(Captioner.load(model, "cpu"), (), **options), None)
+    next(caption_files(Captioner.load(models, "cpu"), (), **options), None)
     worker: dict[str, Any] = {
-        "files": {path.name: path.read_bytes() for path in _files(model)},
+        "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
     }
@@ -126,14 +132,22 @@ def caption_with_ray(
             # Ray keeps the order; that each row came once is not left to belief.
             if row["position"] != count:
                 raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
-            count, failed = count + 1, failed + row["failed"]
+            count += 1
+            if row["kind"] is not None:
+                failed += 1
+                told = json.loads(row["line"])
+                add_failure(told["file_name"], row["kind"], told["error"])
             yield row["line"]
         if count != listed:
             raise CaptionerError(f"Ray returned {count} rows for {listed} images")
 
     try:
-        with _connected(ray, address, num_gpus), whole_file(output) as aside:
-            worker["files"] = ray.put(worker["files"])
+        with (
+            _connected(ray, address, num_gpus),
+            whole_file(output) as aside,
+            failure_list(output) as add_failure,
+        ):
+            worker["models"] = ray.put(worker["models"])
             rows = (
                 row
                 for window in _windows(items, SHARE * batch_size, put)
@@ -155,35 +169,40 @@ def caption_with_ray(
     except ConnectionError as error:
         where = address or os.environ.get("RAY_ADDRESS")
         raise CaptionerError(f"no Ray cluster at {where}: {_last_line(error)}") from error
-    return Totals(count, count - failed, failed)
+    errors = output.with_name(ERRORS) if failed else None
+    return Totals(count, count - failed, failed, errors)
 
 
 class _Worker:
     """Holds a model and captions what it is handed."""
 
-    def __init__(self, files: Any, device: str, options: dict[str, Any]):
+    def __init__(self, models: Any, device: str, options: dict[str, Any]):
         import ray
 
-        with TemporaryDirectory() as folder:
-            for name, content in ray.get(files).items():
-                (Path(folder) / name).write_bytes(content)
-            self.captioner = Captioner.load(folder, device)
+        with TemporaryDirectory() as top:
+            folders = []
+            for index, files in enumerate(ray.get(models)):
+                folders.append(Path(top, str(index)))
+                folders[-1].mkdir()
+                for name, content in files.items():
+                    (folders[-1] / name).write_bytes(content)
+            self.captioner = Captioner.load(folders, device)
         self.options = options
 
     def __call__(self, share: pa.Table) -> pa.Table:
-        """Caption a share: a table of `_share` -> a table of position, line, failed."""
+        """Caption a share: a table of `_share` -> a table of position, line, kind of error."""
         import pyarrow as pa
 
         records = caption_files(self.captioner, map(_item, share.to_pylist()), **self.options)
         made = [
-            (json.dumps(as_dict(record, self.options["n_best"]), ensure_ascii=False), record.error)
+            (json.dumps(as_dict(record, self.options["n_best"]), ensure_ascii=False), record.kind)
             for record in records
         ]
         return pa.table(
             {
                 "position": share["position"],
                 "line": pa.array([utf8_name(line) for line, _ in made], pa.large_string()),
-                "failed": [error is not None for _, error in made],
+                "kind": pa.array([kind for _, kind in made], pa.string()),
             }
         )
 
@@ -235,20 +254,29 @@ def _share(items: list[Item], first: int) -> pa.Table:
     import pyarrow as pa
 
     sources = [(item.name, item.source) for item in items]
+    parts = [source if isinstance(source, Slice) else None for _, source in sources]
+    paths = [
+        part.path if part else source if isinstance(source, Path) else None
+        for part, (_, source) in zip(parts, sources, strict=True)
+    ]
     return pa.table(
         {
             "position": pa.array(range(first, first + len(items)), pa.int64()),
             "file_name": pa.array([_bytes(name) for name, _ in sources], pa.binary()),
             "path": pa.array(
-                [_bytes(str(s.absolute())) if isinstance(s, Path) else None for _, s in sources],
-                pa.binary(),
+                [path and _bytes(str(path.absolute())) for path in paths], pa.binary()
             ),
+            "start": pa.array([part and part.start for part in parts], pa.int64()),
+            "size": pa.array([part and part.size for part in parts], pa.int64()),
             "bytes": pa.array(
                 [s if isinstance(s, bytes) else None for _, s in sources], pa.large_binary()
             ),
             "error": pa.array(
                 [_bytes(str(s)) if isinstance(s, ImageError) else None for _, s in sources],
                 pa.binary(),
+            ),
+            "kind": pa.array(
+                [s.kind if isinstance(s, ImageError) else None for _, s in sources], pa.string()
             ),
         }
     )
@@ -262,8 +290,10 @@ def _item(row: dict[str, Any]) -> Item:
     if _URI.match(name):  # the listing looks on this machine only, and has found no such file
         return Item(name, _Remote(name))
     if row["path"] is not None:
-        return Item(name, Path(_text(row["path"])))
-    return Item(name, ImageError(_text(row["error"])))
+        path = Path(_text(row["path"]))
+        part = row["start"], row["size"]
+        return Item(name, path if part[0] is None else Slice(path, *part))
+    return Item(name, ImageError(_text(row["error"]), kind=row["kind"]))
 
 
 def _bytes(text: str) -> bytes:

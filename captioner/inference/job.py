@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -16,14 +15,13 @@ from tqdm import tqdm
 from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, whole_file
 from captioner.images import MAX_PIXELS
+from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.journal import Journal, forget, journals_of, merged
 from captioner.inference.local import BATCH_SIZE, Record, batched, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
 from captioner.world import World
-
-ERRORS = "errors.jsonl"  # beside the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,38 +148,14 @@ def _share(
 
 def _write(output: Path, format: str, n_best: int, fresh: int) -> Totals:
     images = failed = 0
-    errors = output.with_name(ERRORS)
-    others = _failures_of_others(errors, output)
     with (
         whole_file(output) as aside,
-        whole_file(errors) as errors_aside,
+        failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
-        errors_aside.open("w", encoding="utf-8") as failures,
     ):
         for record in write_records(merged(output), file, format=format, n_best=n_best):
             images += 1
             if record.error:
                 failed += 1
-                row = {
-                    "output": utf8_name(output.name),
-                    "path": utf8_name(record.file_name),
-                    "kind": record.kind,
-                    "message": record.error,
-                }
-                failures.write(json.dumps(row, ensure_ascii=False) + "\n")
-        failures.writelines(others)
-    if not failed and not others:
-        errors.unlink()
-    return Totals(images, failed, fresh, errors if failed else None)
-
-
-def _failures_of_others(errors: Path, output: Path) -> list[str]:
-    """Return the lines that are not this job's: several jobs may write into one folder."""
-    try:
-        lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise DataError(f"{errors}: cannot be read ({error}); move it away") from error
-    mine = json.dumps({"output": utf8_name(output.name)}, ensure_ascii=False)[:-1] + ","
-    return [line for line in lines if not line.startswith(mine)]
+                add_failure(record.file_name, record.kind, record.error)
+    return Totals(images, failed, fresh, output.with_name(ERRORS) if failed else None)

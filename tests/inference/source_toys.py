@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import ImageError
-from captioner.inference.sources import list_images
+from captioner.inference.sources import Item, Slice, list_images
 
 Member = tuple[str, bytes] | tarfile.TarInfo
 
@@ -22,8 +22,13 @@ def listed(*sources: str, **options: Any) -> list[str]:
     ]
 
 
+def content(item: Item) -> object:
+    """What an item holds, read if it is a part of an archive."""
+    return item.source.read_bytes() if isinstance(item.source, Slice) else item.source
+
+
 def contents(*sources: str) -> dict[str, object]:
-    return {item.name: item.source for item in list_images(sources)}
+    return {item.name: content(item) for item in list_images(sources)}
 
 
 def entry(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> Any:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
 from captioner.inference.cluster import Totals, caption_with_ray
 from captioner.inference.local import caption_files
-from captioner.inference.sources import Item, list_images
+from captioner.inference.sources import Item, Slice, list_images
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
 
@@ -62,20 +63,25 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def items(tmp_path: Path) -> list[Item]:
-    """22 pictures, one of them bytes, a broken file, a name that leads nowhere."""
+    """23 pictures, one bytes, one in an archive; a broken file, a name that leads nowhere."""
     for index in range(21):
         colour = list(toys.COLOURS)[index % len(toys.COLOURS)]
         toys.draw(tmp_path / "pictures" / f"{index:02}.png", colour, 3 * index)
     (tmp_path / "pictures" / "09x.png").write_bytes(b"no picture")
     member = (tmp_path / "pictures" / "02.png").read_bytes()
-    listed = list(list_images([str(tmp_path / "pictures"), "nowhere.png"]))
+    with tarfile.open(tmp_path / "open.tar", "w") as archive:
+        archive.add(tmp_path / "pictures" / "03.png", "member.png")
+    listed = list(
+        list_images([str(tmp_path / "pictures"), "nowhere.png", str(tmp_path / "open.tar")])
+    )
+    assert isinstance(listed[-1].source, Slice)
     return [*listed, Item("shard.tar/caf\udce9.png", member)]
 
 
-def plain(model: Path, items: list[Item], n_best: int) -> str:
+def plain(models: list[Path], items: list[Item], n_best: int) -> str:
     """What `captioner caption --format jsonl` writes."""
     file = io.StringIO()
-    captioner = Captioner.load(model, "cpu")
+    captioner = Captioner.load(models, "cpu")
     records = caption_files(captioner, items, batch_size=BATCH, n_best=n_best, beam_size=3)
     list(write_records(records, file, format="jsonl", n_best=n_best))
     return file.getvalue()
@@ -87,9 +93,27 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
     totals = caption_with_ray(
         model, iter(items), output, batch_size=BATCH, concurrency=2, n_best=2, beam_size=3
     )
-    assert totals == Totals(images=24, captioned=22, failed=2)
-    assert output.read_text(encoding="utf-8") == plain(model, items, 2)
-    assert [file.name for file in output.parent.iterdir()] == ["captions.jsonl"]
+    errors = output.with_name("errors.jsonl")
+    assert totals == Totals(images=25, captioned=23, failed=2, errors=errors)
+    assert output.read_text(encoding="utf-8") == plain([model], items, 2)
+    told = [json.loads(line) for line in errors.read_text(encoding="utf-8").splitlines()]
+    assert [(row["path"], row["kind"]) for row in told] == [
+        (items[10].name, "not_an_image"),
+        ("nowhere.png", "missing"),
+    ]
+    assert {file.name for file in output.parent.iterdir()} == {"captions.jsonl", "errors.jsonl"}
+
+
+def test_several_models_caption_together_as_without_ray(small_cluster, model, items, tmp_path):
+    other = tmp_path / "other"
+    toys.captioner(seed=1).save(other)
+    output = tmp_path / "captions.jsonl"
+    caption_with_ray(
+        [model, other], items[:6], output, batch_size=BATCH, concurrency=1, beam_size=3
+    )
+    together = output.read_text(encoding="utf-8")
+    assert together == plain([model, other], items[:6], 1) != plain([model], items[:6], 1)
+    assert not output.with_name("errors.jsonl").exists()
 
 
 def test_parquet_has_the_same_rows_and_uris_are_read(
@@ -107,12 +131,12 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
     totals = caption_with_ray(
         model, listed, output, format="parquet", batch_size=BATCH, concurrency=1, beam_size=3
     )
-    assert totals == Totals(images=13, captioned=10, failed=3)
+    assert (totals.images, totals.captioned, totals.failed) == (13, 10, 3)
     rows = read_table(output).to_pylist()
     assert [row["file_name"] for row in rows] == [*uris, missing, "nobody://reads/this.png"]
     assert "cannot be read" in rows[-2]["error"]
     assert "nobody" in rows[-1]["error"]
-    wanted = [json.loads(line) for line in plain(model, items[:11], 1).splitlines()]
+    wanted = [json.loads(line) for line in plain([model], items[:11], 1).splitlines()]
     for row, local in zip(rows, wanted, strict=False):
         assert row == {"error": None} | local | {"file_name": row["file_name"]}
 

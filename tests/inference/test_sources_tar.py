@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import subprocess
 import tarfile
 import threading
 import time
@@ -18,7 +20,7 @@ from captioner.errors import ImageError
 from captioner.inference.sources import files_only, list_images
 from captioner.inference.sources.braces import expand
 
-from source_toys import contents, entry, listed, tar_bytes, write
+from source_toys import content, contents, entry, listed, tar_bytes, write
 
 TWO = [("0001.jpg", b"first"), ("0001.txt", b"a caption"), ("0002.png", b"second" * 200)]
 LINK, HARD, FOLDER = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
@@ -162,7 +164,7 @@ def test_cut_anywhere_what_came_before_stands_and_one_failure_names_the_shard(
     assert [item.name for item in failed] == ["cut.tar"]
     position = items.index(failed[0])
     for number, item in enumerate(items[:position]):
-        assert (item.name, item.source) == (f"cut.tar/{number}.jpg", bytes([number]) * 700)
+        assert (item.name, content(item)) == (f"cut.tar/{number}.jpg", bytes([number]) * 700)
     assert [item.name for item in items[position + 1 :]] == [
         "next.tar/0001.jpg",
         "next.tar/0002.png",
@@ -247,6 +249,50 @@ def test_items_come_as_they_are_asked_for_and_are_not_kept() -> None:
     assert sum(1 for _ in items) == 2999
     assert tracemalloc.get_traced_memory()[1] < 2**20  # 3,000 headers would be 3 MB
     tracemalloc.stop()
+
+
+def test_of_an_open_archive_only_headers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 2**20
+    write("s.tar", [(f"{i}.jpg", bytes([i]) * size) for i in range(9)])
+    read = 0
+    opened = Path.open
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: bytearray) -> int:
+            nonlocal read
+            count = super().readinto(buffer)
+            read += count
+            return count
+
+    def counting(path: Path, mode: str = "r") -> io.BufferedReader:
+        assert mode == "rb"
+        return io.BufferedReader(Counting(str(path)))
+
+    monkeypatch.setattr(Path, "open", counting)
+    items = list(list_images(["s.tar"]))
+    assert read < size
+    monkeypatch.setattr(Path, "open", opened)
+    assert [content(item) for item in items] == [bytes([i]) * size for i in range(9)]
+
+
+def test_a_sparse_member_is_unfolded() -> None:
+    with open("a.jpg", "wb") as file:  # noqa: PTH123 one hole
+        file.seek(2**20)
+        file.write(b"end")
+    subprocess.run(["tar", "--sparse", "-cf", "s.tar", "a.jpg"], check=True)
+    assert contents("s.tar") == {"s.tar/a.jpg": Path("a.jpg").read_bytes()}
+
+
+def test_an_archive_that_shrinks_while_it_is_read_costs_the_member() -> None:
+    write("s.tar", TWO)
+    [first, second] = list_images(["s.tar"])
+    os.truncate("s.tar", second.source.start + 7)
+    assert content(first) == b"first"
+    with pytest.raises(ImageError, match="cut off while it was read"):
+        content(second)
+    Path("s.tar").unlink()
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        content(second)
 
 
 def test_a_named_pipe_is_a_tar_stream() -> None:

@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from captioner.errors import ImageError
 from captioner.inference.sources.braces import expand
 from captioner.inference.sources.folders import folder_images, matches
-from captioner.inference.sources.item import Item, failure, kind_of
+from captioner.inference.sources.item import Item, Slice, failure, kind_of
 from captioner.inference.sources.tables import SUFFIXES as TABLES
 from captioner.inference.sources.tables import table_images
 from captioner.inference.sources.tar import COMMAND, command_images, tar_images
@@ -21,7 +22,7 @@ from captioner.inference.sources.tar import SUFFIXES as TARS
 from captioner.inference.sources.zip import SUFFIXES as ZIPS
 from captioner.inference.sources.zip import zip_images
 
-__all__ = ["Item", "files_only", "list_images"]
+__all__ = ["Item", "Slice", "files_only", "list_images"]
 
 
 def list_images(
@@ -63,7 +64,7 @@ def list_images(
 def files_only(items: Iterable[Item]) -> Iterator[Item]:
     """Turn members of archives into failures, for writers that put a file beside each image."""
     for item in items:
-        if isinstance(item.source, bytes):
+        if not isinstance(item.source, Path | ImageError):
             yield failure(
                 item.name, "no file can stand beside it; choose a format of one file", "place_taken"
             )

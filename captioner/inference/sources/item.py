@@ -21,13 +21,45 @@ class Remote(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """A member of an archive that lies there as it is: whoever captions it reads it.
+
+    Attributes:
+        path: of the archive.
+        start: where it begins, in bytes.
+        size: in bytes.
+    """
+
+    path: Path
+    start: int
+    size: int
+
+    def read_bytes(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            ImageError: if the archive is not what it was.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                content = file.read(self.size)
+        except OSError as error:
+            message = f"cannot be read: {error.strerror or error}"
+            raise ImageError(message, kind="unreadable") from error
+        if len(content) < self.size:
+            raise ImageError("the archive was cut off while it was read", kind="damaged")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image to caption: named, not yet decoded.
 
     Attributes:
         name: as the user or the listing named it; a member of an archive as `archive/member`.
-        source: the file; or the bytes of a member that was streamed; or what brings them; or what
-            is wrong where the name leads to nothing.
+        source: the file; or the bytes of a member that was streamed; or what brings them when
+            their turn comes; or what is wrong where the name leads to nothing.
     """
 
     name: str

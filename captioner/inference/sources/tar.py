@@ -1,6 +1,8 @@
 """Tar archives and streams of them -> their images, in one pass, never unpacked to disk.
 
-WebDataset shards are such archives. tarfile reads them; what it would pass over in silence, an
+WebDataset shards are such archives. Of a file without compression only the headers are read here:
+the images are left to whoever captions them, so that several processes, each with its share of a
+job, read each image once. tarfile reads the headers; what it would pass over in silence, an
 archive that is cut off or damaged in the middle, is an error here.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from captioner.errors import ImageError
-from captioner.inference.sources.item import Item, failure
+from captioner.inference.sources.item import Item, Slice, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
@@ -38,8 +40,8 @@ def tar_images(name: str) -> Iterator[Item]:
         name: of the file or the pipe; its compression is known by its first bytes.
 
     Yields:
-        Images in the order of the archive, with their bytes; then, if it is damaged, cut off or
-        without any image, one failure.
+        Images in the order of the archive, with their bytes or where they lie; then, if it is
+        damaged, cut off or without any image, one failure.
     """
     try:
         with Path(name).open("rb") as file:
@@ -100,21 +102,23 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
     """
     found = False
     try:
-        with (
-            _unpacked(file) as stream,
-            tarfile.open(
-                fileobj=_Ending(stream),
-                mode="r|",
+        with _unpacked(file) as stream:
+            lies_open = stream is file and file.seekable()
+            length = Path(name).stat().st_size if lies_open else None
+            with tarfile.open(
+                fileobj=file if lies_open else _Ending(stream),
+                mode="r:" if lies_open else "r|",
                 tarinfo=_Header,
                 ignore_zeros=True,  # also reads what `cat a.tar b.tar` writes
                 encoding="utf-8",
                 errors="surrogateescape",
-            ) as archive,
-        ):
-            for member in _headers(archive):
-                if is_image(member.name) and (item := _item(name, archive, member)):
-                    found = True
-                    yield item
+            ) as archive:
+                for member in _headers(archive, length):
+                    if is_image(member.name):
+                        item = _item(name, archive, member, length)
+                        found = found or item is not None
+                        if item:
+                            yield item
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
     # EOFError, zlib.error, ValueError, RecursionError, ...).
     except Exception as error:
@@ -123,8 +127,12 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
         raise ImageError("no image in this archive", kind="missing")
 
 
-def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.TarInfo]:
     """Yield the members, and see to it that the archive has an end.
+
+    Args:
+        archive: just opened.
+        length: of the file, in bytes; None: of a stream.
 
     Raises:
         tarfile.ReadError: if it ends without the zero blocks that mark an end.
@@ -142,11 +150,15 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         archive.members.clear()  # type: ignore[attr-defined]  # it would remember them all
         end = archive.offset
         yield member
+        if length is not None and end > length:
+            raise tarfile.ReadError("it is cut off")
     if archive.offset == end:
         raise tarfile.ReadError("it is cut off: there is no end mark")
 
 
-def _item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item | None:
+def _item(
+    name: str, archive: tarfile.TarFile, member: tarfile.TarInfo, length: int | None
+) -> Item | None:
     full = name_in(name, member.name)
     if member.issym() or member.islnk():
         return failure(full, "a link to another file, which is not followed", "unreadable")
@@ -154,6 +166,10 @@ def _item(name: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Item 
         return None
     if reason := refusal(member.name, member.size):
         return failure(full, reason)
+    if length is not None and not member.issparse():
+        if member.offset_data + member.size > length:
+            raise tarfile.ReadError("it is cut off")
+        return Item(full, Slice(Path(name), member.offset_data, member.size))
     content = archive.extractfile(member)
     assert content is not None
     return Item(full, content.read())

@@ -1,0 +1,62 @@
+"""`errors.jsonl` beside an output: what could not be captioned, and why, for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from captioner.errors import DataError
+from captioner.files import utf8_name, whole_file
+
+ERRORS = "errors.jsonl"
+
+
+@contextmanager
+def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None]]:
+    """List a job's failures beside its output, whole or not at all.
+
+    Args:
+        output: of the job. Others may write into the same folder: their lines stay.
+
+    Yields:
+        What adds a failure: the image's name, the kind of its error, and the message. Without any
+        line there is no file.
+
+    Raises:
+        DataError: if there is a list that cannot be read.
+    """
+    path = output.with_name(ERRORS)
+    others = _of_others(path, output)
+    found = 0
+
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+
+        def add(name: str, kind: str | None, message: str) -> None:
+            nonlocal found
+            found += 1
+            row = {
+                "output": utf8_name(output.name),
+                "path": utf8_name(name),
+                "kind": kind,
+                "message": message,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        yield add
+        file.writelines(others)
+    if not found and not others:
+        path.unlink()
+
+
+def _of_others(errors: Path, output: Path) -> list[str]:
+    """Return the lines that are not this job's."""
+    try:
+        lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{errors}: cannot be read ({error}); move it away") from error
+    mine = json.dumps({"output": utf8_name(output.name)}, ensure_ascii=False)[:-1] + ","
+    return [line for line in lines if not line.startswith(mine)]
