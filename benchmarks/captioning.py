@@ -112,6 +112,7 @@ def real_scene(model: Path, photographs: Path) -> Scene:
     if len(captioner.encoder.parts) > 1:
         sys.exit(f"{model}: has several CNNs; every part here is about one")
     captioner.encoder.mirrored = False  # nor does any other way look twice
+    captioner.decoding = captioner.decoding.model_copy(update={"consensus": 0})  # or rank again
     files = sorted(photographs.glob("*.jpg"))[:IMAGES]
     pixels = decode(captioner.encoder, files)
     features = captioner.encoder(pixels)
@@ -138,7 +139,8 @@ def random_scene(folder: Path) -> Scene:
     decoder = Decoder(
         vocab_size=WORDS, feature_size=encoder.feature_size, **config.decoder.model_dump()
     )
-    captioner = Captioner(encoder, decoder, vocabulary, config.decoding).to(DEVICE)
+    decoding = config.decoding.model_copy(update={"consensus": 0})  # no other way ranks again
+    captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
     features = torch.cat([encoder(batch) for batch in pixels.split(32)])
     decoder.init_hidden.measure(features)
     decoder.init_hidden.to(DEVICE)
@@ -436,17 +438,23 @@ def plain_part(scene: Scene) -> bool:
 
 def search_part(scene: Scene) -> bool:
     plain = Plain(scene.captioner)
-    many, few = scene.features[:64], scene.features[:16]
+    features = scene.features[:64]
     ours, theirs, together = race({
-        "batched beam search, 64 images": (lambda: scene.captioner.search(many, beam_size=5), 64),
-        "a hypothesis at a time": (lambda: [plain.search(f[None], 5) for f in few], len(few)),
+        "batched beam search, 64 images": (
+            lambda: scene.captioner.search(features, beam_size=5),
+            len(features),
+        ),
+        "a hypothesis at a time": (
+            lambda: [plain.search(f[None], 5) for f in features],
+            len(features),
+        ),
         "an image's hypotheses together": (
-            lambda: [plain.search_together(f[None], 5) for f in few],
-            len(few),
+            lambda: [plain.search_together(f[None], 5) for f in features],
+            len(features),
         ),
     }).values()  # fmt: skip
-    lengths = [len(plain.search(f[None], 5)) - 2 for f in few]
-    same = [len(best.text.split()) for best, *_ in scene.captioner.search(few, beam_size=5)]
+    lengths = [len(plain.search(f[None], 5)) - 2 for f in features]
+    same = [len(best.text.split()) for best, *_ in scene.captioner.search(features, beam_size=5)]
     print(f"  words per caption: ours {mean(same):.1f}, theirs {mean(lengths):.1f}")
     print(f"ours / an image's hypotheses together: {ours / together:.2f}")
     return check("ours / a hypothesis at a time", ours / theirs, at_least=15)

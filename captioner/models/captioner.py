@@ -148,20 +148,20 @@ class Captioner:
             )
             if settings.consensus:
                 found = by_consensus(found, settings.consensus)
-        return [captions[:n_best] for captions in self._read(found)]
+        return self._read(found, n_best)
 
     def _dtype(self, precision: str) -> torch.dtype:
         """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
         small = self.decoder.settings["hidden_size"] < LARGE
         return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
-    def _read(self, found: Hypotheses) -> list[list[Caption]]:
-        """Turn ids into captions."""
+    def _read(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
+        """Turn ids into captions, of the n best of each image."""
         rows = zip(
-            found.token_ids.tolist(),
-            found.log_probs.tolist(),
-            found.scores.tolist(),
-            found.finished.tolist(),
+            found.token_ids[:, :n_best].tolist(),
+            found.log_probs[:, :n_best].tolist(),
+            found.scores[:, :n_best].tolist(),
+            found.finished[:, :n_best].tolist(),
             strict=True,
         )
         return [

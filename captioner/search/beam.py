@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,20 +17,34 @@ from captioner.search.common import (
     top_tokens,
 )
 
-_Tensors = TypeVar("_Tensors", Hypotheses, "_Beams")
-
 
 @dataclass(frozen=True, eq=False)
-class _Beams:
-    """The W prefixes of each of the A images still searched, best first.
+class _Sentences:
+    """W sentences of each of A images, best first; a place with none has total and score -inf."""
 
-    A dead place has total -inf, and so has all that grows from it.
-    """
+    written: Tensor  # start token, words, end tokens up to the width, int64 (A, W, 1+max_length)
+    totals: Tensor  # log-probabilities, float32 (A, W)
+    scores: Tensor  # what they are ranked by, float32 (A, W)
 
-    images: Tensor  # which image of the batch, int64 (A,)
-    written: Tensor  # start token, prefix, end tokens up to the width, int64 (A, W, 1+max_length)
-    totals: Tensor  # log-probability of the prefix, float32 (A, W)
-    rows: Tensor  # the row of the last step the prefix grew from, int64 (A, W)
+    def select(self, images: Tensor) -> _Sentences:
+        """Keep some of the images."""
+        return _Sentences(self.written[images], self.totals[images], self.scores[images])
+
+    def beside(self, others: _Sentences) -> _Sentences:
+        """Put others after them."""
+        return _Sentences(
+            torch.cat((self.written, others.written), dim=1),
+            torch.cat((self.totals, others.totals), dim=1),
+            torch.cat((self.scores, others.scores), dim=1),
+        )
+
+    def take(self, order: Tensor) -> _Sentences:
+        """Return the sentences at places `order`, int64 (A, m), of each image."""
+        return _Sentences(
+            self.written.take_along_dim(order[:, :, None], dim=1),
+            self.totals.gather(1, order),
+            self.scores.gather(1, order),
+        )
 
 
 @torch.inference_mode()
@@ -82,36 +95,48 @@ def beam_search(
     check_arguments(hidden, eos_id=eos_id, max_length=max_length, suppress_ids=suppress_ids)
     _check_beam_arguments(beam_size, n_best, length_penalty, no_repeat_ngram_size)
     suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=hidden.device)
-    beams = _start(hidden, 1, max_length, bos_id, eos_id, total=0.0)
-    nothing = _start(hidden, n_best, max_length, bos_id, eos_id, total=-torch.inf)
-    kept = _as_hypotheses(nothing, 0, length_penalty, eos_id)
-    stopped: list[tuple[Tensor, Hypotheses]] = []
+    images = torch.arange(hidden.shape[1], device=hidden.device)  # those still searched
+    # The live prefixes, A x W as sentences are, best first; what grows from a dead one is dead.
+    written = images.new_full((len(images), 1, 1 + max_length), eos_id)
+    written[:, :, 0] = bos_id
+    totals = torch.zeros(len(images), 1, device=hidden.device)
+    kept = _none_of(written, n_best)
+    parts: list[tuple[Tensor, _Sentences, Tensor]] = []
     length = 0
-    while len(beams.images) and length < max_length:
-        logits, hidden = step(beams.written[:, :, length].flatten(), hidden)
+    while len(images) and length < max_length:
+        logits, hidden = step(written[:, :, length].flatten(), hidden)
         log_probs = token_log_probs(logits, suppressed)
         if no_repeat_ngram_size:
-            prefixes = beams.written[:, :, 1 : 1 + length].flatten(0, 1)
+            prefixes = written[:, :, 1 : 1 + length].flatten(0, 1)
             _block_repeats(log_probs, prefixes, no_repeat_ngram_size)
         length += 1
-        ended, beams = _extend(beams, log_probs, beam_size, length, eos_id)
-        kept = _best(kept, _as_hypotheses(ended, length, length_penalty, eos_id), n_best)
+        ended, written, totals, rows = _extend(
+            written, totals, log_probs, beam_size, length, eos_id, length_penalty
+        )
+        if ended is not None:
+            kept = kept.beside(ended)
+            order = kept.scores.sort(dim=1, descending=True, stable=True).indices
+            kept = kept.take(order[:, :n_best])
 
         # Log-probabilities only fall, so this is the most a live prefix can still score.
-        reachable = beams.totals[:, 0] / math.pow(max_length, length_penalty)
-        goes_on = reachable > kept.scores[:, -1]
+        goes_on = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
         if beam_size == 1:  # greedy: the first end is the end, whatever the length penalty
-            goes_on &= ~kept.finished[:, 0]
+            goes_on &= kept.totals[:, 0] == -torch.inf
+        totals.masked_fill_(~goes_on[:, None], -torch.inf)
         going = goes_on.nonzero().squeeze(1)
-        if len(going) < len(goes_on):  # an image that is done costs no further step
+        if not len(going):
+            break
+        if len(going) < len(images):  # an image that is done costs no further step
             done = (~goes_on).nonzero().squeeze(1)
-            stopped.append((beams.images[done], _select(kept, done)))
-            kept, beams = _select(kept, going), _select(beams, going)
-        hidden = hidden.index_select(1, beams.rows.flatten())
+            of_done = kept.select(done)
+            parts.append((images[done], of_done, of_done.totals > -torch.inf))
+            images, kept = images[going], kept.select(going)
+            written, totals, rows = written[going], totals[going], rows[going]
+        hidden = hidden.index_select(1, rows.flatten())
 
-    cut_off = _as_hypotheses(beams, length, length_penalty, eos_id)
-    stopped.append((beams.images, _best(kept, cut_off, n_best)))
-    return _in_order(stopped, length)
+    cut_off = _Sentences(written, totals, totals / math.pow(length, length_penalty))
+    parts.append((images, *_first_the_finished(kept, cut_off)))
+    return _in_order(parts, length, eos_id)
 
 
 def _check_beam_arguments(
@@ -127,54 +152,61 @@ def _check_beam_arguments(
         raise ValueError(f"no_repeat_ngram_size must be at least 0, not {no_repeat_ngram_size}")
 
 
-def _start(
-    hidden: Tensor, width: int, max_length: int, bos_id: int, eos_id: int, *, total: float
-) -> _Beams:
-    """Make empty prefixes, all with the given total."""
-    images = torch.arange(hidden.shape[1], device=hidden.device)
-    written = images.new_full((len(images), width, 1 + max_length), eos_id)
-    written[:, :, 0] = bos_id
-    totals = torch.full((len(images), width), total, device=hidden.device)
-    return _Beams(images, written, totals, rows=images[:, None].expand(-1, width))
+def _none_of(written: Tensor, width: int) -> _Sentences:
+    """Make places for sentences of images whose empty prefixes are given."""
+    totals = torch.full((len(written), width), -torch.inf, device=written.device)
+    return _Sentences(written.expand(-1, width, -1), totals, totals)
 
 
 def _extend(
-    beams: _Beams, log_probs: Tensor, beam_size: int, length: int, eos_id: int
-) -> tuple[_Beams, _Beams]:
+    written: Tensor,
+    totals: Tensor,
+    log_probs: Tensor,
+    beam_size: int,
+    length: int,
+    eos_id: int,
+    length_penalty: float,
+) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
     """Extend every prefix by every token and part those that end from those that live on.
 
     Args:
-        beams: the live prefixes, A x W.
-        log_probs: of the next token, (A*W, V).
+        written: the live prefixes, (A, W, 1+max_length).
+        totals: their log-probabilities, (A, W).
+        log_probs: of the next token, (A*W, V); overwritten.
         beam_size: K.
         length: tokens of a prefix once extended.
         eos_id: end token.
+        length_penalty: see `beam_search`.
 
     Returns:
-        The ended among the K best extensions, and the K best that did not end.
+        The ended among the K best extensions, None if there are none; the K best that did not
+        end, as `written` and `totals`; and the rows of `log_probs` they grew from, int64 (A, K).
     """
-    num_images, width = beams.totals.shape
-    # K + 1 tokens of a prefix are enough: one may end it, and only K of the others can live.
-    values, token_ids = top_tokens(log_probs, min(beam_size + 1, log_probs.shape[1]))
-    totals = (beams.totals.view(-1, 1) + values).view(num_images, -1)  # A, W*k
-    totals, order = totals.sort(dim=1, descending=True, stable=True)
+    num_images, width = totals.shape
+    log_probs += totals.view(-1, 1)
     # The 2K best hold at most K ends, one for each prefix, and so the K best others.
-    totals, order = totals[:, : 2 * beam_size], order[:, : 2 * beam_size]  # A, C
-    first_rows = torch.arange(num_images, device=order.device)[:, None] * width
-    rows = first_rows + order // values.shape[1]
-    token_ids = token_ids.view(num_images, -1).gather(1, order)
-    written = beams.written.flatten(0, 1)[rows]  # A, C, 1+max_length
-    written[:, :, length] = token_ids
+    extensions = log_probs.view(num_images, -1)  # A, W*V
+    totals, places = top_tokens(extensions, min(2 * beam_size, extensions.shape[1]))
+    beams = places.div(log_probs.shape[1], rounding_mode="floor")
+    token_ids = places - beams * log_probs.shape[1]
+    rows = beams + torch.arange(0, len(log_probs), width, device=beams.device)[:, None]
+    prefixes = written.flatten(0, 1)
 
     ends = token_ids == eos_id
-    ended_totals = totals.masked_fill(~ends, -torch.inf)
-    ended = _Beams(
-        beams.images, written[:, :beam_size], ended_totals[:, :beam_size], rows[:, :beam_size]
-    )
+    ended = None
+    if ends[:, :beam_size].any():
+        ended_totals = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]
+        ended = _Sentences(
+            prefixes[rows[:, :beam_size]],  # behind a prefix there are end tokens already
+            ended_totals,
+            ended_totals / math.pow(length, length_penalty),
+        )
     live = ends.byte().sort(dim=1, stable=True).indices[:, :beam_size]
-    live_totals = totals.masked_fill(ends, -torch.inf).gather(1, live)
-    written = written.take_along_dim(live[:, :, None], dim=1)
-    return ended, _Beams(beams.images, written, live_totals, rows.gather(1, live))
+    totals = totals.masked_fill(ends, -torch.inf).gather(1, live)
+    rows = rows.gather(1, live)
+    written = prefixes[rows]
+    written[:, :, length] = token_ids.gather(1, live)
+    return ended, written, totals, rows
 
 
 def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
@@ -195,47 +227,32 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
     log_probs.scatter_add_(1, ngrams[:, :, -1], penalties)
 
 
-def _as_hypotheses(beams: _Beams, length: int, length_penalty: float, eos_id: int) -> Hypotheses:
-    """Read prefixes of the given length, end token counted, as hypotheses.
+def _first_the_finished(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentences, Tensor]:
+    """Fill the places that are still empty with what max_length cut off.
 
-    What a dead place reads as is never seen: the empty places that a search starts with rank
-    before it.
+    Returns:
+        As many sentences as were kept, and which of them are finished, bool (A, n).
     """
-    finished = (beams.written[:, :, length] == eos_id) & (beams.totals > -torch.inf)
+    both = kept.beside(cut_off)
+    real = both.totals > -torch.inf
+    finished = real & (torch.arange(real.shape[1], device=real.device) < kept.totals.shape[1])
+    # Empty places of `kept` come before dead ones of `cut_off`, which hold leftovers.
+    order = (finished.byte() + real.byte()).sort(dim=1, descending=True, stable=True).indices
+    order = order[:, : kept.totals.shape[1]]
+    return both.take(order), finished.gather(1, order)
+
+
+def _in_order(
+    parts: list[tuple[Tensor, _Sentences, Tensor]], length: int, eos_id: int
+) -> Hypotheses:
+    """Join sentences of some images each, in the order of the images, cut to length tokens."""
+    order = torch.cat([images for images, _, _ in parts]).argsort()
+    written = torch.cat([found.written for _, found, _ in parts])[order]
+    token_ids = written[:, :, 1 : 1 + length]
     return Hypotheses(
-        token_ids=beams.written[:, :, 1:],
-        lengths=length - finished.long(),
-        log_probs=beams.totals,
-        scores=beams.totals / math.pow(length, length_penalty),
-        finished=finished,
+        token_ids=token_ids,
+        lengths=(token_ids != eos_id).sum(2),
+        log_probs=torch.cat([found.totals for _, found, _ in parts])[order],
+        scores=torch.cat([found.scores for _, found, _ in parts])[order],
+        finished=torch.cat([finished for _, _, finished in parts])[order],
     )
-
-
-def _best(first: Hypotheses, second: Hypotheses, count: int) -> Hypotheses:
-    """Merge, per image: finished before unfinished, then by score, then first before second."""
-    both = Hypotheses(
-        *(
-            torch.cat((getattr(first, field.name), getattr(second, field.name)), dim=1)
-            for field in fields(Hypotheses)
-        )
-    )
-    by_score = both.scores.sort(dim=1, descending=True, stable=True).indices
-    finished = both.finished.gather(1, by_score).byte()
-    order = finished.sort(dim=1, descending=True, stable=True).indices
-    return both.take(by_score.gather(1, order)[:, :count])
-
-
-def _select(tensors: _Tensors, images: Tensor) -> _Tensors:
-    """Keep some of the images, by their place in the first dimension of every field."""
-    kept = {field.name: getattr(tensors, field.name)[images] for field in fields(tensors)}
-    return replace(tensors, **kept)
-
-
-def _in_order(parts: list[tuple[Tensor, Hypotheses]], length: int) -> Hypotheses:
-    """Join hypotheses of some images each, in the order of the images, cut to length tokens."""
-    order = torch.cat([images for images, _ in parts]).argsort()
-    joined = {
-        field.name: torch.cat([getattr(part, field.name) for _, part in parts])[order]
-        for field in fields(Hypotheses)
-    }
-    return Hypotheses(**joined | {"token_ids": joined["token_ids"][:, :, :length]})

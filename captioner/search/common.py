@@ -13,6 +13,7 @@ Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps (token_ids int64 (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H))."""
 
 _BLOCK = 32  # tokens; near the square root of V / k, where a narrowed top-k is cheapest
+_LOW = 2**32 - 1  # the lower half of 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,43 +85,36 @@ def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k most probable tokens of each row, best first, lowest id first among equals.
 
     Args:
-        log_probs: float32 (N, V), V < 2**24.
+        log_probs: float32 (N, V), none above 0, V < 2**31.
         k: 1 to V.
 
     Returns:
         Their log-probabilities, float32 (N, k), and their ids, int64 (N, k).
     """
-    vocab_size = log_probs.shape[1]
-    if k == vocab_size:
-        return log_probs.sort(dim=1, descending=True, stable=True)
-    if vocab_size > 2 * k * _BLOCK:
-        columns = _promising_columns(log_probs, k)
-        values, places = top_tokens(log_probs.gather(1, columns), k)
-        return values, columns.gather(1, places)
-    # torch.topk leaves open which of several equal values it picks, so it only finds the
-    # threshold; a second one, over keys that are all different, picks the tokens.
-    threshold = log_probs.topk(k).values[:, -1:]
-    ids = torch.arange(vocab_size, device=log_probs.device, dtype=torch.float32)
-    at_threshold = torch.where(log_probs == threshold, -1.0 - ids, -torch.inf)
-    keys = torch.where(log_probs > threshold, 1.0 + ids, at_threshold)
-    token_ids = keys.topk(k).indices.sort(dim=1).values
-    values, order = log_probs.gather(1, token_ids).sort(dim=1, descending=True, stable=True)
-    return values, token_ids.gather(1, order)
-
-
-def _promising_columns(log_probs: Tensor, k: int) -> Tensor:
-    """Narrow a wide vocabulary to columns that hold each row's top k, ascending, (N, C).
-
-    Reading blocks of columns once for their largest value is much cheaper than a top-k over
-    them all. A block that is not among the k best has k tokens before it, one in each of those.
-    """
-    num_blocks = log_probs.shape[1] // _BLOCK
     ids = torch.arange(log_probs.shape[1], device=log_probs.device)
-    blocks, rest = ids[: num_blocks * _BLOCK].view(num_blocks, _BLOCK), ids[num_blocks * _BLOCK :]
-    largest = log_probs[:, : blocks.numel()].view(len(log_probs), num_blocks, _BLOCK).amax(dim=2)
+    if k == len(ids):
+        return log_probs.sort(dim=1, descending=True, stable=True)
+    if len(ids) > 2 * k * _BLOCK:
+        ids = _promising(log_probs, ids, k)
+        log_probs = log_probs.gather(1, ids)
+    # torch.topk leaves open which of several equal values it picks. These keys are all different:
+    # the bits of floats from 0 up are ordered as they are, and the id comes after.
+    keys = log_probs.abs().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(ids)
+    best = keys.topk(k, dim=1, largest=False)
+    return log_probs.gather(1, best.indices), best.values.bitwise_and_(_LOW)
+
+
+def _promising(log_probs: Tensor, ids: Tensor, k: int) -> Tensor:
+    """Narrow a wide vocabulary to tokens that hold each row's top k, (N, C).
+
+    Reading blocks of tokens once for their largest value is much cheaper than a top-k over them
+    all. A block that is not among the k best has k tokens before it, one in each of those.
+    """
+    whole = len(ids) // _BLOCK * _BLOCK
+    largest = log_probs[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=2)
     _, best = top_tokens(largest, k)
-    columns = blocks[best.sort(dim=1).values].flatten(1)
-    return torch.cat((columns, rest.expand(len(columns), -1)), dim=1)
+    inside = best[:, :, None] * _BLOCK + ids[:_BLOCK]
+    return torch.cat((inside.flatten(1), ids[whole:].expand(len(inside), -1)), dim=1)
 
 
 def roll_out(

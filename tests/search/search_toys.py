@@ -107,7 +107,7 @@ def plain_beam_search(
                 blocked = no_repeat_ngram_size and repeats_ngram(written, no_repeat_ngram_size)
                 if token not in suppress_ids and not blocked:
                     new_total = total + log_probs[token]
-                    key = (-new_total.item(), beam, -log_probs[token].item(), token)
+                    key = (-new_total.item(), beam, token)
                     grown.append((key, written, new_total, new_state))
         grown.sort(key=lambda candidate: candidate[0])
         for _, written, total, _ in grown[:beam_size]:

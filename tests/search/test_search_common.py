@@ -10,7 +10,7 @@ from captioner.search.common import token_log_probs, top_tokens
     ("vocab_size", "k"), [(5, 1), (5, 5), (70, 3), (700, 1), (1000, 6), (2571, 4), (2600, 2600)]
 )
 def test_top_tokens_is_a_stable_sort(vocab_size, k):
-    log_probs = torch.randn(40, vocab_size, generator=torch.Generator().manual_seed(k))
+    log_probs = -torch.randn(40, vocab_size, generator=torch.Generator().manual_seed(k)).abs()
     log_probs = log_probs.bfloat16().float()  # coarse enough for plenty of ties
     log_probs[0] = 0.0
     log_probs[1, : vocab_size - 1] = -torch.inf
