@@ -171,6 +171,13 @@ class TrainingConfig(Section):
     start_from: str | None = Field(
         None, description="run or model directory whose weights are the first; scst needs one"
     )
+    teachers: list[str] = Field(
+        default_factory=list,
+        description="xent: run or model directories whose average is distilled into the new model",
+    )
+    teachers_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="of the loss that compares with the teachers' distributions"
+    )
     samples: Annotated[int, Field(ge=2, le=1000)] = Field(
         5, description="scst: captions drawn per image"
     )
@@ -224,6 +231,8 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.start_from: scst makes a trained model better, name its run directory"
             )
+        if self.objective == "scst" and self.teachers:
+            raise ValueError("training.teachers: they teach words that people wrote, in xent only")
         return self
 
 

@@ -20,7 +20,8 @@ from captioner.models.encoder import Encoder, dtype_of
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
-from captioner.training.start import start_weights
+from captioner.training.start import read_teachers, start_weights
+from captioner.training.teachers import Teachers
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.world import World, joined
 
@@ -80,7 +81,7 @@ def train(
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
-            _spare_start(folder, config, overwrite)
+            _spare_models(folder, config, overwrite)
             _open_folder(folder, config, resume, overwrite)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
@@ -132,6 +133,12 @@ def _build(
             start = start_weights(settings.start_from, decoder, encoder, prepared.vocabulary)
         decoder.load_state_dict(world.share(start))
     captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
+    teachers = None
+    if settings.teachers:
+        found = (
+            read_teachers(settings.teachers, encoder, prepared.vocabulary) if world.leads else []
+        )
+        teachers = Teachers.build(world.share(found), device, settings.teachers_share)
     critic = None
     if settings.objective == "scst":
         table = table.per_image()
@@ -171,17 +178,20 @@ def _build(
         log=log,
         world=world,
         critic=critic,
+        teachers=teachers,
     )
 
 
-def _spare_start(folder: Path, config: Config, overwrite: bool) -> None:
-    """Refuse to delete the model that the run shall start from."""
-    start = config.training.start_from
-    if overwrite and start and home_path(start).resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(
-            f"training.start_from: {start} lies in {folder}, which --overwrite deletes; "
-            f"--output DIR writes elsewhere"
-        )
+def _spare_models(folder: Path, config: Config, overwrite: bool) -> None:
+    """Refuse to delete a model that the run shall begin with."""
+    settings = config.training
+    named = [("start_from", each) for each in (settings.start_from,) if each]
+    for option, model in [*named, *(("teachers", each) for each in settings.teachers)]:
+        if overwrite and home_path(model).resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"training.{option}: {model} lies in {folder}, which --overwrite deletes; "
+                f"--output DIR writes elsewhere"
+            )
 
 
 def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
