@@ -44,14 +44,30 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "GRU": ("decoder.cell=gru",),
     "plain RNN": ("decoder.cell=rnn",),
     "15 epochs": ("training.epochs=15",),
+    "distilled from three": (
+        "training.teachers=[{runs}/recipe-0, {runs}/recipe-1, {runs}/recipe-2]",
+    ),
+    "then self-critical": (
+        "training.objective=scst",
+        "training.start_from={runs}/recipe-{seed}",
+        "training.learning_rate=1e-5",
+        "training.warmup_steps=20",
+        "training.ema_decay=0.98",
+        "training.epochs=4",
+    ),
 }
 SEARCH: dict[str, dict[str, Any]] = {
-    "greedy": {"beam_size": 1, "consensus": 0},
-    "beam 3, no consensus": {"beam_size": 3, "consensus": 0},
-    "beam 5, no consensus": {"beam_size": 5, "consensus": 0},
-    "beam 10, no consensus": {"consensus": 0},
+    "greedy": {"beam_size": 1, "neighbours": 0},
+    "beam 3, no votes": {"beam_size": 3, "neighbours": 0},
+    "beam 5, no votes": {"beam_size": 5, "neighbours": 0},
+    "beam 20, no votes": {"neighbours": 0},
+    "consensus instead of votes": {"neighbours": 0, "consensus": 0.15},
+    "consensus and votes": {"consensus": 0.15},
+    "beam 3": {"beam_size": 3},
     "beam 5": {"beam_size": 5},
-    "beam 20": {"beam_size": 20},
+    "beam 10": {"beam_size": 10},
+    "votes count 3": {"neighbours": 3},
+    "votes count 12": {"neighbours": 12},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 0.9": {"length_penalty": 0.9},
     "search in fp32": {"precision": "fp32"},
@@ -60,8 +76,9 @@ SEARCH: dict[str, dict[str, Any]] = {
 # Of all seeds' models: one figure each, so without an interval over seeds.
 TOGETHER: dict[str, dict[str, Any]] = {
     "ensemble": {},
-    "ensemble, beam 5, no consensus": {"beam_size": 5, "consensus": 0},
-    "ensemble, beam 10, no consensus": {"consensus": 0},
+    "ensemble, beam 5": {"beam_size": 5},
+    "ensemble, beam 5, no votes": {"beam_size": 5, "neighbours": 0},
+    "ensemble, consensus instead of votes": {"neighbours": 0, "consensus": 0.15},
 }
 
 Row = list[dict[str, float]]
@@ -111,6 +128,9 @@ def trained(
     if not known.is_file():
         if not wanted:
             return None
+        places = {"{runs}": str(output.absolute()), "{seed}": str(seed)}
+        for place, value in places.items():
+            overrides = [each.replace(place, value) for each in overrides]
         config = load_config("flickr8k", [*overrides, f"training.seed={seed}"])
         seconds = train(config, folder, resume=True).seconds
         scores = scored([folder], "dev", {}, overrides) | {"seconds": seconds}

@@ -66,6 +66,7 @@ from captioner.text import Vocabulary
 WORDS = 2540
 IMAGES = 512
 SHARPNESS = 80  # a caption's words then cost as many nats as a trained model's, not log V each
+NOT_RANKED = {"consensus": 0, "neighbours": 0}  # no other way ranks what it has found again
 ROUNDS = 3  # turns that count; `--rounds` changes it
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -112,7 +113,7 @@ def real_scene(model: Path, photographs: Path) -> Scene:
     if len(captioner.encoder.parts) > 1:
         sys.exit(f"{model}: has several CNNs; every part here is about one")
     captioner.encoder.mirrored = False  # nor does any other way look twice
-    captioner.decoding = captioner.decoding.model_copy(update={"consensus": 0})  # or rank again
+    captioner.decoding = captioner.decoding.model_copy(update=NOT_RANKED)
     files = sorted(photographs.glob("*.jpg"))[:IMAGES]
     pixels = decode(captioner.encoder, files)
     features = captioner.encoder(pixels)
@@ -139,7 +140,7 @@ def random_scene(folder: Path) -> Scene:
     decoder = Decoder(
         vocab_size=WORDS, feature_size=encoder.feature_size, **config.decoder.model_dump()
     )
-    decoding = config.decoding.model_copy(update={"consensus": 0})  # no other way ranks again
+    decoding = config.decoding.model_copy(update=NOT_RANKED)
     captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
     features = torch.cat([encoder(batch) for batch in pixels.split(32)])
     decoder.init_hidden.measure(features)

@@ -251,6 +251,11 @@ class DecodingConfig(Section):
         0.0,
         description="re-rank the beam by agreement, weights softmax(score / this); 0: off",
     )
+    neighbours: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="weight of what people wrote about similar training images, in ranking the "
+        "beam; trained models keep it where it is above 0",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
     )
@@ -272,7 +277,8 @@ class DecodingConfig(Section):
             return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         agreed = f",consensus{self.consensus}" if self.consensus else ""
-        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{agreed}"
+        votes = f",neighbours{self.neighbours}" if self.neighbours else ""
+        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{agreed}{votes}"
 
 
 class Config(Section):

@@ -48,6 +48,11 @@ _DECODING = (
         type=float,
         help="Re-rank the beam by agreement, weighted by softmax(score / this); try 0.15.",
     ),
+    click.option(
+        "--neighbours",
+        type=float,
+        help="Weight of what people wrote about similar training images; 0: none.",
+    ),
     click.option("--precision", help="auto, fp32, bf16 or fp16: of the decoder's matrix products."),
     click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
     click.option("--top-k", type=int, help="Sample from the k most probable words."),

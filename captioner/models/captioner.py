@@ -19,6 +19,7 @@ from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
+from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, sample
@@ -38,7 +39,7 @@ class Caption:
         text: the caption, lower case.
         log_prob: natural logarithm of its probability, end token included.
         score: what it was ranked by, log_prob / length ** length_penalty; with consensus, the
-            expected similarity to the other candidates, 0 to 1.
+            expected similarity to the other candidates, 0 to 1; the neighbours' votes are added.
         finished: False if the longest length came before an end token.
     """
 
@@ -62,6 +63,7 @@ class Captioner:
         decoder: Decoder,
         vocabulary: Vocabulary,
         decoding: DecodingConfig | None = None,
+        neighbours: Neighbours | None = None,
     ):
         """Put the parts together.
 
@@ -70,11 +72,13 @@ class Captioner:
             decoder: built for the encoder's feature size and the vocabulary's size.
             vocabulary: words of the decoder's ids.
             decoding: how to search when a call does not say.
+            neighbours: what people wrote about the training images, for `decoding.neighbours`.
         """
         self.encoder = encoder
         self.decoder = decoder.eval()
         self.vocabulary = vocabulary
         self.decoding = decoding or DecodingConfig()
+        self.neighbours = neighbours
         self.device = torch.device("cpu")
 
     def to(self, device: str | torch.device) -> Self:
@@ -86,6 +90,7 @@ class Captioner:
         self.device = choose_device(device)
         self.encoder.to_device(self.device)
         self.decoder.to(self.device)
+        self.neighbours = self.neighbours and self.neighbours.to(self.device)
         return self
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
@@ -137,17 +142,20 @@ class Captioner:
                 **ids,
             )
         else:
+            ranked = settings.consensus or settings.neighbours
             found = beam_search(
                 step,
                 hidden,
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
                 no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                n_best=settings.beam_size if settings.consensus else n_best,
+                n_best=settings.beam_size if ranked else n_best,
                 **ids,
             )
             if settings.consensus:
                 found = by_consensus(found, settings.consensus)
+            if self.neighbours and settings.neighbours:
+                found = self.neighbours.rank(found, hidden, settings.neighbours)
         return self._read(found, n_best)
 
     def _dtype(self, precision: str) -> torch.dtype:
@@ -190,6 +198,11 @@ class Captioner:
         if n_best < 1 or (n_best > settings.beam_size and not settings.sample):
             raise ConfigError(
                 f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best}"
+            )
+        if settings.neighbours and self.neighbours is None:
+            raise ConfigError(
+                "decoding.neighbours: this model keeps nothing of what people wrote; choose 0, or "
+                "train it with decoding.neighbours above 0"
             )
         return settings
 
@@ -306,7 +319,7 @@ class Captioner:
             folder: directory to write.
         """
         self._check_alone("saved; its models are there already")
-        parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding)
+        parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding, self.neighbours)
         write_model(Path(folder), parts)
 
     @classmethod

@@ -2,7 +2,8 @@
 
     config.json               what to build: encoder, decoder, how to search
     model.safetensors         all weights, `encoder.*` and `decoder.*`; of several CNNs side by
-                              side `encoder.0.*`, `encoder.1.*`, ...
+                              side `encoder.0.*`, `encoder.1.*`, ...; `neighbours.*`, where
+                              what people wrote about similar images has a say
     vocab.json                words and their ids
     preprocessor_config.json  from a picture to the CNN's input
 
@@ -27,6 +28,7 @@ from captioner.errors import ModelError
 from captioner.files import check_regular, read_json, whole_folder
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
+from captioner.models.neighbours import Neighbours
 from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.models.preprocess import (
     Preprocess,
@@ -50,6 +52,7 @@ class Parts(NamedTuple):
     decoder: Decoder
     vocabulary: Vocabulary
     decoding: DecodingConfig
+    neighbours: Neighbours | None = None
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -91,7 +94,7 @@ def write_model(folder: Path, parts: Parts) -> None:
         folder: directory to write.
         parts: of the captioner.
     """
-    encoder, decoder, vocabulary, decoding = parts
+    encoder, decoder, vocabulary, decoding, neighbours = parts
     about = [
         {
             "backbone": part.spec.backbone,
@@ -118,6 +121,8 @@ def write_model(folder: Path, parts: Parts) -> None:
     for name, tensor in decoder.state_dict().items():
         if not (name == TIED and decoder.settings["tie_weights"]):
             tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
+    for name, tensor in (neighbours.tensors() if neighbours else {}).items():
+        tensors[f"neighbours.{name}"] = tensor.cpu().contiguous()
     with whole_folder(folder) as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=2) + "\n"
@@ -162,7 +167,13 @@ def read_model(folder: str | Path) -> Parts:
             f"{encoder.name} gives {encoder.feature_size}"
         )
     decoder = _load_decoder(settings, states["decoder"], weights)
-    return Parts(encoder, decoder, vocabulary, decoding)
+    neighbours = None
+    if stored := states.get("neighbours"):
+        try:
+            neighbours = Neighbours.read(stored, decoder.num_states * settings["hidden_size"])
+        except ValueError as error:
+            raise ModelError(f"{weights}: cannot be used: {error}") from error
+    return Parts(encoder, decoder, vocabulary, decoding, neighbours)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

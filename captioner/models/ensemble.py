@@ -19,6 +19,7 @@ from captioner.errors import ModelError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts
 from captioner.models.encoder import FrozenEncoder
+from captioner.models.neighbours import flat
 from captioner.models.side_by_side import side_by_side
 from captioner.search import Step
 
@@ -51,7 +52,7 @@ class Ensemble(nn.Module):
             member.init_hidden(features[:, columns.to(features.device)])
             for member, columns in zip(self._members, self._columns, strict=True)
         ]
-        return torch.cat([_flat(state) for state in states], dim=1)[None]
+        return torch.cat([flat(state) for state in states], dim=1)[None]
 
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
         """Return what advances all members by one token; see `Decoder.stepper`."""
@@ -67,21 +68,17 @@ class Ensemble(nn.Module):
                 own = state.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
                 logits, own = advance(token_ids, own)
                 probs.append(logits.softmax(dim=-1, dtype=torch.float32))
-                after.append(_flat(own))
+                after.append(flat(own))
             return torch.stack(probs).mean(0).log_(), torch.cat(after, dim=1)[None]
 
         return step
 
 
-def _flat(states: Tensor) -> Tensor:
-    """Lay the states of a row side by side, (S, B, H) to (B, S * H)."""
-    return states.transpose(0, 1).flatten(1)
-
-
 def join(models: Mapping[Path, Parts]) -> Parts:
     """Make one captioner of several.
 
-    A CNN that several of them look through looks once. How to search is the first one's say.
+    A CNN that several of them look through looks once. How to search is the first one's say, and
+    the neighbours are its own.
 
     Args:
         models: by where each came from, two or more.

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from captioner.search.common import Hypotheses
+from captioner.search.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 
-MAX_ORDER = 4
-MULTIPLIER = 6_364_136_223_846_793_005  # of Knuth's MMIX generator; products wrap around
 SPREAD = 6.0  # tokens; CIDEr-D's tolerance of other lengths
 
 
@@ -48,28 +47,16 @@ def _similarity(token_ids: Tensor, lengths: Tensor) -> Tensor:
     """Compare all hypotheses of an image with one another, float32 (B, n, n), 0 to 1."""
     total = torch.zeros(*lengths.shape, lengths.shape[1], device=lengths.device)
     for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
-        keys, count = _ngrams(token_ids, lengths, order)
+        keys, real = ngram_keys(token_ids, lengths, order)
+        # The k-th time that a sentence holds an n-gram is unlike the first: shared keys are then
+        # the clipped matches.
+        earlier = torch.ones(keys.shape[2], keys.shape[2], device=keys.device).tril(-1).bool()
+        again = ((keys[..., :, None] == keys[..., None, :]) & earlier).sum(3)
+        keys = keys * MULTIPLIER + again
         pairs = keys[:, :, None, :, None] == keys[:, None, :, None, :]  # B, n, n, P, P
-        real = torch.arange(keys.shape[2], device=keys.device) < count[:, :, None]
         shared = (pairs & real[:, :, None, :, None] & real[:, None, :, None, :]).sum((3, 4))
+        count = real.sum(2)
         norms = (count[:, :, None] * count[:, None, :]).clamp(min=1).sqrt()
         total += shared / norms / MAX_ORDER
     apart = (lengths[:, :, None] - lengths[:, None, :]).float()
     return total * torch.exp(-apart.square() / (2 * SPREAD**2))
-
-
-def _ngrams(token_ids: Tensor, lengths: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Hash n-grams to 64 bits, the k-th time that a sentence holds one differently from the first.
-
-    Shared hashes of two sentences are then the clipped matches of their n-grams.
-
-    Returns:
-        Hashes, int64 (B, n, P), and how many of each row are real, int64 (B, n).
-    """
-    grams = token_ids.unfold(2, order, 1)  # B, n, P, order
-    keys = torch.zeros_like(grams[..., 0])
-    for place in range(order):
-        keys = keys * MULTIPLIER + grams[..., place]
-    earlier = torch.ones(keys.shape[2], keys.shape[2], device=keys.device).tril(-1).bool()
-    again = ((keys[..., :, None] == keys[..., None, :]) & earlier).sum(3)
-    return keys * MULTIPLIER + again, (lengths - order + 1).clamp(min=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
@@ -17,6 +18,7 @@ from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import dtype_of
+from captioner.models.neighbours import Captions, Neighbours, flat
 from captioner.text import tokenize
 from captioner.training import bptt
 from captioner.training.board import SAMPLES
@@ -60,6 +62,7 @@ class Trainer:
         world: World | None = None,
         critic: SelfCritical | None = None,
         teachers: Teachers | None = None,
+        written: Captions | None = None,
     ):
         """Get ready to train.
 
@@ -74,9 +77,11 @@ class Trainer:
             world: the processes that train together; None: this one alone.
             critic: draws the captions to learn from; None: those of the table.
             teachers: learnt from beside the captions; None: nobody.
+            written: the training captions' n-grams, for the neighbours' votes; None: no votes.
         """
         self.critic = critic
         self.teachers = teachers
+        self.written = written
         self.world = world or World()
         self.captioner = captioner
         self.decoder = captioner.decoder
@@ -153,6 +158,7 @@ class Trainer:
         best = self.world.share(read_tensors(self.best)[0] if self.world.leads else {})
         self.decoder.load_state_dict(best)
         self.decoder.eval()
+        self.captioner.neighbours = self._neighbours(self.decoder)
 
     def _epoch(self, bar: Any, stop_asked: list[int]) -> None:
         config, progress = self.config, self.progress
@@ -307,6 +313,7 @@ class Trainer:
             self.evaluated,
             self.captioner.vocabulary,
             self.captioner.decoding,
+            self._neighbours(self.evaluated),
         )
         judge.device = self.device
         captions: list[str] = []
@@ -329,6 +336,18 @@ class Trainer:
         )
         self.progress.signature = scores[self.config.metric].signature
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
+
+    @torch.inference_mode()
+    def _neighbours(self, decoder: Decoder) -> Neighbours | None:
+        """Start a decoder on every training image, for its captions to vote."""
+        if self.written is None:
+            return None
+        table = self.train_table
+        states = [
+            functional.normalize(flat(decoder.init_hidden(seen.to(self.device))))
+            for seen in table.seen()
+        ]
+        return Neighbours(torch.cat(states).half(), self.written)
 
     def _ran_out_of_patience(self) -> bool:
         patience, progress = self.config.patience, self.progress

@@ -17,6 +17,7 @@ from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
+from captioner.models.neighbours import Captions
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
@@ -125,6 +126,11 @@ def _build(
         **config.decoder.model_dump(),
     )
     table = prepared.train
+    written = None
+    if config.decoding.neighbours:
+        # Without start tokens, and without ends: padding is as good.
+        written = Captions.count(table.token_ids[:, 1:], table.lengths - 2, table.images)
+        written = written.to(device)
     if settings.start_from is None:
         decoder.init_hidden.measure(table.features, table.rows.unique())
     else:
@@ -179,6 +185,7 @@ def _build(
         world=world,
         critic=critic,
         teachers=teachers,
+        written=written,
     )
 
 

@@ -84,6 +84,12 @@ class CaptionTable:
             images=self.images[first],
         )
 
+    def seen(self) -> Iterator[Tensor]:
+        """Yield what each image is captioned from, the mean of its views, (up to 8192, F)."""
+        first = self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
+        for rows in self.rows[first].split(8192):
+            yield self.features[rows.to(self.features.device)].float().mean(1)
+
     def to(self, device: torch.device) -> CaptionTable:
         """Move features and token ids to a device; lengths and rows steer from the CPU.
 

@@ -1,0 +1,237 @@
+"""What people wrote about the most similar training images, as votes on captions.
+
+A decoder knows what is often said; the captions of similar pictures tell what was said of such a
+picture. Each candidate of a search is compared with them, and the model's score and their votes
+are added up (Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning",
+who had votes alone). Two pictures are similar where the decoder starts alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from captioner.search import Hypotheses
+from captioner.search.ngrams import MAX_ORDER, ngram_keys
+
+NEAREST = 32  # images that vote
+TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
+SEEN_IN = 2  # images; n-grams of one image only are half of all and change nothing
+ROOM = 2**24  # numbers that n-grams of some images are added up in at once
+
+
+@dataclass(frozen=True, eq=False)
+class Captions:
+    """The n-grams of what people wrote about R images, weighted as CIDEr weights them.
+
+    Attributes:
+        keys: of G n-grams, int64 (G,), ascending.
+        idf: log(R / images with the n-gram), float32 (G,).
+        starts: where the entries of each image begin, and end, int64 (R + 1,).
+        ngrams: which n-gram an entry is about, int32 (E,).
+        weights: of the n-gram in the image's captions: the mean of its parts in their unit
+            vectors of each order, over captions and orders, float16 (E,).
+    """
+
+    keys: Tensor
+    idf: Tensor
+    starts: Tensor
+    ngrams: Tensor
+    weights: Tensor
+
+    @classmethod
+    def count(cls, token_ids: Tensor, lengths: Tensor, images: Tensor) -> Self:
+        """Count the n-grams of captions.
+
+        Args:
+            token_ids: int64 (N, T), words from the first place on.
+            lengths: words of each caption, int64 (N,).
+            images: the image each is about, int64 (N,), from 0, none left out.
+        """
+        num_images = int(images.max()) + 1
+        of_image = images.bincount().float()
+        found: list[tuple[Tensor, ...]] = []
+        for order in range(1, min(MAX_ORDER, token_ids.shape[1]) + 1):
+            keys, real = ngram_keys(token_ids, lengths, order)
+            captions = real.nonzero()[:, 0]
+            keys, ngrams = keys[real].unique(return_inverse=True)
+            # An entry for each n-gram of each caption.
+            places, times = (captions * len(keys) + ngrams).unique(return_counts=True)
+            captions, ngrams = places // len(keys), places % len(keys)
+            # And one for each n-gram of each image.
+            places, image_entry = (images[captions] * len(keys) + ngrams).unique(
+                return_inverse=True
+            )
+            owners, owned = places // len(keys), places % len(keys)
+            seen_in = owned.bincount(minlength=len(keys))
+            idf = (num_images / seen_in).log()
+            parts = times * idf[ngrams]
+            norms = torch.zeros(len(token_ids)).index_add_(0, captions, parts.square()).sqrt()
+            parts /= norms[captions].clamp(min=1e-9) * of_image[images[captions]] * MAX_ORDER
+            weights = torch.zeros(len(places)).index_add_(0, image_entry, parts)
+            known = seen_in >= SEEN_IN
+            kept = known[owned]
+            new_ids = known.cumsum(0) - 1 + sum(len(each[0]) for each in found)
+            found.append(
+                (keys[known], idf[known], owners[kept], new_ids[owned[kept]], weights[kept])
+            )
+        keys, idf, owners, ngrams, weights = (torch.cat(each) for each in zip(*found, strict=True))
+        keys, order_of_keys = keys.sort()
+        owners, order_of_entries = owners.sort(stable=True)
+        counts = owners.bincount(minlength=num_images)
+        return cls(
+            keys=keys,
+            idf=idf[order_of_keys],
+            starts=functional.pad(counts.cumsum(0), (1, 0)),
+            ngrams=order_of_keys.argsort()[ngrams[order_of_entries]].int(),
+            weights=weights[order_of_entries].half(),
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Move to a device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Training images as a decoder starts on them, and what people wrote about each.
+
+    Attributes:
+        states: unit vectors of their initial states, float16 (R, D).
+        captions: of the R images.
+    """
+
+    states: Tensor
+    captions: Captions
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all there is, by name; `read` takes it."""
+        of_captions = {f.name: getattr(self.captions, f.name) for f in fields(Captions)}
+        return {"states": self.states} | of_captions
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
+        """Take neighbours out of what a stranger may have written.
+
+        Args:
+            tensors: by name.
+            state_size: D, of the decoder's initial state.
+
+        Raises:
+            ValueError: if one is missing, or does not fit the others.
+        """
+        kinds = {
+            "states": (torch.float16, 2),
+            "keys": (torch.int64, 1),
+            "idf": (torch.float32, 1),
+            "starts": (torch.int64, 1),
+            "ngrams": (torch.int32, 1),
+            "weights": (torch.float16, 1),
+        }
+        for name, (dtype, dims) in kinds.items():
+            if name not in tensors:
+                raise ValueError(f"neighbours.{name} is missing")
+            if tensors[name].dtype != dtype or tensors[name].dim() != dims:
+                raise ValueError(f"neighbours.{name} is no {dims}-dimensional {dtype}")
+        states = tensors["states"]
+        captions = Captions(**{name: tensors[name] for name in kinds if name != "states"})
+        starts, entries = captions.starts, len(captions.ngrams)
+        fits = (
+            states.shape[1] == state_size
+            and 0 < len(states) == len(starts) - 1
+            and len(captions.keys) == len(captions.idf)
+            and len(captions.weights) == entries
+            and int(starts[0]) == 0
+            and int(starts[-1]) == entries
+            and bool((starts.diff() >= 0).all())
+            and bool((captions.keys.diff() > 0).all())
+            and bool(((captions.ngrams >= 0) & (captions.ngrams < len(captions.keys))).all())
+        )
+        if not fits:
+            raise ValueError("neighbours: its tensors do not fit each other or the decoder")
+        return cls(states, captions)
+
+    def to(self, device: torch.device) -> Self:
+        """Move to a device."""
+        return replace(self, states=self.states.to(device), captions=self.captions.to(device))
+
+    def rank(self, found: Hypotheses, hidden: Tensor, weight: float) -> Hypotheses:
+        """Rank hypotheses by their scores and the votes of the neighbours.
+
+        Args:
+            found: n hypotheses for each of B images.
+            hidden: initial decoder state made from the images, (S, B, H); of an ensemble, whose
+                first member these neighbours are of, (1, B, all states).
+            weight: of the votes, which are 0 to 1.
+
+        Returns:
+            The same hypotheses, the finished first, best first; scores are score + weight x votes.
+        """
+        own = flat(hidden)[:, : self.states.shape[1]]
+        votes = self.votes(found.token_ids, found.lengths, own)
+        scores = found.scores + weight * votes
+        by_score = scores.sort(dim=1, descending=True, stable=True).indices
+        finished = found.finished.gather(1, by_score).byte()
+        order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
+        return replace(found.take(order), scores=scores.gather(1, order))
+
+    def votes(self, token_ids: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
+        """Compare sentences with the captions of the images that are most like their own.
+
+        Source: CIDEr (Vedantam et al., 2015), with the images' neighbours for references, each
+        weighted by softmax(cosine / temperature).
+
+        Args:
+            token_ids: of n sentences for each of B images, int64 (B, n, T).
+            lengths: words of each, int64 (B, n).
+            states: of the images, (B, D).
+
+        Returns:
+            The expected CIDEr of each, not times ten, float32 (B, n), 0 to 1.
+        """
+        size = max(1, ROOM // max(1, len(self.captions.keys)))
+        if not len(self.captions.keys):
+            return torch.zeros(lengths.shape, device=lengths.device)
+        cosines = functional.normalize(states.float()) @ self.states.float().t()
+        nearest = cosines.topk(min(NEAREST, len(self.states)), dim=1)
+        shares = (nearest.values / TEMPERATURE).softmax(1)
+        parts = (each.split(size) for each in (token_ids, lengths, nearest.indices, shares))
+        return torch.cat([self._votes(*part) for part in zip(*parts, strict=True)])
+
+    def _votes(self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, shares: Tensor) -> Tensor:
+        captions = self.captions
+        num_images, num_ngrams = len(nearest), len(captions.keys)
+        said = torch.zeros(num_images, num_ngrams, device=nearest.device)
+        first, last = captions.starts[nearest.flatten()], captions.starts[nearest.flatten() + 1]
+        counts = last - first
+        # All entries of all neighbours, one after the other.
+        entries = torch.arange(int(counts.sum()), device=nearest.device)
+        entries += (first - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+        images = torch.arange(num_images, device=nearest.device).repeat_interleave(nearest.shape[1])
+        places = images.repeat_interleave(counts) * num_ngrams + captions.ngrams[entries]
+        weights = captions.weights[entries].float() * shares.flatten().repeat_interleave(counts)
+        said.view(-1).index_add_(0, places, weights)
+
+        rare = math.log(len(self.states))  # the idf of n-grams that are not known
+        total = torch.zeros(lengths.shape, device=nearest.device)
+        for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
+            keys, real = ngram_keys(token_ids, lengths, order)  # b, n, P
+            where = torch.searchsorted(captions.keys, keys).clamp(max=num_ngrams - 1)
+            known = real & (captions.keys[where] == keys)
+            idf = torch.where(known, captions.idf[where], rare) * real
+            times = ((keys[..., :, None] == keys[..., None, :]) & real[..., None, :]).sum(3)
+            norms = (times * idf.square()).sum(2).sqrt().clamp(min=1e-9)
+            by_ngram = said.gather(1, where.flatten(1)).view_as(idf) * known
+            total += (by_ngram * idf).sum(2) / norms
+        return total
+
+
+def flat(states: Tensor) -> Tensor:
+    """Lay the states of a row side by side, (S, B, H) to (B, S * H)."""
+    return states.transpose(0, 1).flatten(1)
