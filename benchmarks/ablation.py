@@ -55,6 +55,14 @@ TRAINING: dict[str, tuple[str, ...]] = {
         "training.ema_decay=0.98",
         "training.epochs=4",
     ),
+    "then self-critical, 1e-4": (
+        "training.objective=scst",
+        "training.start_from={runs}/recipe-{seed}",
+        "training.learning_rate=1e-4",
+        "training.warmup_steps=20",
+        "training.ema_decay=0.98",
+        "training.epochs=4",
+    ),
 }
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},

@@ -216,9 +216,9 @@ class Captioner:
         """Caption one image, or any number of them lazily.
 
         Args:
-            images: a path, encoded bytes, a Pillow image, an array or tensor of pixels
-                (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an iterable of
-                these, which is read only as captions are asked for.
+            images: a path, encoded bytes, a file opened for them, a Pillow image, an array or
+                tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an
+                iterable of these, which is read only as captions are asked for.
             batch_size: images per pass.
             **decoding: overrides of the model's own settings, such as beam_size=5.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from captioner.errors import ImageError
 from captioner.images import read_image, to_rgb
 
-ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
-ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
+ImageLike: TypeAlias = (
+    "str | Path | bytes | io.IOBase | Image.Image | np.ndarray[Any, Any] | Tensor"
+)
+ONE_IMAGE = (str, Path, bytes, io.IOBase, Image.Image, np.ndarray, Tensor)
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
@@ -37,8 +40,8 @@ def to_picture(image: ImageLike) -> Image.Image:
     """Return an image as an RGB picture.
 
     Args:
-        image: a path, encoded bytes, a Pillow image, or an array or tensor of pixels (H, W),
-            (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
+        image: a path, encoded bytes, a file opened for them, a Pillow image, or an array or tensor
+            of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
 
     Raises:
         ImageError: if it cannot be read.
@@ -48,6 +51,10 @@ def to_picture(image: ImageLike) -> Image.Image:
             return read_image(Path(image))
         except ImageError as error:
             raise ImageError(f"{image}: {error}", kind=error.kind) from error
+    if isinstance(image, io.IOBase):
+        image = image.read()
+        if not isinstance(image, bytes):
+            raise ImageError("a file opened as text; open it with mode 'rb'")
     if isinstance(image, bytes):
         return read_image(image)
     if isinstance(image, Image.Image):

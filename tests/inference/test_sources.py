@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
     assert listed("-") == []
 
 
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x89PNG\r\n\x1a\n"])
+def test_a_picture_on_stdin_is_no_list_of_names(start: bytes) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(start + bytes(range(256))), "utf-8", "surrogateescape")
+    assert listed("-", "b.jpg", stdin=lines) == [
+        "-! a picture, not names of some; save it to a file",
+        "b.jpg",
+    ]
+
+
 def test_stdin_is_read_as_it_comes() -> None:
     lines = iter(["a.PNG\n", "b.jpg\n"])
     items = list_images(["b.jpg", "-"], stdin=lines)
@@ -103,6 +113,14 @@ def test_an_empty_folder_says_what_would_help() -> None:
         "empty! no image in this folder (--recursive looks into its folders)"
     ]
     assert listed("empty", recursive=True) == ["empty! no image in this folder"]
+
+
+def test_a_folder_of_archives_says_how_they_are_named() -> None:
+    Path("shards").mkdir()
+    Path("shards/0001.tar").touch()
+    assert listed("shards") == [
+        "shards! no image in this folder (archives are named themselves: 'shards/*.tar')"
+    ]
 
 
 def test_a_folder_that_cannot_be_listed_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import io
 import json
 import math
 
@@ -76,6 +77,7 @@ def test_images_come_in_every_shape_people_hold_them_in(captioner, picture):
     for same in (
         picture,
         picture.read_bytes(),
+        io.BytesIO(picture.read_bytes()),
         image,
         array,
         array.transpose(2, 0, 1),
@@ -238,6 +240,7 @@ def test_a_device_that_is_not_there_is_named(captioner):
         (np.full((8, 8, 3), 2.0), "float64 pixels must be numbers from 0 to 1"),
         (torch.full((3, 8, 8), math.nan), "float32 pixels must be numbers from 0 to 1"),
         (torch.zeros(2, 3, 8, 8), "2 or 3 dimensions, not 4"),
+        (io.StringIO("text"), "a file opened as text; open it with mode 'rb'"),
         (None, "not an image: NoneType; give a path, bytes or pixels"),
     ],
 )

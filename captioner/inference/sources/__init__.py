@@ -24,6 +24,8 @@ from captioner.inference.sources.zip import zip_images
 
 __all__ = ["Item", "Slice", "files_only", "list_images"]
 
+PICTURES = ("\udcff\udcd8\udcff", "\udc89PNG")  # how JPEG and PNG begin, read as names
+
 
 def list_images(
     sources: Sequence[str],
@@ -48,9 +50,12 @@ def list_images(
     """
     for source in sources:
         if source == "-":
-            for name in _names(stdin):
-                if name not in ("", "-"):
-                    yield from _named(name, recursive, image_column)
+            try:
+                for name in _names(stdin):
+                    if name not in ("", "-"):
+                        yield from _named(name, recursive, image_column)
+            except ImageError as error:
+                yield Item(source, error)
             continue
         # What exists is never a pattern or a command: a shell may have put it here for a `*`, and
         # anybody can call a file `pipe:rm x`.
@@ -75,6 +80,8 @@ def files_only(items: Iterable[Item]) -> Iterator[Item]:
 def _names(stdin: Iterable[str]) -> Iterator[str]:
     zeros, rest = None, ""
     for line in stdin:
+        if zeros is None and line.startswith(PICTURES):
+            raise ImageError("a picture, not names of some; save it to a file", kind="missing")
         zeros = "\0" in line if zeros is None else zeros
         if zeros:
             *whole, rest = (rest + line).split("\0")

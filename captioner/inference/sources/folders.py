@@ -13,6 +13,8 @@ from pathlib import Path
 
 from captioner.images import SUFFIXES
 from captioner.inference.sources.item import Item, failure, file_item, kind_of
+from captioner.inference.sources.tar import SUFFIXES as TARS
+from captioner.inference.sources.zip import SUFFIXES as ZIPS
 
 
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
@@ -26,6 +28,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         Each file; a failure for each folder that cannot be listed, and for one without images.
     """
     found = False
+    archive: Path | None = None
     errors: list[OSError] = []
 
     def unlisted() -> Iterator[Item]:
@@ -43,12 +46,16 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
             if Path(name).suffix.lower() in SUFFIXES:
                 found = True
                 yield file_item(Path(parent, name))
+            elif name.lower().endswith((*TARS, *ZIPS)):
+                archive = archive or Path(parent, name)
         if not recursive:
             break
     found = found or bool(errors)
     yield from unlisted()
     if not found:
         hint = "" if recursive else " (--recursive looks into its folders)"
+        if archive:
+            hint = f" (archives are named themselves: '{archive.parent / '*'}{archive.suffix}')"
         yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 
