@@ -4,7 +4,8 @@
         [--only ROW ...] [--table FILE]
 
 Each row trains `configs/flickr8k.yaml` with one thing changed, once for each seed, and scores the
-dev split; rows about search and ensembles use the recipe's own models. `--set` says where data and
+dev split; rows about search and ensembles use the recipe's own models, "distilled" and
+"self-critical" begin with them (and want three seeds). `--set` says where data and
 weights lie. Runs that are finished are not repeated, so rows can be added one by one. A row holds
 the mean over the seeds, the half-width of its 95% interval (Student's t), and its difference in
 CIDEr from the recipe, seed by seed; where the interval of that difference holds zero it is a tie.
@@ -22,7 +23,7 @@ from typing import Any
 
 from common import describe_machine
 
-from captioner.config import load_config
+from captioner.config import DecodingConfig, load_config
 from captioner.evaluation.run import evaluate
 from captioner.models.captioner import Captioner
 from captioner.training.run import train
@@ -112,10 +113,10 @@ def main() -> None:
     models = [model_of(given.output, "recipe", seed) for seed in range(given.seeds)]
     for name, settings in SEARCH.items():
         if not given.only or name in given.only:
-            rows[name] = [scored([model], name, settings, given.overrides) for model in models]
+            rows[name] = [scored([model], settings, given.overrides) for model in models]
     for name, settings in TOGETHER.items():
         if not given.only or name in given.only:
-            rows[name] = [scored(models, name, settings, given.overrides)]
+            rows[name] = [scored(models, settings, given.overrides)]
     table = as_table(rows)
     print(table)
     if given.table:
@@ -133,35 +134,38 @@ def trained(
     """Train and score one model, or read what was found before."""
     folder = model_of(output, name, seed)
     known = folder / "ablation.json"
+    places = {"{runs}": str(output.absolute()), "{seed}": str(seed)}
+    for place, value in places.items():
+        overrides = [each.replace(place, value) for each in overrides]
     if not known.is_file():
         if not wanted:
             return None
-        places = {"{runs}": str(output.absolute()), "{seed}": str(seed)}
-        for place, value in places.items():
-            overrides = [each.replace(place, value) for each in overrides]
         config = load_config("flickr8k", [*overrides, f"training.seed={seed}"])
         seconds = train(config, folder, resume=True).seconds
-        scores = scored([folder], "dev", {}, overrides) | {"seconds": seconds}
-        known.write_text(json.dumps(scores), encoding="utf-8")
-    found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
+        known.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    took = json.loads(known.read_text(encoding="utf-8"))["seconds"]
+    found = scored([folder], {}, overrides) | {"seconds": took}
     print(f"{name}, seed {seed}: {found}", flush=True)
     return found
 
 
-def scored(
-    models: list[Path], name: str, settings: dict[str, Any], overrides: list[str]
-) -> dict[str, float]:
+def scored(models: list[Path], settings: dict[str, Any], overrides: list[str]) -> dict[str, float]:
     """Score the dev split as captioned by one model, or by several together."""
-    output = models[0] / "scores" / name.replace(" ", "-")
-    known = output / f"{len(models)}.json"
+    config = load_config("flickr8k", overrides)
+    mirrored = settings.get("mirrored")
+    # As the recipe searches now, whatever the models were trained to do.
+    settings = {key: value for key, value in settings.items() if key != "mirrored"}
+    decoding = DecodingConfig.model_validate(config.decoding.model_dump() | settings)
+    how = f"{decoding.summary()},{decoding.precision},mirrored={mirrored},{len(models)}"
+    output = models[0] / "scores" / how
+    known = output / "ablation.json"
     if not known.is_file():
         captioner = Captioner.load(models)
-        captioner.encoder.mirrored = settings.get("mirrored", captioner.encoder.mirrored)
-        settings = {key: value for key, value in settings.items() if key != "mirrored"}
-        config = load_config("flickr8k", overrides)
-        # As the recipe searches now, whatever the models were trained to do.
-        settings = config.decoding.model_dump() | settings
-        result = evaluate(captioner, config, output, split="dev", resamples=0, **settings)
+        if mirrored is not None:
+            captioner.encoder.mirrored = mirrored
+        result = evaluate(
+            captioner, config, output, split="dev", resamples=0, **decoding.model_dump()
+        )
         scores = {each: result.scores[each].value for each in SCORES}
         known.write_text(json.dumps(scores), encoding="utf-8")
     found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))

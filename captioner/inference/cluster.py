@@ -58,7 +58,7 @@ class Totals:
 
 
 def caption_with_ray(
-    model: Path | Sequence[Path],
+    model: str | Path | Sequence[str | Path],
     items: Iterable[Item],
     output: Path,
     *,
@@ -111,7 +111,7 @@ def caption_with_ray(
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
     num_workers = num_workers or (None if num_gpus else 1)
     options |= {"batch_size": batch_size, "num_workers": num_workers, "n_best": n_best}
-    models = [model] if isinstance(model, Path) else list(model)
+    models = [model] if isinstance(model, str | Path) else list(model)
     # A mistake is found here at once, not on the cluster after a while.
     next(caption_files(Captioner.load(models, "cpu"), (), **options), None)
     worker: dict[str, Any] = {
@@ -362,7 +362,7 @@ def _connected(ray: Any, address: str | None, num_gpus: float) -> Iterator[None]
             ray.shutdown()
 
 
-def _files(model: Path) -> list[Path]:
+def _files(model: str | Path) -> list[Path]:
     return [path for path in model_folder(model).iterdir() if path.is_file()]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from captioner.errors import DataError
 from captioner.files import utf8_name, whole_file
@@ -28,10 +30,9 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
         DataError: if there is a list that cannot be read.
     """
     path = output.with_name(ERRORS)
-    others = _of_others(path, output)
+    _of_others(path, output)  # before a long job, not after it
     found = 0
-
-    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with TemporaryFile("w+", encoding="utf-8") as noted:
 
         def add(name: str, kind: str | None, message: str) -> None:
             nonlocal found
@@ -42,10 +43,14 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
                 "kind": kind,
                 "message": message,
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            noted.write(json.dumps(row, ensure_ascii=False) + "\n")
 
         yield add
-        file.writelines(others)
+        others = _of_others(path, output)  # as they are by now
+        noted.seek(0)
+        with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+            shutil.copyfileobj(noted, file)
+            file.writelines(others)
     if not found and not others:
         path.unlink()
 

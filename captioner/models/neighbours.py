@@ -23,6 +23,7 @@ from captioner.search.ngrams import MAX_ORDER, ngram_keys
 NEAREST = 32  # images that vote
 TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
 SEEN_IN = 2  # images; n-grams of one image only are half of all and change nothing
+UNIT = 2**40  # parts of a vote
 ROOM = 2**24  # numbers that n-grams of some images are added up in at once
 
 
@@ -103,7 +104,7 @@ class Neighbours:
     """Training images as a decoder starts on them, and what people wrote about each.
 
     Attributes:
-        states: unit vectors of their initial states, float16 (R, D).
+        states: unit vectors of their initial states, float32 (R, D); stored in float16.
         captions: of the R images.
     """
 
@@ -113,7 +114,7 @@ class Neighbours:
     def tensors(self) -> dict[str, Tensor]:
         """Return all there is, by name; `read` takes it."""
         of_captions = {f.name: getattr(self.captions, f.name) for f in fields(Captions)}
-        return {"states": self.states} | of_captions
+        return {"states": self.states.half()} | of_captions
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
@@ -149,13 +150,15 @@ class Neighbours:
             and len(captions.weights) == entries
             and int(starts[0]) == 0
             and int(starts[-1]) == entries
-            and bool((starts.diff() >= 0).all())
-            and bool((captions.keys.diff() > 0).all())
+            and bool((starts[1:] >= starts[:-1]).all())  # differences could overflow
+            and bool((captions.keys[1:] > captions.keys[:-1]).all())
             and bool(((captions.ngrams >= 0) & (captions.ngrams < len(captions.keys))).all())
+            and bool(((captions.idf >= 0) & (captions.idf <= math.log(len(states)) + 1e-3)).all())
+            and bool(((captions.weights >= 0) & (captions.weights <= 1)).all())
         )
         if not fits:
             raise ValueError("neighbours: its tensors do not fit each other or the decoder")
-        return cls(states, captions)
+        return cls(states.float(), captions)
 
     def to(self, device: torch.device) -> Self:
         """Move to a device."""
@@ -195,10 +198,10 @@ class Neighbours:
         Returns:
             The expected CIDEr of each, not times ten, float32 (B, n), 0 to 1.
         """
-        size = max(1, ROOM // max(1, len(self.captions.keys)))
         if not len(self.captions.keys):
             return torch.zeros(lengths.shape, device=lengths.device)
-        cosines = functional.normalize(states.float()) @ self.states.float().t()
+        size = max(1, ROOM // len(self.captions.keys))
+        cosines = functional.normalize(states.float()) @ self.states.t()
         nearest = cosines.topk(min(NEAREST, len(self.states)), dim=1)
         shares = (nearest.values / TEMPERATURE).softmax(1)
         parts = (each.split(size) for each in (token_ids, lengths, nearest.indices, shares))
@@ -207,7 +210,8 @@ class Neighbours:
     def _votes(self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, shares: Tensor) -> Tensor:
         captions = self.captions
         num_images, num_ngrams = len(nearest), len(captions.keys)
-        said = torch.zeros(num_images, num_ngrams, device=nearest.device)
+        # In whole numbers, whose sum does not depend on the order, as it would on a GPU.
+        said = torch.zeros(num_images, num_ngrams, dtype=torch.int64, device=nearest.device)
         first, last = captions.starts[nearest.flatten()], captions.starts[nearest.flatten() + 1]
         counts = last - first
         # All entries of all neighbours, one after the other.
@@ -216,7 +220,7 @@ class Neighbours:
         images = torch.arange(num_images, device=nearest.device).repeat_interleave(nearest.shape[1])
         places = images.repeat_interleave(counts) * num_ngrams + captions.ngrams[entries]
         weights = captions.weights[entries].float() * shares.flatten().repeat_interleave(counts)
-        said.view(-1).index_add_(0, places, weights)
+        said.view(-1).index_add_(0, places, (weights * UNIT).long())
 
         rare = math.log(len(self.states))  # the idf of n-grams that are not known
         total = torch.zeros(lengths.shape, device=nearest.device)
@@ -227,7 +231,7 @@ class Neighbours:
             idf = torch.where(known, captions.idf[where], rare) * real
             times = ((keys[..., :, None] == keys[..., None, :]) & real[..., None, :]).sum(3)
             norms = (times * idf.square()).sum(2).sqrt().clamp(min=1e-9)
-            by_ngram = said.gather(1, where.flatten(1)).view_as(idf) * known
+            by_ngram = said.gather(1, where.flatten(1)).view_as(idf) / UNIT * known
             total += (by_ngram * idf).sum(2) / norms
         return total
 

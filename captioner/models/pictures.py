@@ -51,10 +51,13 @@ def to_picture(image: ImageLike) -> Image.Image:
             return read_image(Path(image))
         except ImageError as error:
             raise ImageError(f"{image}: {error}", kind=error.kind) from error
+    if isinstance(image, io.TextIOBase):
+        raise ImageError("a file opened as text; open it with mode 'rb'")
     if isinstance(image, io.IOBase):
-        image = image.read()
-        if not isinstance(image, bytes):
-            raise ImageError("a file opened as text; open it with mode 'rb'")
+        try:
+            image = image.read()
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            raise ImageError(f"cannot be read: {error}", kind="unreadable") from error
     if isinstance(image, bytes):
         return read_image(image)
     if isinstance(image, Image.Image):

@@ -122,7 +122,6 @@ def beam_search(
         goes_on = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
         if beam_size == 1:  # greedy: the first end is the end, whatever the length penalty
             goes_on &= kept.totals[:, 0] == -torch.inf
-        totals.masked_fill_(~goes_on[:, None], -torch.inf)
         going = goes_on.nonzero().squeeze(1)
         if not len(going):
             break

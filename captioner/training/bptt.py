@@ -89,8 +89,8 @@ def backward(
     gradient is the policy gradient (Williams 1992, "REINFORCE"). With
     a window the caption goes through the network in pieces of that many tokens: the hidden
     state is carried from piece to piece, its gradient is not (truncated back-propagation
-    through time, Williams & Peng 1990). Memory is bounded by the window; one as long as the
-    caption gives the full gradients.
+    through time, Williams & Peng 1990). Memory is bounded by the window, but for what
+    teachers read; one as long as the caption gives the full gradients.
 
     Args:
         decoder: in training mode.

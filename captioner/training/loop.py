@@ -343,11 +343,12 @@ class Trainer:
         if self.written is None:
             return None
         table = self.train_table
+        decoder.eval()  # whole features, none dropped
         states = [
             functional.normalize(flat(decoder.init_hidden(seen.to(self.device))))
             for seen in table.seen()
         ]
-        return Neighbours(torch.cat(states).half(), self.written)
+        return Neighbours(torch.cat(states), self.written)
 
     def _ran_out_of_patience(self) -> bool:
         patience, progress = self.config.patience, self.progress

@@ -35,7 +35,7 @@ class _CrossEntropy(torch.autograd.Function):
         if label_smoothing:  # a score of -inf times a spread of 0 would be no number
             losses -= spread * log_probs.sum(-1)
         if taught is not None:
-            losses -= share * torch.linalg.vecdot(taught, log_probs)
+            losses -= share * (taught * log_probs).sum(-1)
         gradient = log_probs.exp_().sub_(spread)
         gradient.scatter_add_(-1, at, gradient.new_full(at.shape, -sure))
         if taught is not None:

@@ -16,6 +16,7 @@ from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
+from captioner.models.directory import fingerprint, model_folder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import Captions
 from captioner.training.loop import Stopped, Trainer
@@ -139,12 +140,13 @@ def _build(
             start = start_weights(settings.start_from, decoder, encoder, prepared.vocabulary)
         decoder.load_state_dict(world.share(start))
     captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
-    teachers = None
+    teachers, taught_by = None, []
     if settings.teachers:
-        found = (
-            read_teachers(settings.teachers, encoder, prepared.vocabulary) if world.leads else []
-        )
-        teachers = Teachers.build(world.share(found), device, settings.teachers_share)
+        read = []
+        if world.leads:
+            read = read_teachers(settings.teachers, encoder, prepared.vocabulary)
+            taught_by = [fingerprint(model_folder(home_path(each))) for each in settings.teachers]
+        teachers = Teachers.build(world.share(read), device, settings.teachers_share)
     critic = None
     if settings.objective == "scst":
         table = table.per_image()
@@ -173,6 +175,7 @@ def _build(
         "encoder": encoder.fingerprint(),
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         "captions": len(prepared.train),
+        "teachers": world.share(taught_by),
     }
     return Trainer(
         captioner,

@@ -117,10 +117,13 @@ def test_an_empty_folder_says_what_would_help() -> None:
 
 def test_a_folder_of_archives_says_how_they_are_named() -> None:
     Path("shards").mkdir()
-    Path("shards/0001.tar").touch()
-    assert listed("shards") == [
-        "shards! no image in this folder (archives are named themselves: 'shards/*.tar')"
-    ]
+    for ending in (".tar", ".tar.gz", ".zip"):
+        archive = Path(f"shards/0001{ending}")
+        archive.touch()
+        assert listed("shards") == [
+            f"shards! no image in this folder (archives are named themselves: 'shards/*{ending}')"
+        ]
+        archive.unlink()
 
 
 def test_a_folder_that_cannot_be_listed_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import subprocess
 import tarfile
@@ -249,6 +250,23 @@ def test_items_come_as_they_are_asked_for_and_are_not_kept() -> None:
     assert sum(1 for _ in items) == 2999
     assert tracemalloc.get_traced_memory()[1] < 2**20  # 3,000 headers would be 3 MB
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["size", "GNU.sparse.realsize"])
+@pytest.mark.parametrize("size", [-1, -5, -2000])
+def test_a_negative_size_is_one_failure(key: str, size: int) -> None:
+    info = entry("b.jpg", size=4)
+    info.pax_headers = {key: str(size)}
+    if key != "size":
+        info.pax_headers |= {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    head = info.tobuf(tarfile.PAX_FORMAT)
+    write("s.tar", tar_bytes([("a.jpg", b"x")])[:1024] + head + b"0\n\0\0".ljust(512, b"\0") * 8)
+    items = list(itertools.islice(list_images(["s.tar"]), 20))
+    assert items[0].name == "s.tar/a.jpg"
+    assert isinstance(items[-1].source, ImageError)
+    assert len(items) <= 3
+    for item in items[:-1]:
+        assert isinstance(content(item), bytes)
 
 
 def test_of_an_open_archive_only_headers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,10 @@ def test_a_device_that_is_not_there_is_named(captioner):
     assert math.isfinite(captioner.to("cpu").encode([Image.new("RGB", (40, 40))]).sum())
 
 
+CLOSED = io.BytesIO(b"picture")
+CLOSED.close()
+
+
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
@@ -240,7 +244,8 @@ def test_a_device_that_is_not_there_is_named(captioner):
         (np.full((8, 8, 3), 2.0), "float64 pixels must be numbers from 0 to 1"),
         (torch.full((3, 8, 8), math.nan), "float32 pixels must be numbers from 0 to 1"),
         (torch.zeros(2, 3, 8, 8), "2 or 3 dimensions, not 4"),
-        (io.StringIO("text"), "a file opened as text; open it with mode 'rb'"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff\xd8\xff")), "a file opened as text; open it with"),
+        (CLOSED, "cannot be read: I/O operation on closed file"),
         (None, "not an image: NoneType; give a path, bytes or pixels"),
     ],
 )

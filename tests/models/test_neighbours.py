@@ -16,8 +16,9 @@ from torch.nn import functional
 from captioner.config import Config
 from captioner.errors import ConfigError, ModelError
 from captioner.models.captioner import Captioner
-from captioner.models.neighbours import NEAREST, TEMPERATURE, Captions, Neighbours
+from captioner.models.neighbours import NEAREST, TEMPERATURE, Captions, Neighbours, flat
 from captioner.search import Hypotheses
+from captioner.text import tokenize
 from captioner.training.loop import Trainer
 from captioner.training.run import train
 
@@ -49,7 +50,9 @@ def neighbours(written) -> Neighbours:
     ids, lengths = padded([caption for image in written for caption in image])
     owners = torch.arange(IMAGES).repeat_interleave(EACH)
     states = torch.randn(IMAGES, SIZE, generator=torch.Generator().manual_seed(1))
-    return Neighbours(functional.normalize(states).half(), Captions.count(ids, lengths, owners))
+    return Neighbours(
+        functional.normalize(states).half().float(), Captions.count(ids, lengths, owners)
+    )
 
 
 def ngrams(sentence: list[int], order: int) -> Counter[tuple[int, ...]]:
@@ -132,7 +135,7 @@ def test_ranking_adds_votes_and_keeps_the_unfinished_behind(written, neighbours)
 
 def test_captions_without_any_common_ngram_have_no_votes():
     ids, lengths = padded([[4], [5]])
-    alone = Neighbours(torch.eye(2).half(), Captions.count(ids, lengths, torch.arange(2)))
+    alone = Neighbours(torch.eye(2), Captions.count(ids, lengths, torch.arange(2)))
     assert alone.votes(ids[None], lengths[None], torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
@@ -165,9 +168,51 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     alone = captioner.search(features, n_best=3, neighbours=0)
     assert found != alone
     assert all(a.score >= b.score for own in found for a, b in pairwise(own))
-    both = Captioner.load([tmp_path / "model", tmp_path / "model"], "cpu")
-    for ours, theirs in zip(both.search(features), found, strict=True):
-        assert ours[0].text == theirs[0].text
+
+
+def test_an_ensemble_asks_the_neighbours_of_its_first_model(trained, tmp_path):
+    _, captioner = trained
+    captioner.save(tmp_path / "first")
+    other = Captioner.load(tmp_path / "first", "cpu")
+    with torch.no_grad():
+        for weight in other.decoder.parameters():
+            weight.mul_(-1)
+    other.neighbours = None
+    other.decoding = other.decoding.model_copy(update={"neighbours": 0.0})
+    other.save(tmp_path / "second")
+    both = Captioner.load([tmp_path / "first", tmp_path / "second"], "cpu")
+    features = torch.randn(4, captioner.encoder.feature_size)
+    plain, voted = (both.search(features, n_best=3, neighbours=each) for each in (0.0, 3.0))
+    states = flat(captioner.decoder.init_hidden(features))
+    for image in range(4):
+        for caption in voted[image]:
+            ids = torch.tensor([[captioner.vocabulary.encode(tokenize(caption.text))]])
+            length = torch.tensor([[ids.shape[2]]])
+            vote = captioner.neighbours.votes(ids, length, states[image : image + 1]).item()
+            before = {each.text: each.score for each in plain[image]}
+            assert caption.text not in before or caption.score == pytest.approx(
+                before[caption.text] + 3 * vote, abs=1e-4
+            )
+        assert {each.text for each in plain[image]} & {each.text for each in voted[image]}
+
+
+def test_states_are_of_whole_features_also_without_a_moving_average(trained, tmp_path):
+    config, _ = trained
+    tree = config.model_dump()
+    tree["training"] |= {"ema_decay": 0.0}
+    tree["decoder"] |= {"feature_dropout": 0.9}
+    seen = []
+    own = Trainer._neighbours
+
+    def noted(self, decoder):
+        seen.append((own(self, decoder).states, own(self, decoder.eval()).states))
+        return own(self, decoder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_neighbours", noted)
+        train(Config.model_validate(tree), tmp_path / "run", device="cpu")
+    assert seen
+    assert all(torch.equal(first, again) for first, again in seen)
 
 
 def test_the_views_of_a_picture_are_seen_as_one(trained, tmp_path, monkeypatch):
@@ -193,6 +238,16 @@ def test_asking_for_votes_that_nobody_can_give_is_refused():
         captioner.search(torch.randn(1, captioner.encoder.feature_size), neighbours=2.0)
 
 
+WRAPPED = torch.tensor([2**63 - 1, -(2**63)])
+
+
+def overflowing(starts: Tensor) -> Tensor:
+    """Differences of these wrap around to what looks ascending."""
+    starts = starts.clone()
+    starts[1:4] = torch.tensor([2**63 - 1, -(2**63), -1])
+    return starts
+
+
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
@@ -205,6 +260,12 @@ def test_asking_for_votes_that_nobody_can_give_is_refused():
         ("idf", lambda t: t * torch.inf, "no finite number"),
         ("starts", lambda t: t.flip(0), "do not fit"),
         ("starts", lambda t: t + 1, "do not fit"),
+        ("starts", overflowing, "do not fit"),
+        ("keys", lambda t: torch.cat((t[:-2], WRAPPED)), "do not fit"),
+        ("idf", lambda t: t * 100, "do not fit"),
+        ("idf", lambda t: -t - 0.1, "do not fit"),
+        ("weights", lambda t: t + 2, "do not fit"),
+        ("weights", lambda t: t - 1.5, "do not fit"),
         ("ngrams", lambda t: t + 10**6, "do not fit"),
         ("ngrams", lambda t: t - 10**6, "do not fit"),
         ("ngrams", lambda t: t[None], "neighbours.ngrams is no 1-dimensional torch.int32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.config import Config, TrainingConfig
-from captioner.errors import ConfigError
+from captioner.errors import CaptionerError, ConfigError
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
 from captioner.training import bptt
@@ -113,6 +114,18 @@ def test_a_run_learns_from_models_of_other_cells_and_is_a_model_like_any(taught,
     )
     assert model == same != other
     assert Captioner.load(done.folder, "cpu").decoder.settings["cell"] == "lstm"
+
+
+def test_a_run_is_not_resumed_with_teachers_that_changed(taught, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(Path(taught.training.teachers[0]) / "model", teacher)
+    config = change(taught, "training", teachers=[str(teacher)])
+    done = train(config, tmp_path / "run", device="cpu")
+    train(config, tmp_path / "run", device="cpu", resume=True)
+    shutil.rmtree(teacher)
+    shutil.copytree(Path(taught.training.teachers[1]) / "model", teacher)
+    with pytest.raises(CaptionerError, match="teachers"):
+        train(config, done.folder, device="cpu", resume=True)
 
 
 def test_teachers_that_do_not_fit_are_refused_in_one_line(taught, tmp_path):

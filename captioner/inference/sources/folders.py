@@ -28,7 +28,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         Each file; a failure for each folder that cannot be listed, and for one without images.
     """
     found = False
-    archive: Path | None = None
+    archives = ""
     errors: list[OSError] = []
 
     def unlisted() -> Iterator[Item]:
@@ -46,16 +46,16 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
             if Path(name).suffix.lower() in SUFFIXES:
                 found = True
                 yield file_item(Path(parent, name))
-            elif name.lower().endswith((*TARS, *ZIPS)):
-                archive = archive or Path(parent, name)
+            elif ending := next((e for e in (*TARS, *ZIPS) if name.lower().endswith(e)), None):
+                archives = str(Path(parent, f"*{ending}"))
         if not recursive:
             break
     found = found or bool(errors)
     yield from unlisted()
     if not found:
         hint = "" if recursive else " (--recursive looks into its folders)"
-        if archive:
-            hint = f" (archives are named themselves: '{archive.parent / '*'}{archive.suffix}')"
+        if archives:
+            hint = f" (archives are named themselves: '{archives}')"
         yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 

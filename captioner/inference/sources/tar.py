@@ -104,7 +104,7 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
     try:
         with _unpacked(file) as stream:
             lies_open = stream is file and file.seekable()
-            length = Path(name).stat().st_size if lies_open else None
+            length = os.fstat(file.fileno()).st_size if lies_open else None
             with tarfile.open(
                 fileobj=file if lies_open else _Ending(stream),
                 mode="r:" if lies_open else "r|",
@@ -147,6 +147,8 @@ def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.T
             raise
         if member is None:
             break
+        if member.size < 0:  # out of a pax record; reading on would go backwards
+            raise tarfile.ReadError("a member of negative size")
         archive.members.clear()  # type: ignore[attr-defined]  # it would remember them all
         end = archive.offset
         yield member
