@@ -79,6 +79,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "votes count 12": {"neighbours": 12},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 0.9": {"length_penalty": 0.9},
+    "no three words twice": {"no_repeat_ngram_size": 3},
     "search in fp32": {"precision": "fp32"},
     "from the plain view alone": {"mirrored": False},
 }
