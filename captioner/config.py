@@ -232,7 +232,10 @@ class TrainingConfig(Section):
                 "training.start_from: scst makes a trained model better, name its run directory"
             )
         if self.objective == "scst" and self.teachers:
-            raise ValueError("training.teachers: they teach words that people wrote, in xent only")
+            raise ValueError(
+                "training.teachers: they teach the next word (objective: xent), not scst; "
+                "leave one out"
+            )
         return self
 
 

@@ -192,7 +192,9 @@ def _with_ray(
     if output.exists() and not overwrite:
         raise click.UsageError(f"{output}: exists; --overwrite replaces it")
     kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
-    done = caption_with_ray(models, items, output, format=kind, num_gpus=num_gpus or 0, **options)
+    done = caption_with_ray(
+        models, items, output, format=kind, num_gpus=num_gpus or 0, tell=_report, **options
+    )
     _say_totals(done.images, done.failed, done.images, started, _where(output, done.errors))
     return done.failed
 

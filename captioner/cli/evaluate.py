@@ -56,6 +56,8 @@ def command(
     **decoding: Any,
 ) -> None:
     """Caption a split of a data set and score the captions."""
+    if len(models) > 1 and not output:
+        raise click.UsageError("several --model need --output: none of their runs is theirs alone")
     folders = find_models(models)
     folder = folders[0]
 

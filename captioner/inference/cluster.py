@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.files import utf8_name, whole_file
 from captioner.inference.failures import ERRORS, failure_list
-from captioner.inference.local import BATCH_SIZE, caption_files
+from captioner.inference.local import BATCH_SIZE, Record, caption_files
 from captioner.inference.sources import Item, Slice
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner, model_folder
@@ -69,6 +69,7 @@ def caption_with_ray(
     concurrency: int | tuple[int, int] | None = None,
     n_best: int = 1,
     address: str | None = None,
+    tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     worker_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Totals:
@@ -94,6 +95,7 @@ def caption_with_ray(
         address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, a cluster that runs
             on this machine, else one started for this call. A program that is connected already
             stays so.
+        tell: told every failure.
         worker_options: further options of Ray's for its workers, such as `accelerator_type`.
         **options: of `caption_files`, such as beam_size=5.
 
@@ -137,6 +139,7 @@ def caption_with_ray(
                 failed += 1
                 told = json.loads(row["line"])
                 add_failure(told["file_name"], row["kind"], told["error"])
+                tell(Record(told["file_name"], error=told["error"], kind=row["kind"]))
             yield row["line"]
         if count != listed:
             raise CaptionerError(f"Ray returned {count} rows for {listed} images")

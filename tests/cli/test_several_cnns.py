@@ -59,6 +59,15 @@ def test_evaluate_and_gradients(home):
     run("gradients", "two.yaml", "--steps", "1", "--output", "gradients")
 
 
+def test_scores_of_an_ensemble_have_a_place_of_their_own(home):
+    both = ["evaluate", "--model", "runs/two", "--model", "runs/two", "--split", "dev"]
+    refused = CliRunner().invoke(main, both)
+    assert refused.exit_code == 2
+    assert "several --model need --output" in refused.stderr
+    run(*both, "--output", "together")
+    assert json.loads((home / "together" / "scores.json").read_text())
+
+
 def test_a_run_goes_on_with_its_own_config_and_refuses_another():
     run("train", "two.yaml", "--device", "cpu", "--resume")
     words = ["train", "two.yaml", "--resume", "--set", "encoder.beside=[]"]

@@ -15,7 +15,7 @@ import pytest
 from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
 from captioner.inference.cluster import Totals, caption_with_ray
-from captioner.inference.local import caption_files
+from captioner.inference.local import Record, caption_files
 from captioner.inference.sources import Item, Slice, list_images
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
@@ -90,9 +90,18 @@ def plain(models: list[Path], items: list[Item], n_best: int) -> str:
 def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "SHARE", 1)  # six shares for two workers
     output = tmp_path / "out" / "captions.jsonl"
+    heard: list[Record] = []
     totals = caption_with_ray(
-        model, iter(items), output, batch_size=BATCH, concurrency=2, n_best=2, beam_size=3
+        model,
+        iter(items),
+        output,
+        batch_size=BATCH,
+        concurrency=2,
+        n_best=2,
+        beam_size=3,
+        tell=heard.append,
     )
+    assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
     errors = output.with_name("errors.jsonl")
     assert totals == Totals(images=25, captioned=23, failed=2, errors=errors)
     assert output.read_text(encoding="utf-8") == plain([model], items, 2)

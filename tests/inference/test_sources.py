@@ -76,11 +76,13 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
     assert listed("-") == []
 
 
-@pytest.mark.parametrize("start", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x89PNG\r\n\x1a\n"])
-def test_a_picture_on_stdin_is_no_list_of_names(start: bytes) -> None:
+@pytest.mark.parametrize(
+    "start", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x89PNG\r\n\x1a\n", b"\x1f\x8b\x08\0", b"PK\x03\x04"]
+)
+def test_a_file_on_stdin_is_no_list_of_names(start: bytes) -> None:
     lines = io.TextIOWrapper(io.BytesIO(start + bytes(range(256))), "utf-8", "surrogateescape")
     assert listed("-", "b.jpg", stdin=lines) == [
-        "-! a picture, not names of some; save it to a file",
+        "-! a file itself, not names of images; save it and name it",
         "b.jpg",
     ]
 

@@ -138,5 +138,5 @@ def test_teachers_that_do_not_fit_are_refused_in_one_line(taught, tmp_path):
     with pytest.raises(ConfigError, match=r"training\.teachers: .*--overwrite deletes"):
         train(taught, Path(taught.training.teachers[1]), device="cpu", overwrite=True)
     assert Captioner.load(taught.training.teachers[1], "cpu")
-    with pytest.raises(ValueError, match=r"training\.teachers: they teach words that people"):
+    with pytest.raises(ValueError, match=r"training\.teachers: they teach the next word"):
         TrainingConfig(objective="scst", start_from="x", teachers=["y"])

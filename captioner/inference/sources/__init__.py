@@ -24,7 +24,8 @@ from captioner.inference.sources.zip import zip_images
 
 __all__ = ["Item", "Slice", "files_only", "list_images"]
 
-PICTURES = ("\udcff\udcd8\udcff", "\udc89PNG")  # how JPEG and PNG begin, read as names
+# How JPEG, PNG, gzip and ZIP files begin, read as names.
+NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
 
 
 def list_images(
@@ -80,8 +81,10 @@ def files_only(items: Iterable[Item]) -> Iterator[Item]:
 def _names(stdin: Iterable[str]) -> Iterator[str]:
     zeros, rest = None, ""
     for line in stdin:
-        if zeros is None and line.startswith(PICTURES):
-            raise ImageError("a picture, not names of some; save it to a file", kind="missing")
+        if zeros is None and line.startswith(NO_NAMES):
+            raise ImageError(
+                "a file itself, not names of images; save it and name it", kind="missing"
+            )
         zeros = "\0" in line if zeros is None else zeros
         if zeros:
             *whole, rest = (rest + line).split("\0")

@@ -28,7 +28,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         Each file; a failure for each folder that cannot be listed, and for one without images.
     """
     found = False
-    archives = ""
+    archives: dict[str, None] = {}
     errors: list[OSError] = []
 
     def unlisted() -> Iterator[Item]:
@@ -47,7 +47,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
                 found = True
                 yield file_item(Path(parent, name))
             elif ending := next((e for e in (*TARS, *ZIPS) if name.lower().endswith(e)), None):
-                archives = str(Path(parent, f"*{ending}"))
+                archives[str(Path(parent, f"*{ending}"))] = None
         if not recursive:
             break
     found = found or bool(errors)
@@ -55,7 +55,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
     if not found:
         hint = "" if recursive else " (--recursive looks into its folders)"
         if archives:
-            hint = f" (archives are named themselves: '{archives}')"
+            hint = f" (archives are named themselves: {' '.join(map(repr, archives))})"
         yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 
