@@ -22,7 +22,7 @@ from captioner.search.ngrams import MAX_ORDER, ngram_keys
 
 NEAREST = 32  # images that vote
 TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
-SEEN_IN = 2  # images; n-grams of one image only are half of all and change nothing
+SEEN_IN = 2  # images; n-grams of one image only are four fifths of all and change nothing
 UNIT = 2**40  # parts of a vote
 ROOM = 2**24  # numbers that n-grams of some images are added up in at once
 
