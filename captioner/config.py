@@ -272,15 +272,22 @@ class DecodingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sampling: only from the fewest words that hold this probability"
     )
+    draws: Few = Field(
+        1,
+        description="sampling: captions drawn for each that is asked for; above 1 the best are "
+        "kept, by score and what else ranks the beam",
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="sampling: of the draws")
 
     def summary(self) -> str:
         """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""
-        if self.sample:
-            return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
-        blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         agreed = f",consensus{self.consensus}" if self.consensus else ""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
+        if self.sample:
+            drawn = f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
+            best = f",draws{self.draws},lp{self.length_penalty}{agreed}{votes}"
+            return drawn + (best if self.draws > 1 else "")
+        blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{agreed}{votes}"
 
 

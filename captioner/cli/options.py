@@ -57,6 +57,7 @@ _DECODING = (
     click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
     click.option("--top-k", type=int, help="Sample from the k most probable words."),
     click.option("--top-p", type=float, help="Sample from the words that hold this probability."),
+    click.option("--draws", type=int, help="Sample so many for each caption, keep the best."),
     click.option("--seed", type=int, help="Seed of the sampling."),
 )
 
@@ -71,7 +72,7 @@ def decoding_options(command: F) -> F:
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Keep the decoding options that were given; any sampling option asks for sampling."""
     chosen = {name: value for name, value in options.items() if value is not None}
-    if chosen.keys() & {"temperature", "top_k", "top_p"}:
+    if chosen.keys() & {"temperature", "top_k", "top_p", "draws"}:
         chosen["sample"] = True
     return chosen
 

@@ -22,7 +22,7 @@ from captioner.models.ensemble import Ensemble, join
 from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
 from captioner.models.scoring import embeddings, log_likelihoods
-from captioner.search import Hypotheses, beam_search, by_consensus, sample
+from captioner.search import Hypotheses, beam_search, by_consensus, by_score, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
@@ -137,12 +137,15 @@ class Captioner:
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 top_p=settings.top_p,
-                n_samples=n_best,
+                n_samples=n_best * settings.draws,
                 generator=torch.Generator(self.device).manual_seed(settings.seed),
                 **ids,
             )
+            ranked = settings.draws > 1  # else they are as drawn
+            if ranked:
+                found = by_score(found, settings.length_penalty)
         else:
-            ranked = settings.consensus or settings.neighbours
+            ranked = bool(settings.consensus or settings.neighbours)
             found = beam_search(
                 step,
                 hidden,
@@ -152,10 +155,10 @@ class Captioner:
                 n_best=settings.beam_size if ranked else n_best,
                 **ids,
             )
-            if settings.consensus:
-                found = by_consensus(found, settings.consensus)
-            if self.neighbours and settings.neighbours:
-                found = self.neighbours.rank(found, hidden, settings.neighbours)
+        if ranked and settings.consensus:
+            found = by_consensus(found, settings.consensus)
+        if ranked and self.neighbours and settings.neighbours:
+            found = self.neighbours.rank(found, hidden, settings.neighbours)
         return self._read(found, n_best)
 
     def _dtype(self, precision: str) -> torch.dtype:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.search import Hypotheses
+from captioner.search.common import finished_first
 from captioner.search.ngrams import MAX_ORDER, ngram_keys
 
 NEAREST = 32  # images that vote
@@ -178,11 +179,7 @@ class Neighbours:
         """
         own = flat(hidden)[:, : self.states.shape[1]]
         votes = self.votes(found.token_ids, found.lengths, own)
-        scores = found.scores + weight * votes
-        by_score = scores.sort(dim=1, descending=True, stable=True).indices
-        finished = found.finished.gather(1, by_score).byte()
-        order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
-        return replace(found.take(order), scores=scores.gather(1, order))
+        return finished_first(found, found.scores + weight * votes)
 
     def votes(self, token_ids: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
         """Compare sentences with the captions of the images that are most like their own.

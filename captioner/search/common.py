@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -47,6 +47,14 @@ class Hypotheses:
             scores=self.scores.gather(1, order),
             finished=self.finished.gather(1, order),
         )
+
+
+def finished_first(found: Hypotheses, scores: Tensor) -> Hypotheses:
+    """Rank the sentences of each image by other scores, (B, n); unfinished ones come last."""
+    by_score = scores.sort(dim=1, descending=True, stable=True).indices
+    finished = found.finished.gather(1, by_score).byte()
+    order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
+    return replace(found.take(order), scores=scores.gather(1, order))
 
 
 def check_arguments(

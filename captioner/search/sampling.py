@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captioner.search.common import Hypotheses, Step, check_arguments, roll_out, top_tokens
+from captioner.search.common import (
+    Hypotheses,
+    Step,
+    check_arguments,
+    finished_first,
+    roll_out,
+    top_tokens,
+)
 
 
 @torch.inference_mode()
@@ -81,6 +88,21 @@ def sample(
         scores=log_probs,
         finished=ends.any(dim=2),
     )
+
+
+def by_score(found: Hypotheses, length_penalty: float) -> Hypotheses:
+    """Rank sentences that were drawn as beam search ranks those that it finds.
+
+    Args:
+        found: n sentences for each of B images.
+        length_penalty: see `beam_search`.
+
+    Returns:
+        The same sentences, the finished first, best first; scores are log_prob / length **
+        length_penalty, the end token counted.
+    """
+    lengths = found.lengths + found.finished
+    return finished_first(found, found.log_probs / lengths.pow(length_penalty))
 
 
 def _draw(

@@ -139,6 +139,24 @@ def test_sampling_is_seeded(captioner, picture):
     assert draw(1) != draw(2)
 
 
+def test_of_many_draws_the_best_are_kept(captioner, picture):
+    features = captioner.encode([Image.open(picture).convert("RGB")] * 2)
+    options = {"sample": True, "temperature": 1.5, "max_length": 6, "length_penalty": 0.7}
+    drawn = captioner.search(features, n_best=12, **options)
+    kept = captioner.search(features, n_best=3, draws=4, **options)
+    for all_drawn, best in zip(drawn, kept, strict=True):
+        length = {each.text: len(each.text.split()) + each.finished for each in all_drawn}
+        scores = {each.text: each.log_prob / length[each.text] ** 0.7 for each in all_drawn}
+        ranked = sorted(all_drawn, key=lambda each: (not each.finished, -scores[each.text]))
+        assert [each.text for each in best] == [each.text for each in ranked[:3]]
+        for each in best:
+            assert each.score == pytest.approx(scores[each.text], rel=1e-5)
+    agreed = captioner.search(features, n_best=3, draws=4, consensus=0.5, **options)
+    assert all(0 <= each.score <= 1 for image in agreed for each in image)
+    one = captioner.search(features, n_best=3, consensus=0.5, **options)
+    assert all(each.score == each.log_prob for image in one for each in image)  # as drawn
+
+
 def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")])
     (best,) = captioner.search(features, beam_size=3, length_penalty=1.0)[0]
