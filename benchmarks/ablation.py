@@ -31,6 +31,13 @@ from captioner.training.run import train
 SCORES = ("bleu_1", "bleu_4", "cider")
 # Two-sided 95% quantiles of Student's t, by the number of seeds.
 QUANTILES = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
+SELF_CRITICAL = (
+    "training.objective=scst",
+    "training.start_from={runs}/recipe-{seed}",
+    "training.warmup_steps=20",
+    "training.ema_decay=0.98",
+    "training.epochs=4",
+)
 TRAINING: dict[str, tuple[str, ...]] = {
     "recipe": (),
     "one CNN": ("encoder.beside=[]",),
@@ -48,22 +55,8 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "distilled from three": (
         "training.teachers=[{runs}/recipe-0, {runs}/recipe-1, {runs}/recipe-2]",
     ),
-    "then self-critical": (
-        "training.objective=scst",
-        "training.start_from={runs}/recipe-{seed}",
-        "training.learning_rate=1e-5",
-        "training.warmup_steps=20",
-        "training.ema_decay=0.98",
-        "training.epochs=4",
-    ),
-    "then self-critical, 1e-4": (
-        "training.objective=scst",
-        "training.start_from={runs}/recipe-{seed}",
-        "training.learning_rate=1e-4",
-        "training.warmup_steps=20",
-        "training.ema_decay=0.98",
-        "training.epochs=4",
-    ),
+    "then self-critical": (*SELF_CRITICAL, "training.learning_rate=1e-5"),
+    "then self-critical, 1e-4": (*SELF_CRITICAL, "training.learning_rate=1e-4"),
 }
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},

@@ -256,33 +256,34 @@ def _share(items: list[Item], first: int) -> pa.Table:
     """Put items into a table; names are bytes, for not all are UTF-8."""
     import pyarrow as pa
 
-    sources = [(item.name, item.source) for item in items]
-    parts = [source if isinstance(source, Slice) else None for _, source in sources]
-    paths = [
-        part.path if part else source if isinstance(source, Path) else None
-        for part, (_, source) in zip(parts, sources, strict=True)
-    ]
-    return pa.table(
-        {
-            "position": pa.array(range(first, first + len(items)), pa.int64()),
-            "file_name": pa.array([_bytes(name) for name, _ in sources], pa.binary()),
-            "path": pa.array(
-                [path and _bytes(str(path.absolute())) for path in paths], pa.binary()
-            ),
-            "start": pa.array([part and part.start for part in parts], pa.int64()),
-            "size": pa.array([part and part.size for part in parts], pa.int64()),
-            "bytes": pa.array(
-                [s if isinstance(s, bytes) else None for _, s in sources], pa.large_binary()
-            ),
-            "error": pa.array(
-                [_bytes(str(s)) if isinstance(s, ImageError) else None for _, s in sources],
-                pa.binary(),
-            ),
-            "kind": pa.array(
-                [s.kind if isinstance(s, ImageError) else None for _, s in sources], pa.string()
-            ),
-        }
-    )
+    kinds = {
+        "position": pa.int64(),
+        "file_name": pa.binary(),
+        "path": pa.binary(),
+        "start": pa.int64(),
+        "size": pa.int64(),
+        "bytes": pa.large_binary(),
+        "error": pa.binary(),
+        "kind": pa.string(),
+    }
+    rows = [_row(item) | {"position": place} for place, item in enumerate(items, first)]
+    return pa.Table.from_pylist(rows, pa.schema(kinds.items()))
+
+
+def _row(item: Item) -> dict[str, Any]:
+    """Put an item into a row of `_share`; what it has not is left out."""
+    row: dict[str, Any] = {"file_name": _bytes(item.name)}
+    source = item.source
+    if isinstance(source, Slice):
+        row |= {"start": source.start, "size": source.size}
+        source = source.path
+    if isinstance(source, Path):
+        row["path"] = _bytes(str(source.absolute()))
+    elif isinstance(source, bytes):
+        row["bytes"] = source
+    elif isinstance(source, ImageError):
+        row |= {"error": _bytes(str(source)), "kind": source.kind}
+    return row
 
 
 def _item(row: dict[str, Any]) -> Item:
@@ -294,8 +295,8 @@ def _item(row: dict[str, Any]) -> Item:
         return Item(name, _Remote(name))
     if row["path"] is not None:
         path = Path(_text(row["path"]))
-        part = row["start"], row["size"]
-        return Item(name, path if part[0] is None else Slice(path, *part))
+        whole = row["start"] is None
+        return Item(name, path if whole else Slice(path, row["start"], row["size"]))
     return Item(name, ImageError(_text(row["error"]), kind=row["kind"]))
 
 

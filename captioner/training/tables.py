@@ -74,7 +74,7 @@ class CaptionTable:
 
     def per_image(self) -> CaptionTable:
         """Return a table with one empty caption for each image: the model is to write it."""
-        first = self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
+        first = self._first_captions()
         empty = self.token_ids.new_tensor([Vocabulary.bos_id, Vocabulary.eos_id])
         return replace(
             self,
@@ -86,9 +86,12 @@ class CaptionTable:
 
     def seen(self) -> Iterator[Tensor]:
         """Yield what each image is captioned from, the mean of its views, (up to 8192, F)."""
-        first = self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
-        for rows in self.rows[first].split(8192):
+        for rows in self.rows[self._first_captions()].split(8192):
             yield self.features[rows.to(self.features.device)].float().mean(1)
+
+    def _first_captions(self) -> Tensor:
+        """Return where each image's captions begin, int64 (images,)."""
+        return self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
 
     def to(self, device: torch.device) -> CaptionTable:
         """Move features and token ids to a device; lengths and rows steer from the CPU.

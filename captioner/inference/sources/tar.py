@@ -114,11 +114,9 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
                 errors="surrogateescape",
             ) as archive:
                 for member in _headers(archive, length):
-                    if is_image(member.name):
-                        item = _item(name, archive, member, length)
-                        found = found or item is not None
-                        if item:
-                            yield item
+                    if is_image(member.name) and (item := _item(name, archive, member, length)):
+                        found = True
+                        yield item
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
     # EOFError, zlib.error, ValueError, RecursionError, ...).
     except Exception as error:
