@@ -8,6 +8,7 @@ thread computes its piece with one core.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,3 +45,19 @@ def on_cores(
 ) -> list[T]:
     """Apply a function to a batch, in pieces of a size, each on one core; in order."""
     return list(pool.map(function, batch.split(size)))
+
+
+def spread(function: Callable[[Tensor], T], batch: Tensor, size: int) -> list[T]:
+    """Apply a function to a batch in pieces, on all cores that this thread may use; in order.
+
+    Args:
+        function: of a piece.
+        batch: cut along its first dimension.
+        size: of a piece, at most.
+    """
+    cores = torch.get_num_threads()
+    size = max(1, min(size, math.ceil(len(batch) / cores)))
+    if cores == 1 or len(batch) <= size:
+        return [function(piece) for piece in batch.split(size)]
+    with workers(cores, batch.device) as pool:
+        return on_cores(pool, function, batch, size)

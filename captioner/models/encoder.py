@@ -23,9 +23,11 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from captioner.errors import ModelError
+from captioner.models.compiled import compile_network
 from captioner.models.fused import fold, fuse
 from captioner.models.preprocess import Preprocess
 from captioner.models.weights import fetch_weights, load_strictly
+from captioner.workers import spread
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -192,25 +194,32 @@ class FrozenEncoder(Encoder):
     def _settle(self, network: nn.Module, device: torch.device) -> None:
         """Give an exact network the form and the precision that suit a device."""
         self.device, self.dtype = device, dtype_of(self.precision, device)
-        folded = fold(network)
-        self.fused = device.type == "cpu" and fuse(folded, self.dtype)
+        folded, on_processor = fold(network), device.type == "cpu"
+        self.compiled = (
+            compile_network(folded, self.spec.preprocess, self.dtype) if on_processor else None
+        )
+        self.fused = on_processor and not self.compiled and fuse(folded, self.dtype)
         self.network: nn.Module = folded.to(device, self.dtype)
         self.network.to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode a batch; see `Encoder`."""
-        size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self._encode(part) for part in pixels.split(size)])
-
-    def _encode(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.device, non_blocking=True)
+        if self.device.type != "cpu":
+            return self._encode(pixels)
+        return torch.cat(spread(self._encode, pixels, self.images_per_pass))
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        if self.compiled:
+            return self.compiled(pixels)
         features: Tensor = self.network(self.spec.preprocess.normalize(pixels, self.dtype))
         return features.flatten(1).float()
 
     def fingerprint(self) -> str:
         """Return 32 hex digits that change whenever the features would."""
-        recipe = asdict(self.spec) | {"weights": "", "dtype": str(self.dtype), "fused": self.fused}
+        form = "openvino" if self.compiled else self.fused
+        recipe = asdict(self.spec) | {"weights": "", "dtype": str(self.dtype), "fused": form}
         digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
         for name, tensor in sorted(self.state.items()):
             digest.update(name.encode())

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
@@ -71,10 +72,22 @@ class Preprocess:
         """
         if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
             image = _middle(image)
-        mode = InterpolationMode(self.interpolation)
-        resized = transforms.resize(image, [self.resize_size], interpolation=mode)
-        pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(resized, [self.crop_size]))
-        return pixels
+        if self.interpolation in ("bilinear", "bicubic"):
+            # Pillow's filters, on bytes, in a quarter of Pillow's time. Fewer than one value in
+            # 200 differs, by 1 of 255, rarely 2.
+            resized = transforms.pil_to_tensor(image)
+            short = min(image.size)
+            size = [self.resize_size * side // short for side in resized.shape[1:]]
+            if size != [*resized.shape[1:]]:
+                resized = functional.interpolate(
+                    resized[None], size, mode=self.interpolation, antialias=True
+                )[0]
+        else:
+            mode = InterpolationMode(self.interpolation)
+            smaller = transforms.resize(image, [self.resize_size], interpolation=mode)
+            resized = transforms.pil_to_tensor(smaller)
+        pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
+        return pixels.contiguous()
 
     def normalize(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Scale to what the CNN expects; on the device, where it is cheap.

@@ -1,4 +1,4 @@
-"""The stored transform is torchvision's own, to the last pixel."""
+"""The stored transform is torchvision's own, but for the last bit of a few bytes in a thousand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,25 @@ def test_equals_the_transforms_of_the_weights(
     assert pixels.shape == (3, preprocess.crop_size, preprocess.crop_size)
     images = preprocess.normalize(pixels[None])
     assert images.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(images[0], weights.transforms()(image), rtol=0, atol=1e-5)
+    std = torch.tensor(preprocess.std).view(3, 1, 1)
+    steps = (images[0] - weights.transforms()(image)).abs() * 255 * std
+    most, share = (1, 0.001) if preprocess.interpolation == "bilinear" else (2, 0.005)
+    assert steps.max() < most + 0.01  # of 255
+    assert (steps > 0.01).float().mean() < share
+
+
+def test_filters_that_only_pillow_has_are_pillows(picture: Callable[..., Image.Image]) -> None:
+    image = picture(3, (90, 60))
+    pixels = Preprocess(30, 30, "lanczos").pixels(image)
+    wanted = image.resize((45, 30), Image.Resampling.LANCZOS).crop((8, 0, 38, 30))
+    assert pixels.equal(torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
+
+
+def test_a_picture_of_the_right_size_is_not_touched(picture: Callable[..., Image.Image]) -> None:
+    image = picture(3, (32, 32))
+    assert (
+        Preprocess(32, 32).pixels(image).equal(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    )
 
 
 def test_every_cnn_of_torchvision_has_a_transform_that_can_be_stored(tmp_path: Path) -> None:

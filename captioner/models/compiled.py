@@ -1,0 +1,178 @@
+"""The fastest form of a frozen CNN on processors: compiled by OpenVINO, where it is installed.
+
+The kernels are oneDNN's, as in `fused`, but prepared once and in memory that is planned once.
+OpenVINO rounds biases to bf16 as well; `balance` makes that harmless.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from captioner.models.fused import round_weights
+from captioner.models.preprocess import Preprocess
+
+IMAGES = 4  # of one inference: fewer cost more each, and more leave the caches
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+SWITCH = "CAPTIONER_OPENVINO"  # "0" turns it off
+
+
+class Compiled:
+    """Pixels to features by OpenVINO, on one core for each thread that calls it."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
+        """Compile a network.
+
+        Args:
+            network: normalised images to features, float32, on the processor.
+            preprocess: of its images.
+            dtype: to compute in.
+
+        Raises:
+            Exception: of whatever kind OpenVINO chooses, if it cannot.
+        """
+        openvino = import_module("openvino")
+        shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
+        model = _convert(_Whole(network, preprocess).eval(), torch.zeros(shape, dtype=torch.uint8))
+        model.reshape(shape)
+        cores = os.cpu_count() or 1
+        settings = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+            "INFERENCE_NUM_THREADS": cores,
+            "NUM_STREAMS": cores,
+            "ENABLE_CPU_PINNING": False,  # the cores also read and search
+        }
+        self._model: Any = openvino.Core().compile_model(model, "CPU", settings)
+        self._idle: list[Any] = []  # requests, of which a thread takes one
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Encode uint8 (B, 3, S, S) on the processor; return float32 (B, F)."""
+        return torch.cat([self._infer(some) for some in pixels.split(IMAGES)])
+
+    def _infer(self, pixels: Tensor) -> Tensor:
+        # Always as many: what is computed for an image does not depend on its company.
+        full = functional.pad(pixels, (0,) * 7 + (IMAGES - len(pixels),))
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        found = request.infer([full.contiguous().numpy()], share_inputs=True)[0]
+        self._idle.append(request)
+        return torch.from_numpy(found)[: len(pixels)]
+
+
+def compile_network(
+    network: fx.GraphModule, preprocess: Preprocess, dtype: torch.dtype
+) -> Compiled | None:
+    """Compile a CNN with OpenVINO.
+
+    Args:
+        network: folded, float32, on the processor; it is not changed.
+        preprocess: of its images.
+        dtype: to compute in.
+
+    Returns:
+        None where OpenVINO is not installed, is turned off, or fails; the last with a warning.
+    """
+    wanted = dtype in PRECISIONS and os.environ.get(SWITCH) != "0" and find_spec("openvino")
+    if not wanted:
+        return None
+    try:
+        ready = network if dtype == torch.float32 else balance(network, dtype)
+        return Compiled(ready, preprocess, dtype)
+    # Whatever it cannot do, PyTorch can.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(
+            f"warning: OpenVINO is left out ({SWITCH}=0 hides this): {reason:.200}", file=sys.stderr
+        )
+        return None
+
+
+class _Whole(nn.Module):
+    """Normalisation and network as one."""
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(self.preprocess.normalize(pixels))
+        return features.flatten(1).float()
+
+
+def _convert(network: nn.Module, example: Tensor) -> Any:
+    """Bring a network into OpenVINO's form.
+
+    By the steps that `openvino.convert_model` takes too, which also reports that it was used.
+    """
+    frontends = import_module("openvino.frontend")
+    decoders = import_module("openvino.frontend.pytorch.ts_decoder")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # TorchScript's, about its own future
+        traced = torch.jit.trace(network, example, check_trace=False)
+    frontend = frontends.FrontEndManager().load_by_framework("pytorch")
+    decoder = decoders.TorchScriptPythonDecoder(traced)
+    loaded = frontend.load(decoder)
+    return frontend.convert(loaded)
+
+
+def balance(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """Round a CNN's weights such that rounded biases and the sums of filters are exact.
+
+    A channel may be scaled by what makes its bias a number that `dtype` has, if the convolution
+    that reads it divides by the same: ReLU commutes with that (Nagel et al. 2019 scale channels
+    so for other ends). ReLU6 does but for where it cuts, which moves by less than a rounding.
+    The sums of filters are kept by `round_weights`.
+
+    Args:
+        network: folded, float32; it is not changed.
+        dtype: to round to.
+
+    Returns:
+        The rounded network, in float32.
+    """
+    balanced = fx.GraphModule(network, network.graph)
+    for name, layer in list(balanced.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            balanced.set_submodule(name, copy.deepcopy(layer))
+    layers = dict(balanced.named_modules())
+    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+    for node in network.graph.nodes:
+        first, second = layers.get(str(node.target)), _reader(node, layers)
+        if not isinstance(first, nn.Conv2d) or first.bias is None or second is None:
+            continue
+        if any(calls.count(name) > 1 for name in calls if layers[name] in (first, second)):
+            continue  # it serves elsewhere too
+        bias = first.bias.data.to(dtype).float()
+        scale = torch.where(bias == 0, 1, bias / first.bias.data)
+        first.bias.data = bias
+        first.weight.data *= scale.view(-1, 1, 1, 1)
+        of_outputs = second.groups > 1  # depthwise: one filter for each channel
+        second.weight.data /= scale.view((-1, 1, 1, 1) if of_outputs else (1, -1, 1, 1))
+    for layer in layers.values():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = round_weights(layer.weight.data, dtype).float()
+    return balanced
+
+
+def _reader(node: fx.Node, layers: dict[str, nn.Module]) -> nn.Conv2d | None:
+    """Return the convolution that alone reads a node, perhaps through a ReLU."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        layer = layers.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, nn.Conv2d):
+            whole = layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+            return layer if whole else None
+        if not isinstance(layer, (nn.ReLU, nn.ReLU6)):
+            return None
+    return None
