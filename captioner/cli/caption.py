@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from captioner.inference.sources import Item
     from captioner.models.captioner import Captioner
 
+INTERRUPTED = 130  # the exit code of what Ctrl-C ends
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
 
@@ -144,19 +145,23 @@ def command(
             from captioner.inference.job import caption_to_file
             from captioner.models.directory import fingerprint
 
-            done = caption_to_file(
-                captioner,
-                items,
-                output,
-                model="+".join(map(fingerprint, folders)),
-                format=format,
-                overwrite=overwrite,
-                retry_errors=retry_errors,
-                stop_on_error=on_error == "fail",
-                world=world,
-                tell=_report,
-                **options,
-            )
+            try:
+                done = caption_to_file(
+                    captioner,
+                    items,
+                    output,
+                    model="+".join(map(fingerprint, folders)),
+                    format=format,
+                    overwrite=overwrite,
+                    retry_errors=retry_errors,
+                    stop_on_error=on_error == "fail",
+                    world=world,
+                    tell=_report,
+                    **options,
+                )
+            except KeyboardInterrupt:
+                say("captioner: stopped; what was done is kept, the same command goes on")
+                raise SystemExit(INTERRUPTED) from None
             count, failed, fresh = done.images, done.failed, done.fresh
             where = _where(output, done.errors)
         else:

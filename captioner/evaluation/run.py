@@ -91,7 +91,8 @@ def evaluate(
         table.references,
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
-        decode=settings.summary(),
+        decode=settings.summary()
+        + (f",models{many}" if (many := captioner.num_models) > 1 else ""),
         split=split,
     )
     truth = None

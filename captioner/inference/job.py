@@ -90,7 +90,8 @@ def caption_to_file(
     world = world or World()
     reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    identity = {"model": model, "n_best": n_best, **settings, **reading}
+    arithmetic = captioner.encoder.arithmetic
+    identity = {"model": model, "arithmetic": arithmetic, "n_best": n_best, **settings, **reading}
     if world.leads:
         for name in (output.name, ERRORS):
             for left in output.parent.glob(f".{glob.escape(name)}.*.part"):

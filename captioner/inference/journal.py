@@ -168,7 +168,7 @@ def _open(path: Path, identity: str) -> sqlite3.Connection:
 def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
     began = json.loads(connection.execute("SELECT identity FROM job").fetchone()[0])
     differing = [
-        f"{key} was {began.get(key)!r}, now {value!r}"
+        "with another model" if key == "model" else f"{key} was {began.get(key)!r}, now {value!r}"
         for key, value in identity.items()
         if began.get(key) != value
     ]

@@ -81,6 +81,11 @@ class Captioner:
         self.neighbours = neighbours
         self.device = torch.device("cpu")
 
+    @property
+    def num_models(self) -> int:
+        """How many models write together."""
+        return len(self.decoder.members) if isinstance(self.decoder, Ensemble) else 1
+
     def to(self, device: str | torch.device) -> Self:
         """Move to a device: "cpu", "cuda", "cuda:1", "mps" or "auto" (the best there is).
 
@@ -203,9 +208,10 @@ class Captioner:
                 f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best}"
             )
         if settings.neighbours and self.neighbours is None:
+            which = "the first of the models" if self.num_models > 1 else "this model"
             raise ConfigError(
-                "decoding.neighbours: this model keeps nothing of what people wrote; choose 0, or "
-                "train it with decoding.neighbours above 0"
+                f"decoding.neighbours: {which} keeps nothing of what people wrote; choose 0, or "
+                f"train it with decoding.neighbours above 0"
             )
         return settings
 
@@ -232,7 +238,7 @@ class Captioner:
             ImageError: if an image cannot be read.
             ConfigError: if a setting is unknown or impossible.
         """
-        if isinstance(images, ONE_IMAGE):
+        if isinstance(images, ONE_IMAGE) or not isinstance(images, Iterable):
             return next(self._captions([images], 1, decoding))
         return self._captions(images, batch_size, decoding)
 
@@ -309,7 +315,7 @@ class Captioner:
         return embeddings(self.decoder, self._token_ids(captions)).cpu()
 
     def _check_alone(self, what: str) -> None:
-        if isinstance(self.decoder, Ensemble):
+        if self.num_models > 1:
             raise ModelError(f"an ensemble cannot be {what}")
 
     def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:

@@ -94,6 +94,13 @@ class Encoder(nn.Module, ABC):
         """Stay in evaluation mode for good: frozen statistics are part of frozen weights."""
         return super().train(False)
 
+    @property
+    def arithmetic(self) -> str:
+        """How it computes, such as "bfloat16 by OpenVINO"; other ways differ in the last digits."""
+        first = self.parts[0]
+        way = "OpenVINO" if first.compiled else "oneDNN" if first.fused else "PyTorch"
+        return f"{str(self.dtype).removeprefix('torch.')} by {way}"
+
     @abstractmethod
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""

@@ -218,9 +218,21 @@ def test_two_models_write_captions_together(home):
     refused = run("caption", "dev_red_5.png", "--model", "runs/toy", *output)
     assert "--overwrite" in refused.stderr  # another model than the journal's
     assert refused.exit_code == 2
-    scored = run("evaluate", *models, "--output", "scores")
+    shutil.copytree("runs/toy/model", "twin")
+    scored = run("evaluate", "--model", "runs/toy", "--model", "twin", "--output", "scores")
     assert scored.exit_code == 0
     assert "runs/toy" in scored.stderr
+    assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
+
+
+def test_who_stops_a_job_is_told_that_it_goes_on(home, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captioner.inference.job.caption_to_file", stopped)
+    result = run("caption", "dev_red_5.png", "--model", "runs/toy", "--output", "stopped.jsonl")
+    assert result.exit_code == 130
+    assert result.stderr == "captioner: stopped; what was done is kept, the same command goes on\n"
 
 
 def test_features_are_filled_once(home):

@@ -167,16 +167,31 @@ def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, p
     assert run(model, pictures, output, stop_on_error=True).fresh == IMAGES - 7
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"beam_size": 3}, {"n_best": 2}])
-def test_another_model_or_setting_is_refused_until_told(change, model, pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "other"}, r"\(with another model\)"),
+        ({"beam_size": 3}, "beam_size was 2, now 3"),
+        ({"n_best": 2}, "n_best was 1, now 2"),
+    ],
+)
+def test_another_model_or_setting_is_refused_until_told(change, said, model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
     before = output.read_bytes()
-    with pytest.raises(ConfigError, match=rf"{next(iter(change))} was .*--overwrite") as caught:
+    with pytest.raises(ConfigError, match=f"{said}.*--overwrite") as caught:
         run(model, pictures, output, **change)
     assert len(str(caught.value).splitlines()) == 1
     assert output.read_bytes() == before
     assert run(model, pictures, output, overwrite=True, **change).fresh == IMAGES
+
+
+def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_: False)
+    with pytest.raises(ConfigError, match="'float32 by oneDNN', now 'float32 by PyTorch'"):
+        run(model, pictures, output)
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):

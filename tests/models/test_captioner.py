@@ -192,6 +192,8 @@ def test_impossible_settings_are_named(captioner, options, message):
 def test_a_broken_image_is_one_clear_error(captioner, tmp_path):
     with pytest.raises(ImageError, match="cannot be read"):
         captioner.caption(tmp_path / "nothing.jpg")
+    with pytest.raises(ImageError, match="not an image: int; give a path, bytes or pixels"):
+        captioner.caption(7)
 
 
 def test_settings_of_the_model_are_its_own(captioner):
