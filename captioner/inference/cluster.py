@@ -10,22 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
-from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.errors import CaptionerError, ConfigError
 from captioner.files import utf8_name, whole_file
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, Record, caption_files
-from captioner.inference.sources import Item, Slice
+from captioner.inference.shares import last_line, to_item, to_table
+from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner, model_folder
 
@@ -37,7 +35,6 @@ SHARE = 8  # batches that a worker is handed together: it reads one while it sea
 # store, which spills to disk; this process holds one share. Each window starts its workers anew.
 WINDOW_IMAGES, WINDOW_BYTES = 2**20, 2**32
 ROW_GROUP = 2**16  # rows of a Parquet file that are written, and later read, together
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +165,10 @@ def caption_with_ray(
             write = _write_parquet if format == "parquet" else _write_jsonl
             write(lines(rows), aside, n_best)
     except ray.exceptions.RayError as error:
-        raise CaptionerError(f"the Ray job failed: {_last_line(error)}") from error
+        raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
         where = address or os.environ.get("RAY_ADDRESS")
-        raise CaptionerError(f"no Ray cluster at {where}: {_last_line(error)}") from error
+        raise CaptionerError(f"no Ray cluster at {where}: {last_line(error)}") from error
     errors = output.with_name(ERRORS) if failed else None
     return Totals(count, count - failed, failed, errors)
 
@@ -193,10 +190,10 @@ class _Worker:
         self.options = options
 
     def __call__(self, share: pa.Table) -> pa.Table:
-        """Caption a share: a table of `_share` -> a table of position, line, kind of error."""
+        """Caption a share: a table of `to_table` -> a table of position, line, kind of error."""
         import pyarrow as pa
 
-        records = caption_files(self.captioner, map(_item, share.to_pylist()), **self.options)
+        records = caption_files(self.captioner, map(to_item, share.to_pylist()), **self.options)
         made = [
             (json.dumps(as_dict(record, self.options["n_best"]), ensure_ascii=False), record.kind)
             for record in records
@@ -210,39 +207,13 @@ class _Worker:
         )
 
 
-class _Remote:
-    """Bytes behind a URI, read by the threads that read files."""
-
-    def __init__(self, uri: str):
-        self.uri = uri
-
-    def read_bytes(self) -> bytes:
-        folder, _, name = urlsplit(self.uri).path.rpartition("/")
-        try:
-            files, base = _file_system(urlsplit(self.uri)._replace(path=folder or "/").geturl())
-            with files.open_input_file(f"{base.rstrip('/')}/{unquote(name)}") as file:
-                return bytes(file.read())
-        # OSError, ArrowInvalid for a scheme that nobody reads, ImportError, ...
-        except Exception as error:
-            message = f"cannot be read: {_last_line(error)}"
-            raise ImageError(message, kind="unreadable") from error
-
-
-@lru_cache(maxsize=64)
-def _file_system(folder: str) -> tuple[Any, str]:
-    """Connect to what holds a folder, once: object stores take their time."""
-    from pyarrow.fs import FileSystem
-
-    return cast("tuple[Any, str]", FileSystem.from_uri(folder))
-
-
 def _windows(items: Iterable[Item], share: int, put: Callable[[pa.Table], Any]) -> Iterator[Any]:
     """Cut the items into shares, put each into the store, and list those of one window."""
     source, first = iter(items), 0
     window: list[Any] = []
     images = size = 0
     while part := list(islice(source, share)):
-        table = _share(part, first)
+        table = to_table(part, first)
         window.append(put(table))
         first, images, size = first + len(part), images + len(part), size + table.nbytes
         if images >= WINDOW_IMAGES or size >= WINDOW_BYTES:
@@ -250,62 +221,6 @@ def _windows(items: Iterable[Item], share: int, put: Callable[[pa.Table], Any]) 
             window, images, size = [], 0, 0
     if window:
         yield window
-
-
-def _share(items: list[Item], first: int) -> pa.Table:
-    """Put items into a table; names are bytes, for not all are UTF-8."""
-    import pyarrow as pa
-
-    kinds = {
-        "position": pa.int64(),
-        "file_name": pa.binary(),
-        "path": pa.binary(),
-        "start": pa.int64(),
-        "size": pa.int64(),
-        "bytes": pa.large_binary(),
-        "error": pa.binary(),
-        "kind": pa.string(),
-    }
-    rows = [_row(item) | {"position": place} for place, item in enumerate(items, first)]
-    return pa.Table.from_pylist(rows, pa.schema(kinds.items()))
-
-
-def _row(item: Item) -> dict[str, Any]:
-    """Put an item into a row of `_share`; what it has not is left out."""
-    row: dict[str, Any] = {"file_name": _bytes(item.name)}
-    source = item.source
-    if isinstance(source, Slice):
-        row |= {"start": source.start, "size": source.size}
-        source = source.path
-    if isinstance(source, Path):
-        row["path"] = _bytes(str(source.absolute()))
-    elif isinstance(source, bytes):
-        row["bytes"] = source
-    elif isinstance(source, ImageError):
-        row |= {"error": _bytes(str(source)), "kind": source.kind}
-    return row
-
-
-def _item(row: dict[str, Any]) -> Item:
-    """Take an item out of a row of `_share`."""
-    name = _text(row["file_name"])
-    if row["bytes"] is not None:
-        return Item(name, row["bytes"])
-    if _URI.match(name):  # the listing looks on this machine only, and has found no such file
-        return Item(name, _Remote(name))
-    if row["path"] is not None:
-        path = Path(_text(row["path"]))
-        whole = row["start"] is None
-        return Item(name, path if whole else Slice(path, row["start"], row["size"]))
-    return Item(name, ImageError(_text(row["error"]), kind=row["kind"]))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")
 
 
 def _write_jsonl(lines: Iterable[str], path: Path, n_best: int) -> None:  # noqa: ARG001
@@ -376,9 +291,3 @@ def _bounds(concurrency: int | tuple[int, int] | None) -> tuple[int, int | None]
     if (fewest is not None and fewest < 1) or (most is not None and most < (fewest or 1)):
         raise ConfigError(f"concurrency: workers, or the fewest and the most; given {concurrency}")
     return fewest or 1, most
-
-
-def _last_line(error: BaseException) -> str:
-    """Return what an error says at its end; Ray's begin with traces."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__

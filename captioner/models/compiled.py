@@ -44,7 +44,7 @@ class Compiled:
         shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
         model = _convert(_Whole(network, preprocess).eval(), torch.zeros(shape, dtype=torch.uint8))
         model.reshape(shape)
-        cores = os.cpu_count() or 1
+        cores = torch.get_num_threads()  # each has memory of its own: no more than are used
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
             "INFERENCE_NUM_THREADS": cores,

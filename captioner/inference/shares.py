@@ -1,0 +1,113 @@
+"""Images as rows of a table that travels to other machines, and back again as images.
+
+Contents of open tar members and of files stay where they are: their places travel.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
+
+from captioner.errors import ImageError
+from captioner.inference.sources import Item, Slice
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def to_table(items: list[Item], first: int) -> pa.Table:
+    """Put items into a table; names are bytes, for not all are UTF-8.
+
+    Args:
+        items: images, or what could not be found.
+        first: position of the first in the listing of the job.
+    """
+    import pyarrow as pa
+
+    kinds = {
+        "position": pa.int64(),
+        "file_name": pa.binary(),
+        "path": pa.binary(),
+        "start": pa.int64(),
+        "size": pa.int64(),
+        "bytes": pa.large_binary(),
+        "error": pa.binary(),
+        "kind": pa.string(),
+    }
+    rows = [_row(item) | {"position": place} for place, item in enumerate(items, first)]
+    return pa.Table.from_pylist(rows, pa.schema(kinds.items()))
+
+
+def _row(item: Item) -> dict[str, Any]:
+    """Put an item into a row of `to_table`; what it has not is left out."""
+    row: dict[str, Any] = {"file_name": _bytes(item.name)}
+    source = item.source
+    if isinstance(source, Slice):
+        row |= {"start": source.start, "size": source.size}
+        source = source.path
+    if isinstance(source, Path):
+        row["path"] = _bytes(str(source.absolute()))
+    elif isinstance(source, bytes):
+        row["bytes"] = source
+    elif isinstance(source, ImageError):
+        row |= {"error": _bytes(str(source)), "kind": source.kind}
+    return row
+
+
+def to_item(row: dict[str, Any]) -> Item:
+    """Take an item out of a row of `to_table`."""
+    name = _text(row["file_name"])
+    if row["bytes"] is not None:
+        return Item(name, row["bytes"])
+    if _URI.match(name):  # the listing looks on this machine only, and has found no such file
+        return Item(name, _Remote(name))
+    if row["path"] is not None:
+        path = Path(_text(row["path"]))
+        whole = row["start"] is None
+        return Item(name, path if whole else Slice(path, row["start"], row["size"]))
+    return Item(name, ImageError(_text(row["error"]), kind=row["kind"]))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogatepass")
+
+
+class _Remote:
+    """Bytes behind a URI, read by the threads that read files."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+
+    def read_bytes(self) -> bytes:
+        folder, _, name = urlsplit(self.uri).path.rpartition("/")
+        try:
+            files, base = _file_system(urlsplit(self.uri)._replace(path=folder or "/").geturl())
+            with files.open_input_file(f"{base.rstrip('/')}/{unquote(name)}") as file:
+                return bytes(file.read())
+        # OSError, ArrowInvalid for a scheme that nobody reads, ImportError, ...
+        except Exception as error:
+            message = f"cannot be read: {last_line(error)}"
+            raise ImageError(message, kind="unreadable") from error
+
+
+@lru_cache(maxsize=64)
+def _file_system(folder: str) -> tuple[Any, str]:
+    """Connect to what holds a folder, once: object stores take their time."""
+    from pyarrow.fs import FileSystem
+
+    return cast("tuple[Any, str]", FileSystem.from_uri(folder))
+
+
+def last_line(error: BaseException) -> str:
+    """Return what an error says at its end; Ray's begin with traces."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
