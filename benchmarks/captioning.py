@@ -11,7 +11,7 @@ Each part is a race: its contestants take turns in one run, speeds are medians o
   slower of the two.
 - exports: the CNN alone against the same CNN exported to ONNX and run by onnxruntime and by
   OpenVINO on as many threads, each at the best of a few batch sizes. At least 1.0 of the better.
-  Where OpenVINO is installed our encoder uses it; it runs without it too, beside.
+  Where OpenVINO is installed our encoder uses it; it is also timed without.
   The features' cosine to eager fp32 is at least 0.999. What is not installed is left out.
 - plain: from JPEG to caption against the plain way: one image at a time, eager fp32 CNN, a beam
   search over Python lists; beam 5 on both sides. At least 8.
@@ -64,6 +64,7 @@ from captioner.models.compiled import SWITCH
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, FrozenEncoder, build_backbone, remove_head
 from captioner.text import Vocabulary
+from captioner.workers import on_cores, workers
 
 WORDS = 2540
 IMAGES = 512
@@ -219,7 +220,7 @@ def encode(encoder: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int)
 
 
 def files_part(scene: Scene) -> bool:
-    encoder, sizes = scene.captioner.encoder, (8, 64, 256)
+    encoder, sizes = scene.captioner.encoder, (8, 64) if DEVICE == "cpu" else (64, 256)
     contestants = {
         "JPEG to caption, beam 3": lambda: list(
             caption_files(scene.captioner, scene.items(), beam_size=3)
@@ -229,6 +230,11 @@ def files_part(scene: Scene) -> bool:
             f"CNN alone, batches of {n}": lambda n=n: encode(encoder, scene.pixels, n)
             for n in sizes
         },
+        **(
+            {"CNN alone, a core for each batch": lambda: core_each(encoder)(scene.pixels)}
+            if DEVICE == "cpu"
+            else {}
+        ),
         "search alone, beam 3": lambda: [
             scene.captioner.search(some, beam_size=3) for some in scene.features.split(256)
         ],
@@ -290,7 +296,7 @@ def exports_part(scene: Scene) -> bool:
                 dynamic_axes={"pixels": {0: "batch"}},
             )
         ours: dict[str, Encoder] = {"ours": encoder}
-        if encoder.compiled:
+        if "OpenVINO" in encoder.arithmetic:
             ours = {"ours, by OpenVINO": encoder, "ours, by PyTorch": by_pytorch(encoder)}
         contestants: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
             f"{label}, batches of {n}": (one, n)
@@ -324,10 +330,22 @@ def exports_part(scene: Scene) -> bool:
 
 def by_pytorch(encoder: FrozenEncoder) -> FrozenEncoder:
     """Build an encoder again, as it is where OpenVINO is not installed."""
+    before = os.environ.get(SWITCH)
     os.environ[SWITCH] = "0"
     plain = FrozenEncoder(encoder.spec, encoder.state, encoder.precision)
-    del os.environ[SWITCH]
+    plain.prepare(1)
+    os.environ.pop(SWITCH) if before is None else os.environ.update({SWITCH: before})
     return plain
+
+
+def core_each(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    """Return what encodes as captioning does: pieces of a batch, each on one core."""
+
+    def run(pixels: Tensor) -> Tensor:
+        with workers(None, encoder.device) as pool:
+            return torch.cat(on_cores(pool, encoder, pixels, encoder.images_per_pass))
+
+    return run
 
 
 def run_onnxruntime(module: Any, file: Path) -> Callable[[int], Callable[[Tensor], Tensor]]:

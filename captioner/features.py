@@ -34,7 +34,7 @@ from captioner.files import write_text
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
-from captioner.workers import on_cores, workers
+from captioner.workers import cores, on_cores, workers
 
 KEY_BYTES = 16
 PLAIN, MIRRORED = "plain", "mirrored"
@@ -88,7 +88,7 @@ class FeatureStore:
         store = cls(parent / f"{encoder.name}-{encoder.fingerprint()}", encoder.feature_size)
         about = {
             "encoder": one_or_list([asdict(part.spec) for part in encoder.parts]),
-            "dtype": str(encoder.dtype),
+            "arithmetic": encoder.arithmetic,
         }
         write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n")
         return store
@@ -236,6 +236,7 @@ def fill_store(
         return tuple(image_key(data, view) for view in views)
 
     alone = store.filling() if share[1] == 1 else nullcontext()
+    encoder.prepare(cores())
     with alone, workers(None, encoder.device) as pool:
         for path, found in zip(images, _ahead(pool, keys_of, images, 256), strict=True):
             if isinstance(found, ImageError):

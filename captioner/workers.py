@@ -8,7 +8,6 @@ thread computes its piece with one core.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +21,22 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def cores() -> int:
+    """Return how many cores this process has: those of the machine, shared with its ranks."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @contextmanager
 def workers(count: int | None, device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Give threads; what is not begun when the block is left is dropped.
 
     Args:
-        count: of threads; None: one per core.
+        count: of threads; None: one for each of `cores`.
         device: that computes; where it is the processor, each thread computes with one core.
     """
     threads = torch.get_num_threads()
     single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
-    pool = ThreadPoolExecutor(count or os.cpu_count() or 1, initializer=single)
+    pool = ThreadPoolExecutor(count or cores(), initializer=single)
     try:
         yield pool
     finally:
@@ -45,19 +49,3 @@ def on_cores(
 ) -> list[T]:
     """Apply a function to a batch, in pieces of a size, each on one core; in order."""
     return list(pool.map(function, batch.split(size)))
-
-
-def spread(function: Callable[[Tensor], T], batch: Tensor, size: int) -> list[T]:
-    """Apply a function to a batch in pieces, on all cores that this thread may use; in order.
-
-    Args:
-        function: of a piece.
-        batch: cut along its first dimension.
-        size: of a piece, at most.
-    """
-    cores = torch.get_num_threads()
-    size = max(1, min(size, math.ceil(len(batch) / cores)))
-    if cores == 1 or len(batch) <= size:
-        return [function(piece) for piece in batch.split(size)]
-    with workers(cores, batch.device) as pool:
-        return on_cores(pool, function, batch, size)

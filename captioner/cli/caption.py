@@ -160,7 +160,9 @@ def command(
                     **options,
                 )
             except KeyboardInterrupt:
-                say("captioner: stopped; what was done is kept, the same command goes on")
+                again = "the same command" + (" without --overwrite" if overwrite else "")
+                if world.leads:
+                    say(f"captioner: stopped; what was done is kept, {again} goes on")
                 raise SystemExit(INTERRUPTED) from None
             count, failed, fresh = done.images, done.failed, done.fresh
             where = _where(output, done.errors)

@@ -44,14 +44,14 @@ class Check:
 
 
 def check_preprocessing(
-    trained: str | None, here: str, by_precision: Mapping[str, str], changed: Sequence[str] = ()
+    trained: str | None, here: str, by_arithmetic: Mapping[str, str], changed: Sequence[str] = ()
 ) -> Check:
     """Compare the encoder with the one the decoder was trained on.
 
     Args:
         trained: fingerprint kept by the training run; None where there is no run.
         here: fingerprint of the model's own encoder, preprocessing and weights included.
-        by_precision: its fingerprint in other arithmetic, by the name of that.
+        by_arithmetic: its fingerprint in other arithmetic, by the name of that.
         changed: what is known to differ, for example "preprocess.mean: (0.5, ...), was (0.4, ...)".
     """
     name = "preprocessing"
@@ -64,8 +64,8 @@ def check_preprocessing(
         )
     if trained == here:
         return Check(name, "ok", "encoder, weights, transform and precision are those of training")
-    if precision := next((key for key, value in by_precision.items() if value == trained), None):
-        return Check(name, "ok", f"as in training, which computed features in {precision}")
+    if how := next((key for key, value in by_arithmetic.items() if value == trained), None):
+        return Check(name, "ok", f"as in training, which computed features in {how}")
     what = "; ".join(changed) or "its weights or its transform"
     return Check(
         name,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,9 +23,8 @@ from captioner.features import FeatureStore
 from captioner.images import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import DTYPES, Encoder, FrozenEncoder
+from captioner.models.encoder import DTYPES, Encoder, Form, arithmetic_of
 from captioner.models.preprocess import one_or_list
-from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary, tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 
@@ -193,13 +193,11 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
 
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     trained, here = _trained_fingerprint(run), encoder.fingerprint()
-    others: dict[str, str] = {}
+    others: Mapping[str, str] = {}
     changed: list[str] = []
     if trained not in (None, here):
-        for name, dtype in DTYPES.items():
-            if dtype != encoder.dtype:
-                again = [FrozenEncoder(part.spec, part.state, name) for part in encoder.parts]
-                others[name] = side_by_side(again).fingerprint()
+        ways = (arithmetic_of(*each) for each in product(DTYPES.values(), get_args(Form)))
+        others = {way: encoder.fingerprint(way) for way in ways}
         changed = _changes(encoder, trained or "")
     return checks.check_preprocessing(trained, here, others, changed)
 

@@ -86,13 +86,14 @@ def evaluate(
     )
     captions = caption_split(captioner, table, n_best=n_best, **settings.model_dump())
     texts = [best[0].text for best in captions]
+    together = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
+    decode = settings.summary() + together
     scores = score_captions(
         [tokenize(text) for text in texts],
         table.references,
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
-        decode=settings.summary()
-        + (f",models{many}" if (many := captioner.num_models) > 1 else ""),
+        decode=decode,
         split=split,
     )
     truth = None

@@ -90,7 +90,8 @@ def caption_to_file(
     world = world or World()
     reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    arithmetic = captioner.encoder.arithmetic
+    without = " without --overwrite" if overwrite else ""
+    arithmetic = world.share(captioner.encoder.arithmetic)  # ranks may have other hardware
     identity = {"model": model, "arithmetic": arithmetic, "n_best": n_best, **settings, **reading}
     if world.leads:
         for name in (output.name, ERRORS):
@@ -124,7 +125,7 @@ def caption_to_file(
                 if record.error and stop_on_error:
                     raise DataError(
                         f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); what "
-                        f"was done is kept, the same command goes on"
+                        f"was done is kept, the same command{without} goes on"
                     )
     finally:
         journal.close()

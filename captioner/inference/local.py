@@ -19,7 +19,7 @@ from captioner.errors import ImageError, ImageErrorKind
 from captioner.images import MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
-from captioner.workers import on_cores, workers
+from captioner.workers import cores, on_cores, workers
 
 T = TypeVar("T")
 
@@ -187,6 +187,7 @@ def caption_batches(
 
     source = iter(batches)
     together = captioner.encoder.images_per_pass
+    captioner.encoder.prepare(num_workers or cores())
     with workers(num_workers, captioner.device) as pool:
         waiting: deque[list[Future[_Read]]] = deque()
 

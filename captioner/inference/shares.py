@@ -1,6 +1,7 @@
 """Images as rows of a table that travels to other machines, and back again as images.
 
-Contents of open tar members and of files stay where they are: their places travel.
+Files, and members of uncompressed tar files, stay where they are and their places travel;
+members of other archives travel themselves.
 """
 
 from __future__ import annotations

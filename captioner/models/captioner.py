@@ -238,14 +238,14 @@ class Captioner:
             ImageError: if an image cannot be read.
             ConfigError: if a setting is unknown or impossible.
         """
-        if isinstance(images, ONE_IMAGE) or not isinstance(images, Iterable):
-            return next(self._captions([images], 1, decoding))
-        return self._captions(images, batch_size, decoding)
+        if isinstance(images, ONE_IMAGE):
+            return next(self._captions(pictures([images], 1), decoding))
+        return self._captions(pictures(images, batch_size), decoding)
 
     def _captions(
-        self, images: Iterable[ImageLike], batch_size: int, decoding: dict[str, Any]
+        self, batches: Iterable[list[Image.Image]], decoding: dict[str, Any]
     ) -> Iterator[str]:
-        for batch in pictures(images, batch_size):
+        for batch in batches:
             for captions in self.search(self.encode(batch), **decoding):
                 yield captions[0].text
 

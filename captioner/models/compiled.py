@@ -1,7 +1,7 @@
 """The fastest form of a frozen CNN on processors: compiled by OpenVINO, where it is installed.
 
 The kernels are oneDNN's, as in `fused`, but prepared once and in memory that is planned once.
-OpenVINO rounds biases to bf16 as well; `balance` makes that harmless.
+OpenVINO rounds biases to bf16 as well; `balance` sees to it that this costs little.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import os
 import sys
 import warnings
+from collections import deque
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,60 +19,96 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from captioner.errors import ModelError
 from captioner.models.fused import round_weights
 from captioner.models.preprocess import Preprocess
 
 IMAGES = 4  # of one inference: fewer cost more each, and more leave the caches
+HINT = "INFERENCE_PRECISION_HINT"
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+RELUS = (functional.relu, torch.relu)  # as functions
 SWITCH = "CAPTIONER_OPENVINO"  # "0" turns it off
 
 
 class Compiled:
-    """Pixels to features by OpenVINO, on one core for each thread that calls it."""
+    """Pixels to features by OpenVINO, each inference on one core."""
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype) -> None:
-        """Compile a network.
+    def __init__(
+        self, network: nn.Module, preprocess: Preprocess, dtype: torch.dtype, threads: int
+    ) -> None:
+        """Compile a network, and try it.
 
         Args:
             network: normalised images to features, float32, on the processor.
             preprocess: of its images.
             dtype: to compute in.
+            threads: see `prepare`.
 
         Raises:
             Exception: of whatever kind OpenVINO chooses, if it cannot.
         """
-        openvino = import_module("openvino")
+        self._openvino = import_module("openvino")
         shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
-        model = _convert(_Whole(network, preprocess).eval(), torch.zeros(shape, dtype=torch.uint8))
-        model.reshape(shape)
-        cores = torch.get_num_threads()  # each has memory of its own: no more than are used
-        settings = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-            "INFERENCE_NUM_THREADS": cores,
-            "NUM_STREAMS": cores,
-            "ENABLE_CPU_PINNING": False,  # the cores also read and search
-        }
-        self._model: Any = openvino.Core().compile_model(model, "CPU", settings)
-        self._idle: list[Any] = []  # requests, of which a thread takes one
+        black = torch.zeros(shape, dtype=torch.uint8)
+        self._model = _convert(_Whole(network, preprocess).eval(), black)
+        self._model.reshape(shape)
+        self._precision, self._threads = PRECISIONS[dtype], 0
+        self.prepare(threads)
+        if self._compiled.get_property(HINT).get_type_name() != self._precision:
+            raise RuntimeError(f"this processor does not compute in {self._precision}")
+        self(black)
+
+    def prepare(self, threads: int) -> None:
+        """Make ready for so many threads at a time; each has memory of its own."""
+        if threads > self._threads:
+            settings = {
+                HINT: self._precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": threads,
+                "ENABLE_CPU_PINNING": False,  # the cores also read and search
+            }
+            self._compiled = self._openvino.Core().compile_model(self._model, "CPU", settings)
+            self._threads, self._process = threads, os.getpid()
+            self._idle: list[Any] = []  # requests, of which a thread takes some
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode uint8 (B, 3, S, S) on the processor; return float32 (B, F)."""
-        return torch.cat([self._infer(some) for some in pixels.split(IMAGES)])
+        if os.getpid() != self._process:
+            raise ModelError(
+                f"OpenVINO does not survive a fork: load the model in the process that uses it, or "
+                f"set {SWITCH}=0"
+            )
+        idle, running = self._idle, deque[tuple[Any, Tensor, int]]()
+        features: list[Tensor] = []
 
-    def _infer(self, pixels: Tensor) -> Tensor:
-        # Always as many: what is computed for an image does not depend on its company.
-        full = functional.pad(pixels, (0,) * 7 + (IMAGES - len(pixels),))
-        try:
-            request = self._idle.pop()
-        except IndexError:
-            request = self._model.create_infer_request()
-        found = request.infer([full.contiguous().numpy()], share_inputs=True)[0]
-        self._idle.append(request)
-        return torch.from_numpy(found)[: len(pixels)]
+        def finish() -> None:
+            request, _, count = running.popleft()
+            request.wait()
+            found = request.get_output_tensor(0).data.copy()
+            features.append(torch.from_numpy(found)[:count])
+            idle.append(request)
+
+        for part in pixels.split(IMAGES):
+            if len(running) == torch.get_num_threads():
+                finish()
+            # Always as many: what is computed for an image does not depend on its company.
+            full = functional.pad(part, (0,) * 7 + (IMAGES - len(part),)).contiguous()
+            try:
+                request = idle.pop()
+            except IndexError:
+                request = self._compiled.create_infer_request()
+            request.start_async([full.numpy()], share_inputs=True)
+            running.append((request, full, len(part)))
+        while running:
+            finish()
+        return torch.cat(features)
+
+    def __deepcopy__(self, _: Any) -> Compiled:
+        return self  # nothing about it ever changes
 
 
 def compile_network(
-    network: fx.GraphModule, preprocess: Preprocess, dtype: torch.dtype
+    network: fx.GraphModule, preprocess: Preprocess, dtype: torch.dtype, threads: int
 ) -> Compiled | None:
     """Compile a CNN with OpenVINO.
 
@@ -79,16 +116,18 @@ def compile_network(
         network: folded, float32, on the processor; it is not changed.
         preprocess: of its images.
         dtype: to compute in.
+        threads: that will encode at a time.
 
     Returns:
-        None where OpenVINO is not installed, is turned off, or fails; the last with a warning.
+        None where OpenVINO is not installed, is turned off, knows no such dtype, or fails; the
+        last with a warning.
     """
     wanted = dtype in PRECISIONS and os.environ.get(SWITCH) != "0" and find_spec("openvino")
     if not wanted:
         return None
     try:
         ready = network if dtype == torch.float32 else balance(network, dtype)
-        return Compiled(ready, preprocess, dtype)
+        return Compiled(ready, preprocess, dtype, threads)
     # Whatever it cannot do, PyTorch can.
     except Exception as error:
         reason = " ".join(str(error).split())
@@ -113,7 +152,7 @@ class _Whole(nn.Module):
 def _convert(network: nn.Module, example: Tensor) -> Any:
     """Bring a network into OpenVINO's form.
 
-    By the steps that `openvino.convert_model` takes too, which also reports that it was used.
+    As `openvino.convert_model` does, but that also reports its use to OpenVINO's makers.
     """
     frontends = import_module("openvino.frontend")
     decoders = import_module("openvino.frontend.pytorch.ts_decoder")
@@ -127,12 +166,12 @@ def _convert(network: nn.Module, example: Tensor) -> Any:
 
 
 def balance(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """Round a CNN's weights such that rounded biases and the sums of filters are exact.
+    """Round a CNN's weights such that filters keep their sums, and most biases are exact.
 
-    A channel may be scaled by what makes its bias a number that `dtype` has, if the convolution
-    that reads it divides by the same: ReLU commutes with that (Nagel et al. 2019 scale channels
-    so for other ends). ReLU6 does but for where it cuts, which moves by less than a rounding.
-    The sums of filters are kept by `round_weights`.
+    Where one convolution alone reads another, a channel may be scaled by what makes its bias a
+    number that `dtype` has, if the reader divides by the same: ReLU commutes with that (Nagel et
+    al. 2019 scale channels so for other ends). ReLU6 does but for where it cuts, which moves by
+    less than a rounding. The sums of filters are kept by `round_weights`.
 
     Args:
         network: folded, float32; it is not changed.
@@ -141,13 +180,10 @@ def balance(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     Returns:
         The rounded network, in float32.
     """
-    balanced = fx.GraphModule(network, network.graph)
-    for name, layer in list(balanced.named_modules()):
-        if isinstance(layer, nn.Conv2d):
-            balanced.set_submodule(name, copy.deepcopy(layer))
+    balanced = copy.deepcopy(network)
     layers = dict(balanced.named_modules())
-    calls = [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
-    for node in network.graph.nodes:
+    calls = [str(node.target) for node in balanced.graph.nodes if node.op == "call_module"]
+    for node in balanced.graph.nodes:
         first, second = layers.get(str(node.target)), _reader(node, layers)
         if not isinstance(first, nn.Conv2d) or first.bias is None or second is None:
             continue
@@ -173,6 +209,6 @@ def _reader(node: fx.Node, layers: dict[str, nn.Module]) -> nn.Conv2d | None:
         if isinstance(layer, nn.Conv2d):
             whole = layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
             return layer if whole else None
-        if not isinstance(layer, (nn.ReLU, nn.ReLU6)):
+        if not isinstance(layer, nn.ReLU | nn.ReLU6) and node.target not in RELUS:
             return None
     return None

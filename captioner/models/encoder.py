@@ -12,29 +12,33 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from functools import cached_property
+from typing import Any, Literal, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from captioner.errors import ModelError
-from captioner.models.compiled import compile_network
+from captioner.models.compiled import Compiled, compile_network
 from captioner.models.fused import fold, fuse
 from captioner.models.preprocess import Preprocess
 from captioner.models.weights import fetch_weights, load_strictly
-from captioner.workers import spread
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Form = Literal["OpenVINO", "oneDNN", "PyTorch"]  # what computes
+RESIZING = 2  # counts the ways in which `Preprocess.pixels` has resized; features differ by it
 MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
 MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder
 NOT_CNN = ("maxvit", "swin", "vit")
+_PREPARING = threading.Lock()  # of all: compiling keeps all cores busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +100,8 @@ class Encoder(nn.Module, ABC):
 
     @property
     def arithmetic(self) -> str:
-        """How it computes, such as "bfloat16 by OpenVINO"; other ways differ in the last digits."""
-        first = self.parts[0]
-        way = "OpenVINO" if first.compiled else "oneDNN" if first.fused else "PyTorch"
-        return f"{str(self.dtype).removeprefix('torch.')} by {way}"
+        """How it computes, such as "bf16 by oneDNN"; features differ in their last digits by it."""
+        return "+".join(dict.fromkeys(part.arithmetic for part in self.parts))
 
     @abstractmethod
     def to_device(self, device: torch.device) -> Self:
@@ -121,9 +123,18 @@ class Encoder(nn.Module, ABC):
         features: Tensor = self(pixels)
         return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
 
+    def prepare(self, threads: int) -> None:
+        """Make ready for so many threads that will encode at a time, where a processor does it."""
+        for part in self.parts:
+            part.prepare(threads)
+
     @abstractmethod
-    def fingerprint(self) -> str:
-        """Return 32 hex digits that change whenever the features would."""
+    def fingerprint(self, arithmetic: str | None = None) -> str:
+        """Return 32 hex digits that change whenever the features would.
+
+        Args:
+            arithmetic: that of the features; None: its own.
+        """
 
 
 class FrozenEncoder(Encoder):
@@ -201,37 +212,75 @@ class FrozenEncoder(Encoder):
     def _settle(self, network: nn.Module, device: torch.device) -> None:
         """Give an exact network the form and the precision that suit a device."""
         self.device, self.dtype = device, dtype_of(self.precision, device)
-        folded, on_processor = fold(network), device.type == "cpu"
-        self.compiled = (
-            compile_network(folded, self.spec.preprocess, self.dtype) if on_processor else None
-        )
-        self.fused = on_processor and not self.compiled and fuse(folded, self.dtype)
-        self.network: nn.Module = folded.to(device, self.dtype)
-        self.network.to(memory_format=torch.channels_last)
+        self.network: nn.Module = fold(network)
+        self._form: Form | None = None
+        self._compiled: Compiled | None = None
+        if device.type != "cpu":
+            self.prepare(1)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode a batch; see `Encoder`."""
-        pixels = pixels.to(self.device, non_blocking=True)
-        if self.device.type != "cpu":
-            return self._encode(pixels)
-        return torch.cat(spread(self._encode, pixels, self.images_per_pass))
+    def prepare(self, threads: int) -> None:
+        """Make ready for so many threads; see `Encoder`.
+
+        On processors not before it is used: many an encoder is only asked what it is.
+        """
+        with _PREPARING:
+            if self._form is None:
+                self._form = self._take_form(threads)
+            elif self._compiled:
+                self._compiled.prepare(threads)
+
+    def _take_form(self, threads: int) -> Form:
+        assert isinstance(self.network, fx.GraphModule)
+        form: Form = "PyTorch"
+        if self.device.type == "cpu":
+            preprocess = self.spec.preprocess
+            self._compiled = compile_network(self.network, preprocess, self.dtype, threads)
+            if self._compiled:
+                self.network = nn.Identity()
+                return "OpenVINO"
+            form = "oneDNN" if fuse(self.network, self.dtype) else "PyTorch"
+        self.network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        return form
+
+    @property
+    def arithmetic(self) -> str:
+        """How it computes; see `Encoder`."""
+        self.prepare(1)
+        return arithmetic_of(self.dtype, cast(Form, self._form))
 
     @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode a batch; see `Encoder`."""
+        self.prepare(torch.get_num_threads())
+        pixels = pixels.to(self.device, non_blocking=True)
+        if self._compiled:
+            return self._compiled(pixels)
+        size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
+        return torch.cat([self._encode(part) for part in pixels.split(size)])
+
     def _encode(self, pixels: Tensor) -> Tensor:
-        if self.compiled:
-            return self.compiled(pixels)
         features: Tensor = self.network(self.spec.preprocess.normalize(pixels, self.dtype))
         return features.flatten(1).float()
 
-    def fingerprint(self) -> str:
-        """Return 32 hex digits that change whenever the features would."""
-        form = "openvino" if self.compiled else self.fused
-        recipe = asdict(self.spec) | {"weights": "", "dtype": str(self.dtype), "fused": form}
-        digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
+    def fingerprint(self, arithmetic: str | None = None) -> str:
+        """Return 32 hex digits that change whenever the features would; see `Encoder`."""
+        how = {"weights": "", "arithmetic": arithmetic or self.arithmetic, "resizing": RESIZING}
+        digest = hashlib.blake2b(self._digest, digest_size=16)
+        digest.update(json.dumps(asdict(self.spec) | how, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _digest(self) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.state.items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return digest.digest()
+
+
+def arithmetic_of(dtype: torch.dtype, form: Form) -> str:
+    """Name an arithmetic, such as "bf16 by oneDNN"."""
+    return f"{next(name for name, each in DTYPES.items() if each == dtype)} by {form}"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
@@ -22,18 +22,20 @@ ONE_IMAGE = (str, Path, bytes, io.IOBase, Image.Image, np.ndarray, Tensor)
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
-    """Yield lists of pictures, reading images only as the lists are asked for.
+    """Return lists of pictures, reading images only as the lists are asked for.
 
     Args:
         images: of any kind.
         size: pictures in a list; the last may be shorter.
 
     Raises:
-        ImageError: if an image cannot be read.
+        ImageError: at once, if these are no images; later, if one cannot be read.
     """
-    source = iter(images)
-    while batch := [to_picture(image) for image in islice(source, size)]:
-        yield batch
+    try:
+        source = iter(images)
+    except TypeError:
+        source = iter([to_picture(cast(Any, images))])  # which says what is wrong with it
+    return iter(lambda: [to_picture(image) for image in islice(source, size)], [])
 
 
 def to_picture(image: ImageLike) -> Image.Image:

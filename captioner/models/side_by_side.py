@@ -67,9 +67,9 @@ class SideBySide(Encoder):
         pixels = pixels.to(self.device, non_blocking=True)  # once for all
         return torch.cat([part(pixels) for part in self.parts], dim=1)
 
-    def fingerprint(self) -> str:
-        """Return 32 hex digits that change with any part, and with their order."""
-        together = "+".join(part.fingerprint() for part in self.parts)
+    def fingerprint(self, arithmetic: str | None = None) -> str:
+        """Return 32 hex digits that change with any part, and with their order; see `Encoder`."""
+        together = "+".join(part.fingerprint(arithmetic) for part in self.parts)
         return hashlib.blake2b(together.encode(), digest_size=16).hexdigest()
 
 

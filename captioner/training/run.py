@@ -173,6 +173,7 @@ def _build(
     identity: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "encoder": encoder.fingerprint(),
+        "arithmetic": encoder.arithmetic,
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         "captions": len(prepared.train),
         "teachers": world.share(taught_by),

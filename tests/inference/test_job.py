@@ -190,7 +190,7 @@ def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypa
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
     monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_: False)
-    with pytest.raises(ConfigError, match="'float32 by oneDNN', now 'float32 by PyTorch'"):
+    with pytest.raises(ConfigError, match="'fp32 by oneDNN', now 'fp32 by PyTorch'"):
         run(model, pictures, output)
 
 

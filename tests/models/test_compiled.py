@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from captioner.errors import ModelError
 from captioner.models import compiled
 from captioner.models.compiled import IMAGES, balance
-from captioner.models.encoder import EncoderSpec, FrozenEncoder
+from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
 from captioner.models.fused import fold
 from captioner.models.preprocess import Preprocess
 
@@ -32,17 +36,24 @@ def turned_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled.SWITCH)
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 def encoders(
     backbone: str, state: dict[str, Tensor], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[FrozenEncoder, FrozenEncoder]:
     """Return a CNN compiled by OpenVINO, and the same as PyTorch computes it in fp32."""
     spec = EncoderSpec(backbone, {}, Preprocess(SIDE, SIDE))
-    fast = FrozenEncoder(spec, state, precision)
-    assert fast.compiled
+    fast, exact = FrozenEncoder(spec, state, precision), FrozenEncoder(spec, state, "fp32")
+    assert fast.arithmetic.endswith(" by OpenVINO")
     with monkeypatch.context() as patch:
         patch.setenv(compiled.SWITCH, "0")
-        exact = FrozenEncoder(spec, state, "fp32")
-    assert not exact.compiled
+        assert exact.arithmetic == "fp32 by oneDNN"
     return fast, exact
 
 
@@ -57,36 +68,80 @@ def test_features_are_the_same(
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, exact(some), rtol=1e-3, atol=1e-4)
     assert fast.fingerprint() != exact.fingerprint()  # equal but for the last bits
+    assert fast.fingerprint(exact.arithmetic) == exact.fingerprint()
     assert fast(some[:0]).shape == (0, fast.feature_size)
 
 
 @pytest.mark.usefixtures("turned_on")
-def test_features_do_not_depend_on_their_company(
+def test_features_rounded_are_close(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    if best_precision(torch.device("cpu")) != "bf16":
+        pytest.skip("this processor does not compute in bf16")
+    fast, exact = encoders("squeezenet1_1", make_state("squeezenet1_1"), "bf16", monkeypatch)
+    cosines = torch.cosine_similarity(fast(pixels(20)), exact(pixels(20)))
+    assert cosines.min() > 0.999
+    assert not fast(pixels(20)).equal(exact(pixels(20)))
+
+
+@pytest.mark.usefixtures("turned_on", "three_threads")
+def test_features_depend_on_no_company_and_no_threads(
     make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast, _ = encoders("mobilenet_v2", make_state("mobilenet_v2"), "auto", monkeypatch)
-    some = pixels(11)
+    some = pixels(5 * IMAGES + 3)
     alone = torch.cat([fast(one) for one in some.split(1)])
-    with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(fast, [some] * 6))
+    assert fast(some).equal(alone)
+    with ThreadPoolExecutor(5) as pool:  # more than it was told
+        together = list(pool.map(fast, [some] * 9))
     assert all(features.equal(alone) for features in together)
+    assert copy.deepcopy(fast)(some).equal(alone)
 
 
 @pytest.mark.usefixtures("turned_on")
+def test_a_forked_process_is_told_to_load_the_model_itself(
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, _ = encoders("squeezenet1_1", make_state("squeezenet1_1"), "fp32", monkeypatch)
+    monkeypatch.setattr(compiled.os, "getpid", lambda: -1)
+    with pytest.raises(ModelError, match="does not survive a fork: load the model in the process"):
+        fast(pixels(1))
+
+
+@pytest.mark.usefixtures("turned_on")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_openvino_cannot_do_pytorch_does(
-    make_state: MakeState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    precision: str,
+    make_state: MakeState,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError("no such\noperator")
 
     monkeypatch.setattr(compiled, "_convert", fails)
     spec = EncoderSpec("squeezenet1_1", {}, Preprocess(SIDE, SIDE))
-    encoder = FrozenEncoder(spec, make_state("squeezenet1_1"), "fp32")
-    assert not encoder.compiled
-    assert encoder.fused
+    encoder = FrozenEncoder(spec, make_state("squeezenet1_1"), precision)
+    assert encoder(pixels(3)).isfinite().all()
+    assert not encoder.arithmetic.endswith("OpenVINO")
     assert capsys.readouterr().err == (
         "warning: OpenVINO is left out (CAPTIONER_OPENVINO=0 hides this): no such operator\n"
     )
+
+
+def test_an_encoder_that_is_not_used_is_not_compiled(
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def compile_network(*given: Any) -> None:
+        made.append(given[-1])
+
+    monkeypatch.setattr("captioner.models.encoder.compile_network", compile_network)
+    spec = EncoderSpec("squeezenet1_1", {}, Preprocess(SIDE, SIDE))
+    encoder = FrozenEncoder(spec, make_state("squeezenet1_1"), "fp32")
+    assert made == []
+    encoder.prepare(7)
+    encoder(pixels(1))
+    assert made == [7]
 
 
 class Small(nn.Module):
@@ -98,6 +153,7 @@ class Small(nn.Module):
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.linear = nn.Conv2d(8, 8, 1)
+        self.cut, self.sum = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.twice = nn.Conv2d(8, 8, 1)
         self.last = nn.Conv2d(8, 4, 1)
         self.relu, self.relu6 = nn.ReLU(), nn.ReLU6()
@@ -105,6 +161,8 @@ class Small(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.depthwise(self.relu(self.first(images)))
         x = self.linear(self.grouped(self.relu6(x)))
+        x = self.cut(functional.relu(x))
+        x = self.sum(self.relu6(x))
         x = self.twice(self.relu(self.twice(x))) + x
         scores: Tensor = self.last(torch.sigmoid(x))
         return scores
@@ -125,7 +183,7 @@ def test_balanced_channels_change_nothing_but_make_biases_exact() -> None:
     rounded = {name for name in after if after[name].equal(after[name].bfloat16().float())}
     weights = {name for name in after if name.endswith("weight")}
     # Only these are read by one convolution that could undo what is done to their channels.
-    assert rounded == weights | {"first.bias", "grouped.bias"}
+    assert rounded == weights | {"first.bias", "grouped.bias", "linear.bias", "cut.bias"}
 
 
 def test_balancing_alone_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_what_follows_a_convolution_is_part_of_it(
 ) -> None:
     spec = EncoderSpec(backbone, {}, Preprocess(64, 64))
     encoder = FrozenEncoder(spec, make_state(backbone), "fp32")
-    assert encoder.fused
+    assert encoder.arithmetic == "fp32 by oneDNN"
     assert isinstance(encoder.network, fx.GraphModule)
     assert not unfused & set(calls(encoder.network))
     assert not [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -123,7 +123,7 @@ def test_without_the_kernels_the_network_stays_as_it_is(
     with monkeypatch.context() as patch:
         patch.setattr(fused._Convolution, "forward", gone)
         slow = FrozenEncoder(spec, state, "fp32")
-        assert not slow.fused
+        assert slow.arithmetic == "fp32 by PyTorch"
         torch.testing.assert_close(slow(pixels), wanted)
     fused._has_kernels.cache_clear()
     assert slow.fingerprint() != fast.fingerprint()  # equal but for the last bits

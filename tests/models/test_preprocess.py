@@ -61,6 +61,20 @@ def test_filters_that_only_pillow_has_are_pillows(picture: Callable[..., Image.I
     assert pixels.equal(torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
 
 
+def test_the_largest_pictures_are_not_copied(
+    picture: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(3, (90, 60))
+    usual = Preprocess(30, 30).pixels(image).int()
+
+    def copied(_: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("captioner.models.preprocess.COPIED", 90 * 60 - 1)
+    monkeypatch.setattr("captioner.models.preprocess.functional.interpolate", copied)
+    assert (Preprocess(30, 30).pixels(image) - usual).abs().max() <= 1
+
+
 def test_a_picture_of_the_right_size_is_not_touched(picture: Callable[..., Image.Image]) -> None:
     image = picture(3, (32, 32))
     assert (

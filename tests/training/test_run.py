@@ -101,6 +101,7 @@ def test_training_changes_nothing_of_the_frozen_cnn(tmp_path, monkeypatch):
 
     def remember(cls, *args, **kwargs):
         encoder = create(cls, *args, **kwargs)
+        encoder.prepare(1)
         built.append((encoder, copy.deepcopy(encoder.network.state_dict())))
         return encoder
 
