@@ -30,7 +30,12 @@ from captioner.cli.scoring import show_signatures
     help="Folder for report, predictions and scores.  [default: evaluation/ in the run]",
 )
 @set_option
-@click.option("--n-best", type=click.IntRange(1), default=1, help="Captions kept per image.")
+@click.option(
+    "--n-best",
+    type=click.IntRange(1),
+    default=1,
+    help="Captions kept per image; above 1, also scores the best of each list.",
+)
 @click.option(
     "--retrieval", is_flag=True, help="Also find images by their captions, and captions by images."
 )
@@ -81,7 +86,7 @@ def command(
     )
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
-    scores = result.scores | result.retrieval
+    scores = result.numbers
     width = max(map(len, scores))
     for name, score in scores.items():
         click.echo(f"{name:{width}}  {score}")

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError
+from captioner.evaluation.coverage import oracle
 from captioner.evaluation.retrieval import retrieve
 from captioner.files import utf8_name, write_text
-from captioner.metrics import Score, score_captions
+from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.text import tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split
@@ -37,6 +38,7 @@ class Evaluation:
         output: folder with `predictions.jsonl` and `scores.json`.
         retrieval: scores of finding images by captions and captions by images, by name; none
             where they were not asked for.
+        coverage: scores of the best caption of each n-best list, by name; none of single captions.
     """
 
     dataset: Dataset
@@ -47,6 +49,12 @@ class Evaluation:
     truth: float | None
     output: Path
     retrieval: dict[str, Score] = field(default_factory=dict)
+    coverage: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, Score]:
+        """All of them."""
+        return self.scores | self.coverage | self.retrieval
 
 
 def evaluate(
@@ -105,7 +113,12 @@ def evaluate(
         found = retrieve(
             captioner, table, split=split, captions_each=retrieval, resamples=resamples
         )
-    result = Evaluation(dataset, split, table, captions, scores, truth, output, found)
+    best_of = {}
+    if n_best > 1:
+        lists = [[tokenize(caption.text) for caption in best] for best in captions]
+        references = PreparedReferences(table.references)
+        best_of = oracle(lists, references, decode=decode, split=split, resamples=resamples)
+    result = Evaluation(dataset, split, table, captions, scores, truth, output, found, best_of)
     _write(result)
     return result
 
@@ -178,8 +191,7 @@ def _write(result: Evaluation) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(result.output / "predictions.jsonl", "".join(lines))
-    numbers = result.scores | result.retrieval
-    scores: dict[str, Any] = {name: score.as_dict() for name, score in numbers.items()}
+    scores: dict[str, Any] = {name: score.as_dict() for name, score in result.numbers.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
     write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n")

@@ -219,8 +219,11 @@ def test_two_models_write_captions_together(home):
     assert "--overwrite" in refused.stderr  # another model than the journal's
     assert refused.exit_code == 2
     shutil.copytree("runs/toy/model", "twin")
-    scored = run("evaluate", "--model", "runs/toy", "--model", "twin", "--output", "scores")
+    models = ("--model", "runs/toy", "--model", "twin")
+    scored = run("evaluate", *models, "--output", "scores", "--n-best", "3")
     assert scored.exit_code == 0
+    values = dict(line.split()[:2] for line in scored.stdout.splitlines() if "|" not in line)
+    assert float(values["oracle_cider"]) >= float(values["cider"])
     assert "runs/toy" in scored.stderr
     assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
 
