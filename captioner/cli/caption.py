@@ -22,9 +22,11 @@ from captioner.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from captioner.inference.job import Totals
     from captioner.inference.local import Record
     from captioner.inference.sources import Item
     from captioner.models.captioner import Captioner
+    from captioner.world import World
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ends
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
@@ -142,28 +144,18 @@ def command(
         if n_best > captioner.decoding.beam_size and "beam_size" not in options:
             options["beam_size"] = n_best  # a beam as wide as what is asked of it
         if output:
-            from captioner.inference.job import caption_to_file
-            from captioner.models.directory import fingerprint
-
-            try:
-                done = caption_to_file(
-                    captioner,
-                    items,
-                    output,
-                    model="+".join(map(fingerprint, folders)),
-                    format=format,
-                    overwrite=overwrite,
-                    retry_errors=retry_errors,
-                    stop_on_error=on_error == "fail",
-                    world=world,
-                    tell=_report,
-                    **options,
-                )
-            except KeyboardInterrupt:
-                again = "the same command" + (" without --overwrite" if overwrite else "")
-                if world.leads:
-                    say(f"captioner: stopped; what was done is kept, {again} goes on")
-                raise SystemExit(INTERRUPTED) from None
+            done = _to_file(
+                captioner,
+                items,
+                output,
+                folders,
+                world,
+                options,
+                format=format,
+                overwrite=overwrite,
+                retry_errors=retry_errors,
+                stop_on_error=on_error == "fail",
+            )
             count, failed, fresh = done.images, done.failed, done.fresh
             where = _where(output, done.errors)
         else:
@@ -182,6 +174,31 @@ def command(
             _say_totals(count, failed, fresh, started, where)
     if failed and world.leads:
         raise SystemExit(1)
+
+
+def _to_file(
+    captioner: Captioner,
+    items: Iterator[Item],
+    output: Path,
+    models: list[Path],
+    world: World,
+    options: dict[str, Any],
+    **how: Any,
+) -> Totals:
+    """Caption into a file, with a journal; say what holds if the user stops it."""
+    from captioner.inference.job import caption_to_file
+    from captioner.models.directory import fingerprint
+
+    model = "+".join(map(fingerprint, models))
+    try:
+        return caption_to_file(
+            captioner, items, output, model=model, world=world, tell=_report, **how, **options
+        )
+    except KeyboardInterrupt:
+        again = "the same command" + (" without --overwrite" if how["overwrite"] else "")
+        if world.leads:
+            say(f"captioner: stopped; what was done is kept, {again} goes on")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _with_ray(
