@@ -78,6 +78,8 @@ class Compiled:
                 f"OpenVINO does not survive a fork: load the model in the process that uses it, or "
                 f"set {SWITCH}=0"
             )
+        threads = torch.get_num_threads()
+        most = threads if threads == 1 else 2 * threads  # while some run, the next are laid ready
         idle, running = self._idle, deque[tuple[Any, Tensor, int]]()
         features: list[Tensor] = []
 
@@ -89,7 +91,7 @@ class Compiled:
             idle.append(request)
 
         for part in pixels.split(IMAGES):
-            if len(running) == torch.get_num_threads():
+            if len(running) == most:
                 finish()
             # Always as many: what is computed for an image does not depend on its company.
             full = functional.pad(part, (0,) * 7 + (IMAGES - len(part),)).contiguous()
