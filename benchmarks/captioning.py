@@ -11,7 +11,7 @@ Each part is a race: its contestants take turns in one run, speeds are medians o
   slower of the two.
 - exports: the CNN alone against the same CNN exported to ONNX and run by onnxruntime and by
   OpenVINO on as many threads, each at the best of a few batch sizes. At least 1.0 of the better.
-  Where OpenVINO is installed our encoder uses it; it is also timed without.
+  With CAPTIONER_OPENVINO=1 our encoder uses OpenVINO; it is also timed without.
   The features' cosine to eager fp32 is at least 0.999. What is not installed is left out.
 - plain: from JPEG to caption against the plain way: one image at a time, eager fp32 CNN, a beam
   search over Python lists; beam 5 on both sides. At least 8.

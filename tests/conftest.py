@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 # The tensors here are too small to share between threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# To compile a CNN takes longer than most tests.
-os.environ["CAPTIONER_OPENVINO"] = "0"
+os.environ.pop("CAPTIONER_OPENVINO", None)
 
 MakeState = Callable[..., "dict[str, Tensor]"]
 MakeEncoder = Callable[..., "FrozenEncoder"]

@@ -1,4 +1,4 @@
-"""The fastest form of a frozen CNN on processors: compiled by OpenVINO, where it is installed.
+"""The fastest form of a frozen CNN on processors, on request: compiled by OpenVINO.
 
 The kernels are oneDNN's, as in `fused`, but prepared once and in memory that is planned once.
 OpenVINO rounds biases to bf16 as well; `balance` sees to it that this costs little.
@@ -27,7 +27,7 @@ IMAGES = 4  # of one inference: fewer cost more each, and more leave the caches
 HINT = "INFERENCE_PRECISION_HINT"
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 RELUS = (functional.relu, torch.relu)  # as functions
-SWITCH = "CAPTIONER_OPENVINO"  # "0" turns it off
+SWITCH = "CAPTIONER_OPENVINO"  # "1" turns it on
 
 
 class Compiled:
@@ -42,41 +42,37 @@ class Compiled:
             network: normalised images to features, float32, on the processor.
             preprocess: of its images.
             dtype: to compute in.
-            threads: see `prepare`.
+            threads: that may compute at a time; each has memory of its own.
 
         Raises:
             Exception: of whatever kind OpenVINO chooses, if it cannot.
         """
-        self._openvino = import_module("openvino")
+        openvino = import_module("openvino")
         shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
         black = torch.zeros(shape, dtype=torch.uint8)
-        self._model = _convert(_Whole(network, preprocess).eval(), black)
+        self._model, self._kept = _convert(_Whole(network, preprocess).eval(), black)
         self._model.reshape(shape)
-        self._precision, self._threads = PRECISIONS[dtype], 0
-        self.prepare(threads)
-        if self._compiled.get_property(HINT).get_type_name() != self._precision:
-            raise RuntimeError(f"this processor does not compute in {self._precision}")
+        precision = PRECISIONS[dtype]
+        settings = {
+            HINT: precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+            "ENABLE_CPU_PINNING": False,  # the cores also read and search
+        }
+        # Once only: to compile a model again, for more threads, has crashed the process later.
+        self._compiled = openvino.Core().compile_model(self._model, "CPU", settings)
+        if self._compiled.get_property(HINT).get_type_name() != precision:
+            raise RuntimeError(f"this processor does not compute in {precision}")
+        self._process = os.getpid()
+        self._idle: list[Any] = []  # requests, of which a thread takes some
         self(black)
-
-    def prepare(self, threads: int) -> None:
-        """Make ready for so many threads at a time; each has memory of its own."""
-        if threads > self._threads:
-            settings = {
-                HINT: self._precision,
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": threads,
-                "ENABLE_CPU_PINNING": False,  # the cores also read and search
-            }
-            self._compiled = self._openvino.Core().compile_model(self._model, "CPU", settings)
-            self._threads, self._process = threads, os.getpid()
-            self._idle: list[Any] = []  # requests, of which a thread takes some
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode uint8 (B, 3, S, S) on the processor; return float32 (B, F)."""
         if os.getpid() != self._process:
             raise ModelError(
                 f"OpenVINO does not survive a fork: load the model in the process that uses it, or "
-                f"set {SWITCH}=0"
+                f"do without {SWITCH}=1"
             )
         threads = torch.get_num_threads()
         most = threads if threads == 1 else 2 * threads  # while some run, the next are laid ready
@@ -121,10 +117,10 @@ def compile_network(
         threads: that will encode at a time.
 
     Returns:
-        None where OpenVINO is not installed, is turned off, knows no such dtype, or fails; the
+        None where OpenVINO is not installed, is not turned on, knows no such dtype, or fails; the
         last with a warning.
     """
-    wanted = dtype in PRECISIONS and os.environ.get(SWITCH) != "0" and find_spec("openvino")
+    wanted = dtype in PRECISIONS and os.environ.get(SWITCH) == "1" and find_spec("openvino")
     if not wanted:
         return None
     try:
@@ -134,7 +130,8 @@ def compile_network(
     except Exception as error:
         reason = " ".join(str(error).split())
         print(
-            f"warning: OpenVINO is left out ({SWITCH}=0 hides this): {reason:.200}", file=sys.stderr
+            f"warning: OpenVINO is left out ({SWITCH}=1 asked for it): {reason:.200}",
+            file=sys.stderr,
         )
         return None
 
@@ -151,7 +148,7 @@ class _Whole(nn.Module):
         return features.flatten(1).float()
 
 
-def _convert(network: nn.Module, example: Tensor) -> Any:
+def _convert(network: nn.Module, example: Tensor) -> tuple[Any, Any]:
     """Bring a network into OpenVINO's form.
 
     As `openvino.convert_model` does, but that also reports its use to OpenVINO's makers.
@@ -164,7 +161,7 @@ def _convert(network: nn.Module, example: Tensor) -> Any:
     frontend = frontends.FrontEndManager().load_by_framework("pytorch")
     decoder = decoders.TorchScriptPythonDecoder(traced)
     loaded = frontend.load(decoder)
-    return frontend.convert(loaded)
+    return frontend.convert(loaded), (traced, decoder, loaded)
 
 
 def balance(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:

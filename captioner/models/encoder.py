@@ -29,6 +29,7 @@ from captioner.models.compiled import Compiled, compile_network
 from captioner.models.fused import fold, fuse
 from captioner.models.preprocess import Preprocess
 from captioner.models.weights import fetch_weights, load_strictly
+from captioner.workers import cores
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,7 +125,10 @@ class Encoder(nn.Module, ABC):
         return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
 
     def prepare(self, threads: int) -> None:
-        """Make ready for so many threads that will encode at a time, where a processor does it."""
+        """Make ready for so many threads that will encode at a time, where a processor does it.
+
+        The first call decides.
+        """
         for part in self.parts:
             part.prepare(threads)
 
@@ -226,8 +230,6 @@ class FrozenEncoder(Encoder):
         with _PREPARING:
             if self._form is None:
                 self._form = self._take_form(threads)
-            elif self._compiled:
-                self._compiled.prepare(threads)
 
     def _take_form(self, threads: int) -> Form:
         assert isinstance(self.network, fx.GraphModule)
@@ -245,7 +247,7 @@ class FrozenEncoder(Encoder):
     @property
     def arithmetic(self) -> str:
         """How it computes; see `Encoder`."""
-        self.prepare(1)
+        self.prepare(cores())
         return arithmetic_of(self.dtype, cast(Form, self._form))
 
     @torch.inference_mode()
