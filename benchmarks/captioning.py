@@ -48,6 +48,7 @@ from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import torch
 from common import check, describe_machine, noise_jpeg
@@ -329,11 +330,9 @@ def exports_part(scene: Scene) -> bool:
 
 def by_pytorch(encoder: FrozenEncoder) -> FrozenEncoder:
     """Build an encoder again, as it is where OpenVINO is not installed."""
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "0"
     plain = FrozenEncoder(encoder.spec, encoder.state, encoder.precision)
-    plain.prepare(1)
-    os.environ.pop(SWITCH) if before is None else os.environ.update({SWITCH: before})
+    with mock.patch.dict(os.environ, {SWITCH: "0"}):
+        plain.prepare(1)
     return plain
 
 

@@ -186,7 +186,7 @@ def _to_file(
     **how: Any,
 ) -> Totals:
     """Caption into a file, with a journal; say what holds if the user stops it."""
-    from captioner.inference.job import caption_to_file
+    from captioner.inference.job import caption_to_file, going_on
     from captioner.models.directory import fingerprint
 
     model = "+".join(map(fingerprint, models))
@@ -195,9 +195,8 @@ def _to_file(
             captioner, items, output, model=model, world=world, tell=_report, **how, **options
         )
     except KeyboardInterrupt:
-        again = "the same command" + (" without --overwrite" if how["overwrite"] else "")
         if world.leads:
-            say(f"captioner: stopped; what was done is kept, {again} goes on")
+            say(f"captioner: stopped; {going_on(how['overwrite'])}")
         raise SystemExit(INTERRUPTED) from None
 
 

@@ -96,9 +96,11 @@ def evaluate(
     texts = [best[0].text for best in captions]
     together = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
     decode = settings.summary() + together
+    references = PreparedReferences(table.references)
+    tokens = [[tokenize(caption.text) for caption in best] for best in captions]
     scores = score_captions(
-        [tokenize(text) for text in texts],
-        table.references,
+        [best[0] for best in tokens],
+        references,
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
         decode=decode,
@@ -115,9 +117,7 @@ def evaluate(
         )
     best_of = {}
     if n_best > 1:
-        lists = [[tokenize(caption.text) for caption in best] for best in captions]
-        references = PreparedReferences(table.references)
-        best_of = oracle(lists, references, decode=decode, split=split, resamples=resamples)
+        best_of = oracle(tokens, references, decode=decode, split=split, resamples=resamples)
     result = Evaluation(dataset, split, table, captions, scores, truth, output, found, best_of)
     _write(result)
     return result

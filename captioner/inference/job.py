@@ -90,7 +90,6 @@ def caption_to_file(
     world = world or World()
     reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
-    without = " without --overwrite" if overwrite else ""
     arithmetic = world.share(captioner.encoder.arithmetic)  # ranks may have other hardware
     identity = {"model": model, "arithmetic": arithmetic, "n_best": n_best, **settings, **reading}
     if world.leads:
@@ -124,8 +123,8 @@ def caption_to_file(
                 tell(record)
                 if record.error and stop_on_error:
                     raise DataError(
-                        f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); what "
-                        f"was done is kept, the same command{without} goes on"
+                        f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); "
+                        f"{going_on(overwrite)}"
                     )
     finally:
         journal.close()
@@ -133,6 +132,12 @@ def caption_to_file(
     fresh = int(world.sum(torch.tensor(fresh, device=captioner.device)))
     totals = _write(output, format, n_best, fresh) if world.leads else None
     return world.share(totals) or Totals(0, 0, fresh, None)
+
+
+def going_on(overwrite: bool) -> str:
+    """Say how a job that was cut off goes on; given again, `--overwrite` would start it over."""
+    again = "the same command" + (" without --overwrite" if overwrite else "")
+    return f"what was done is kept, {again} goes on"
 
 
 def _share(

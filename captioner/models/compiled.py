@@ -50,8 +50,9 @@ class Compiled:
         openvino = import_module("openvino")
         shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
         black = torch.zeros(shape, dtype=torch.uint8)
-        self._model, self._kept = _convert(_Whole(network, preprocess).eval(), black)
-        self._model.reshape(shape)
+        # They are kept because the model shares memory with what it was made from.
+        model, *self._kept = _convert(_Whole(network, preprocess).eval(), black)
+        model.reshape(shape)
         precision = PRECISIONS[dtype]
         settings = {
             HINT: precision,
@@ -60,7 +61,7 @@ class Compiled:
             "ENABLE_CPU_PINNING": False,  # the cores also read and search
         }
         # Once only: to compile a model again, for more threads, has crashed the process later.
-        self._compiled = openvino.Core().compile_model(self._model, "CPU", settings)
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         if self._compiled.get_property(HINT).get_type_name() != precision:
             raise RuntimeError(f"this processor does not compute in {precision}")
         self._process = os.getpid()
@@ -148,8 +149,8 @@ class _Whole(nn.Module):
         return features.flatten(1).float()
 
 
-def _convert(network: nn.Module, example: Tensor) -> tuple[Any, Any]:
-    """Bring a network into OpenVINO's form.
+def _convert(network: nn.Module, example: Tensor) -> tuple[Any, ...]:
+    """Bring a network into OpenVINO's form; also return what it was made from.
 
     As `openvino.convert_model` does, but that also reports its use to OpenVINO's makers.
     """
@@ -161,7 +162,7 @@ def _convert(network: nn.Module, example: Tensor) -> tuple[Any, Any]:
     frontend = frontends.FrontEndManager().load_by_framework("pytorch")
     decoder = decoders.TorchScriptPythonDecoder(traced)
     loaded = frontend.load(decoder)
-    return frontend.convert(loaded), (traced, decoder, loaded)
+    return frontend.convert(loaded), traced, decoder, loaded
 
 
 def balance(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
