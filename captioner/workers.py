@@ -20,6 +20,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# A forked process has none of its parent's threads, and hangs for ever when PyTorch waits for
+# them. With one thread it waits for none; PyTorch's own loaders do the same.
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
 
 def cores() -> int:
     """Return how many cores this process has: those of the machine, shared with its ranks."""

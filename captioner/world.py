@@ -121,6 +121,6 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LostProcessError(
-            f"another process of this job was lost ({reason}); what was saved stays: run the same "
-            f"command again with --resume, with as many processes as there are"
+            f"another process of this job was lost ({reason}); what was saved stays: give the same "
+            f"command again (to train, with --resume), with as many processes as there are"
         ) from error

@@ -24,6 +24,8 @@ COMMANDS = {
     "features": "Fill the feature store, so that training starts at once.",
 }
 
+INTERRUPTED = 130  # the exit code of what Ctrl-C ends
+
 
 class Commands(click.Group):
     """Commands are imported when they are needed, and none imports torch before it runs."""
@@ -52,6 +54,9 @@ class Commands(click.Group):
         except CaptionerError as error:
             click.echo(f"captioner: error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
+        except KeyboardInterrupt as stop:  # click would only say that it aborted
+            click.echo(f"captioner: {stop if stop.args else 'stopped'}", err=True)
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our captions has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from captioner.models.captioner import Captioner
     from captioner.world import World
 
-INTERRUPTED = 130  # the exit code of what Ctrl-C ends
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
 
@@ -141,8 +140,6 @@ def command(
         if world.size > 1 and (not output or "-" in images):
             raise click.UsageError("several processes need --output, and paths not from stdin")
         captioner = load_captioner(folders, str(own_device))
-        if n_best > captioner.decoding.beam_size and "beam_size" not in options:
-            options["beam_size"] = n_best  # a beam as wide as what is asked of it
         if output:
             done = _to_file(
                 captioner,
@@ -195,9 +192,7 @@ def _to_file(
             captioner, items, output, model=model, world=world, tell=_report, **how, **options
         )
     except KeyboardInterrupt:
-        if world.leads:
-            say(f"captioner: stopped; {going_on(how['overwrite'])}")
-        raise SystemExit(INTERRUPTED) from None
+        raise KeyboardInterrupt(f"stopped; {going_on(how['overwrite'])}") from None
 
 
 def _with_ray(

@@ -43,6 +43,14 @@ class Check:
     advice: str = ""
 
 
+OLDER = Check(
+    "preprocessing",
+    "warning",
+    "trained by an older captioner, which resized pictures otherwise and kept no note of how",
+    "features differ a little from those of training; train again to be rid of that",
+)
+
+
 def check_preprocessing(
     trained: str | None, here: str, by_arithmetic: Mapping[str, str], changed: Sequence[str] = ()
 ) -> Check:

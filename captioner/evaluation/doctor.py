@@ -12,7 +12,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from captioner.config import Config
@@ -26,6 +25,7 @@ from captioner.models.captioner import Captioner
 from captioner.models.encoder import DTYPES, Encoder, Form, arithmetic_of
 from captioner.models.preprocess import one_or_list
 from captioner.text import Vocabulary, tokenize
+from captioner.training.checkpoint import identity_of
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 
 CHUNK = 256  # images searched together
@@ -192,7 +192,10 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
 
 
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
-    trained, here = _trained_fingerprint(run), encoder.fingerprint()
+    identity = identity_of(run / "checkpoints")
+    trained, here = identity.get("encoder"), encoder.fingerprint()
+    if trained and "arithmetic" not in identity:
+        return checks.OLDER
     others: Mapping[str, str] = {}
     changed: list[str] = []
     if trained not in (None, here):
@@ -200,20 +203,6 @@ def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
         others = {way: encoder.fingerprint(way) for way in ways}
         changed = _changes(encoder, trained or "")
     return checks.check_preprocessing(trained, here, others, changed)
-
-
-def _trained_fingerprint(run: Path) -> str | None:
-    """Return the fingerprint of the encoder that a run's decoder learned from, if it is known.
-
-    Only a checkpoint's header is read; every checkpoint of a run that can be resumed names it.
-    """
-    for path in sorted((run / "checkpoints").glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                return str(json.loads((file.metadata() or {})["identity"])["encoder"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            continue
-    return None
 
 
 def _changes(encoder: Encoder, trained: str) -> list[str]:

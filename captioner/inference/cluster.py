@@ -26,6 +26,7 @@ from captioner.inference.shares import last_line, to_item, to_table
 from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner, model_folder
+from captioner.models.compiled import SWITCH
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -117,6 +118,7 @@ def caption_with_ray(
         "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
+        "openvino": os.environ.get(SWITCH, ""),
     }
     listed = count = failed = 0
 
@@ -176,9 +178,10 @@ def caption_with_ray(
 class _Worker:
     """Holds a model and captions what it is handed."""
 
-    def __init__(self, models: Any, device: str, options: dict[str, Any]):
+    def __init__(self, models: Any, device: str, options: dict[str, Any], openvino: str):
         import ray
 
+        os.environ[SWITCH] = openvino  # as where the job was started
         with TemporaryDirectory() as top:
             folders = []
             for index, files in enumerate(ray.get(models)):

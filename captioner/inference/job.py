@@ -124,7 +124,7 @@ def caption_to_file(
                 if record.error and stop_on_error:
                     raise DataError(
                         f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); "
-                        f"{going_on(overwrite)}"
+                        f"mend it, or leave the option out: {going_on(overwrite)}"
                     )
     finally:
         journal.close()

@@ -19,6 +19,7 @@ from typing import Any
 from captioner.errors import ConfigError, DataError
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
+from captioner.models.compiled import other_arithmetic
 
 SUFFIX = ".journal"
 SCHEMA = """
@@ -168,7 +169,7 @@ def _open(path: Path, identity: str) -> sqlite3.Connection:
 def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
     began = json.loads(connection.execute("SELECT identity FROM job").fetchone()[0])
     differing = [
-        "with another model" if key == "model" else f"{key} was {began.get(key)!r}, now {value!r}"
+        _difference(key, began.get(key), value)
         for key, value in identity.items()
         if began.get(key) != value
     ]
@@ -177,6 +178,12 @@ def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, An
             f"{path}: this job was begun otherwise ({'; '.join(differing)}); --overwrite starts "
             f"over, --output FILE writes elsewhere"
         )
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    if key == "model":
+        return "with another model"
+    return other_arithmetic(was, now) if key == "arithmetic" else f"{key} was {was!r}, is {now!r}"
 
 
 def _dump(record: Record) -> str:

@@ -116,7 +116,8 @@ class Captioner:
 
         Args:
             features: (B, F).
-            n_best: captions per image; at most the beam size.
+            n_best: captions per image; at most beam_size where that is given, else the beam is
+                made as wide.
             **decoding: overrides of the model's own `DecodingConfig`, such as beam_size=5.
 
         Returns:
@@ -192,11 +193,18 @@ class Captioner:
     def settings(self, *, n_best: int = 1, **decoding: Any) -> DecodingConfig:
         """Return the model's decoding settings with some of them changed.
 
+        Args:
+            n_best: captions that will be asked for; the model's own beam grows to as many.
+            **decoding: overrides.
+
         Raises:
             ConfigError: if a setting is unknown or impossible.
         """
         try:
-            settings = DecodingConfig.model_validate(self.decoding.model_dump() | decoding)
+            asked = self.decoding.model_dump() | decoding
+            if "beam_size" not in decoding and not asked["sample"]:
+                asked["beam_size"] = max(asked["beam_size"], n_best)
+            settings = DecodingConfig.model_validate(asked)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
@@ -228,7 +236,8 @@ class Captioner:
             images: a path, encoded bytes, a file opened for them, a Pillow image, an array or
                 tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an
                 iterable of these, which is read only as captions are asked for.
-            batch_size: images per pass.
+            batch_size: images per pass. Sums in bf16 depend in their last digits on how many rows
+                there are: an image may be captioned otherwise, rarely, in other company.
             **decoding: overrides of the model's own settings, such as beam_size=5.
 
         Returns:
@@ -240,6 +249,8 @@ class Captioner:
         """
         if isinstance(images, ONE_IMAGE):
             return next(self._captions(pictures([images], 1), decoding))
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: must be 1 or more, given {batch_size}")
         return self._captions(pictures(images, batch_size), decoding)
 
     def _captions(
@@ -319,7 +330,11 @@ class Captioner:
             raise ModelError(f"an ensemble cannot be {what}")
 
     def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:
-        return [self.vocabulary.encode(tokenize(caption)) for caption in captions]
+        texts = list(captions) if isinstance(captions, Iterable) else [captions]
+        for text in texts:
+            if not isinstance(text, str):
+                raise ConfigError(f"captions: must be text, given {text!r:.60}")
+        return [self.vocabulary.encode(tokenize(text)) for text in texts]
 
     def save(self, folder: str | Path) -> None:
         """Write the model directory, whole; one that exists is replaced.
@@ -345,7 +360,9 @@ class Captioner:
         Raises:
             ModelError: if a file is missing, damaged, or does not fit the others.
         """
-        folders = [folder] if isinstance(folder, str | Path) else list(folder)
+        folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
+        if not folders:
+            raise ModelError("no model directory is named; name one, or several")
         models = {Path(each): read_model(each) for each in folders}
         parts = join(models) if len(models) > 1 else next(iter(models.values()))
         return cls(*parts).to(device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from captioner.errors import ModelError
+from captioner.errors import ConfigError, ModelError
 from captioner.models.fused import round_weights
 from captioner.models.preprocess import Preprocess
 
@@ -27,7 +27,8 @@ IMAGES = 4  # of one inference: fewer cost more each, and more leave the caches
 HINT = "INFERENCE_PRECISION_HINT"
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 RELUS = (functional.relu, torch.relu)  # as functions
-SWITCH = "CAPTIONER_OPENVINO"  # "1" turns it on
+SWITCH = "CAPTIONER_OPENVINO"  # in the environment
+ON, OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 class Compiled:
@@ -72,8 +73,8 @@ class Compiled:
         """Encode uint8 (B, 3, S, S) on the processor; return float32 (B, F)."""
         if os.getpid() != self._process:
             raise ModelError(
-                f"OpenVINO does not survive a fork: load the model in the process that uses it, or "
-                f"do without {SWITCH}=1"
+                f"OpenVINO does not survive a fork: start processes by multiprocessing's 'spawn', "
+                f"or do without {SWITCH}=1"
             )
         threads = torch.get_num_threads()
         most = threads if threads == 1 else 2 * threads  # while some run, the next are laid ready
@@ -102,9 +103,6 @@ class Compiled:
             finish()
         return torch.cat(features)
 
-    def __deepcopy__(self, _: Any) -> Compiled:
-        return self  # nothing about it ever changes
-
 
 def compile_network(
     network: fx.GraphModule, preprocess: Preprocess, dtype: torch.dtype, threads: int
@@ -118,11 +116,13 @@ def compile_network(
         threads: that will encode at a time.
 
     Returns:
-        None where OpenVINO is not installed, is not turned on, knows no such dtype, or fails; the
-        last with a warning.
+        None where OpenVINO is not turned on, knows no such dtype, or fails; the last with a
+        warning.
+
+    Raises:
+        ConfigError: if it is turned on but not installed.
     """
-    wanted = dtype in PRECISIONS and os.environ.get(SWITCH) == "1" and find_spec("openvino")
-    if not wanted:
+    if not _turned_on() or dtype not in PRECISIONS:
         return None
     try:
         ready = network if dtype == torch.float32 else balance(network, dtype)
@@ -135,6 +135,29 @@ def compile_network(
             file=sys.stderr,
         )
         return None
+
+
+def other_arithmetic(was: str | None, now: str) -> str:
+    """Say that features were computed otherwise before, and what turns that on or off.
+
+    Args:
+        was: the arithmetic of before; None: an older captioner kept no note of it.
+        now: that of now.
+    """
+    if was is None:
+        return f"arithmetic is {now}, and was not noted by the older captioner that began"
+    by_openvino = ["OpenVINO" in each for each in (was, now)]
+    hint = f" ({SWITCH}={by_openvino[0]:d} brings it back)" if len(set(by_openvino)) > 1 else ""
+    return f"arithmetic was {was}, is {now}{hint}"
+
+
+def _turned_on() -> bool:
+    asked = os.environ.get(SWITCH, "")
+    if asked.lower() not in ON + OFF:
+        raise ConfigError(f"{SWITCH}: must be 1 or 0, given {asked!r:.60}")
+    if asked.lower() in ON and not find_spec("openvino"):
+        raise ConfigError(f"{SWITCH}={asked} needs pip install 'captioner[openvino]'")
+    return asked.lower() in ON
 
 
 class _Whole(nn.Module):

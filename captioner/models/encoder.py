@@ -205,6 +205,10 @@ class FrozenEncoder(Encoder):
         """Itself, alone."""
         return (self,)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes as what it was built from; packed weights cannot."""
+        return _rebuild, (self.spec, self.state, self.precision, self.device, self.mirrored)
+
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""
         if (device, dtype_of(self.precision, device)) != (self.device, self.dtype):
@@ -278,6 +282,18 @@ class FrozenEncoder(Encoder):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.digest()
+
+
+def _rebuild(
+    spec: EncoderSpec,
+    state: Mapping[str, Tensor],
+    precision: str,
+    device: torch.device,
+    mirrored: bool,
+) -> FrozenEncoder:
+    encoder = FrozenEncoder(spec, state, precision).to_device(device)
+    encoder.mirrored = mirrored
+    return encoder
 
 
 def arithmetic_of(dtype: torch.dtype, form: Form) -> str:

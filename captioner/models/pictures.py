@@ -16,9 +16,11 @@ from captioner.errors import ImageError
 from captioner.images import read_image, to_rgb
 
 ImageLike: TypeAlias = (
-    "str | Path | bytes | io.IOBase | Image.Image | np.ndarray[Any, Any] | Tensor"
+    "str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image "
+    "| np.ndarray[Any, Any] | Tensor"
 )
-ONE_IMAGE = (str, Path, bytes, io.IOBase, Image.Image, np.ndarray, Tensor)
+BYTES = (bytes, bytearray, memoryview)
+ONE_IMAGE = (str, Path, *BYTES, io.IOBase, Image.Image, np.ndarray, Tensor)
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
@@ -60,20 +62,40 @@ def to_picture(image: ImageLike) -> Image.Image:
             image = image.read()
         except (OSError, ValueError) as error:  # ValueError: it was closed
             raise ImageError(f"cannot be read: {error}", kind="unreadable") from error
-    if isinstance(image, bytes):
-        return read_image(image)
+    if isinstance(image, BYTES):
+        return read_image(bytes(image))
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not isinstance(image, np.ndarray | Tensor):
         raise ImageError(f"not an image: {type(image).__name__}; give a path, bytes or pixels")
-    array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-    if array.ndim not in (2, 3):
-        raise ImageError(f"pixels of one image have 2 or 3 dimensions, not {array.ndim}")
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        array = array.transpose(1, 2, 0)
+    if isinstance(image, Tensor):
+        real = image.is_floating_point()  # NumPy knows no bfloat16
+        array = (image.float() if real else image).numpy(force=True)
+    else:
+        array = np.asarray(image)
+    array = _channels_last(array)
     is_real = array.dtype.kind == "f"
     top = 1 if is_real else 255
     if array.dtype.kind not in "fiub" or not ((array >= 0) & (array <= top)).all():
         raise ImageError(f"{array.dtype} pixels must be numbers from 0 to {top}")
     array = np.rint(array * 255 if is_real else array).astype(np.uint8)
-    return to_rgb(Image.fromarray(array.squeeze()))
+    return to_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
+
+
+def _channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return pixels as (H, W, C): grey, RGB or RGBA.
+
+    Raises:
+        ImageError: if they are not those of one image.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        shape = " x ".join(map(str, array.shape)) or "a single number"
+        raise ImageError(f"pixels of one image are (H, W), (H, W, 3) or (3, H, W), not {shape}")
+    if not array.size:
+        size = f"{array.shape[1]} x {array.shape[0]} pixels"
+        raise ImageError(f"{size}: nothing to see", kind="no_pixels")
+    return array

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from captioner.errors import CheckpointError
 from captioner.files import whole_file
+from captioner.models.compiled import other_arithmetic
 
 
 class DamagedError(CheckpointError):
@@ -179,12 +180,7 @@ def restore(
         saved_identity = json.loads(header["identity"])
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error!r}") from error
-    differing = [key for key in identity if saved_identity.get(key) != identity[key]]
-    if differing:
-        raise CheckpointError(
-            f"{path}: belongs to another run ({', '.join(differing)} changed); "
-            f"resume with the same data and settings, or start over with --overwrite"
-        )
+    check_identity(saved_identity, identity, path)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.tensors.items():
         part, _, rest = key.partition(".")
@@ -203,6 +199,46 @@ def restore(
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
     return progress
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """Return what the checkpoints of a run say of it; nothing where none can be read.
+
+    Only a header is read: fast, and without the care that `read_newest` takes.
+
+    Args:
+        folder: of the run's checkpoints.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return dict(json.loads((file.metadata() or {})["identity"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
+def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where: Path) -> None:
+    """Refuse to go on with what another run saved.
+
+    Args:
+        saved: its identity.
+        identity: of the run that would go on, or the part of it that is known.
+        where: it was found.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    differing = [key for key in identity if saved.get(key) != identity[key]]
+    if not differing:
+        return
+    what = f"{', '.join(differing)} changed"
+    if "arithmetic" in differing:
+        what += f": {other_arithmetic(saved.get('arithmetic'), identity['arithmetic'])}"
+    raise CheckpointError(
+        f"{where}: belongs to another run ({what}); "
+        f"resume with the same data and settings, or start over with --overwrite"
+    )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:

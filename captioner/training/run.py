@@ -19,6 +19,7 @@ from captioner.models.decoder import Decoder
 from captioner.models.directory import fingerprint, model_folder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import Captions
+from captioner.training.checkpoint import check_identity, identity_of
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
@@ -88,8 +89,11 @@ def train(
         world.wait()
         log = RunLog(folder, silent=not world.leads)
         encoder = open_encoder(config, own_device)
+        known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
+        if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
+            check_identity(saved, known, folder)  # before all images are encoded in vain
         prepared = prepare(config, encoder, log.say, world)
-        trainer = _build(config, prepared, encoder, folder, own_device, log, world)
+        trainer = _build(config, prepared, encoder, known, folder, own_device, log, world)
         if resume:
             trainer.resume()
         trainer.run()
@@ -114,6 +118,7 @@ def _build(
     config: Config,
     prepared: Prepared,
     encoder: Encoder,
+    known: dict[str, str],
     folder: Path,
     device: torch.device,
     log: RunLog,
@@ -172,8 +177,7 @@ def _build(
     words = "\n".join(prepared.vocabulary.words)
     identity: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
-        "encoder": encoder.fingerprint(),
-        "arithmetic": encoder.arithmetic,
+        **known,
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         "captions": len(prepared.train),
         "teachers": world.share(taught_by),

@@ -224,6 +224,8 @@ def test_two_models_write_captions_together(home):
     assert scored.exit_code == 0
     values = dict(line.split()[:2] for line in scored.stdout.splitlines() if "|" not in line)
     assert float(values["oracle_cider"]) >= float(values["cider"])
+    page = " ".join(Path("scores/report.html").read_text().split())
+    assert f"n-best list: CIDEr {float(values['oracle_cider']):.3f}, BLEU-4" in page
     assert "runs/toy" in scored.stderr
     assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
 
@@ -236,6 +238,16 @@ def test_who_stops_a_job_is_told_that_it_goes_on(home, monkeypatch):
     result = run("caption", "dev_red_5.png", "--model", "runs/toy", "--output", "stopped.jsonl")
     assert result.exit_code == 130
     assert result.stderr == "captioner: stopped; what was done is kept, the same command goes on\n"
+
+
+def test_who_stops_another_command_is_not_told_that_it_aborted(home, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captioner.evaluation.run.evaluate", stopped)
+    result = run("evaluate", "--model", "runs/toy")
+    assert result.exit_code == 130
+    assert result.stderr == "captioner: stopped\n"
 
 
 def test_features_are_filled_once(home):
@@ -339,7 +351,7 @@ def test_a_job_into_a_file_goes_on_lists_failures_and_tries_them_again(home, tmp
     assert "error" not in output.read_text()
     other = run(*words, "--beam-size", "1")
     assert other.exit_code == 2
-    assert "beam_size was 3, now 1" in other.stderr
+    assert "beam_size was 3, is 1" in other.stderr
     assert run(*words, "--beam-size", "1", "--overwrite", "--scaled-decoding").exit_code == 0
     small = run(*words, "--beam-size", "1", "--overwrite", "--max-pixels", "100")
     assert small.exit_code == 1

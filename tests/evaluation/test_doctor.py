@@ -16,6 +16,7 @@ from captioner.evaluation.doctor import examine, shuffled_scores
 from captioner.features import FeatureStore
 from captioner.metrics import PreparedReferences
 from captioner.models.captioner import Captioner
+from captioner.training.checkpoint import read_tensors, write_tensors
 from captioner.training.run import train
 
 import toys
@@ -145,6 +146,19 @@ def test_another_precision_is_no_illness(home):
     result, found = visit(home)
     assert found["preprocessing"] == "ok"
     assert "which computed features in fp32" in result.stdout
+
+
+def test_a_model_of_an_older_captioner_is_not_called_ill(home):
+    for path in (home / "run" / "checkpoints").glob("step-*.safetensors"):
+        tensors, header = read_tensors(path)
+        identity = json.loads(header["identity"])
+        del identity["arithmetic"]
+        identity["encoder"] = "0" * 32
+        write_tensors(path, tensors, header | {"identity": json.dumps(identity)})
+    result, found = visit(home)
+    assert found["preprocessing"] == "warning"
+    assert "trained by an older captioner" in result.stdout
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(0, 1)])

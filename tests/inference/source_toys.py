@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
+import tracemalloc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def content(item: Item) -> object:
 
 def contents(*sources: str) -> dict[str, object]:
     return {item.name: content(item) for item in list_images(sources)}
+
+
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    """Fail if Python holds so many bytes more at any moment of the block."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def entry(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "") -> Any:

@@ -163,7 +163,7 @@ def test_nothing_to_caption_is_an_empty_file(small_cluster, model, tmp_path):
 def test_mistakes_are_found_before_the_cluster_is(model, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     monkeypatch.setattr(cluster, "_connected", None)
-    for wrong in ({"beam_size": 0}, {"n_best": 99}, {"concurrency": 0}, {"concurrency": (3, 2)}):
+    for wrong in ({"beam_size": 0}, {"n_best": 0}, {"concurrency": 0}, {"concurrency": (3, 2)}):
         with pytest.raises(ConfigError):
             caption_with_ray(model, (), tmp_path / "captions.jsonl", **wrong)
     assert not (tmp_path / "captions.jsonl").exists()

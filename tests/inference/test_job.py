@@ -171,8 +171,8 @@ def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, p
     ("change", "said"),
     [
         ({"model": "other"}, r"\(with another model\)"),
-        ({"beam_size": 3}, "beam_size was 2, now 3"),
-        ({"n_best": 2}, "n_best was 1, now 2"),
+        ({"beam_size": 3}, "beam_size was 2, is 3"),
+        ({"n_best": 2}, "n_best was 1, is 2"),
     ],
 )
 def test_another_model_or_setting_is_refused_until_told(change, said, model, pictures, tmp_path):
@@ -190,7 +190,7 @@ def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypa
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
     monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_: False)
-    with pytest.raises(ConfigError, match="'fp32 by oneDNN', now 'fp32 by PyTorch'"):
+    with pytest.raises(ConfigError, match="arithmetic was fp32 by oneDNN, is fp32 by PyTorch"):
         run(model, pictures, output)
 
 

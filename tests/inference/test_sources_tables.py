@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from captioner.datasets.reading import read_rows
 from captioner.inference.sources import Item, list_images, tables
 
-from source_toys import listed, tar_bytes, write
+from source_toys import listed, memory_below, tar_bytes, write
 
 
 @pytest.fixture(autouse=True)
@@ -160,12 +159,10 @@ def test_odd_names(name: str) -> None:
 def test_rows_are_read_as_they_are_asked_for(ending: str) -> None:
     row = "here.jpg\n" if ending == "csv" else '{"image": "here.jpg"}\n'
     write(f"list.{ending}", "image\n" * (ending == "csv") + row * 20_000)
-    tracemalloc.start()
-    items = list_images([f"list.{ending}"])
-    assert next(items).name == "here.jpg"
-    assert sum(1 for _ in zip(items, range(5000), strict=False)) == 5000
-    assert tracemalloc.get_traced_memory()[1] < 2**18
-    tracemalloc.stop()
+    with memory_below(2**18):
+        items = list_images([f"list.{ending}"])
+        assert next(items).name == "here.jpg"
+        assert sum(1 for _ in zip(items, range(5000), strict=False)) == 5000
 
 
 def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import stat
 import struct
-import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from captioner.errors import ImageError
 from captioner.inference.sources import list_images
 
-from source_toys import contents, listed, write
+from source_toys import contents, listed, memory_below, write
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
@@ -92,14 +91,11 @@ def test_a_member_that_holds_more_than_it_declares(method: int) -> None:
         data[at : at + 4] = struct.pack("<I", 1000)
     write("p.zip", bytes(data))
     del data
-    tracemalloc.start()
-    failed, good = listed("p.zip")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    # Other decompressors take 64 MB at a time, whatever is asked of them.
+    with memory_below(2**22 if method == zipfile.ZIP_DEFLATED else 2**28):
+        failed, good = listed("p.zip")
     assert failed.startswith("p.zip/a.jpg! damaged member")
     assert good == "p.zip/b.jpg"
-    if method == zipfile.ZIP_DEFLATED:
-        assert peak < 2**22
 
 
 def test_a_method_nobody_knows() -> None:

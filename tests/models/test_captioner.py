@@ -1,6 +1,8 @@
 import io
 import json
 import math
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.models.captioner import Captioner
+from captioner.models.pictures import to_picture
 
 import toys
 
@@ -263,7 +266,10 @@ CLOSED.close()
         (np.full((8, 8, 3), 300), "int64 pixels must be numbers from 0 to 255"),
         (np.full((8, 8, 3), 2.0), "float64 pixels must be numbers from 0 to 1"),
         (torch.full((3, 8, 8), math.nan), "float32 pixels must be numbers from 0 to 1"),
-        (torch.zeros(2, 3, 8, 8), "2 or 3 dimensions, not 4"),
+        (torch.zeros(2, 3, 8, 8), r"are \(H, W\), .* not 2 x 3 x 8 x 8"),
+        (np.zeros((8, 8, 2)), "not 8 x 8 x 2"),
+        (np.array(0.5), "not a single number"),
+        (np.zeros((0, 8, 3)), "8 x 0 pixels: nothing to see"),
         (io.TextIOWrapper(io.BytesIO(b"\xff\xd8\xff")), "a file opened as text; open it with"),
         (CLOSED, "cannot be read: I/O operation on closed file"),
         (None, "not an image: NoneType; give a path, bytes or pixels"),
@@ -272,6 +278,79 @@ CLOSED.close()
 def test_what_is_no_picture_is_refused_in_one_line(image, reason):
     with pytest.raises(ImageError, match=reason):
         list(toys.captioner().caption([image]))
+
+
+def test_pixels_of_any_kind_are_the_same_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 3)).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    real = torch.from_numpy(pixels / 255)
+    opaque = np.concatenate([pixels, np.full((2, 5, 1), 255, np.uint8)], axis=2)
+    for same in (pixels, real, real.permute(2, 0, 1), real.float().half().float(), opaque):
+        assert to_picture(same).tobytes() == picture.tobytes()
+    assert to_picture(torch.ones(1, 1, dtype=torch.bfloat16)).getpixel((0, 0)) == (255,) * 3
+    assert to_picture(pixels[:, :, :1]).tobytes() == to_picture(pixels[:, :, 0]).tobytes()
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    for kind in (bytes, bytearray, memoryview):
+        assert to_picture(kind(file.getvalue())).tobytes() == picture.tobytes()
+        assert isinstance(toys.captioner().caption(kind(file.getvalue())), str)
+
+
+def test_the_beam_grows_to_the_captions_asked_for(captioner):
+    assert captioner.settings(n_best=7).beam_size == 7
+    assert captioner.settings(n_best=2).beam_size == captioner.decoding.beam_size
+    assert captioner.settings(n_best=7, sample=True).beam_size == captioner.decoding.beam_size
+    features = torch.randn(2, captioner.encoder.feature_size)
+    assert [len(found) for found in captioner.search(features, n_best=7)] == [7, 7]
+
+
+def test_images_are_not_lost_by_an_impossible_batch(captioner):
+    for size in (0, -1):
+        with pytest.raises(ConfigError, match=f"batch_size: must be 1 or more, given {size}"):
+            captioner.caption([Image.new("RGB", (9, 9))], batch_size=size)
+
+
+@pytest.mark.parametrize(("captions", "shown"), [(7, "7"), (None, "None"), (["a", None], "None")])
+def test_captions_that_are_no_text_are_refused(captioner, captions, shown):
+    with pytest.raises(ConfigError, match=f"captions: must be text, given {shown}$"):
+        captioner.score(Image.new("RGB", (9, 9)), captions)
+
+
+@pytest.mark.parametrize("nothing", [[], None, ()])
+def test_no_model_directory_is_an_error(nothing):
+    with pytest.raises(ModelError, match="no model directory is named"):
+        Captioner.load(nothing)
+
+
+PICTURES = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue", "green")] * 7
+
+
+def tell(box, captioner):
+    box.put(list(captioner.caption(PICTURES)))
+
+
+# A forked child hung for ever: it waited for threads that only its parent had.
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_captioner_that_was_used_goes_on_in_another_process(captioner, start):
+    expected = list(captioner.caption(PICTURES))
+    context = multiprocessing.get_context(start)
+    box = context.Queue()
+    child = context.Process(target=tell, args=(box, captioner))
+    child.start()
+    try:
+        assert box.get(timeout=100) == expected
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_captioner_survives_pickling():
+    captioner, images = toys.captioner(), PICTURES[:3]
+    captioner.encoder.mirrored = True
+    captioner.caption(images[0])
+    copy = pickle.loads(pickle.dumps(captioner))
+    assert torch.equal(copy.encode(images), captioner.encode(images))
+    assert copy.encoder.mirrored
 
 
 def test_consensus_reorders_the_beam_and_says_so_in_the_signature(captioner):

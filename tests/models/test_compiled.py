@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.errors import ModelError
+from captioner.errors import ConfigError, ModelError
 from captioner.models import compiled
-from captioner.models.compiled import IMAGES, balance
+from captioner.models.compiled import IMAGES, balance, other_arithmetic
 from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
 from captioner.models.fused import fold
 from captioner.models.preprocess import Preprocess
@@ -97,12 +97,14 @@ def test_features_depend_on_no_company_and_no_threads(
 
 
 @pytest.mark.usefixtures("turned_on")
-def test_a_forked_process_is_told_to_load_the_model_itself(
+def test_a_forked_process_is_told_to_spawn(
     make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast, _ = encoders("squeezenet1_1", make_state("squeezenet1_1"), "fp32", monkeypatch)
     monkeypatch.setattr(compiled.os, "getpid", lambda: -1)
-    with pytest.raises(ModelError, match="does not survive a fork: load the model in the process"):
+    with pytest.raises(
+        ModelError, match="does not survive a fork: start processes by multiprocessing"
+    ):
         fast(pixels(1))
 
 
@@ -125,6 +127,41 @@ def test_what_openvino_cannot_do_pytorch_does(
     assert capsys.readouterr().err == (
         "warning: OpenVINO is left out (CAPTIONER_OPENVINO=1 asked for it): no such operator\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "installed", "message"),
+    [
+        ("maybe", True, "CAPTIONER_OPENVINO: must be 1 or 0, given 'maybe'"),
+        ("On", False, r"CAPTIONER_OPENVINO=On needs pip install 'captioner\[openvino\]'"),
+        ("off", False, None),
+        ("", True, None),
+    ],
+)
+def test_what_is_asked_for_is_not_left_out_silently(
+    value: str,
+    installed: bool,
+    message: str | None,
+    make_state: MakeState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(compiled.SWITCH, value)
+    monkeypatch.setattr(compiled, "find_spec", lambda _: installed or None)
+    spec = EncoderSpec("squeezenet1_1", {}, Preprocess(SIDE, SIDE))
+    encoder = FrozenEncoder(spec, make_state("squeezenet1_1"), "fp32")
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            encoder(pixels(1))
+    else:
+        assert encoder.arithmetic == "fp32 by oneDNN"
+
+
+def test_a_change_of_arithmetic_says_what_brings_it_back() -> None:
+    by_openvino, by_onednn = "bf16 by OpenVINO", "bf16 by oneDNN"
+    assert "CAPTIONER_OPENVINO=1 brings" in other_arithmetic(by_openvino, by_onednn)
+    assert "CAPTIONER_OPENVINO=0 brings" in other_arithmetic(by_onednn, by_openvino)
+    assert "CAPTIONER" not in other_arithmetic("fp32 by oneDNN", by_onednn)
+    assert "not noted" in other_arithmetic(None, by_onednn)
 
 
 def test_an_encoder_that_is_not_used_is_not_compiled(

@@ -174,6 +174,18 @@ def test_a_run_whose_data_changed_is_not_resumed(config, tmp_path):
         train(config, folder, device="cpu", resume=True)
 
 
+def test_other_arithmetic_is_refused_before_all_is_encoded(config, tmp_path, monkeypatch):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_: False)
+    monkeypatch.setattr("captioner.training.run.prepare", None)
+    with pytest.raises(CheckpointError) as caught:
+        train(config, folder, device="cpu", resume=True)
+    assert (
+        "(encoder, arithmetic changed: arithmetic was fp32 by oneDNN, is fp32 by PyTorch)"
+        in str(caught.value)
+    )
+
+
 def test_nothing_is_overwritten_unasked(config, tmp_path):
     folder = train(config, tmp_path / "run", device="cpu").folder
     with pytest.raises(ConfigError, match=r"--resume goes on.*--overwrite"):
