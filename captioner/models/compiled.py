@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections import deque
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -48,7 +49,6 @@ class Compiled:
         Raises:
             Exception: of whatever kind OpenVINO chooses, if it cannot.
         """
-        openvino = import_module("openvino")
         shape = (IMAGES, 3, preprocess.crop_size, preprocess.crop_size)
         black = torch.zeros(shape, dtype=torch.uint8)
         # They are kept because the model shares memory with what it was made from.
@@ -61,8 +61,7 @@ class Compiled:
             "NUM_STREAMS": threads,
             "ENABLE_CPU_PINNING": False,  # the cores also read and search
         }
-        # Once only: to compile a model again, for more threads, has crashed the process later.
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._compiled = _core().compile_model(model, "CPU", settings)
         if self._compiled.get_property(HINT).get_type_name() != precision:
             raise RuntimeError(f"this processor does not compute in {precision}")
         self._process = os.getpid()
@@ -158,6 +157,17 @@ def _turned_on() -> bool:
     if asked.lower() in ON and not find_spec("openvino"):
         raise ConfigError(f"{SWITCH}={asked} needs pip install 'captioner[openvino]'")
     return asked.lower() in ON
+
+
+@cache
+def _core() -> Any:
+    """Return this process's one core of OpenVINO, which stays as long as the process.
+
+    Each core lays a stack for signal handlers, and when it goes it puts back the one that was
+    there before. Of two that go in the order in which they came, the second puts back what the
+    first has taken with it, and the next signal, such as Ctrl-C, crashes the process.
+    """
+    return import_module("openvino").Core()
 
 
 class _Whole(nn.Module):

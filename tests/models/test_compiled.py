@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -106,6 +108,33 @@ def test_a_forked_process_is_told_to_spawn(
         ModelError, match="does not survive a fork: start processes by multiprocessing"
     ):
         fast(pixels(1))
+
+
+SIGNALLED = """
+import gc, os, signal
+from captioner.models.encoder import FrozenEncoder
+
+made = [
+    FrozenEncoder.create("squeezenet1_1", "none", image_size=32, precision="fp32")
+    for _ in range(3)
+]
+assert {encoder.arithmetic for encoder in made} == {"fp32 by OpenVINO"}
+while made:
+    made.pop(0)
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("alive")
+"""
+
+
+# OpenVINO leaves signals without a stack where several of its cores come and go.
+@pytest.mark.usefixtures("turned_on")
+def test_signals_do_no_harm_when_encoders_have_come_and_gone() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("alive\n", 0), done.stderr
 
 
 @pytest.mark.usefixtures("turned_on")
