@@ -231,6 +231,12 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.start_from: scst makes a trained model better, name its run directory"
             )
+        unused = [] if self.objective == "scst" else ["samples", "bleu_weight"]
+        unused += [] if self.teachers else ["teachers_share"]
+        for name in unused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                needs = "training.teachers" if "teachers" in name else "training.objective scst"
+                raise ValueError(f"training.{name}: has no effect without {needs}")
         if self.objective == "scst" and self.teachers:
             raise ValueError(
                 "training.teachers: they teach the next word (objective: xent), not scst; "

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,15 +65,39 @@ def read_image(
         raise ImageError("empty file", kind="empty")
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
+    with _one_error(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _decoded(image, max_pixels, at_least)
+
+
+def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Bring an image that Pillow has opened, or somebody has drawn, into the form of `read_image`.
+
+    Args:
+        image: of any mode.
+        max_pixels: see `read_image`.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    with _one_error(b"", max_pixels):
+        return _decoded(image, max_pixels, None)
+
+
+def _decoded(image: Image.Image, max_pixels: int, at_least: int | None) -> Image.Image:
+    _check_size(image, max_pixels)
+    if at_least is not None:
+        # Only JPEGs have drafts. No mode is asked for: it would become the picture's.
+        image.draft(None, _enough(image.size, at_least))
+    image.load()
+    _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
+    return to_rgb(_upright(image))
+
+
+@contextmanager
+def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
-            if at_least is not None:
-                # Only JPEGs have drafts. No mode is asked for: it would become the picture's.
-                image.draft(None, _enough(image.size, at_least))
-            image.load()
-            _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
-            return to_rgb(_upright(image))
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -103,9 +129,7 @@ def read_file(path: Path) -> bytes:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError("cannot be read: not a regular file", kind="unreadable")
-        if status.st_size > MAX_BYTES:
-            message = f"{status.st_size:,} bytes, more than the limit of {MAX_BYTES:,}"
-            raise ImageError(message, kind="too_large")
+        check_bytes(status.st_size)
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
@@ -114,6 +138,17 @@ def read_file(path: Path) -> bytes:
         raise ImageError(message, kind="unreadable") from error
     except ValueError as error:  # a path with a zero byte in it
         raise ImageError(f"cannot be read: {error}", kind="missing") from error
+
+
+def check_bytes(size: int) -> None:
+    """Refuse a file that is larger than any picture.
+
+    Raises:
+        ImageError: if it has so many bytes.
+    """
+    if size > MAX_BYTES:
+        message = f"{size:,} bytes, more than the limit of {MAX_BYTES:,}"
+        raise ImageError(message, kind="too_large")
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -170,10 +205,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Scale 16-bit, 32-bit and float grey values to 0..255 by the range they plainly use."""
-    values = np.nan_to_num(pixels.astype(np.float64))
-    top = float(values.max(initial=0))
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels)
+    top = float(pixels.max(initial=0))
+    factor = 1.0
     if pixels.dtype.kind == "f" and top <= 1:
-        values = values * 255
+        factor = 255
     elif top > 255 or pixels.dtype.kind == "u":
-        values = values / 257
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        factor = 1 / 257
+    # Row by row: whole in floating point, a picture of many pixels would fill the memory.
+    scaled = np.empty(pixels.shape, np.uint8)
+    for row, values in zip(scaled, pixels, strict=True):
+        row[:] = np.clip(np.rint(values * np.float64(factor)), 0, 255)
+    return scaled

@@ -27,8 +27,10 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 
 
 def cores() -> int:
-    """Return how many cores this process has: those of the machine, shared with its ranks."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return how many cores this process has: those it may use, shared with the other ranks."""
+    may_use = getattr(os, "sched_getaffinity", None)  # not all of the machine's, in containers
+    own = len(may_use(0)) if may_use else os.cpu_count() or 1
+    return max(1, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

@@ -86,11 +86,14 @@ class World:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+def joined(
+    device: torch.device, patience: timedelta = PATIENCE
+) -> Iterator[tuple[World, torch.device]]:
     """Join the other processes that `torchrun` started, if it did.
 
     Args:
         device: kind of device to train on.
+        patience: for how long one process may keep the others waiting.
 
     Yields:
         This process's place, and its own device: one GPU per process, or the CPU.
@@ -106,7 +109,7 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     with _lost():
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+            "nccl" if device.type == "cuda" else "gloo", timeout=patience
         )
     try:
         yield World(distributed.get_rank(), distributed.get_world_size()), device

@@ -193,6 +193,19 @@ def test_nonlinearity_goes_with_plain_cells_only() -> None:
         assert config.decoder.nonlinearity == "relu"
 
 
+@pytest.mark.parametrize(
+    ("override", "needs"),
+    [
+        ("training.samples=7", "training.objective scst"),
+        ("training.bleu_weight=0.5", "training.objective scst"),
+        ("training.teachers_share=0.9", "training.teachers"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(override: str, needs: str) -> None:
+    with pytest.raises(ConfigError, match=f"has no effect without {needs}"):
+        load_config(None, [override])
+
+
 def test_values_never_change() -> None:
     config = Config()
     with pytest.raises(ValidationError, match="frozen"):

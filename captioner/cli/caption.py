@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +76,11 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     show_default=True,
     help="Images per pass; lowered where memory is short.",
 )
-@click.option("--num-workers", type=click.IntRange(1), help="Threads that read and decode.")
+@click.option(
+    "--num-workers",
+    type=click.IntRange(1),
+    help="Threads that read and decode; without a GPU they do all.",
+)
 @decoding_options
 @device_option
 def command(
@@ -110,6 +115,11 @@ def command(
     """
     format = format or _format_of(output)
     _check_engine(engine, format, output, num_gpus=num_gpus)
+    if engine == "ray" and (retry_errors or on_error == "fail" or device != "auto"):
+        raise click.UsageError(
+            "--engine ray takes no --retry-errors, --on-error fail or --device: a Ray job is whole "
+            "or not at all, and --num-gpus says where it computes"
+        )
     _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
     folders = find_models(models)
     if not models:
@@ -136,9 +146,13 @@ def command(
         assert output
         failed = _with_ray(folders, items, output, format, overwrite, num_gpus, started, options)
         raise SystemExit(int(failed > 0))
-    with joined(choose_device(device)) as (world, own_device):
-        if world.size > 1 and (not output or "-" in images):
-            raise click.UsageError("several processes need --output, and paths not from stdin")
+    # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
+    # ranks that would wait for a dead one.
+    with joined(choose_device(device), timedelta(days=365)) as (world, own_device):
+        if world.size > 1 and (not output or any(map(_read_once, images))):
+            raise click.UsageError(
+                "several processes need --output, and images not from stdin or a named pipe"
+            )
         captioner = load_captioner(folders, str(own_device))
         if output:
             done = _to_file(
@@ -156,7 +170,7 @@ def command(
             count, failed, fresh = done.images, done.failed, done.fresh
             where = _where(output, done.errors)
         else:
-            count, failed = _to_stdout(
+            count, failed, where = _to_stdout(
                 captioner,
                 items,
                 options,
@@ -166,11 +180,16 @@ def command(
                 overwrite=overwrite,
                 extension=extension,
             )
-            fresh, where = count, ""
-        if world.leads and (count >= SHOW_RATE_FROM or failed or output):
+            fresh = count
+        if world.leads and (count >= SHOW_RATE_FROM or failed or where):
             _say_totals(count, failed, fresh, started, where)
     if failed and world.leads:
         raise SystemExit(1)
+
+
+def _read_once(source: str) -> bool:
+    """Whether only one process can read it."""
+    return source == "-" or Path(source).is_fifo()
 
 
 def _to_file(
@@ -229,14 +248,24 @@ def _to_stdout(
     stop: bool,
     format: str,
     **writing: Any,
-) -> tuple[int, int]:
-    """Write captions as they come; return the number of images and of failures."""
+) -> tuple[int, int, str]:
+    """Write captions as they come.
+
+    Returns:
+        The number of images, that of failures, and what else is to be said.
+    """
     from captioner.inference.local import caption_files
     from captioner.inference.sources import files_only
     from captioner.inference.writers import untaken, write_records
 
+    extension, left = writing["extension"], 0
+
+    def leave(_: str) -> None:
+        nonlocal left
+        left += 1
+
     if format == "txt":
-        items = untaken(files_only(items), writing["extension"], overwrite=writing["overwrite"])
+        items = untaken(files_only(items), extension, overwrite=writing["overwrite"], leave=leave)
     records = caption_files(captioner, items, **options)
     count = failed = 0
     for record in write_records(records, sys.stdout, format=format, **writing):
@@ -245,7 +274,10 @@ def _to_stdout(
         _report(record)
         if record.error and stop:
             break
-    return count, failed
+    note = (
+        f"; {left:,} left out, which have a {extension} (--overwrite replaces it)" if left else ""
+    )
+    return count, failed, note
 
 
 def _check_engine(engine: str, format: str, output: Path | None, *, num_gpus: float | None) -> None:
@@ -272,6 +304,10 @@ def _check_output(
         raise click.UsageError(f"--n-best: {format} holds one caption an image; use jsonl or text")
     if not extension.startswith(".") or "/" in extension or len(extension) < 2:
         raise click.UsageError(f"--extension: must look like .txt, given {extension!r}")
+    from captioner.images import SUFFIXES
+
+    if format == "txt" and extension.lower() in SUFFIXES:
+        raise click.UsageError(f"--extension: {extension} is that of pictures; choose another")
 
 
 def _say_totals(count: int, failed: int, fresh: int, started: float, where: str) -> None:

@@ -70,11 +70,28 @@ def decoding_options(command: F) -> F:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Keep the decoding options that were given; any sampling option asks for sampling."""
+    """Keep the decoding options that were given; any sampling option asks for sampling.
+
+    Raises:
+        UsageError: if some of them would have no effect.
+    """
     chosen = {name: value for name, value in options.items() if value is not None}
-    if chosen.keys() & {"temperature", "top_k", "top_p", "draws"}:
-        chosen["sample"] = True
-    return chosen
+    sampling = chosen.keys() & {"temperature", "top_k", "top_p", "draws"}
+    if not sampling:
+        return chosen
+    idle = chosen.keys() & {"beam_size", "no_repeat_ngram_size"}
+    if "draws" not in chosen:
+        idle |= chosen.keys() & {"length_penalty", "consensus", "neighbours"}
+    if idle:
+        ranks = "" if "draws" in chosen else "; with --draws the draws are ranked"
+        raise click.UsageError(
+            f"{_flags(idle)}: no effect on sampling ({_flags(sampling)}); leave it out{ranks}"
+        )
+    return chosen | {"sample": True}
+
+
+def _flags(names: set[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def find_model(model: Path | None) -> Path:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
@@ -17,10 +20,12 @@ from captioner.files import utf8_name, whole_file
 from captioner.images import MAX_PIXELS
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.journal import Journal, forget, journals_of, merged
-from captioner.inference.local import BATCH_SIZE, Record, batched, caption_batches
+from captioner.inference.local import BATCH_SIZE, Record, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
+from captioner.models.pipeline import batched
+from captioner.models.preprocess import RESIZING
 from captioner.world import World
 
 
@@ -78,7 +83,7 @@ def caption_to_file(
         stop_on_error: end the job at the first failure; what was done is kept.
         world: the processes that share the job; each takes its share of the batches.
         tell: told every record that is made in this sitting.
-        num_workers: threads that read and decode; None: one per core.
+        num_workers: see `caption_batches`.
         max_pixels: larger images are refused.
         scaled_decoding: see `caption_batches`.
         **decoding: overrides of the model's own settings.
@@ -92,46 +97,91 @@ def caption_to_file(
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     arithmetic = world.share(captioner.encoder.arithmetic)  # ranks may have other hardware
     identity = {"model": model, "arithmetic": arithmetic, "n_best": n_best, **settings, **reading}
-    if world.leads:
-        for name in (output.name, ERRORS):
-            for left in output.parent.glob(f".{glob.escape(name)}.*.part"):
-                left.unlink()  # a killed job was writing it
-        if overwrite:
-            forget(output)
-        elif output.exists() and output.is_file() and not journals_of(output):
-            raise ConfigError(f"{output}: exists; --overwrite replaces it")
-    world.wait()
-    journal = Journal(output, world.rank, identity)
-    world.wait()  # for all to have looked at what was there
-    fresh = 0
-    places: list[range] = []
+    identity["resizing"] = RESIZING
+    if settings["sample"]:
+        identity["batch_size"] = batch_size  # draws depend on the place in a batch
+    with _claimed(output, overwrite) if world.leads else nullcontext():
+        world.wait()
+        journal = Journal(output, world.rank, identity)
+        world.wait()  # for all to have looked at what was there
+        fresh = 0
+        places: list[range] = []
+
+        def known(batch: Sequence[Item]) -> list[frozenset[bytes]]:
+            again = retry_errors or stop_on_error
+            before = [journal.digests(item.name, failures=not again) for item in batch]
+            # Of drawn captions a batch is drawn whole or not at all, to be what it was.
+            return before if all(before) or not settings["sample"] else [frozenset()] * len(batch)
+
+        try:
+            done = caption_batches(
+                captioner,
+                _share(items, batch_size, world, places),
+                known=known,
+                n_best=n_best,
+                num_workers=num_workers,
+                **reading,
+                **decoding,
+            )
+            for batch in tqdm(done, unit="batch", disable=None if world.leads else True):
+                journal.add(places.pop(0), batch)
+                records = [image.record for image in batch if image.record]
+                fresh += len(records)
+                for record in records:
+                    tell(record)
+                    if record.error and stop_on_error:
+                        raise DataError(
+                            f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); "
+                            f"mend it, or leave the option out: {going_on(overwrite)}"
+                        )
+        finally:
+            journal.close()
+        # Also waits for all to be done.
+        fresh = int(world.sum(torch.tensor(fresh, device=captioner.device)))
+        totals = _write(output, format, n_best, fresh) if world.leads else None
+        return world.share(totals) or Totals(0, 0, fresh, None)
+
+
+@contextmanager
+def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
+    """Make sure that the output may be written, and for the time of a block by this job alone.
+
+    Raises:
+        ConfigError: if it may not.
+    """
+    if output.name == ERRORS:
+        raise ConfigError(f"{output}: is where failures are listed; choose another name")
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"{output}: not a file; leave --output out to write to stdout")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_name(f".{output.name}.lock")
+    lock.touch()  # where nothing can be written this says so; the lock would be "not acquired"
     try:
-        done = caption_batches(
-            captioner,
-            _share(items, batch_size, world, places),
-            known=lambda name: journal.digests(name, failures=not (retry_errors or stop_on_error)),
-            n_best=n_best,
-            num_workers=num_workers,
-            **reading,
-            **decoding,
-        )
-        for batch in tqdm(done, unit="batch", disable=None if world.leads else True):
-            journal.add(places.pop(0), batch)
-            records = [image.record for image in batch if image.record]
-            fresh += len(records)
-            for record in records:
-                tell(record)
-                if record.error and stop_on_error:
-                    raise DataError(
-                        f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); "
-                        f"mend it, or leave the option out: {going_on(overwrite)}"
-                    )
-    finally:
-        journal.close()
-    # Also waits for all to be done.
-    fresh = int(world.sum(torch.tensor(fresh, device=captioner.device)))
-    totals = _write(output, format, n_best, fresh) if world.leads else None
-    return world.share(totals) or Totals(0, 0, fresh, None)
+        with FileLock(lock, blocking=False):
+            _clean(output)
+            if overwrite:
+                forget(output)
+            elif output.exists() and not journals_of(output):
+                raise ConfigError(f"{output}: exists; --overwrite replaces it")
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ConfigError(f"{output}: another process is writing it; wait for its end") from error
+
+
+def _clean(output: Path) -> None:
+    """Delete what a killed job was writing; of the list of failures it may be a living one."""
+    for left in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+        left.unlink()
+    for left in output.parent.glob(f".{ERRORS}.*.part"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            left.unlink()
+        except (OSError, ValueError):
+            continue
 
 
 def going_on(overwrite: bool) -> str:

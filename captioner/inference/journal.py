@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ CREATE TABLE IF NOT EXISTS records (
     name BLOB, digest BLOB, row TEXT, failed INTEGER, PRIMARY KEY (name, digest)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS listing (position INTEGER PRIMARY KEY, name BLOB, digest BLOB);
+"""
+
+
+# What was said first stays: an image may be listed again, and drawn captions would be others.
+ADD = """
+INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (name, digest)
+DO UPDATE SET row = excluded.row, failed = excluded.failed WHERE failed
 """
 
 
@@ -70,21 +78,16 @@ class Journal:
         text = json.dumps(identity, sort_keys=True)
         self.journals: list[sqlite3.Connection] = []
         for path in [self.own, *(p for p in journals_of(output) if p != self.own)]:
-            try:
+            with _usable(path):
                 connection = _open(path, text)
                 connection.execute("SELECT count(*) FROM listing").fetchone()
-            except sqlite3.Error as error:
-                raise DataError(
-                    f"{path}: cannot be used as this job's journal ({error}); --overwrite starts "
-                    f"over"
-                ) from error
             _check(path, connection, identity)
             self.journals.append(connection)
         self.connection = self.journals[0]
         # Where images stand in the listing is found anew each time; an earlier job may have had
         # more processes.
         for connection in self.journals if rank == 0 else self.journals[:1]:
-            with connection:
+            with _usable(self.own), connection:
                 connection.execute("DELETE FROM listing")
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
@@ -98,8 +101,8 @@ class Journal:
             "" if failures else " AND NOT failed"
         )
         key = (os.fsencode(name),)
-        found = (row[0] for db in self.journals for row in db.execute(query, key))
-        return frozenset(found)
+        with _usable(self.own):
+            return frozenset(row[0] for db in self.journals for row in db.execute(query, key))
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
         """Note a batch, whole.
@@ -120,7 +123,7 @@ class Journal:
         places = [(position, *key) for position, key in zip(positions, keys, strict=True)]
         try:
             with self.connection as db:
-                db.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", rows)
+                db.executemany(ADD, rows)
                 db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?)", places)
         except sqlite3.Error as error:
             raise DataError(
@@ -135,17 +138,29 @@ class Journal:
 
 
 def merged(output: Path) -> Iterator[Record]:
-    """Yield what is in the journals of a job, in the order of its listing."""
-    databases = [sqlite3.connect(path) for path in journals_of(output)]
+    """Yield what is in the journals of a job, in the order of its listing.
+
+    Raises:
+        DataError: if a place in the listing is empty or taken twice, or a journal is damaged.
+    """
     query = "SELECT position, name, digest FROM listing ORDER BY position"
-    try:
-        for _, name, digest in heapq.merge(*(db.execute(query) for db in databases)):
+    with ExitStack() as stack:
+        databases = [
+            stack.enter_context(closing(sqlite3.connect(path))) for path in journals_of(output)
+        ]
+        stack.enter_context(_usable(output.with_name(f"{output.name}{SUFFIX}")))
+        parts = (db.execute(query) for db in databases)
+        listing = stack.enter_context(closing(heapq.merge(*parts)))
+        for expected, (position, name, digest) in enumerate(listing):
+            # A file that came or went meanwhile lets processes cut batches differently.
+            if position != expected:
+                raise DataError(
+                    f"{output}: not written: the listing of images changed while the job ran "
+                    f"({position} stands in place of {expected}); run the same command again"
+                )
             rows = (_find(db, name, digest) for db in databases)
             row = next(row for row in rows if row is not None)
             yield _load(os.fsdecode(name), row)
-    finally:
-        for db in databases:
-            db.close()
 
 
 def _find(db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
@@ -157,13 +172,25 @@ def _find(db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
 def _open(path: Path, identity: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=60)
     # Commits survive the death of the process; after a power cut the last may be done again.
-    connection.execute("PRAGMA journal_mode = WAL")
+    # A write-ahead log is in memory that processes share, which those of other machines cannot.
+    alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
+    connection.execute(f"PRAGMA journal_mode = {'WAL' if alone else 'TRUNCATE'}")
     connection.execute("PRAGMA synchronous = NORMAL")
     with connection:
         connection.executescript(SCHEMA)
         if not connection.execute("SELECT 1 FROM job").fetchone():
             connection.execute("INSERT INTO job VALUES (?)", (identity,))
     return connection
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(
+            f"{path}: cannot be used as this job's journal ({error}); --overwrite starts over"
+        ) from error
 
 
 def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, Any]) -> None:

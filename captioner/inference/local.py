@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from captioner.errors import ImageError, ImageErrorKind
 from captioner.images import MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
-from captioner.workers import cores, on_cores, workers
-
-T = TypeVar("T")
+from captioner.models.pipeline import batched, captions_of
 
 DIGEST_BYTES = 16
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
-AHEAD = 2  # batches that are read while one is captioned
-SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +67,6 @@ class Done:
     record: Record | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """An image as a reading thread leaves it.
-
-    Attributes:
-        name: of the item.
-        digest: of its content.
-        found: pixels; None if it was captioned before.
-    """
-
-    name: str
-    digest: bytes
-    found: Tensor | ImageError | None
-
-
 def caption_files(
     captioner: Captioner, items: Iterable[Item], *, batch_size: int = BATCH_SIZE, **options: Any
 ) -> Iterator[Record]:
@@ -112,13 +88,6 @@ def caption_files(
         yield from (done.record for done in batch if done.record)
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield items in lists of a size; the last may be shorter."""
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
-
-
 def caption_batches(
     captioner: Captioner,
     batches: Iterable[Sequence[Item]],
@@ -126,7 +95,7 @@ def caption_batches(
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     scaled_decoding: bool = False,
-    known: Callable[[str], frozenset[bytes]] = lambda name: frozenset(),  # noqa: ARG005
+    known: Callable[[Sequence[Item]], Sequence[frozenset[bytes]]] | None = None,
     n_best: int = 1,
     **decoding: Any,
 ) -> Iterator[list[Done]]:
@@ -138,11 +107,13 @@ def caption_batches(
     Args:
         captioner: on its device.
         batches: read only as they are needed, so that memory does not grow with their number.
-        num_workers: threads that read and decode; None: one per core.
+        num_workers: threads that read and decode and, on a processor, encode and search; None:
+            one per core.
         max_pixels: larger images are refused.
         scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as twice
             what the CNN sees remains: much faster, and its pixels differ by less than 1 of 255.
-        known: tells the digests of what an item's name has held when it was captioned before.
+        known: tells for each item of a batch the digests of what its name has held when it was
+            captioned before; None: nothing is known.
         n_best: captions per image.
         **decoding: overrides of the model's own settings, such as beam_size=5.
 
@@ -152,54 +123,31 @@ def caption_batches(
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
     """
-    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     preprocess = captioner.encoder.preprocess
     at_least = preprocess.enough if scaled_decoding else None
-    encode = _WithinMemory(captioner.encoder.see)
-    search = _WithinMemory(partial(captioner.search, n_best=n_best, **settings))
 
-    def read(item: Item, before: frozenset[bytes]) -> _Read:
+    def read(asked: tuple[Item, frozenset[bytes]]) -> tuple[Done, Tensor | None]:
+        item, before = asked
         digest = b""
         try:
             data = _content(item)
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
             if digest in before:
-                return _Read(item.name, digest, None)
+                return Done(item.name, digest, None), None
             picture = read_image(data, max_pixels=max_pixels, at_least=at_least)
-            return _Read(item.name, digest, preprocess.pixels(picture))
+            return Done(item.name, digest, None), preprocess.pixels(picture)
         except ImageError as error:
-            return _Read(item.name, digest, None if digest in before else error)
+            failure = Record(item.name, error=str(error), kind=error.kind)
+            return Done(item.name, digest, None if digest in before else failure), None
 
-    def caption(batch: list[_Read]) -> list[Done]:
-        found: Iterator[list[Caption]] = iter(())
-        pixels = [image.found for image in batch if isinstance(image.found, Tensor)]
-        if pixels:
-            stacked = torch.stack(pixels)
-            if captioner.device.type == "cpu":
-                features = on_cores(pool, captioner.encoder.see, stacked, together)
-                parts = on_cores(pool, search, torch.cat(features), SEARCHED)
-            else:
-                if captioner.device.type == "cuda":
-                    stacked = stacked.pin_memory()  # copied while the device computes
-                parts = [search(torch.cat(encode(stacked)))]
-            found = (captions for part in parts for some in part for captions in some)
-        return [Done(image.name, image.digest, _record(image, found)) for image in batch]
-
-    source = iter(batches)
-    together = captioner.encoder.images_per_pass
-    captioner.encoder.prepare(num_workers or cores())
-    with workers(num_workers, captioner.device) as pool:
-        waiting: deque[list[Future[_Read]]] = deque()
-
-        def read_ahead() -> None:
-            for batch in islice(source, AHEAD - len(waiting)):
-                waiting.append([pool.submit(read, item, known(item.name)) for item in batch])
-
-        read_ahead()
-        while waiting:
-            ready = [image.result() for image in waiting.popleft()]
-            read_ahead()
-            yield caption(ready)
+    asked = (list(zip(batch, (known or _nothing)(batch), strict=True)) for batch in batches)
+    for batch in captions_of(
+        captioner, asked, read, num_workers=num_workers, n_best=n_best, **decoding
+    ):
+        yield [
+            replace(done, record=Record(done.name, tuple(captions))) if captions else done
+            for done, captions in batch
+        ]
 
 
 def _content(item: Item) -> bytes:
@@ -210,29 +158,5 @@ def _content(item: Item) -> bytes:
     return read_file(item.source) if isinstance(item.source, Path) else item.source.read_bytes()
 
 
-def _record(image: _Read, found: Iterator[list[Caption]]) -> Record | None:
-    if image.found is None:
-        return None
-    if isinstance(image.found, ImageError):
-        return Record(image.name, error=str(image.found), kind=image.found.kind)
-    return Record(image.name, tuple(next(found)))
-
-
-class _WithinMemory:
-    """Applies a function to a batch, in halves from then on where the memory is short."""
-
-    def __init__(self, function: Callable[[Tensor], Any]):
-        self.function = function
-        self.limit: int | None = None
-
-    def __call__(self, batch: Tensor) -> list[Any]:
-        """Return what the function returns for each part, in order."""
-        while True:
-            size = min(self.limit or len(batch), len(batch))
-            try:
-                return [self.function(part) for part in batch.split(size)]
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                self.limit = size // 2
-                torch.cuda.empty_cache()
+def _nothing(batch: Sequence[Item]) -> list[frozenset[bytes]]:
+    return [frozenset()] * len(batch)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 from captioner.errors import ImageError
+from captioner.images import check_bytes
 from captioner.inference.sources import Item, Slice
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def to_item(row: dict[str, Any]) -> Item:
     name = _text(row["file_name"])
     if row["bytes"] is not None:
         return Item(name, row["bytes"])
-    if _URI.match(name):  # the listing looks on this machine only, and has found no such file
+    # The listing looks on this machine only, and has found no such file.
+    if _URI.match(name) and row["kind"] == "missing":
         return Item(name, _Remote(name))
     if row["path"] is not None:
         path = Path(_text(row["path"]))
@@ -93,7 +95,10 @@ class _Remote:
         try:
             files, base = _file_system(urlsplit(self.uri)._replace(path=folder or "/").geturl())
             with files.open_input_file(f"{base.rstrip('/')}/{unquote(name)}") as file:
+                check_bytes(file.size())
                 return bytes(file.read())
+        except ImageError:
+            raise
         # OSError, ArrowInvalid for a scheme that nobody reads, ImportError, ...
         except Exception as error:
             message = f"cannot be read: {last_line(error)}"

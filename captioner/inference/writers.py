@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -105,19 +105,29 @@ def _write_beside(record: Record, extension: str) -> None:
         ) from error
 
 
-def untaken(items: Iterable[Item], extension: str, *, overwrite: bool) -> Iterator[Item]:
-    """Make failures of images that have a text file already, before they cost anything."""
+def untaken(
+    items: Iterable[Item], extension: str, *, overwrite: bool, leave: Callable[[str], None]
+) -> Iterator[Item]:
+    """Leave out images that have a text file already: they are done, or another's work.
+
+    Args:
+        items: images.
+        extension: of the file beside an image, with its dot.
+        overwrite: leave none out.
+        leave: told the name of each image that is left out.
+
+    Yields:
+        The others; as a failure where the text file would be the picture itself.
+    """
     for item in items:
-        reason = _standing(_beside(item.name, extension), overwrite)
-        if reason and isinstance(item.source, Path):
+        place = _beside(item.name, extension)
+        if place == Path(item.name):
+            reason = "its caption would take its own place; choose another --extension"
             yield Item(item.name, ImageError(reason, kind="place_taken"))
+        elif not overwrite and isinstance(item.source, Path) and place.exists():
+            leave(item.name)
         else:
             yield item
-
-
-def _standing(place: Path, overwrite: bool) -> str | None:
-    """Say why a text file cannot be written, where one stands there already."""
-    return None if overwrite or not place.exists() else f"{place} exists; --overwrite replaces it"
 
 
 def _unless_taken(
@@ -130,8 +140,8 @@ def _unless_taken(
     if place in taken:
         what = "COCO id" if format == "coco" else "text file"
         reason = f"another image has the same {what}, {place}; choose jsonl or csv"
-    elif format == "txt" and (standing := _standing(place, overwrite)):
-        reason = standing
+    elif format == "txt" and place.exists() and not overwrite:
+        reason = f"{place} exists; --overwrite replaces it"
     else:
         taken.add(place)
         return record

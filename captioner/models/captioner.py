@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -14,20 +14,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig
-from captioner.errors import ConfigError, ModelError
+from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
 from captioner.models.neighbours import Neighbours
-from captioner.models.pictures import ONE_IMAGE, ImageLike, pictures
+from captioner.models.pictures import ONE_IMAGE, ImageLike, each, pictures, to_picture
+from captioner.models.pipeline import batched, captions_of
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, by_score, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
-BATCH = 32  # images that go through the CNN together
+BATCH = 128  # images that are captioned together
 LARGE = 256  # units of a layer whose matrices are worth rounding
 
 
@@ -165,30 +166,29 @@ class Captioner:
             found = by_consensus(found, settings.consensus)
         if ranked and self.neighbours and settings.neighbours:
             found = self.neighbours.rank(found, hidden, settings.neighbours)
-        return self._read(found, n_best)
+        return self._read(found, n_best, ranked_draws=settings.sample and ranked)
 
     def _dtype(self, precision: str) -> torch.dtype:
         """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
         small = self.decoder.settings["hidden_size"] < LARGE
         return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
-    def _read(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
-        """Turn ids into captions, of the n best of each image."""
-        rows = zip(
-            found.token_ids[:, :n_best].tolist(),
-            found.log_probs[:, :n_best].tolist(),
-            found.scores[:, :n_best].tolist(),
-            found.finished[:, :n_best].tolist(),
-            strict=True,
-        )
-        return [
-            [
-                Caption(detokenize(self.vocabulary.decode(ids)), log_prob, score, finished)
-                for ids, log_prob, score, finished in zip(*row, strict=True)
-                if log_prob > -np.inf  # fewer hypotheses exist than were asked for
-            ]
-            for row in rows
-        ]
+    def _read(self, found: Hypotheses, n_best: int, *, ranked_draws: bool) -> list[list[Caption]]:
+        """Turn ids into captions, of the n best of each image; what was drawn twice counts once."""
+        width = found.log_probs.shape[1] if ranked_draws else n_best
+        columns = (found.token_ids, found.log_probs, found.scores, found.finished)
+        captions: list[list[Caption]] = []
+        for row in zip(*(column[:, :width].tolist() for column in columns), strict=True):
+            seen: set[tuple[int, ...]] = set()
+            captions.append([])
+            for ids, log_prob, score, finished in zip(*row, strict=True):
+                if log_prob == -np.inf or tuple(ids) in seen or len(captions[-1]) == n_best:
+                    continue  # fewer hypotheses exist than were asked for
+                if ranked_draws:
+                    seen.add(tuple(ids))
+                text = detokenize(self.vocabulary.decode(ids))
+                captions[-1].append(Caption(text, log_prob, score, finished))
+        return captions
 
     def settings(self, *, n_best: int = 1, **decoding: Any) -> DecodingConfig:
         """Return the model's decoding settings with some of them changed.
@@ -226,39 +226,74 @@ class Captioner:
     @overload
     def caption(self, images: ImageLike, **decoding: Any) -> str: ...
     @overload
-    def caption(self, images: Iterable[ImageLike], **decoding: Any) -> Iterator[str]: ...
     def caption(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = BATCH, **decoding: Any
-    ) -> str | Iterator[str]:
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = BATCH,
+        on_error: Literal["raise"] = "raise",
+        **decoding: Any,
+    ) -> Iterator[str]: ...
+    @overload
+    def caption(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = BATCH,
+        on_error: Literal["skip"],
+        **decoding: Any,
+    ) -> Iterator[str | None]: ...
+    def caption(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = BATCH,
+        on_error: Literal["raise", "skip"] = "raise",
+        **decoding: Any,
+    ) -> str | Iterator[str] | Iterator[str | None]:
         """Caption one image, or any number of them lazily.
+
+        Of many images the next are read and decoded while some are captioned, on all cores. For
+        reasons of failures, n-best lists and names there is `inference.local.caption_files`.
 
         Args:
             images: a path, encoded bytes, a file opened for them, a Pillow image, an array or
                 tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an
-                iterable of these, which is read only as captions are asked for.
+                iterable of these, which is read a few batches ahead of the captions asked for.
             batch_size: images per pass. Sums in bf16 depend in their last digits on how many rows
                 there are: an image may be captioned otherwise, rarely, in other company.
+            on_error: "skip" gives None for one of many images that cannot be read.
             **decoding: overrides of the model's own settings, such as beam_size=5.
 
         Returns:
             The best caption of the one image, or an iterator over those of many.
 
         Raises:
-            ImageError: if an image cannot be read.
+            ImageError: if an image cannot be read; of many, after the captions of those before.
             ConfigError: if a setting is unknown or impossible.
         """
+        if "n_best" in decoding:
+            raise ConfigError("n_best: `caption` gives the best alone; `search` gives several")
         if isinstance(images, ONE_IMAGE):
-            return next(self._captions(pictures([images], 1), decoding))
+            return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
         if batch_size < 1:
             raise ConfigError(f"batch_size: must be 1 or more, given {batch_size}")
-        return self._captions(pictures(images, batch_size), decoding)
+        return self._captions(batched(each(images), batch_size), on_error == "skip", decoding)
 
     def _captions(
-        self, batches: Iterable[list[Image.Image]], decoding: dict[str, Any]
-    ) -> Iterator[str]:
-        for batch in batches:
-            for captions in self.search(self.encode(batch), **decoding):
-                yield captions[0].text
+        self, batches: Iterable[list[ImageLike]], skip: bool, decoding: dict[str, Any]
+    ) -> Iterator[Any]:
+        def read(image: ImageLike) -> tuple[ImageError | None, Tensor | None]:
+            try:
+                return None, self.encoder.preprocess.pixels(to_picture(image))
+            except ImageError as error:
+                return error, None
+
+        for batch in captions_of(self, batches, read, **decoding):
+            for error, captions in batch:
+                if error and not skip:
+                    raise error
+                yield captions[0].text if captions else None
 
     @overload  # a string is an iterable of strings too: the first to fit decides
     def score(  # type: ignore[overload-overlap]
@@ -363,8 +398,8 @@ class Captioner:
         folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
         if not folders:
             raise ModelError("no model directory is named; name one, or several")
-        models = {Path(each): read_model(each) for each in folders}
-        parts = join(models) if len(models) > 1 else next(iter(models.values()))
+        models = [(Path(each), read_model(each)) for each in folders]
+        parts = join(models) if len(models) > 1 else models[0][1]
         return cls(*parts).to(device)
 
 

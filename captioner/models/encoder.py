@@ -27,14 +27,13 @@ from torchvision import models
 from captioner.errors import ModelError
 from captioner.models.compiled import Compiled, compile_network
 from captioner.models.fused import fold, fuse
-from captioner.models.preprocess import Preprocess
+from captioner.models.preprocess import RESIZING, Preprocess
 from captioner.models.weights import fetch_weights, load_strictly
 from captioner.workers import cores
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Form = Literal["OpenVINO", "oneDNN", "PyTorch"]  # what computes
-RESIZING = 2  # counts the ways in which `Preprocess.pixels` has resized; features differ by it
 MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
 MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder

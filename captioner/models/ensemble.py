@@ -7,7 +7,7 @@ Neural Networks").
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -74,19 +74,19 @@ class Ensemble(nn.Module):
         return step
 
 
-def join(models: Mapping[Path, Parts]) -> Parts:
+def join(models: Sequence[tuple[Path, Parts]]) -> Parts:
     """Make one captioner of several.
 
     A CNN that several of them look through looks once. How to search is the first one's say, and
     the neighbours are its own.
 
     Args:
-        models: by where each came from, two or more.
+        models: where each came from, and its parts; two or more.
 
     Raises:
         ModelError: if they have other words, or do not see the same pixels.
     """
-    (first, about), *others = models.items()
+    (first, about), *others = models
     for folder, parts in others:
         if parts.vocabulary.words != about.vocabulary.words:
             raise ModelError(
@@ -98,7 +98,7 @@ def join(models: Mapping[Path, Parts]) -> Parts:
                 f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
                 f"needs models that see pictures alike"
             )
-    seen = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for each in models.values()]
+    seen = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
     cnns: dict[str, FrozenEncoder] = {}
     places: dict[str, Tensor] = {}
     end = 0
@@ -110,6 +110,6 @@ def join(models: Mapping[Path, Parts]) -> Parts:
     columns = [torch.cat([places[key] for key, _ in own]) for own in seen]
     encoder = side_by_side(list(cnns.values()))
     encoder.mirrored = about.encoder.mirrored
-    together = Ensemble([parts.decoder for parts in models.values()], columns)
+    together = Ensemble([parts.decoder for _, parts in models], columns)
     # A Decoder for all that search and scoring ask of one.
     return about._replace(encoder=encoder, decoder=cast(Decoder, together))

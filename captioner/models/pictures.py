@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import ImageError
-from captioner.images import read_image, to_rgb
+from captioner.images import read_image, read_opened, to_rgb
 
 ImageLike: TypeAlias = (
     "str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image "
@@ -21,6 +21,30 @@ ImageLike: TypeAlias = (
 )
 BYTES = (bytes, bytearray, memoryview)
 ONE_IMAGE = (str, Path, *BYTES, io.IOBase, Image.Image, np.ndarray, Tensor)
+
+
+def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
+    """Return an iterator over images, each as it was when its turn came.
+
+    Args:
+        images: of any kind.
+
+    Raises:
+        ImageError: at once, if these are no images.
+    """
+    try:
+        source = iter(images)
+    except TypeError:
+        source = iter([to_picture(cast(Any, images))])  # which says what is wrong with it
+    # Whoever makes pixels may make the next ones in the same memory, before these are looked at.
+    return (
+        image.clone()
+        if isinstance(image, Tensor)
+        else image.copy()
+        if isinstance(image, np.ndarray)
+        else image
+        for image in source
+    )
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
@@ -33,10 +57,7 @@ def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Imag
     Raises:
         ImageError: at once, if these are no images; later, if one cannot be read.
     """
-    try:
-        source = iter(images)
-    except TypeError:
-        source = iter([to_picture(cast(Any, images))])  # which says what is wrong with it
+    source = each(images)
     return iter(lambda: [to_picture(image) for image in islice(source, size)], [])
 
 
@@ -65,7 +86,7 @@ def to_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, BYTES):
         return read_image(bytes(image))
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return read_opened(image)
     if not isinstance(image, np.ndarray | Tensor):
         raise ImageError(f"not an image: {type(image).__name__}; give a path, bytes or pixels")
     if isinstance(image, Tensor):
@@ -74,11 +95,11 @@ def to_picture(image: ImageLike) -> Image.Image:
     else:
         array = np.asarray(image)
     array = _channels_last(array)
-    is_real = array.dtype.kind == "f"
+    is_real = array.dtype.kind in "fb"
     top = 1 if is_real else 255
     if array.dtype.kind not in "fiub" or not ((array >= 0) & (array <= top)).all():
         raise ImageError(f"{array.dtype} pixels must be numbers from 0 to {top}")
-    array = np.rint(array * 255 if is_real else array).astype(np.uint8)
+    array = np.rint(array * np.float64(255) if is_real else array).astype(np.uint8)
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
 
 

@@ -22,6 +22,7 @@ from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZING = 2  # counts the ways in which `pixels` has resized; features and captions differ by it
 COPIED = 2**24  # pixels; larger pictures are resized without a copy, for memory's sake
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")

@@ -9,15 +9,14 @@ Approaches for Image Captioning").
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from captioner.search.common import Hypotheses
+from captioner.search.common import Hypotheses, finished_first
 from captioner.search.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 
 SPREAD = 6.0  # tokens; CIDEr-D's tolerance of other lengths
+ROOM = 2**28  # pairs of places of hypotheses, which are compared at once
 
 
 def by_consensus(found: Hypotheses, temperature: float) -> Hypotheses:
@@ -32,15 +31,17 @@ def by_consensus(found: Hypotheses, temperature: float) -> Hypotheses:
         temperature: of the weights, above 0; small trusts the scores, large counts heads.
 
     Returns:
-        The same hypotheses, most agreed upon first; scores are expected similarities, 0 to 1.
+        The same hypotheses, the finished first, most agreed upon first; scores are expected
+        similarities, 0 to 1.
     """
-    usable = found.finished | ~found.finished.any(1, keepdim=True)
-    usable &= found.log_probs > -torch.inf
-    weights = (found.scores / temperature).masked_fill(~usable, -torch.inf).softmax(1).nan_to_num()
-    agreed = (_similarity(found.token_ids, found.lengths) * weights[:, None, :]).sum(2)
-    agreed = agreed.masked_fill(~usable, -torch.inf)
-    scores, order = agreed.sort(dim=1, descending=True, stable=True)
-    return replace(found.take(order), scores=scores)
+    real = found.log_probs > -torch.inf
+    trusted = real & (found.finished | ~found.finished.any(1, keepdim=True))
+    weights = (found.scores / temperature).masked_fill(~trusted, -torch.inf).softmax(1).nan_to_num()
+    size = max(1, ROOM // found.token_ids[0].numel() ** 2)
+    parts = zip(found.token_ids.split(size), found.lengths.split(size), strict=True)
+    similarity = torch.cat([_similarity(*part) for part in parts])
+    agreed = (similarity * weights[:, None, :]).sum(2).masked_fill(~real, -torch.inf)
+    return finished_first(found, agreed)
 
 
 def _similarity(token_ids: Tensor, lengths: Tensor) -> Tensor:

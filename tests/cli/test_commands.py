@@ -158,9 +158,21 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     result = run("caption", str(tmp_path), "--recursive", "--format", "txt")
     assert result.exit_code == 1
     assert notes.read_text() == "my notes"
-    assert "x.txt exists; --overwrite replaces it" in result.stderr
     assert "another image has the same text file" in result.stderr
-    assert "3 image(s), 1 captioned, 2 failed" in result.stderr
+    assert "2 image(s), 1 captioned, 1 failed" in result.stderr
+    assert "; 1 left out, which have a .txt (--overwrite replaces it)" in result.stderr
+    again = run("caption", str(tmp_path / "a"), "--format", "txt")
+    assert again.exit_code == 0
+    assert again.stderr.startswith("model: ") and "0 image(s), 0 captioned" in again.stderr
+    picture = tmp_path / "a" / "x.png"
+    before = picture.read_bytes()
+    given = ("caption", str(picture), "--format", "txt", "--overwrite", "--extension")
+    assert "--extension: .PNG is that of pictures" in run(*given, ".PNG").stderr
+    picture.rename(picture.with_suffix(".odd"))
+    result = run("caption", str(picture.with_suffix(".odd")), *given[2:], ".odd")
+    assert "its caption would take its own place" in result.stderr
+    picture.with_suffix(".odd").rename(picture)
+    assert picture.read_bytes() == before
     assert run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite").exit_code == 0
     assert notes.read_text() != "my notes"
     coco = run("caption", str(tmp_path), "--recursive", "--format", "coco")
@@ -275,6 +287,8 @@ def test_features_are_filled_once(home):
         (["caption", "dev_red_5.png", "--device", "quantum"], 2, "--device quantum"),
         (["caption", "dev_red_5.png", "--beam-size", "0"], 2, "decoding.beam_size"),
         (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
+        (["caption", "x.png", "--draws", "3", "--beam-size", "2"], 2, "--beam-size: no effect on"),
+        (["caption", "x.png", "--top-k", "3", "--consensus", "1"], 2, "with --draws the draws are"),
         (["dream"], 2, "No such command"),
     ],
 )
@@ -377,6 +391,8 @@ def test_sidecars_have_the_ending_that_was_asked_for(home, tmp_path):
         (["--engine", "ray", "--output", "out.csv"], "FILE.jsonl or FILE.parquet"),
         (["--output", "out.parquet"], "--format parquet needs --engine ray"),
         (["--num-gpus", "1"], "--num-gpus needs --engine ray"),
+        (["--engine", "ray", "--output", "o.jsonl", "--device", "cuda"], "takes no --retry-errors"),
+        (["--engine", "ray", "--output", "o.jsonl", "--on-error", "fail"], "--num-gpus says where"),
     ],
 )
 def test_what_an_engine_does_not_do_is_refused(home, words, message):

@@ -16,11 +16,12 @@ import torch
 
 from captioner.errors import ConfigError, DataError
 from captioner.inference.job import caption_to_file
-from captioner.inference.journal import journals_of
-from captioner.inference.local import Record, _WithinMemory, caption_files
+from captioner.inference.journal import journals_of, merged
+from captioner.inference.local import Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner
+from captioner.models.pipeline import WithinMemory
 
 import toys
 
@@ -210,6 +211,98 @@ def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
         run(model, pictures, output)
 
 
+def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    refused = []
+
+    def meanwhile(_):
+        if not refused:
+            with pytest.raises(ConfigError, match="another process is writing it"):
+                run(model, pictures, output)
+            refused.append(True)
+
+    run(model, pictures, output, tell=meanwhile)
+    assert refused
+    assert len(rows(output)) == IMAGES
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_hole_in_the_listing_is_found_and_nothing_is_written(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    with sqlite3.connect(journals_of(output)[0]) as db:
+        db.execute("DELETE FROM listing WHERE position = 17")
+    with pytest.raises(DataError, match=r"18 stands in place of 17\); run the same command again"):
+        list(merged(output))
+
+
+@pytest.mark.parametrize("name", ["errors.jsonl", "folder"])
+def test_an_output_that_cannot_be_is_refused_at_once(model, pictures, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"choose another name|not a file"):
+        run(model, pictures, tmp_path / name)
+    assert not (tmp_path / f"{name}.journal").exists()
+
+
+def test_a_journal_damaged_inside_is_one_clear_error(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    path = journals_of(output)[0]
+    data = bytearray(path.read_bytes())
+    data[4096 * 2 :] = b"\xff" * (len(data) - 4096 * 2)  # all but the schema
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be used as this job's journal"):
+        run(model, pictures, output)
+
+
+# Draws depend on the place in a batch, so what was named before must keep its place.
+def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pictures, tmp_path):
+    paths = sorted(map(str, pictures.iterdir()))[8:20]
+    listed = [*paths[:4], paths[4], paths[0], paths[5], paths[6], *paths[:4], *paths[7:], paths[1]]
+
+    def work(output: Path, stop_after: int | None) -> None:
+        made = 0
+
+        def tell(_):
+            nonlocal made
+            made += 1
+            if made == stop_after:
+                raise KeyboardInterrupt
+
+        caption_to_file(
+            Captioner.load(model, "cpu"),
+            list_images(listed),
+            output,
+            model="toy",
+            format="jsonl",
+            batch_size=4,
+            tell=tell,
+            sample=True,
+            temperature=3.0,
+        )
+
+    work(tmp_path / "whole.jsonl", None)
+    whole = rows(tmp_path / "whole.jsonl")
+    assert len({row["caption"] for row in whole}) > 4
+    for stop_after in (1, 5, 9):
+        output = tmp_path / f"{stop_after}.jsonl"
+        with pytest.raises(KeyboardInterrupt):
+            work(output, stop_after)
+        work(output, None)
+        assert rows(output) == whole
+    with pytest.raises(ConfigError, match="batch_size was 4, is 5"):
+        caption_to_file(
+            Captioner.load(model, "cpu"),
+            list_images(listed),
+            output,
+            model="toy",
+            format="jsonl",
+            batch_size=5,
+            sample=True,
+            temperature=3.0,
+        )
+
+
 def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, tmp_path):
     picture = toys.draw(tmp_path / "a.png", "red")
     output = tmp_path / "out.jsonl"
@@ -231,10 +324,10 @@ def test_where_memory_is_short_batches_are_halved_and_stay_so():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return batch * 10
 
-    within = _WithinMemory(two_fit)
+    within = WithinMemory(two_fit)
     for _ in range(2):
         parts = within(torch.arange(9))
         assert torch.equal(torch.cat(parts), torch.arange(9) * 10)
     assert asked == [9, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
     with pytest.raises(torch.OutOfMemoryError):
-        _WithinMemory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()))(torch.ones(1))
+        WithinMemory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()))(torch.ones(1))

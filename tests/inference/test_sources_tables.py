@@ -109,7 +109,7 @@ def test_bad_rows_cost_themselves() -> None:
         "list.jsonl:4! names no image: None",
         "list.jsonl:5! names no image: 5",
     ]
-    assert found[5] == "\ud83d! no such file (list.jsonl:6)"
+    assert found[5] == "list.jsonl:6! no name of a file: '\\ud83d'"
     assert found[6].startswith("list.jsonl:7! not JSON: ")
     assert found[7] == "a\0! no such file (list.jsonl:8)"
     assert found[8] == "both.jpg"
@@ -153,6 +153,15 @@ def test_odd_names(name: str) -> None:
     assert listed("odd/list.csv") == [f"odd/{name}"]
     write("odd/list.jsonl", json.dumps({"image": name}, ensure_ascii=False))
     assert listed("odd/list.jsonl") == [f"odd/{name}"]
+
+
+def test_addresses_stay_what_they_are() -> None:
+    write("list.csv", "image\ns3://bucket/1.jpg\ns3://bucket/2.tar\n")
+    assert listed("list.csv") == [
+        "s3://bucket/1.jpg! no such file; addresses are read with --engine ray only",
+        "s3://bucket/2.tar! archives elsewhere are not opened; stream it: "
+        "'pipe:aws s3 cp s3://bucket/2.tar -'",
+    ]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

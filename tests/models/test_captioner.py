@@ -20,6 +20,9 @@ import toys
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
 
 
+PICTURES = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue", "green")] * 7
+
+
 @pytest.fixture(scope="module")
 def captioner():
     return toys.captioner(cell="lstm", num_layers=1)
@@ -103,7 +106,7 @@ def test_many_images_are_read_as_captions_are_asked_for(captioner, picture):
     captions = captioner.caption(images(), batch_size=3)
     assert read == []
     first = next(captions)
-    assert read == [0, 1, 2]
+    assert read == [*range(9)]  # one batch that is captioned, two that are read meanwhile
     assert [first, *captions] == [captioner.caption(picture)] * 10
 
 
@@ -150,7 +153,9 @@ def test_of_many_draws_the_best_are_kept(captioner, picture):
     for all_drawn, best in zip(drawn, kept, strict=True):
         length = {each.text: len(each.text.split()) + each.finished for each in all_drawn}
         scores = {each.text: each.log_prob / length[each.text] ** 0.7 for each in all_drawn}
-        ranked = sorted(all_drawn, key=lambda each: (not each.finished, -scores[each.text]))
+        # What was drawn more than once is kept once.
+        different = list({each.text: each for each in reversed(all_drawn)}.values())
+        ranked = sorted(different, key=lambda each: (not each.finished, -scores[each.text]))
         assert [each.text for each in best] == [each.text for each in ranked[:3]]
         for each in best:
             assert each.score == pytest.approx(scores[each.text], rel=1e-5)
@@ -158,6 +163,18 @@ def test_of_many_draws_the_best_are_kept(captioner, picture):
     assert all(0 <= each.score <= 1 for image in agreed for each in image)
     one = captioner.search(features, n_best=3, consensus=0.5, **options)
     assert all(each.score == each.log_prob for image in one for each in image)  # as drawn
+
+
+def test_of_draws_that_are_alike_one_is_kept(captioner):
+    features = torch.randn(3, captioner.encoder.feature_size)
+    options = {"sample": True, "temperature": 0.02, "max_length": 3, "n_best": 4}
+    for found in captioner.search(features, draws=10, **options):
+        texts = [caption.text for caption in found]
+        assert len(texts) == len(set(texts))
+    assert any(
+        len({caption.text for caption in found}) < 4
+        for found in captioner.search(features, **options)  # as drawn
+    )
 
 
 def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
@@ -304,6 +321,53 @@ def test_the_beam_grows_to_the_captions_asked_for(captioner):
     assert [len(found) for found in captioner.search(features, n_best=7)] == [7, 7]
 
 
+def test_of_many_a_broken_image_costs_itself(captioner):
+    good = PICTURES[0]
+    images = [good, b"no image", good, np.zeros((0, 1))]
+    found = captioner.caption(images, on_error="skip")
+    caption = captioner.caption(good)
+    assert list(found) == [caption, None, caption, None]
+    found = captioner.caption(images)
+    assert next(found) == caption  # those before it are not lost
+    with pytest.raises(ImageError, match="not an image"):
+        next(found)
+
+
+def test_pixels_may_be_overwritten_while_captions_are_made(captioner):
+    def frames():
+        frame, tensor = np.zeros((20, 20, 3), np.uint8), torch.zeros(3, 20, 20)
+        for picture in PICTURES[:6]:
+            frame[:] = np.asarray(picture)[:20, :20]
+            yield frame
+            tensor.copy_(torch.from_numpy(frame).permute(2, 0, 1) / 255)
+            yield tensor
+
+    expected = [captioner.caption(picture) for picture in PICTURES[:6] for _ in range(2)]
+    assert list(captioner.caption(frames())) == expected
+
+
+def test_several_captions_are_not_asked_of_caption(captioner):
+    with pytest.raises(ConfigError, match="n_best: `caption` gives the best alone"):
+        captioner.caption(PICTURES[0], n_best=3)
+
+
+def test_an_opened_picture_is_read_like_its_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    path = tmp_path / "side.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as opened:
+        assert to_picture(opened).size == (20, 30)
+        assert to_picture(opened).tobytes() == to_picture(path).tobytes()
+    (tmp_path / "cut.png").write_bytes(path.read_bytes()[:-300])
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(ImageError, match="damaged"):
+        to_picture(opened)
+    with pytest.raises(ImageError, match="nothing to see"):
+        to_picture(Image.new("RGB", (0, 5)))
+    assert to_picture(np.array([[True, False]])).tobytes() == bytes([255] * 3 + [0] * 3)
+
+
 def test_images_are_not_lost_by_an_impossible_batch(captioner):
     for size in (0, -1):
         with pytest.raises(ConfigError, match=f"batch_size: must be 1 or more, given {size}"):
@@ -320,9 +384,6 @@ def test_captions_that_are_no_text_are_refused(captioner, captions, shown):
 def test_no_model_directory_is_an_error(nothing):
     with pytest.raises(ModelError, match="no model directory is named"):
         Captioner.load(nothing)
-
-
-PICTURES = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue", "green")] * 7
 
 
 def tell(box, captioner):

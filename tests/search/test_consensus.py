@@ -76,7 +76,21 @@ def test_places_that_hold_nothing_and_unfinished_sentences_do_not_vote():
     found = hypotheses([[2, 3], [2, 4], [9, 9], []], [-1.0, -1.1, -0.1, -math.inf], finished)
     chosen = by_consensus(found, 1.0)
     assert {tuple(ids[:2]) for ids in chosen.token_ids[0, :2].tolist()} == {(2, 3), (2, 4)}
-    assert chosen.scores[0, 2:].eq(-math.inf).all()
+    assert chosen.finished[0].tolist() == [True, True, False, False]
+    assert chosen.scores[0, 2] == 0  # a number, which every format can hold
+    assert chosen.scores[0, 3] == -math.inf
     alone = by_consensus(hypotheses([[2, 3]], [-1.0], torch.tensor([[False]])), 1.0)
     assert alone.lengths.tolist() == [[2]]
     assert alone.scores.isfinite().all()
+
+
+def test_images_compared_apart_agree_as_those_compared_together(monkeypatch):
+    torch.manual_seed(0)
+    token_ids = torch.randint(0, 5, (7, 6, 9))
+    log_probs = torch.randn(7, 6)
+    found = Hypotheses(token_ids, torch.full((7, 6), 9), log_probs, log_probs, log_probs > -9)
+    together = by_consensus(found, 1.0)
+    monkeypatch.setattr("captioner.search.consensus.ROOM", 2 * (6 * 9) ** 2)
+    apart = by_consensus(found, 1.0)
+    assert torch.equal(together.token_ids, apart.token_ids)
+    assert torch.equal(together.scores, apart.scores)

@@ -14,12 +14,10 @@ from pathlib import Path
 from captioner.errors import ImageError
 from captioner.inference.sources.braces import expand
 from captioner.inference.sources.folders import folder_images, matches
-from captioner.inference.sources.item import Item, Slice, failure, kind_of
+from captioner.inference.sources.item import TARS, ZIPS, Item, Slice, failure, kind_of, unreachable
 from captioner.inference.sources.tables import SUFFIXES as TABLES
 from captioner.inference.sources.tables import table_images
 from captioner.inference.sources.tar import COMMAND, command_images, tar_images
-from captioner.inference.sources.tar import SUFFIXES as TARS
-from captioner.inference.sources.zip import SUFFIXES as ZIPS
 from captioner.inference.sources.zip import zip_images
 
 __all__ = ["Item", "Slice", "files_only", "list_images"]
@@ -115,6 +113,7 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
             yield from _named(match, recursive, image_column)
         if not found:
             yield failure(name, "no file matches this pattern", "missing")
+    elif "://" in name:
+        yield unreachable(name)
     else:
-        hint = "; addresses are read with --engine ray only" if "://" in name else ""
-        yield failure(name, f"no such file{hint}", "missing")
+        yield failure(name, "no such file", "missing")

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captioner.images import SUFFIXES
-from captioner.inference.sources.item import Item, failure, file_item, kind_of
-from captioner.inference.sources.tar import SUFFIXES as TARS
-from captioner.inference.sources.zip import SUFFIXES as ZIPS
+from captioner.inference.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
 
 
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:

@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 from captioner.errors import ImageError, ImageErrorKind
 
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
+ZIPS = (".zip",)
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 
 
@@ -75,6 +77,14 @@ def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
         kind: of the error.
     """
     return Item(name, ImageError(reason, kind=kind))
+
+
+def unreachable(address: str) -> Item:
+    """Return the item of a name with a scheme, such as `s3://`, which is not looked for here."""
+    if address.lower().endswith(TARS + ZIPS):
+        hint = f"archives elsewhere are not opened; stream it: 'pipe:aws s3 cp {address} -'"
+        return failure(address, hint, "unreadable")
+    return failure(address, "no such file; addresses are read with --engine ray only", "missing")
 
 
 def kind_of(path: str | Path) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from captioner.datasets.reading import excerpt, guess_delimiter, read_rows
 from captioner.datasets.table import IMAGE_COLUMNS
 from captioner.errors import ImageError
-from captioner.inference.sources.item import Item, failure, kind_of
+from captioner.inference.sources.item import Item, failure, kind_of, unreachable
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -54,6 +55,12 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
         return Item(where, value)
     if not (isinstance(value, str) and value):
         return failure(where, f"names no image: {excerpt(value)}", "missing")
+    try:
+        os.fsencode(value)
+    except UnicodeError:
+        return failure(where, f"no name of a file: {excerpt(value)}", "missing")
+    if "://" in value:
+        return unreachable(value)
     # A table may come from anywhere. What it names is only ever opened as a file: no pattern, no
     # archive, and above all no command.
     beside, here = table.parent / value, Path(value)

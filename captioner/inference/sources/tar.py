@@ -24,7 +24,6 @@ from captioner.errors import ImageError
 from captioner.inference.sources.item import Item, Slice, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
 MAX_HEADER = 2**20  # bytes of a long name or of pax records, which tarfile reads at once
 _READ_AT_ONCE = (

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from captioner.inference.sources.item import Item, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
-SUFFIXES = (".zip",)
 _ENCRYPTED = 0x1  # the bit of a member's flags
 # Bytes asked for at a time. zipfile unpacks at once whatever so many packed bytes hold, up to
 # 20,000 times as much in bzip2.

@@ -1,0 +1,115 @@
+"""Batches of images -> captions: threads read the next batches while one is captioned."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from captioner.workers import cores, on_cores, workers
+
+if TYPE_CHECKING:
+    from captioner.models.captioner import Caption, Captioner
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2  # batches that are read while one is captioned
+SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
+
+
+def captions_of(
+    captioner: Captioner,
+    batches: Iterable[Sequence[T]],
+    read: Callable[[T], tuple[R, Tensor | None]],
+    *,
+    num_workers: int | None = None,
+    n_best: int = 1,
+    **decoding: Any,
+) -> Iterator[list[tuple[R, list[Caption]]]]:
+    """Caption batch by batch.
+
+    The images of a batch go through the network together, whatever came before.
+
+    Args:
+        captioner: on its device.
+        batches: taken only as they are needed, so that memory does not grow with their number.
+        read: called by the threads; what it makes of an image, and pixels, uint8 (3, S, S), or
+            None where there is nothing to caption. It raises nothing.
+        num_workers: threads; None: one for each core. On a processor they also encode and search.
+        n_best: captions per image.
+        **decoding: overrides of the model's own settings, such as beam_size=5.
+
+    Yields:
+        For each image of a batch what `read` made of it, and its captions, best first; none
+        where there were no pixels.
+
+    Raises:
+        ConfigError: if a decoding setting is unknown or impossible.
+    """
+    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
+    encode = WithinMemory(captioner.encoder.see)
+    search = WithinMemory(partial(captioner.search, n_best=n_best, **settings))
+    together = captioner.encoder.images_per_pass
+    source = iter(batches)
+
+    def caption(pixels: list[Tensor]) -> Iterator[list[Caption]]:
+        if not pixels:
+            return iter(())
+        stacked = torch.stack(pixels)
+        if captioner.device.type == "cpu":
+            features = on_cores(pool, captioner.encoder.see, stacked, together)
+            parts = on_cores(pool, search, torch.cat(features), SEARCHED)
+        else:
+            if captioner.device.type == "cuda":
+                stacked = stacked.pin_memory()  # which is copied several times as fast
+            parts = [search(torch.cat(encode(stacked)))]
+        return (captions for part in parts for some in part for captions in some)
+
+    captioner.encoder.prepare(num_workers or cores())
+    with workers(num_workers, captioner.device) as pool:
+        waiting: deque[list[Future[tuple[R, Tensor | None]]]] = deque()
+
+        def read_ahead() -> None:
+            for batch in islice(source, AHEAD - len(waiting)):
+                waiting.append([pool.submit(read, image) for image in batch])
+
+        read_ahead()
+        while waiting:
+            ready = [image.result() for image in waiting.popleft()]
+            read_ahead()
+            found = caption([pixels for _, pixels in ready if pixels is not None])
+            yield [(made, [] if pixels is None else next(found)) for made, pixels in ready]
+
+
+class WithinMemory:
+    """Applies a function to a batch, in halves from then on where the memory is short."""
+
+    def __init__(self, function: Callable[[Tensor], Any]):
+        self.function = function
+        self.limit: int | None = None
+
+    def __call__(self, batch: Tensor) -> list[Any]:
+        """Return what the function returns for each part, in order."""
+        while True:
+            size = min(self.limit or len(batch), len(batch))
+            try:
+                return [self.function(part) for part in batch.split(size)]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.limit = size // 2
+                torch.cuda.empty_cache()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield items in lists of a size; the last may be shorter."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
