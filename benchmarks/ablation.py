@@ -5,32 +5,38 @@
 
 Each row trains `configs/flickr8k.yaml` with one thing changed, once for each seed, and scores the
 dev split; rows about search and ensembles use the recipe's own models, "distilled" and
-"self-critical" begin with them (and want three seeds). `--set` says where data and
-weights lie. Runs that are finished are not repeated, so rows can be added one by one. A row holds
-the mean over the seeds, the half-width of its 95% interval (Student's t), and its difference in
-CIDEr from the recipe, seed by seed; where the interval of that difference holds zero it is a tie.
-Cost is the training time of one model, dev scores included, features stored.
+"self-critical" begin with them. `--set` says where data and weights lie. Runs that are finished
+are not repeated, so rows can be added one by one; a run of another recipe or of other data is
+refused. A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and
+its differences in BLEU-4 and CIDEr from the recipe, seed by seed; where the interval of a
+difference holds zero it is a tie. Of an ensemble there is one: its interval is over images
+(bootstrap), and it has no differences. Cost is the seconds of training one model, dev scores
+included, and those of captioning the dev split, both from stored features.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from statistics import mean, stdev
+from time import perf_counter
 from typing import Any
 
 from common import describe_machine
 
 from captioner.config import DecodingConfig, load_config
 from captioner.evaluation.run import evaluate
-from captioner.models.captioner import Captioner
+from captioner.models.captioner import Captioner, model_folder
+from captioner.models.directory import fingerprint
 from captioner.training.run import train
 
 SCORES = ("bleu_1", "bleu_4", "cider")
 # Two-sided 95% quantiles of Student's t, by the number of seeds.
-QUANTILES = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
+QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
 SELF_CRITICAL = (
     "training.objective=scst",
     "training.start_from={runs}/recipe-{seed}",
@@ -44,17 +50,13 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "weight decay 0.01": ("training.weight_decay=0.01",),
     "no mirrored pictures": ("encoder.flip=false",),
     "feature dropout 0": ("decoder.feature_dropout=0",),
-    "feature dropout 0.5": ("decoder.feature_dropout=0.5",),
     "no moving average": ("training.ema_decay=0",),
     "no label smoothing": ("training.label_smoothing=0",),
     "features as they are": ("decoder.feature_norm=none",),
     "words not tied": ("decoder.tie_weights=false",),
     "GRU": ("decoder.cell=gru",),
     "plain RNN": ("decoder.cell=rnn",),
-    "15 epochs": ("training.epochs=15",),
-    "distilled from three": (
-        "training.teachers=[{runs}/recipe-0, {runs}/recipe-1, {runs}/recipe-2]",
-    ),
+    "distilled from the ensemble": ("training.teachers={recipe}",),
     "then self-critical": (*SELF_CRITICAL, "training.learning_rate=1e-5"),
     "then self-critical, 1e-4": (*SELF_CRITICAL, "training.learning_rate=1e-4"),
 }
@@ -76,13 +78,17 @@ SEARCH: dict[str, dict[str, Any]] = {
     "search in fp32": {"precision": "fp32"},
     "from the plain view alone": {"mirrored": False},
 }
-# Of all seeds' models: one figure each, so without an interval over seeds.
-TOGETHER: dict[str, dict[str, Any]] = {
-    "ensemble": {},
-    "ensemble, beam 5": {"beam_size": 5},
-    "ensemble, beam 5, no votes": {"beam_size": 5, "neighbours": 0},
-    "ensemble, consensus instead of votes": {"neighbours": 0, "consensus": 0.15},
+# Of all seeds' models of some rows.
+WITH_GRUS = ("recipe", "GRU")
+TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "ensemble": (("recipe",), {}),
+    "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
+    "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
+    "ensemble, consensus instead of votes": (("recipe",), {"neighbours": 0, "consensus": 0.15}),
+    "ensemble with GRUs": (WITH_GRUS, {}),
+    "ensemble with GRUs, beam 5": (WITH_GRUS, {"beam_size": 5}),
 }
+ROWS = (*TRAINING, *SEARCH, *TOGETHER)
 
 Row = list[dict[str, float]]
 
@@ -90,27 +96,36 @@ Row = list[dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="K=V")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, choices=QUANTILES)
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--only", action="append", default=[], help="rows to fill; else all")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=ROWS, help="rows to fill; else all"
+    )
     parser.add_argument("--table", type=Path, help="also write the table here")
     given = parser.parse_args()
     print(describe_machine())
     rows: dict[str, Row] = {}
+    seeds = range(given.seeds)
+    models = {name: [model_of(given.output, name, seed) for seed in seeds] for name in TRAINING}
+    recipe = str([str(model.absolute()) for model in models["recipe"]])
+    wanted = set(given.only or ROWS)
     for name, changes in TRAINING.items():
-        wanted = not given.only or name in given.only
-        overrides = [*given.overrides, *changes]
-        found = [
-            trained(given.output, name, seed, overrides, wanted) for seed in range(given.seeds)
-        ]
-        rows[name] = [scores for scores in found if scores]
-    models = [model_of(given.output, "recipe", seed) for seed in range(given.seeds)]
+        rows[name] = []
+        for seed, folder in enumerate(models[name]):
+            places = {"{runs}": str(given.output.absolute()), "{seed}": str(seed)}
+            overrides = [*given.overrides, *changes, f"training.seed={seed}"]
+            for place, value in (places | {"{recipe}": recipe}).items():
+                overrides = [each.replace(place, value) for each in overrides]
+            if (found := trained(folder, overrides, wanted=name in wanted)) is not None:
+                print(f"{name}, seed {seed}: {found}", flush=True)
+                rows[name].append(found)
     for name, settings in SEARCH.items():
-        if not given.only or name in given.only:
-            rows[name] = [scored([model], settings, given.overrides) for model in models]
-    for name, settings in TOGETHER.items():
-        if not given.only or name in given.only:
-            rows[name] = [scored(models, settings, given.overrides)]
+        if name in wanted:
+            rows[name] = [scored([model], settings, given.overrides) for model in models["recipe"]]
+    for name, (members, settings) in TOGETHER.items():
+        if name in wanted:
+            together = [model for member in members for model in models[member]]
+            rows[name] = [scored(together, settings, given.overrides, resamples=1000)]
     table = as_table(rows)
     print(table)
     if given.table:
@@ -122,77 +137,96 @@ def model_of(output: Path, name: str, seed: int) -> Path:
     return output / f"{name.replace(' ', '-')}-{seed}"
 
 
-def trained(
-    output: Path, name: str, seed: int, overrides: list[str], wanted: bool
-) -> dict[str, float] | None:
+def trained(folder: Path, overrides: list[str], *, wanted: bool) -> dict[str, float] | None:
     """Train and score one model, or read what was found before."""
-    folder = model_of(output, name, seed)
-    known = folder / "ablation.json"
-    places = {"{runs}": str(output.absolute()), "{seed}": str(seed)}
-    for place, value in places.items():
-        overrides = [each.replace(place, value) for each in overrides]
+    config = load_config("flickr8k", overrides)
+    known, own = folder / "ablation.json", folder / "config.yaml"
+    if own.is_file() and load_config(str(own)) != config:
+        sys.exit(f"{folder}: a run of another recipe or other data; --output DIR begins elsewhere")
     if not known.is_file():
         if not wanted:
             return None
-        config = load_config("flickr8k", [*overrides, f"training.seed={seed}"])
         seconds = train(config, folder, resume=True).seconds
         known.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     took = json.loads(known.read_text(encoding="utf-8"))["seconds"]
-    found = scored([folder], {}, overrides) | {"seconds": took}
-    print(f"{name}, seed {seed}: {found}", flush=True)
-    return found
+    return scored([folder], {}, overrides) | {"training": took}
 
 
-def scored(models: list[Path], settings: dict[str, Any], overrides: list[str]) -> dict[str, float]:
+def scored(
+    models: list[Path], settings: dict[str, Any], overrides: list[str], resamples: int = 0
+) -> dict[str, float]:
     """Score the dev split as captioned by one model, or by several together."""
     config = load_config("flickr8k", overrides)
     mirrored = settings.get("mirrored")
     # As the recipe searches now, whatever the models were trained to do.
     settings = {key: value for key, value in settings.items() if key != "mirrored"}
     decoding = DecodingConfig.model_validate(config.decoding.model_dump() | settings)
-    how = f"{decoding.summary()},{decoding.precision},mirrored={mirrored},{len(models)}"
-    output = models[0] / "scores" / how
+    prints = [fingerprint(model_folder(model)) for model in models]
+    data = config.data.model_dump(mode="json")
+    how = json.dumps([prints, data, decoding.model_dump(), mirrored, resamples])
+    output = models[0] / "scores" / hashlib.blake2b(how.encode(), digest_size=8).hexdigest()
     known = output / "ablation.json"
     if not known.is_file():
         captioner = Captioner.load(models)
         if mirrored is not None:
             captioner.encoder.mirrored = mirrored
+        search, found = captioner.search, {"captioning": 0.0}
+
+        def timed(*args: Any, **options: Any) -> Any:
+            began = perf_counter()
+            captions = search(*args, **options)
+            found["captioning"] += perf_counter() - began
+            return captions
+
+        captioner.search = timed  # type: ignore[method-assign]
         result = evaluate(
-            captioner, config, output, split="dev", resamples=0, **decoding.model_dump()
+            captioner, config, output, split="dev", resamples=resamples, **decoding.model_dump()
         )
-        scores = {each: result.scores[each].value for each in SCORES}
-        known.write_text(json.dumps(scores), encoding="utf-8")
-    found: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
-    return found
+        for each in SCORES:
+            score = result.scores[each]
+            found[each] = score.value
+            if score.interval:
+                found[f"{each} ±"] = (score.interval[1] - score.interval[0]) / 2
+        known.write_text(json.dumps(found), encoding="utf-8")
+    known_scores: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
+    return known_scores
 
 
 def as_table(rows: dict[str, Row]) -> str:
     """Lay the rows out as Markdown."""
     lines = [
-        "| | seeds | BLEU-1 | BLEU-4 | CIDEr | CIDEr less the recipe's | s |",
-        "|---|---|---|---|---|---|---|",
+        "| | BLEU-1 | BLEU-4 | CIDEr | BLEU-4 less the recipe's | CIDEr less | training, s "
+        "| captioning, s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    recipe = rows["recipe"]
     for name, row in rows.items():
         if not row:
             continue
-        cells = [interval([scores[each] for scores in row]) for each in SCORES]
-        apart = ""
-        if name != "recipe" and len(row) == len(recipe):
-            pairs = zip(row, recipe, strict=True)
-            differences = [scores["cider"] - own["cider"] for scores, own in pairs]
-            width = half_width(differences)
-            tie = " (a tie)" if width >= abs(mean(differences)) else ""
-            apart = f"{mean(differences):+.3f} ± {width:.3f}{tie}"
-        seconds = f"{mean(s['seconds'] for s in row):.0f}" if "seconds" in row[0] else ""
-        lines.append(f"| {name} | {len(row)} | {' | '.join(cells)} | {apart} | {seconds} |")
+        cells = [interval(row, each) for each in SCORES]
+        apart = ["", ""]
+        if name != "recipe" and len(row) == len(rows["recipe"]):
+            apart = [difference(row, rows["recipe"], each) for each in ("bleu_4", "cider")]
+        costs = [
+            f"{mean(scores[cost] for scores in row):.0f}" if cost in row[0] else ""
+            for cost in ("training", "captioning")
+        ]
+        lines.append(f"| {' | '.join([name, *cells, *apart, *costs])} |")
     return "\n".join(lines)
 
 
-def interval(values: list[float]) -> str:
+def interval(row: Row, name: str) -> str:
     """Show a mean, and the half-width of its interval where there is one."""
-    width = half_width(values)
+    values = [scores[name] for scores in row]
+    width = half_width(values) if len(row) > 1 else row[0].get(f"{name} ±", math.inf)
     return f"{mean(values):.3f}" + (f" ± {width:.3f}" if width < math.inf else "")
+
+
+def difference(row: Row, recipe: Row, name: str) -> str:
+    """Show by how much a row is above the recipe, seed by seed."""
+    apart = [scores[name] - own[name] for scores, own in zip(row, recipe, strict=True)]
+    width = half_width(apart)
+    tie = " (a tie)" if width >= abs(mean(apart)) else ""
+    return f"{mean(apart):+.3f} ± {width:.3f}{tie}"
 
 
 def half_width(values: list[float]) -> float:

@@ -20,7 +20,8 @@ Each part is a race: its contestants take turns in one run, speeds are medians o
   the K hypotheses of an image together.
 - transformers (`--transformers`): from pixels to caption, greedy, against `generate` of the
   architectures of BLIP-base and ViT-GPT2 with random weights. At least 100.
-- memory (`--memory`): peak memory of captioning 50,000 images to that of 1,000. At most 1.05.
+- memory (`--memory`): peak memory of captioning 50,000 images into a file to that of 1,000. At most
+  1.05.
 
 With `--model` (of one CNN) and `--photographs` all this is of trained weights and real pictures.
 Without, the CNN is torchvision's mobilenet_v2 with random weights, its batch norms' statistics
@@ -77,15 +78,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from captioner.inference.local import caption_files
+from captioner.inference.job import caption_to_file
 from captioner.inference.sources import Item
 from captioner.models.captioner import Captioner
 
 model, pictures, count = sys.argv[1:]
 paths = sorted(Path(pictures).iterdir())
 items = (Item(str(i), paths[i % len(paths)]) for i in range(int(count)))
-captioned = sum(1 for _ in caption_files(Captioner.load(model), items))
-assert captioned == int(count)
+output = Path(pictures).parent / f"{count}.jsonl"
+done = caption_to_file(Captioner.load(model), items, output, model="", format="jsonl")
+assert (done.images, done.failed) == (int(count), 0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

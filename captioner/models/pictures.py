@@ -36,15 +36,14 @@ def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         source = iter(images)
     except TypeError:
         source = iter([to_picture(cast(Any, images))])  # which says what is wrong with it
-    # Whoever makes pixels may make the next ones in the same memory, before these are looked at.
-    return (
-        image.clone()
-        if isinstance(image, Tensor)
-        else image.copy()
-        if isinstance(image, np.ndarray)
-        else image
-        for image in source
-    )
+    return map(_as_it_is, source)
+
+
+def _as_it_is(image: ImageLike) -> ImageLike:
+    """Copy pixels: who made them may make the next ones in the same memory."""
+    if isinstance(image, Tensor):
+        return image.clone()
+    return image.copy() if isinstance(image, np.ndarray) else image
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
