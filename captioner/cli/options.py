@@ -70,7 +70,7 @@ def decoding_options(command: F) -> F:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Keep the decoding options that were given; any sampling option asks for sampling.
+    """Keep the decoding options that were given.
 
     Raises:
         UsageError: if some of them would have no effect.
@@ -87,7 +87,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(
             f"{_flags(idle)}: no effect on sampling ({_flags(sampling)}); leave it out{ranks}"
         )
-    return chosen | {"sample": True}
+    return chosen
 
 
 def _flags(names: set[str]) -> str:

@@ -87,6 +87,9 @@ def evaluate(
         ConfigError: if a decoding setting is impossible.
     """
     settings = captioner.settings(n_best=n_best, **decoding)
+    if settings.beam_size > captioner.decoding.beam_size and "beam_size" not in decoding:
+        own = captioner.decoding.beam_size
+        say(f"beam: {settings.beam_size} wide instead of {own}, for as many captions")
     dataset = open_dataset(config.data)
     split = split or _default_split(dataset, config)
     table = read_split(

@@ -30,7 +30,7 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
         DataError: if there is a list that cannot be read.
     """
     path = output.with_name(ERRORS)
-    _of_others(path, output)  # before a long job, not after it
+    lines_of_others(output)  # before a long job, not after it
     found = 0
     with TemporaryFile("w+", encoding="utf-8") as noted:
 
@@ -46,7 +46,7 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
             noted.write(json.dumps(row, ensure_ascii=False) + "\n")
 
         yield add
-        others = _of_others(path, output)  # as they are by now
+        others = lines_of_others(output)  # as they are by now
         noted.seek(0)
         with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
             shutil.copyfileobj(noted, file)
@@ -55,8 +55,13 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
         path.unlink()
 
 
-def _of_others(errors: Path, output: Path) -> list[str]:
-    """Return the lines that are not this job's."""
+def lines_of_others(output: Path) -> list[str]:
+    """Return the lines of the list beside an output that are not of its job.
+
+    Raises:
+        DataError: if there is a list that cannot be read.
+    """
+    errors = output.with_name(ERRORS)
     try:
         lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, whole_file
 from captioner.images import MAX_PIXELS
-from captioner.inference.failures import ERRORS, failure_list
+from captioner.inference.failures import ERRORS, failure_list, lines_of_others
 from captioner.inference.journal import Journal, forget, journals_of, merged
 from captioner.inference.local import BATCH_SIZE, Record, caption_batches
 from captioner.inference.sources import Item
@@ -158,12 +158,13 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
     lock.touch()  # where nothing can be written this says so; the lock would be "not acquired"
     try:
         with FileLock(lock, blocking=False):
-            _clean(output)
-            if overwrite:
-                forget(output)
-            elif output.exists() and not journals_of(output):
-                raise ConfigError(f"{output}: exists; --overwrite replaces it")
             try:
+                _clean(output)
+                if overwrite:
+                    forget(output)
+                elif output.exists() and not journals_of(output):
+                    raise ConfigError(f"{output}: exists; --overwrite replaces it")
+                lines_of_others(output)  # that cannot be read is said now, not at the end
                 yield
             finally:
                 lock.unlink(missing_ok=True)

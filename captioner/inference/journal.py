@@ -81,7 +81,7 @@ class Journal:
             with _usable(path):
                 connection = _open(path, text)
                 connection.execute("SELECT count(*) FROM listing").fetchone()
-            _check(path, connection, identity)
+                _check(path, connection, identity)
             self.journals.append(connection)
         self.connection = self.journals[0]
         # Where images stand in the listing is found anew each time; an earlier job may have had
@@ -187,14 +187,15 @@ def _open(path: Path, identity: str) -> sqlite3.Connection:
 def _usable(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    # Whatever is wrong with the content of a damaged row.
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path}: cannot be used as this job's journal ({error}); --overwrite starts over"
         ) from error
 
 
 def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
-    began = json.loads(connection.execute("SELECT identity FROM job").fetchone()[0])
+    began = dict(json.loads(connection.execute("SELECT identity FROM job").fetchone()[0]))
     differing = [
         _difference(key, began.get(key), value)
         for key, value in identity.items()

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from captioner.errors import DataError, ImageError
 from captioner.files import utf8_name, write_text
+from captioner.images import SIGNATURES
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 
@@ -124,10 +125,24 @@ def untaken(
         if place == Path(item.name):
             reason = "its caption would take its own place; choose another --extension"
             yield Item(item.name, ImageError(reason, kind="place_taken"))
-        elif not overwrite and isinstance(item.source, Path) and place.exists():
-            leave(item.name)
+        elif isinstance(item.source, Path) and place.exists():
+            if not overwrite:
+                leave(item.name)
+            elif _is_picture(place):
+                reason = f"its caption would replace {place}, a picture; choose another --extension"
+                yield Item(item.name, ImageError(reason, kind="place_taken"))
+            else:
+                yield item
         else:
             yield item
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(max(map(len, SIGNATURES))).startswith(SIGNATURES)
+    except OSError:
+        return False  # and writing it will say why
 
 
 def _unless_taken(

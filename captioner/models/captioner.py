@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, cast, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from captioner.models.directory import Parts, model_folder, read_model, write_mo
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
 from captioner.models.neighbours import Neighbours
-from captioner.models.pictures import ONE_IMAGE, ImageLike, each, pictures, to_picture
+from captioner.models.pictures import ImageLike, as_it_is, each, is_one, pictures, to_picture
 from captioner.models.pipeline import batched, captions_of
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, by_score, sample
@@ -29,6 +29,7 @@ from captioner.text import Vocabulary, detokenize, tokenize
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
 BATCH = 128  # images that are captioned together
+DRAWING = {"temperature", "top_k", "top_p", "draws"}
 LARGE = 256  # units of a layer whose matrices are worth rounding
 
 
@@ -128,6 +129,9 @@ class Captioner:
             ConfigError: if a setting is unknown or impossible.
         """
         settings = self.settings(n_best=n_best, **decoding)
+        size = self.encoder.feature_size
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
+            raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         words = self.vocabulary
         hidden = self.decoder.init_hidden(features.to(self.device))
         step = self.decoder.stepper(self._dtype(settings.precision))
@@ -202,6 +206,8 @@ class Captioner:
         """
         try:
             asked = self.decoding.model_dump() | decoding
+            if "sample" not in decoding:  # who asks how to draw asks for drawing
+                asked["sample"] |= bool(decoding.keys() & DRAWING)
             if "beam_size" not in decoding and not asked["sample"]:
                 asked["beam_size"] = max(asked["beam_size"], n_best)
             settings = DecodingConfig.model_validate(asked)
@@ -211,9 +217,10 @@ class Captioner:
             raise ConfigError(
                 f"decoding.{name}: {first['msg'].lower()}, given {first['input']!r}"
             ) from error
-        if n_best < 1 or (n_best > settings.beam_size and not settings.sample):
+        most = n_best if settings.sample else settings.beam_size
+        if not isinstance(n_best, int) or not 1 <= n_best <= most:
             raise ConfigError(
-                f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best}"
+                f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best!r}"
             )
         if settings.neighbours and self.neighbours is None:
             which = "the first of the models" if self.num_models > 1 else "this model"
@@ -260,8 +267,8 @@ class Captioner:
             images: a path, encoded bytes, a file opened for them, a Pillow image, an array or
                 tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an
                 iterable of these, which is read a few batches ahead of the captions asked for.
-            batch_size: images per pass. Sums in bf16 depend in their last digits on how many rows
-                there are: an image may be captioned otherwise, rarely, in other company.
+            batch_size: of many, images per pass. Sums in bf16 depend in their last digits on how
+                many rows there are: an image may be captioned otherwise, rarely, in other company.
             on_error: "skip" gives None for one of many images that cannot be read.
             **decoding: overrides of the model's own settings, such as beam_size=5.
 
@@ -269,21 +276,29 @@ class Captioner:
             The best caption of the one image, or an iterator over those of many.
 
         Raises:
-            ImageError: if an image cannot be read; of many, after the captions of those before.
-            ConfigError: if a setting is unknown or impossible.
+            ImageError: if an image cannot be read; of many, after the captions of those before,
+                as is anything that their iterator raises.
+            ConfigError: at once, if a setting is unknown or impossible.
         """
         if "n_best" in decoding:
-            raise ConfigError("n_best: `caption` gives the best alone; `search` gives several")
-        if isinstance(images, ONE_IMAGE):
+            raise ConfigError(
+                "n_best: `caption` gives the best alone; `inference.local.caption_files` and "
+                "`search(encode(pictures), n_best=...)` give several"
+            )
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error: must be 'raise' or 'skip', given {on_error!r}")
+        self.settings(**decoding)
+        if is_one(images):
             return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: must be 1 or more, given {batch_size}")
-        return self._captions(batched(each(images), batch_size), on_error == "skip", decoding)
+        batches = batched(map(as_it_is, each(cast(Iterable[ImageLike], images))), batch_size)
+        return self._captions(batches, on_error == "skip", decoding)
 
     def _captions(
-        self, batches: Iterable[list[ImageLike]], skip: bool, decoding: dict[str, Any]
+        self, batches: Iterable[list[Any]], skip: bool, decoding: dict[str, Any]
     ) -> Iterator[Any]:
-        def read(image: ImageLike) -> tuple[ImageError | None, Tensor | None]:
+        def read(image: Any) -> tuple[ImageError | None, Tensor | None]:
+            if isinstance(image, ImageError):
+                return image, None
             try:
                 return None, self.encoder.preprocess.pixels(to_picture(image))
             except ImageError as error:
@@ -333,14 +348,15 @@ class Captioner:
         Raises:
             ImageError: if an image cannot be read.
         """
-        if isinstance(images, ONE_IMAGE):
+        if is_one(images):
             of_one = self.score([images], captions, per_token=per_token)[0]
             return of_one.item() if isinstance(captions, str) else of_one
+        many = cast(Iterable[ImageLike], images)
         if isinstance(captions, str):
-            return self.score(images, [captions], per_token=per_token)[:, 0]
+            return self.score(many, [captions], per_token=per_token)[:, 0]
         texts = self._token_ids(captions)
         scores = [torch.empty(0, len(texts))]
-        for batch in pictures(images, BATCH):
+        for batch in pictures(many, BATCH):
             hidden = self.decoder.init_hidden(self.encode(batch))
             scores.append(log_likelihoods(self.decoder, hidden, texts).cpu())
         tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])

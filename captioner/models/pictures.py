@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from PIL import Image
@@ -20,11 +20,16 @@ ImageLike: TypeAlias = (
     "| np.ndarray[Any, Any] | Tensor"
 )
 BYTES = (bytes, bytearray, memoryview)
-ONE_IMAGE = (str, Path, *BYTES, io.IOBase, Image.Image, np.ndarray, Tensor)
+ONE_IMAGE = (str, Path, *BYTES, Image.Image, np.ndarray, Tensor)
+
+
+def is_one(image: object) -> TypeGuard[ImageLike]:
+    """Whether it is one image, or an opened file; else it is an iterable of images, if anything."""
+    return isinstance(image, ONE_IMAGE) or hasattr(image, "read")
 
 
 def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Return an iterator over images, each as it was when its turn came.
+    """Return an iterator over images.
 
     Args:
         images: of any kind.
@@ -33,17 +38,24 @@ def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         ImageError: at once, if these are no images.
     """
     try:
-        source = iter(images)
+        return iter(images)
     except TypeError:
-        source = iter([to_picture(cast(Any, images))])  # which says what is wrong with it
-    return map(_as_it_is, source)
+        return iter([to_picture(cast(Any, images))])  # which says what is wrong with it
 
 
-def _as_it_is(image: ImageLike) -> ImageLike:
-    """Copy pixels: who made them may make the next ones in the same memory."""
-    if isinstance(image, Tensor):
-        return image.clone()
-    return image.copy() if isinstance(image, np.ndarray) else image
+def as_it_is(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
+    """Take an image as it is now.
+
+    Whoever made it may close its file, or make the next one in the same memory, before a thread
+    looks at it. Only what cannot change, a path or bytes, is left for the thread to decode.
+    """
+    try:
+        if isinstance(image, str | Path):
+            return image
+        content = _content(image)
+        return content if isinstance(content, bytes) else to_picture(content)
+    except ImageError as error:
+        return error
 
 
 def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
@@ -74,16 +86,12 @@ def to_picture(image: ImageLike) -> Image.Image:
         try:
             return read_image(Path(image))
         except ImageError as error:
-            raise ImageError(f"{image}: {error}", kind=error.kind) from error
-    if isinstance(image, io.TextIOBase):
-        raise ImageError("a file opened as text; open it with mode 'rb'")
-    if isinstance(image, io.IOBase):
-        try:
-            image = image.read()
-        except (OSError, ValueError) as error:  # ValueError: it was closed
-            raise ImageError(f"cannot be read: {error}", kind="unreadable") from error
-    if isinstance(image, BYTES):
-        return read_image(bytes(image))
+            hint = "; addresses are not read here" if "://" in str(image) else ""
+            name = str(image) or "an empty path"
+            raise ImageError(f"{name}: {error}{hint}", kind=error.kind) from error
+    image = _content(image)
+    if isinstance(image, bytes):
+        return read_image(image)
     if isinstance(image, Image.Image):
         return read_opened(image)
     if not isinstance(image, np.ndarray | Tensor):
@@ -100,6 +108,18 @@ def to_picture(image: ImageLike) -> Image.Image:
         raise ImageError(f"{array.dtype} pixels must be numbers from 0 to {top}")
     array = np.rint(array * np.float64(255) if is_real else array).astype(np.uint8)
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array))
+
+
+def _content(image: Any) -> Any:
+    """Return the bytes of what holds some, and anything else as it is."""
+    if isinstance(image, io.TextIOBase):
+        raise ImageError("a file opened as text; open it with mode 'rb'")
+    if hasattr(image, "read"):
+        try:
+            image = image.read()
+        except (OSError, ValueError) as error:  # ValueError: it was closed
+            raise ImageError(f"cannot be read: {error}", kind="unreadable") from error
+    return bytes(image) if isinstance(image, BYTES) else image
 
 
 def _channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from captioner.errors import ConfigError
 from captioner.workers import cores, on_cores, workers
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def captions_of(
 
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
+        Exception: what the iterator of batches raises, after the captions of those before.
     """
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     encode = WithinMemory(captioner.encoder.see)
@@ -76,9 +77,15 @@ def captions_of(
     with workers(num_workers, captioner.device) as pool:
         waiting: deque[list[Future[tuple[R, Tensor | None]]]] = deque()
 
+        ended: Exception | None = None
+
         def read_ahead() -> None:
-            for batch in islice(source, AHEAD - len(waiting)):
-                waiting.append([pool.submit(read, image) for image in batch])
+            nonlocal ended
+            while ended is None and len(waiting) < AHEAD:
+                try:
+                    waiting.append([pool.submit(read, image) for image in next(source)])
+                except Exception as error:  # StopIteration as a rule
+                    ended = error
 
         read_ahead()
         while waiting:
@@ -86,6 +93,8 @@ def captions_of(
             read_ahead()
             found = caption([pixels for _, pixels in ready if pixels is not None])
             yield [(made, [] if pixels is None else next(found)) for made, pixels in ready]
+    if ended and not isinstance(ended, StopIteration):
+        raise ended  # when all that came before is captioned
 
 
 class WithinMemory:
@@ -109,7 +118,26 @@ class WithinMemory:
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield items in lists of a size; the last may be shorter."""
-    source = iter(items)
-    while batch := list(islice(source, size)):
-        yield batch
+    """Give items in lists of a size; the last may be shorter, also where their iterator raises.
+
+    Raises:
+        ConfigError: at once, if the size is not 1 or more.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"batch_size: must be 1 or more, given {size!r}")
+    return _batches(iter(items), size)
+
+
+def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
+    ended: Exception | None = None
+    while ended is None:
+        batch: list[T] = []
+        try:
+            while len(batch) < size:
+                batch.append(next(source))
+        except Exception as error:  # StopIteration as a rule
+            ended = error
+        if batch:
+            yield batch
+    if not isinstance(ended, StopIteration):
+        raise ended

@@ -168,6 +168,10 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     before = picture.read_bytes()
     given = ("caption", str(picture), "--format", "txt", "--overwrite", "--extension")
     assert "--extension: .PNG is that of pictures" in run(*given, ".PNG").stderr
+    notes.write_bytes(before)  # a picture by another name
+    assert "would replace" in run(*given[:-1]).stderr
+    assert notes.read_bytes() == before
+    notes.write_text("my notes")
     picture.rename(picture.with_suffix(".odd"))
     result = run("caption", str(picture.with_suffix(".odd")), *given[2:], ".odd")
     assert "its caption would take its own place" in result.stderr

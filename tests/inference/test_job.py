@@ -211,6 +211,32 @@ def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
         run(model, pictures, output)
 
 
+@pytest.mark.parametrize("change", ["UPDATE records SET row = 'x'", "UPDATE job SET identity = 1"])
+def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    with sqlite3.connect(journals_of(output)[0]) as db:
+        db.execute(change)
+    with pytest.raises(DataError, match="cannot be used as this job's journal"):
+        run(model, pictures, output)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_list_of_failures_that_cannot_be_read_is_said_at_once(model, pictures, tmp_path):
+    (tmp_path / "errors.jsonl").write_bytes(b"\xff\xfe")
+    made = []
+    with pytest.raises(DataError, match=r"errors\.jsonl: cannot be read"):
+        run(model, pictures, tmp_path / "out.jsonl", tell=made.append)
+    assert not made
+
+
+def test_images_are_not_lost_by_an_impossible_batch(model, pictures):
+    captioner = Captioner.load(model, "cpu")
+    for size in (0, -1, 2.5):
+        with pytest.raises(ConfigError, match="batch_size: must be 1 or more"):
+            list(caption_files(captioner, list_images(pictures), batch_size=size))
+
+
 def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     refused = []

@@ -3,6 +3,7 @@ import json
 import math
 import multiprocessing
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -344,6 +345,81 @@ def test_pixels_may_be_overwritten_while_captions_are_made(captioner):
 
     expected = [captioner.caption(picture) for picture in PICTURES[:6] for _ in range(2)]
     assert list(captioner.caption(frames())) == expected
+
+
+def test_whatever_changes_after_its_turn_was_read_in_its_turn(captioner, tmp_path):
+    paths = []
+    for number, picture in enumerate(PICTURES[:6]):
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    expected = list(captioner.caption(paths))
+    assert len(set(expected)) > 1
+
+    def closed():
+        for path in paths:
+            with path.open("rb") as file:
+                yield file
+
+    def lazy():
+        for path in paths:
+            with Image.open(path) as picture:
+                yield picture
+
+    def refilled():
+        memory, canvas = bytearray(), Image.new("RGB", PICTURES[0].size)
+        for path, picture in zip(paths, PICTURES, strict=False):
+            if path in paths[::2]:
+                memory[:] = path.read_bytes()
+                yield memory
+            else:
+                canvas.paste(picture)
+                yield canvas
+
+    for images in (closed, lazy, refilled):
+        assert list(captioner.caption(images(), on_error="skip")) == expected
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(paths[0].read_bytes())
+        file.seek(0)
+        assert captioner.caption(file) == expected[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_what_an_iterator_raises_comes_after_the_captions_of_those_before(captioner, size):
+    def images():
+        yield from PICTURES[:5]
+        raise RuntimeError("no more")
+
+    found = captioner.caption(images(), batch_size=size)
+    assert [next(found) for _ in range(5)] == list(captioner.caption(PICTURES[:5]))
+    with pytest.raises(RuntimeError, match="no more"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_error": "ignore"}, "on_error: must be 'raise' or 'skip', given 'ignore'"),
+        ({"batch_size": "4"}, "batch_size: must be 1 or more, given '4'"),
+        ({"beam_size": 0}, r"decoding\.beam_size"),
+        ({"bem_size": 3}, r"decoding\.bem_size"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(captioner, options, message):
+    with pytest.raises(ConfigError, match=message):
+        captioner.caption(iter([]), **options)
+
+
+@pytest.mark.parametrize("features", [torch.zeros(3), torch.zeros(2, 5), ["a.jpg"], None])
+def test_what_is_no_table_of_features_is_refused(captioner, features):
+    with pytest.raises(ConfigError, match=r"features: must be a tensor \(B, 512\)"):
+        captioner.search(features)
+
+
+def test_who_asks_how_to_draw_asks_for_drawing(captioner):
+    assert captioner.settings(temperature=0.5).sample
+    assert captioner.settings(draws=3).sample
+    assert not captioner.settings(temperature=0.5, sample=False).sample
+    assert not captioner.settings(beam_size=2).sample
 
 
 def test_several_captions_are_not_asked_of_caption(captioner):

@@ -27,7 +27,7 @@ NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
 
 
 def list_images(
-    sources: Sequence[str],
+    sources: str | Path | Sequence[str | Path],
     *,
     recursive: bool = False,
     stdin: Iterable[str] = (),
@@ -36,8 +36,8 @@ def list_images(
     """Find the images meant by files, folders, globs, archives, tables, commands and `-`.
 
     Args:
-        sources: what the user typed; `-` stands for the lines of stdin. Only here may a name have
-            braces or begin with `pipe:`.
+        sources: what the user typed, one or several; `-` stands for the lines of stdin. Only here
+            may a name have braces or begin with `pipe:`.
         recursive: also look into folders of folders.
         stdin: paths, one a line; or, if the first line has a zero byte in it, between zero bytes.
         image_column: of tables; None: guessed among the usual names.
@@ -47,7 +47,7 @@ def list_images(
         files come in the order of their names, and only those named like images, as in archives;
         members of an archive and rows of a table come in their own order.
     """
-    for source in sources:
+    for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
             try:
                 for name in _names(stdin):
