@@ -9,9 +9,10 @@ dev split; rows about search and ensembles use the recipe's own models, "distill
 are not repeated, so rows can be added one by one; a run of another recipe or of other data is
 refused. A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and
 its differences in BLEU-4 and CIDEr from the recipe, seed by seed; where the interval of a
-difference holds zero it is a tie. Of an ensemble there is one: its interval is over images
-(bootstrap), and it has no differences. Cost is the seconds of training one model, dev scores
-included, and those of captioning the dev split, both from stored features.
+difference holds zero it is a tie. Rows that begin with "words tied," are changes of the recipe as
+it was before, with words tied, and are compared with that. Of an ensemble there is one: its
+interval is over images (bootstrap), and it has no differences. Cost is the seconds of training one
+model, dev scores included, and those of captioning the dev split, both from stored features.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ SCORES = ("bleu_1", "bleu_4", "cider")
 QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306}
 SELF_CRITICAL = (
     "training.objective=scst",
-    "training.start_from={runs}/recipe-{seed}",
+    "training.start_from={runs}/words-tied-{seed}",
     "training.warmup_steps=20",
     "training.ema_decay=0.98",
     "training.epochs=4",
 )
-TRAINING: dict[str, tuple[str, ...]] = {
-    "recipe": (),
+TIED = "words tied"  # the recipe before it was seen that they had better not be
+CHANGES: dict[str, tuple[str, ...]] = {
     "one CNN": ("encoder.beside=[]",),
     "weight decay 0.01": ("training.weight_decay=0.01",),
     "no mirrored pictures": ("encoder.flip=false",),
@@ -53,12 +54,17 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "no moving average": ("training.ema_decay=0",),
     "no label smoothing": ("training.label_smoothing=0",),
     "features as they are": ("decoder.feature_norm=none",),
-    "words not tied": ("decoder.tie_weights=false",),
     "GRU": ("decoder.cell=gru",),
     "plain RNN": ("decoder.cell=rnn",),
-    "distilled from the ensemble": ("training.teachers={recipe}",),
+    "distilled from the ensemble": ("training.teachers={tied}",),
     "then self-critical": (*SELF_CRITICAL, "training.learning_rate=1e-5"),
     "then self-critical, 1e-4": (*SELF_CRITICAL, "training.learning_rate=1e-4"),
+}
+TRAINING: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    TIED: ("decoder.tie_weights=true",),
+    # One change more each; they are compared with "words tied".
+    **{f"{TIED}, {name}": ("decoder.tie_weights=true", *each) for name, each in CHANGES.items()},
 }
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},
@@ -79,14 +85,14 @@ SEARCH: dict[str, dict[str, Any]] = {
     "from the plain view alone": {"mirrored": False},
 }
 # Of all seeds' models of some rows.
-WITH_GRUS = ("recipe", "GRU")
+WITH_GRUS = (TIED, f"{TIED}, GRU")
 TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble": (("recipe",), {}),
     "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
     "ensemble, consensus instead of votes": (("recipe",), {"neighbours": 0, "consensus": 0.15}),
-    "ensemble with GRUs": (WITH_GRUS, {}),
-    "ensemble with GRUs, beam 5": (WITH_GRUS, {"beam_size": 5}),
+    "words tied, ensemble": ((TIED,), {}),
+    "words tied, ensemble with GRUs": (WITH_GRUS, {}),
 }
 ROWS = (*TRAINING, *SEARCH, *TOGETHER)
 
@@ -107,14 +113,14 @@ def main() -> None:
     rows: dict[str, Row] = {}
     seeds = range(given.seeds)
     models = {name: [model_of(given.output, name, seed) for seed in seeds] for name in TRAINING}
-    recipe = str([str(model.absolute()) for model in models["recipe"]])
+    tied = str([str(model.absolute()) for model in models[TIED]])
     wanted = set(given.only or ROWS)
     for name, changes in TRAINING.items():
         rows[name] = []
         for seed, folder in enumerate(models[name]):
             places = {"{runs}": str(given.output.absolute()), "{seed}": str(seed)}
             overrides = [*given.overrides, *changes, f"training.seed={seed}"]
-            for place, value in (places | {"{recipe}": recipe}).items():
+            for place, value in (places | {"{tied}": tied}).items():
                 overrides = [each.replace(place, value) for each in overrides]
             if (found := trained(folder, overrides, wanted=name in wanted)) is not None:
                 print(f"{name}, seed {seed}: {found}", flush=True)
@@ -204,8 +210,9 @@ def as_table(rows: dict[str, Row]) -> str:
             continue
         cells = [interval(row, each) for each in SCORES]
         apart = ["", ""]
-        if name != "recipe" and len(row) == len(rows["recipe"]):
-            apart = [difference(row, rows["recipe"], each) for each in ("bleu_4", "cider")]
+        base = rows[TIED if name.startswith(f"{TIED}, ") else "recipe"]
+        if row is not base and len(row) == len(base):
+            apart = [difference(row, base, each) for each in ("bleu_4", "cider")]
         costs = [
             f"{mean(scores[cost] for scores in row):.0f}" if cost in row[0] else ""
             for cost in ("training", "captioning")

@@ -47,10 +47,15 @@ def test_differences_are_taken_seed_by_seed_and_ties_are_called_so(ablation: Mod
     assert ablation.difference(row(0.51, 0.53, 0.55), recipe, "cider") == "+0.010 ± 0.000"
     apart = ablation.difference(row(0.50, 0.53, 0.54), recipe, "cider")
     assert apart == "+0.003 ± 0.014 (a tie)"
+    rows = {"recipe": recipe, ablation.TIED: row(0.3, 0.4, 0.5)}
+    changed = f"{ablation.TIED}, changed"
+    table = ablation.as_table(rows | {changed: row(0.31, 0.41, 0.51)})
+    assert "| +0.010 ± 0.000 |" in table.splitlines()[-1]  # what it is a change of
 
 
 def test_a_row_without_some_seeds_has_no_differences(ablation: ModuleType) -> None:
-    table = ablation.as_table({"recipe": row(0.5, 0.6), "new": row(0.5), "none": []})
-    header, _, recipe, new = table.splitlines()
+    rows = {"recipe": row(0.5, 0.6), ablation.TIED: row(0.4, 0.5), "new": row(0.5), "none": []}
+    header, _, recipe, tied, new = ablation.as_table(rows).splitlines()
+    assert "| -0.100 ± 0.000 |" in tied
     assert new == "| new | 0.600 | 0.200 | 0.500 |  |  |  |  |"
     assert len({line.count("|") for line in (header, recipe, new)}) == 1
