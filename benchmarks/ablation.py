@@ -91,6 +91,8 @@ TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
     "ensemble, consensus instead of votes": (("recipe",), {"neighbours": 0, "consensus": 0.15}),
+    "ensemble with words tied": (("recipe", TIED), {}),
+    "ensemble with words tied, beam 5": (("recipe", TIED), {"beam_size": 5}),
     "words tied, ensemble": ((TIED,), {}),
     "words tied, ensemble with GRUs": (WITH_GRUS, {}),
 }
