@@ -3,7 +3,7 @@
     python benchmarks/training.py
 
 Contestants take turns on the same random captions (of Flickr8k's lengths and vocabulary)
-with the decoder, the batch size and the precision of `configs/flickr8k.yaml`:
+with the decoder, the batch size and the precision of `configs/flickr8k.yaml`, words tied:
 
 - ours: `Trainer`, as `captioner train` runs it: batches, forward, loss, backward, clipping, AdamW,
   moving average, progress bar, log; features come from a table.
@@ -272,7 +272,7 @@ def main() -> int:
     if share:
         return 0
     torch.manual_seed(0)
-    config = load_config("flickr8k", ["training.epochs=1000"])
+    config = load_config("flickr8k", ["training.epochs=1000", "decoder.tie_weights=true"])
     vocabulary = Vocabulary(tuple(f"word{i}" for i in range(WORDS)), (5,) * WORDS, 5)
     table = make_table(vocabulary, feature_size=1280)
     with tempfile.TemporaryDirectory() as name:
