@@ -85,7 +85,6 @@ SEARCH: dict[str, dict[str, Any]] = {
     "from the plain view alone": {"mirrored": False},
 }
 # Of all seeds' models of some rows.
-WITH_GRUS = (TIED, f"{TIED}, GRU")
 TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble": (("recipe",), {}),
     "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
@@ -94,7 +93,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble with words tied": (("recipe", TIED), {}),
     "ensemble with words tied, beam 5": (("recipe", TIED), {"beam_size": 5}),
     "words tied, ensemble": ((TIED,), {}),
-    "words tied, ensemble with GRUs": (WITH_GRUS, {}),
+    "words tied, ensemble with GRUs": ((TIED, f"{TIED}, GRU"), {}),
 }
 ROWS = (*TRAINING, *SEARCH, *TOGETHER)
 
@@ -120,9 +119,10 @@ def main() -> None:
     for name, changes in TRAINING.items():
         rows[name] = []
         for seed, folder in enumerate(models[name]):
-            places = {"{runs}": str(given.output.absolute()), "{seed}": str(seed)}
+            runs = str(given.output.absolute())
+            places = {"{runs}": runs, "{seed}": str(seed), "{tied}": tied}
             overrides = [*given.overrides, *changes, f"training.seed={seed}"]
-            for place, value in (places | {"{tied}": tied}).items():
+            for place, value in places.items():
                 overrides = [each.replace(place, value) for each in overrides]
             if (found := trained(folder, overrides, wanted=name in wanted)) is not None:
                 print(f"{name}, seed {seed}: {found}", flush=True)

@@ -245,6 +245,9 @@ class TrainingConfig(Section):
         return self
 
 
+DRAWING = frozenset({"temperature", "top_k", "top_p", "draws"})  # who sets one asks for drawing
+
+
 class DecodingConfig(Section):
     """How words are searched."""
 

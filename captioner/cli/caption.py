@@ -114,12 +114,8 @@ def command(
     on where it was when the same command is given again.
     """
     format = format or _format_of(output)
-    _check_engine(engine, format, output, num_gpus=num_gpus)
-    if engine == "ray" and (retry_errors or on_error == "fail" or device != "auto"):
-        raise click.UsageError(
-            "--engine ray takes no --retry-errors, --on-error fail or --device: a Ray job is whole "
-            "or not at all, and --num-gpus says where it computes"
-        )
+    local_only = retry_errors or on_error == "fail" or device != "auto"
+    _check_engine(engine, format, output, num_gpus=num_gpus, local_only=local_only)
     _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
     folders = find_models(models)
     if not models:
@@ -280,10 +276,17 @@ def _to_stdout(
     return count, failed, note
 
 
-def _check_engine(engine: str, format: str, output: Path | None, *, num_gpus: float | None) -> None:
+def _check_engine(
+    engine: str, format: str, output: Path | None, *, num_gpus: float | None, local_only: bool
+) -> None:
     """Refuse what an engine does not do."""
     if engine == "ray" and (not output or format not in ("jsonl", "parquet")):
         raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
+    if engine == "ray" and local_only:
+        raise click.UsageError(
+            "--engine ray takes no --retry-errors, --on-error fail or --device: a Ray job is whole "
+            "or not at all, and --num-gpus says where it computes"
+        )
     if engine == "local" and format == "parquet":
         raise click.UsageError("--format parquet needs --engine ray")
     if engine == "local" and num_gpus is not None:

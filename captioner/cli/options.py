@@ -75,8 +75,10 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: if some of them would have no effect.
     """
+    from captioner.config import DRAWING
+
     chosen = {name: value for name, value in options.items() if value is not None}
-    sampling = chosen.keys() & {"temperature", "top_k", "top_p", "draws"}
+    sampling = set(chosen.keys() & DRAWING)
     if not sampling:
         return chosen
     idle = chosen.keys() & {"beam_size", "no_repeat_ngram_size"}

@@ -13,14 +13,14 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from captioner.config import DecodingConfig
+from captioner.config import DRAWING, DecodingConfig
 from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
 from captioner.models.neighbours import Neighbours
-from captioner.models.pictures import ImageLike, as_it_is, each, is_one, pictures, to_picture
+from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.pipeline import batched, captions_of
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, beam_search, by_consensus, by_score, sample
@@ -29,7 +29,6 @@ from captioner.text import Vocabulary, detokenize, tokenize
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
 BATCH = 128  # images that are captioned together
-DRAWING = {"temperature", "top_k", "top_p", "draws"}
 LARGE = 256  # units of a layer whose matrices are worth rounding
 
 
@@ -206,7 +205,7 @@ class Captioner:
         """
         try:
             asked = self.decoding.model_dump() | decoding
-            if "sample" not in decoding:  # who asks how to draw asks for drawing
+            if "sample" not in decoding:
                 asked["sample"] |= bool(decoding.keys() & DRAWING)
             if "beam_size" not in decoding and not asked["sample"]:
                 asked["beam_size"] = max(asked["beam_size"], n_best)
@@ -356,7 +355,7 @@ class Captioner:
             return self.score(many, [captions], per_token=per_token)[:, 0]
         texts = self._token_ids(captions)
         scores = [torch.empty(0, len(texts))]
-        for batch in pictures(many, BATCH):
+        for batch in batched(map(to_picture, each(many)), BATCH):
             hidden = self.decoder.init_hidden(self.encode(batch))
             scores.append(log_likelihoods(self.decoder, hidden, texts).cpu())
         tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])

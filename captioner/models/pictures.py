@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard, cast
 
@@ -56,20 +55,6 @@ def as_it_is(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
         return content if isinstance(content, bytes) else to_picture(content)
     except ImageError as error:
         return error
-
-
-def pictures(images: Iterable[ImageLike], size: int) -> Iterator[list[Image.Image]]:
-    """Return lists of pictures, reading images only as the lists are asked for.
-
-    Args:
-        images: of any kind.
-        size: pictures in a list; the last may be shorter.
-
-    Raises:
-        ImageError: at once, if these are no images; later, if one cannot be read.
-    """
-    source = each(images)
-    return iter(lambda: [to_picture(image) for image in islice(source, size)], [])
 
 
 def to_picture(image: ImageLike) -> Image.Image:

@@ -286,7 +286,7 @@ def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pic
     paths = sorted(map(str, pictures.iterdir()))[8:20]
     listed = [*paths[:4], paths[4], paths[0], paths[5], paths[6], *paths[:4], *paths[7:], paths[1]]
 
-    def work(output: Path, stop_after: int | None) -> None:
+    def work(output: Path, stop_after: int | None = None, batch_size: int = 4) -> None:
         made = 0
 
         def tell(_):
@@ -301,32 +301,23 @@ def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pic
             output,
             model="toy",
             format="jsonl",
-            batch_size=4,
+            batch_size=batch_size,
             tell=tell,
             sample=True,
             temperature=3.0,
         )
 
-    work(tmp_path / "whole.jsonl", None)
+    work(tmp_path / "whole.jsonl")
     whole = rows(tmp_path / "whole.jsonl")
     assert len({row["caption"] for row in whole}) > 4
     for stop_after in (1, 5, 9):
         output = tmp_path / f"{stop_after}.jsonl"
         with pytest.raises(KeyboardInterrupt):
             work(output, stop_after)
-        work(output, None)
+        work(output)
         assert rows(output) == whole
     with pytest.raises(ConfigError, match="batch_size was 4, is 5"):
-        caption_to_file(
-            Captioner.load(model, "cpu"),
-            list_images(listed),
-            output,
-            model="toy",
-            format="jsonl",
-            batch_size=5,
-            sample=True,
-            temperature=3.0,
-        )
+        work(output, batch_size=5)
 
 
 def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, tmp_path):
