@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 # The tensors here are too small to share between threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("CAPTIONER_OPENVINO", None)
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that: the
+# tests that send it would wait in vain.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeState = Callable[..., "dict[str, Tensor]"]
 MakeEncoder = Callable[..., "FrozenEncoder"]
