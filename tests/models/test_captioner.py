@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 from captioner.config import DecodingConfig
@@ -488,6 +488,21 @@ def test_a_captioner_survives_pickling():
     copy = pickle.loads(pickle.dumps(captioner))
     assert torch.equal(copy.encode(images), captioner.encode(images))
     assert copy.encoder.mirrored
+
+
+def test_a_mirrored_captioner_sees_a_picture_and_its_mirror_image_alike():
+    captioner, draws = toys.captioner(), np.random.default_rng(0)
+    noise = draws.integers(0, 256, (2, toys.SIZE, toys.SIZE, 3), dtype=np.uint8)
+    images = [Image.fromarray(each) for each in noise]
+    mirrored = [ImageOps.mirror(image) for image in images]
+    plain = captioner.encode(images)
+    mean = (plain + captioner.encode(mirrored)) / 2
+    assert (mean - plain).abs().max() > 0.01  # these pictures are not symmetric
+    captioner.encoder.mirrored = True
+    torch.testing.assert_close(captioner.encode(images), mean)
+    torch.testing.assert_close(captioner.encode(mirrored), mean)
+    upside_down = [ImageOps.flip(image) for image in images]
+    assert (captioner.encode(upside_down) - mean).abs().max() > 0.01
 
 
 def test_consensus_reorders_the_beam_and_says_so_in_the_signature(captioner):

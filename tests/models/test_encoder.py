@@ -25,6 +25,7 @@ from captioner.models.encoder import (
     remove_head,
 )
 from captioner.models.preprocess import Preprocess
+from captioner.models.side_by_side import side_by_side
 
 MakeState = Callable[..., dict[str, Tensor]]
 MakeEncoder = Callable[..., FrozenEncoder]
@@ -175,6 +176,23 @@ def test_a_batch_gives_what_its_images_give_alone(tiny_encoder: FrozenEncoder) -
     images = pixels(32)
     alone = torch.cat([tiny_encoder(image[None]) for image in images])
     torch.testing.assert_close(tiny_encoder(images), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mirrored_encoder_sees_the_mean_of_a_picture_and_its_mirror_image(
+    make_encoder: MakeEncoder, count: int
+) -> None:
+    parts = [make_encoder("shufflenet_v2_x0_5", seed, image_size=32) for seed in range(count)]
+    encoder, images = side_by_side(parts), pixels(32)
+    assert torch.equal(encoder.see(images), encoder(images))
+    encoder.mirrored = True
+    left_to_right = images.flip(3)
+    mean = (encoder(images) + encoder(left_to_right)) / 2
+    spread = (mean - encoder(images)).abs().max()
+    assert spread > 0.01  # these pictures are not symmetric
+    torch.testing.assert_close(encoder.see(images), mean)
+    torch.testing.assert_close(encoder.see(left_to_right), mean)
+    assert (encoder.see(images.flip(2)) - mean).abs().max() > spread / 10  # upside down is another
 
 
 def test_train_wakes_nothing(make_encoder: MakeEncoder) -> None:

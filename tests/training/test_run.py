@@ -2,6 +2,7 @@ import copy
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import FrozenEncoder
 from captioner.training import loop
+from captioner.training.prepare import open_encoder, prepare
 from captioner.training.run import Stopped, train
 from captioner.training.telemetry import read_metrics
 
@@ -225,6 +227,19 @@ def test_flipped_images_are_more_rows_of_the_same_captions(config, tmp_path):
     assert len(losses(done.folder)) == 1
     text = (done.folder / "train.log").read_text()
     assert "48 captions" in text
+
+
+def test_dev_pictures_are_seen_as_the_mean_of_themselves_and_their_mirror_images(config, picture):
+    config = change(config, "encoder", flip=True)
+    name = Path(config.data.root).parent / "dev_red_5.png"
+    picture(0, (toys.SIZE, toys.SIZE)).save(name)
+    encoder = open_encoder(config, torch.device("cpu"))
+    dev = prepare(config, encoder, lambda _: None).dev
+    [row] = [row for row, example in enumerate(dev.examples) if example.image == name]
+    pixels = encoder.preprocess.pixels(picture(0, (toys.SIZE, toys.SIZE)))[None]
+    plain, mirrored = encoder(pixels)[0], encoder(pixels.flip(3))[0]
+    assert (plain - mirrored).abs().max() > 0.02
+    torch.testing.assert_close(dev.features[row].float(), (plain + mirrored) / 2, atol=2e-3, rtol=0)
 
 
 def test_metrics_are_json_lines_with_a_step_each(config, tmp_path):
