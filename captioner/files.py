@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -58,7 +59,8 @@ def read_json(path: Path, **options: Any) -> Any:
     if path.stat().st_size > MAX_JSON:
         raise ValueError(f"more than {MAX_JSON:,} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), **options)
+        with open(path, encoding="utf-8", opener=no_stream) as file:
+            return json.loads(file.read(), **options)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -72,6 +74,27 @@ def check_regular(path: Path) -> None:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("not a regular file")
+
+
+def no_stream(path: str, flags: int) -> int:
+    """Open what was found, not typed: `open(path, opener=no_stream)` waits for nobody.
+
+    A pipe that nobody writes to would be waited for for ever, also one that took the place of a
+    file after somebody looked at it.
+
+    Args:
+        path: of a file.
+        flags: of `os.open`.
+
+    Raises:
+        OSError: also if it is a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder `open` says it itself
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
 
 
 def utf8_name(name: str) -> str:

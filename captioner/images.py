@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
+from captioner.files import no_stream
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
 MAX_BYTES = 2**30  # of a file: more than any picture of so many pixels needs
@@ -130,7 +131,8 @@ def read_file(path: Path) -> bytes:
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError("cannot be read: not a regular file", kind="unreadable")
         check_bytes(status.st_size)
-        return path.read_bytes()
+        with open(path, "rb", opener=no_stream) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
     except OSError as error:

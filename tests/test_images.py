@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from captioner import images
 from captioner.errors import ImageError
 from captioner.images import MAX_PIXELS, SUFFIXES, read_image, to_rgb
 
@@ -234,11 +235,11 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 
 
 def test_a_file_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: str, _flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
 
     (tmp_path / "photo.jpg").touch()
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(images, "no_stream", refuse)
     assert refusal(tmp_path / "photo.jpg") == "cannot be read: Permission denied"
 
 

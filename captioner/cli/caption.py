@@ -185,7 +185,9 @@ def command(
 
 def _read_once(source: str) -> bool:
     """Whether only one process can read it."""
-    return source == "-" or Path(source).is_fifo()
+    from captioner.inference.sources import typed
+
+    return source == "-" or any(Path(name).is_fifo() for name in typed(source))
 
 
 def _to_file(

@@ -17,6 +17,7 @@ from captioner.datasets import coco, delimited, flickr, jsonl, karpathy, scenes
 from captioner.datasets.base import Dataset, Example, Options, Problem
 from captioner.datasets.report import describe, refuse_problems
 from captioner.errors import DataError
+from captioner.files import no_stream
 
 __all__ = ["FORMATS", "Dataset", "Example", "Format", "Problem", "describe", "load_dataset"]
 
@@ -40,7 +41,7 @@ def _is_scenes(root: Path) -> bool:
     index = root / scenes.INDEX
     if not index.is_file():
         return False
-    with index.open("rb") as file:
+    with open(index, "rb", opener=no_stream) as file:
         return b'"scene"' in file.readline()
 
 

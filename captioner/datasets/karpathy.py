@@ -14,6 +14,7 @@ from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import excerpt, read_json
 from captioner.errors import DataError
+from captioner.files import no_stream
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 
@@ -26,7 +27,7 @@ def recognise(root: Path) -> bool:
         return any(root.glob("dataset_*.json"))
     if root.suffix != ".json":
         return False
-    with root.open("rb") as file:
+    with open(root, "rb", opener=no_stream) as file:
         return b'"sentences"' in file.read(_PEEK)
 
 

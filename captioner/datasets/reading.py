@@ -17,16 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
+from captioner.files import no_stream
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, stream: bool = False) -> str:
     """The whole file; bytes that are not UTF-8 become lone surrogates.
+
+    Args:
+        path: of the file.
+        stream: whether it may be a pipe, which only the user may name.
 
     Raises:
         DataError: if it cannot be read, or is UTF-16.
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb", opener=None if stream else no_stream) as file:
+            data = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot read it: {error.strerror}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -34,25 +40,33 @@ def read_text(path: Path) -> str:
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, *, stream: bool = False) -> list[str]:
     """Lines with their endings; only line feeds and carriage returns end a line.
+
+    Args:
+        path: of the file.
+        stream: see `read_text`.
 
     Raises:
         DataError: if the file cannot be read, or is UTF-16.
     """
     # str.splitlines would also cut at U+2028 and other characters a caption may hold.
-    data = read_text(path).encode("utf-8", errors="surrogateescape")
+    data = read_text(path, stream=stream).encode("utf-8", errors="surrogateescape")
     return [line.decode("utf-8", errors="surrogateescape") for line in data.splitlines(True)]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, stream: bool = False) -> Any:
     """The parsed document.
+
+    Args:
+        path: of the file.
+        stream: see `read_text`.
 
     Raises:
         DataError: if the file cannot be read or is not JSON, with line and column.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, stream=stream))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path}: not valid JSON: {error.msg} at {place}") from error

@@ -45,16 +45,17 @@ def read_captions(path: Path) -> Iterator[Row]:
     """Read a file of captions by what its ending says it is.
 
     Args:
-        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`, else text.
+        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`, else text;
+            named by the user, so it may be a pipe.
 
     Raises:
         DataError: if it cannot be read, naming file and line.
     """
     suffix = path.suffix.lower()
     if suffix == ".json":
-        yield from _json_rows(path, read_json(path))
+        yield from _json_rows(path, read_json(path, stream=True))
         return
-    lines = read_lines(path)
+    lines = read_lines(path, stream=True)
     for number, line in enumerate(lines, start=1):
         if not is_utf8(line):
             raise DataError(f"{path}:{number}: not UTF-8: {excerpt(line)}")

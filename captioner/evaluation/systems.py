@@ -189,7 +189,7 @@ def _predictions(path: Path) -> Path:
         return path
     direct = [path / PREDICTIONS, path / "evaluation" / PREDICTIONS]
     there = [file for file in direct if file.is_file()][:1]
-    there = there or sorted(path.glob(f"evaluation/*/{PREDICTIONS}"))
+    there = there or sorted(filter(Path.is_file, path.glob(f"evaluation/*/{PREDICTIONS}")))
     if not there:
         raise DataError(f"{path}: no {PREDICTIONS} in it; write one with `captioner evaluate`")
     if len(there) > 1:

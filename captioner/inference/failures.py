@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from captioner.errors import DataError
-from captioner.files import utf8_name, whole_file
+from captioner.files import no_stream, utf8_name, whole_file
 
 ERRORS = "errors.jsonl"
 
@@ -63,7 +63,8 @@ def lines_of_others(output: Path) -> list[str]:
     """
     errors = output.with_name(ERRORS)
     try:
-        lines = errors.read_text(encoding="utf-8").splitlines(keepends=True)
+        with open(errors, encoding="utf-8", opener=no_stream) as file:
+            lines = file.read().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 from captioner.errors import ImageError
-from captioner.images import check_bytes
+from captioner.images import check_bytes, read_file
 from captioner.inference.sources import Item, Slice
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class _Remote:
         self.uri = uri
 
     def read_bytes(self) -> bytes:
+        if urlsplit(self.uri).scheme == "file":  # which may be a pipe, on that machine
+            return read_file(Path(unquote(urlsplit(self.uri).path)))
         folder, _, name = urlsplit(self.uri).path.rpartition("/")
         try:
             files, base = _file_system(urlsplit(self.uri)._replace(path=folder or "/").geturl())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from captioner.errors import DataError, ImageError
-from captioner.files import utf8_name, write_text
+from captioner.files import no_stream, utf8_name, write_text
 from captioner.images import SIGNATURES
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
@@ -128,6 +128,9 @@ def untaken(
         elif isinstance(item.source, Path) and place.exists():
             if not overwrite:
                 leave(item.name)
+            elif not place.is_file():
+                reason = f"its caption would go into {place}, which is no file; move that away"
+                yield Item(item.name, ImageError(reason, kind="place_taken"))
             elif _is_picture(place):
                 reason = f"its caption would replace {place}, a picture; choose another --extension"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
@@ -139,7 +142,7 @@ def untaken(
 
 def _is_picture(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=no_stream) as file:
             return file.read(max(map(len, SIGNATURES))).startswith(SIGNATURES)
     except OSError:
         return False  # and writing it will say why

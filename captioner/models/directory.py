@@ -25,7 +25,7 @@ from torch import Tensor
 from captioner import __version__
 from captioner.config import DecoderConfig, DecodingConfig
 from captioner.errors import ModelError
-from captioner.files import check_regular, read_json, whole_folder
+from captioner.files import check_regular, no_stream, read_json, whole_folder
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
 from captioner.models.neighbours import Neighbours
@@ -80,7 +80,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", "model.safetensors", "vocab.json", PREPROCESSOR):
         try:
-            with (folder / name).open("rb") as file:
+            with open(folder / name, "rb", opener=no_stream) as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())
         except OSError as error:
             raise ModelError(f"{folder / name}: cannot be read: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -373,3 +374,18 @@ def test_any_content_gives_examples_or_one_clear_error(
         assert example.captions
         assert all(caption == caption.strip() != "" for caption in example.captions)
     describe(dataset).encode()
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "metadata.csv", "captions.jsonl"])
+def test_a_pipe_among_the_annotations_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=r"not a regular file|no known data set"):
+        load_dataset(tmp_path)
+
+
+def test_a_pipe_among_the_pictures_is_a_missing_image(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,A dog\npipe.jpg,A cat\n")
+    assert ("missing image", "captions.csv:3") in problems(tmp_path)

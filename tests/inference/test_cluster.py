@@ -16,6 +16,7 @@ from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
 from captioner.inference.cluster import Totals, caption_with_ray
 from captioner.inference.local import Record, caption_files
+from captioner.inference.shares import _Remote
 from captioner.inference.sources import Item, Slice, list_images
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
@@ -173,3 +174,10 @@ def test_without_ray_it_says_what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"--engine ray needs pip install 'captioner\[ray\]'"):
         caption_with_ray(model, (), tmp_path / "captions.jsonl")
+
+
+def test_a_pipe_behind_an_address_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a pipe.png")
+    with pytest.raises(ImageError, match="not a regular file") as refused:
+        _Remote((tmp_path / "a pipe.png").as_uri()).read_bytes()
+    assert refused.value.kind == "unreadable"

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ImageError
-from captioner.inference.sources import Item, list_images
+from captioner.images import read_file
+from captioner.inference import sources
+from captioner.inference.sources import Item, list_images, typed
 
 from source_toys import listed, write
 
@@ -187,7 +189,46 @@ def test_a_pipe_or_a_device_among_files_is_not_opened() -> None:
         "odd/pipe.jpg! a pipe or a device, not a file",
         "odd/zero.jpg! a pipe or a device, not a file",
     ]
-    assert listed("/dev/zero") == ["/dev/zero! a device, not a file"]
+    assert listed("/dev/zero") == ["/dev/zero! a pipe or a device, not a file"]
+
+
+@pytest.mark.parametrize("name", ["pipe.jpg", "pipe.tar", "pipe.zip", "pipe.csv", "link.png"])
+def test_a_pipe_that_nobody_typed_is_one_failure(name: str) -> None:
+    Path("odd").mkdir()
+    if name.startswith("link"):
+        os.mkfifo("elsewhere")
+        Path("odd", name).symlink_to("../elsewhere")
+    else:
+        os.mkfifo(f"odd/{name}")
+    write("list.csv", f"image\nodd/{name}\n")
+    for source in (f"odd/{name[:3]}*", f"**/{name}", "-", "list.csv"):
+        [found] = list_images([source], stdin=[f"odd/{name}\n"])
+        assert isinstance(found.source, ImageError)
+        assert (found.name, found.source.kind) == (f"odd/{name}", "unreadable")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tar", "zip", "csv", "jsonl"])
+def test_a_file_that_became_a_pipe_when_it_is_opened_is_one_failure(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "kind_of", lambda _: "file")  # what it was a moment ago
+    os.mkfifo(f"pipe.{ending}")
+    if ending == "jpg":
+        found = Item("pipe.jpg", Path("pipe.jpg"))
+    else:
+        [found] = list_images([f"pipe.{ending}"])
+    if isinstance(found.source, Path):
+        with pytest.raises(ImageError, match="not a regular file") as refused:
+            read_file(found.source)
+        assert refused.value.kind == "unreadable"
+    else:
+        assert "not a regular file" in str(found.source)
+
+
+def test_a_typed_name_is_several_where_it_has_braces() -> None:
+    assert list(typed("{a,b}.tar")) == ["a.tar", "b.tar"]
+    write("{a,b}.jpg", b"x")
+    assert list(typed("{a,b}.jpg")) == ["{a,b}.jpg"]
 
 
 def test_zero_bytes_may_end_the_paths_on_stdin() -> None:

@@ -137,8 +137,8 @@ def test_rows_name_plain_files_only() -> None:
         "t/s.tar",  # a file like any other: it will be no image
         "other.csv",
         "{a,b}.jpg! no such file (list.jsonl:5)",
-        "pipe.jpg! a pipe or a device (list.jsonl:6)",
-        "zero.jpg! a pipe or a device (list.jsonl:7)",
+        "pipe.jpg! a pipe or a device, not a file (list.jsonl:6)",
+        "zero.jpg! a pipe or a device, not a file (list.jsonl:7)",
         "t/s.tar/in.jpg! no such file (list.jsonl:8)",
     ]
 

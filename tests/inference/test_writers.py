@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from captioner.errors import DataError
+from captioner.errors import DataError, ImageError
 from captioner.inference.local import Record
-from captioner.inference.writers import FORMATS, as_dict, write_records
+from captioner.inference.sources import Item
+from captioner.inference.writers import FORMATS, as_dict, untaken, write_records
 from captioner.models.captioner import Caption
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
@@ -163,3 +165,12 @@ def test_each_record_is_written_before_the_next_is_made(format: str, tmp_path: P
         seen = (tmp_path / "0.txt") if format == "txt" else path
         assert "a dog runs" in seen.read_text()
         assert list(writing) == good[1:]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_txt_never_opens_a_pipe_or_a_folder_in_its_place(make, tmp_path: Path) -> None:
+    item = Item(str(tmp_path / "a.png"), tmp_path / "a.png")
+    make(tmp_path / "a.txt")
+    [found] = untaken([item], ".txt", overwrite=True, leave=print)
+    assert isinstance(found.source, ImageError)
+    assert found.source.kind == "place_taken"

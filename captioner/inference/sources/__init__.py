@@ -14,13 +14,22 @@ from pathlib import Path
 from captioner.errors import ImageError
 from captioner.inference.sources.braces import expand
 from captioner.inference.sources.folders import folder_images, matches
-from captioner.inference.sources.item import TARS, ZIPS, Item, Slice, failure, kind_of, unreachable
+from captioner.inference.sources.item import (
+    TARS,
+    ZIPS,
+    Item,
+    Slice,
+    failure,
+    file_item,
+    kind_of,
+    unreachable,
+)
 from captioner.inference.sources.tables import SUFFIXES as TABLES
 from captioner.inference.sources.tables import table_images
 from captioner.inference.sources.tar import COMMAND, command_images, tar_images
 from captioner.inference.sources.zip import zip_images
 
-__all__ = ["Item", "Slice", "files_only", "list_images"]
+__all__ = ["Item", "Slice", "files_only", "list_images", "typed"]
 
 # How JPEG, PNG, gzip and ZIP files begin, read as names.
 NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
@@ -37,7 +46,7 @@ def list_images(
 
     Args:
         sources: what the user typed, one or several; `-` stands for the lines of stdin. Only here
-            may a name have braces or begin with `pipe:`.
+            may a name have braces, begin with `pipe:` or be a named pipe.
         recursive: also look into folders of folders.
         stdin: paths, one a line; or, if the first line has a zero byte in it, between zero bytes.
         image_column: of tables; None: guessed among the usual names.
@@ -56,13 +65,22 @@ def list_images(
             except ImageError as error:
                 yield Item(source, error)
             continue
-        # What exists is never a pattern or a command: a shell may have put it here for a `*`, and
-        # anybody can call a file `pipe:rm x`.
-        for name in [source] if os.path.lexists(source) else expand(source):
+        for name in typed(source):
             if name.startswith(COMMAND) and not os.path.lexists(name):
                 yield from command_images(name)
+            elif kind_of(name) == "pipe":
+                yield from tar_images(name, stream=True)
             else:
                 yield from _named(name, recursive, image_column)
+
+
+def typed(source: str) -> Iterable[str]:
+    """Return the names that the user typed with a source: several where it has braces.
+
+    What exists is never a pattern or a command: a shell may have put it here for a `*`, and
+    anybody can call a file `pipe:rm x`.
+    """
+    return [source] if os.path.lexists(source) else expand(source)
 
 
 def files_only(items: Iterable[Item]) -> Iterator[Item]:
@@ -96,16 +114,14 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
     kind, ending = kind_of(name), name.lower()
     if kind == "folder":
         yield from folder_images(Path(name), recursive)
-    elif kind == "pipe" or (kind == "file" and ending.endswith(TARS)):
+    elif kind == "file" and ending.endswith(TARS):
         yield from tar_images(name)
     elif kind == "file" and ending.endswith(ZIPS):
         yield from zip_images(name)
     elif kind == "file" and ending.endswith(TABLES):
         yield from table_images(name, image_column)
-    elif kind == "device":
-        yield failure(name, "a device, not a file", "unreadable")
     elif os.path.lexists(name):
-        yield Item(name, Path(name))
+        yield file_item(name)
     elif glob.has_magic(name):
         found = False
         for match in matches(name):

@@ -43,7 +43,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES:
                 found = True
-                yield file_item(Path(parent, name))
+                yield file_item(str(Path(parent, name)))
             elif ending := next((e for e in (*TARS, *ZIPS) if name.lower().endswith(e)), None):
                 archives[str(Path(parent, f"*{ending}"))] = None
         if not recursive:

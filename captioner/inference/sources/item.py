@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from captioner.errors import ImageError, ImageErrorKind
+from captioner.files import no_stream
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 ZIPS = (".zip",)
+NO_FILE = "a pipe or a device, not a file"
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 
 
@@ -43,7 +45,7 @@ class Slice:
             ImageError: if the archive is not what it was.
         """
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=no_stream) as file:
                 file.seek(self.start)
                 content = file.read(self.size)
         except OSError as error:
@@ -100,12 +102,12 @@ def kind_of(path: str | Path) -> Kind:
     return "pipe" if stat.S_ISFIFO(mode) else "device"
 
 
-def file_item(path: Path) -> Item:
-    """Return the item of a file found in a folder.
+def file_item(name: str) -> Item:
+    """Return the item of a file that was found, not typed.
 
     A pipe or a device among the files, or a link to one, is refused: to read `/dev/zero` or a
     pipe that nobody writes to would never end.
     """
-    if kind_of(path) in ("pipe", "device"):
-        return failure(str(path), "a pipe or a device, not a file", "unreadable")
-    return Item(str(path), path)
+    if kind_of(name) in ("pipe", "device"):
+        return failure(name, NO_FILE, "unreadable")
+    return Item(name, Path(name))

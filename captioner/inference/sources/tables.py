@@ -12,7 +12,8 @@ from pathlib import Path
 from captioner.datasets.reading import excerpt, guess_delimiter, read_rows
 from captioner.datasets.table import IMAGE_COLUMNS
 from captioner.errors import ImageError
-from captioner.inference.sources.item import Item, failure, kind_of, unreachable
+from captioner.files import no_stream
+from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -68,10 +69,8 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
     for path, kind in kinds.items():
         if kind == "file":
             return Item(str(path), path)
-    what = {"folder": "a folder", "nothing": "no such file"}.get(
-        kinds[beside], "a pipe or a device"
-    )
-    return failure(str(beside), f"{what} ({where})", "missing")
+    what = {"folder": "a folder", "nothing": "no such file"}.get(kinds[beside], NO_FILE)
+    return failure(str(beside), f"{what} ({where})", "unreadable" if what == NO_FILE else "missing")
 
 
 def _lines(table: Path) -> Iterator[str]:
@@ -80,10 +79,12 @@ def _lines(table: Path) -> Iterator[str]:
     Raises:
         ImageError: if the table is UTF-16, or has no lines.
     """
-    with table.open("rb") as file:
+    with open(table, "rb", opener=no_stream) as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise ImageError("the file is UTF-16; save it as UTF-8")
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with open(
+        table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
+    ) as text:
         while line := text.readline(MAX_LINE):
             if len(line) == MAX_LINE:
                 raise ImageError(f"a line of more than {MAX_LINE:,} characters: no table")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from captioner.errors import ImageError
+from captioner.files import no_stream
 from captioner.inference.sources.item import Item, Slice, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
@@ -32,18 +33,19 @@ _READ_AT_ONCE = (
 )
 
 
-def tar_images(name: str) -> Iterator[Item]:
+def tar_images(name: str, *, stream: bool = False) -> Iterator[Item]:
     """List the images of a tar file or of a named pipe that carries one.
 
     Args:
         name: of the file or the pipe; its compression is known by its first bytes.
+        stream: whether it is a pipe, which only the user may name.
 
     Yields:
         Images in the order of the archive, with their bytes or where they lie; then, if it is
         damaged, cut off or without any image, one failure.
     """
     try:
-        with Path(name).open("rb") as file:
+        with open(name, "rb", opener=None if stream else no_stream) as file:
             yield from _members(name, file)
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or error}", "unreadable")

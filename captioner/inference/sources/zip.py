@@ -5,7 +5,9 @@ from __future__ import annotations
 import stat
 import zipfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
+from captioner.files import no_stream
 from captioner.inference.sources.item import Item, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
@@ -26,20 +28,29 @@ def zip_images(name: str) -> Iterator[Item]:
         is damaged or without any image.
     """
     try:
-        archive = zipfile.ZipFile(name)
+        file, archive = _opened(name)
     # Damaged lists of members raise BadZipFile, NotImplementedError, UnicodeDecodeError, ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
         yield failure(name, f"cannot be read as a ZIP archive: {reason}")
         return
     found = False
-    with archive:
+    with file, archive:
         for member in archive.infolist():
             if is_image(member.filename) and not member.is_dir():
                 found = True
                 yield _item(name, archive, member)
     if not found:
         yield failure(name, "no image in this archive", "missing")
+
+
+def _opened(name: str) -> tuple[BinaryIO, zipfile.ZipFile]:
+    file = open(name, "rb", opener=no_stream)  # noqa: SIM115
+    try:
+        return file, zipfile.ZipFile(file)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _item(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Item:
