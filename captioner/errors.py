@@ -24,6 +24,7 @@ ImageErrorKind: TypeAlias = Literal[
     "damaged",  # cannot be decoded whole
     "too_large",  # more pixels, or bytes, than allowed
     "no_pixels",  # of width or height 0
+    "not_a_number",  # sound, but what the model computes for it overflows
     "place_taken",  # its caption has nowhere to go that is not another's
 ]
 IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)

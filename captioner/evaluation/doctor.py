@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captioner.config import Config
 from captioner.datasets import Example
+from captioner.errors import ImageError
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
 from captioner.features import FeatureStore
@@ -64,7 +65,11 @@ def examine(
     say(f"features: {FeatureStore.for_encoder(encoder).folder}")
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(table.examples))[:RECOMPUTED]
-    captions, initial, outputs = _run(captioner, table.features)
+    try:
+        captions, initial, outputs = _run(captioner, table.features)
+    except ImageError as error:
+        advice = "restore model.safetensors, or train again with a lower training.learning_rate"
+        return [Check("numbers", "problem", str(error), advice)]
     start = captioner.decoder.init_hidden
     tokens = [tokenize(caption) for caption in captions]
     coverage = words.coverage(caption for image in table.references for caption in image)

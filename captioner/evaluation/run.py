@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError, DataError, ImageError
 from captioner.evaluation.coverage import oracle
 from captioner.evaluation.retrieval import retrieve
 from captioner.files import utf8_name, write_text
@@ -85,6 +85,7 @@ def evaluate(
     Raises:
         DataError: if the split cannot be used.
         ConfigError: if a decoding setting is impossible.
+        ImageError: if the model gives no numbers for an image.
     """
     settings = captioner.settings(n_best=n_best, **decoding)
     if settings.beam_size > captioner.decoding.beam_size and "beam_size" not in decoding:
@@ -133,11 +134,18 @@ def caption_split(
 
     Returns:
         The n-best captions of each image, in order.
+
+    Raises:
+        ImageError: naming the first image that the model gives no numbers for.
     """
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(CHUNK):
-            captions += captioner.search(features, n_best=n_best, **decoding)
+            for found in captioner.search_each(features, n_best=n_best, **decoding):
+                if isinstance(found, ImageError):
+                    path = table.examples[len(captions)].image
+                    raise ImageError(f"{path}: {found}; nothing is scored", kind=found.kind)
+                captions.append(found)
             bar.update(len(features))
     return captions
 

@@ -113,9 +113,11 @@ def caption_with_ray(
     options |= {"batch_size": batch_size, "num_workers": num_workers, "n_best": n_best}
     models = [model] if isinstance(model, str | Path) else list(model)
     # A mistake is found here at once, not on the cluster after a while.
-    next(caption_files(Captioner.load(models, "cpu"), (), **options), None)
+    captioner = Captioner.load(models, "cpu")
+    next(caption_files(captioner, (), **options), None)
     worker: dict[str, Any] = {
         "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
+        "name": captioner.name,
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
         "openvino": os.environ.get(SWITCH, ""),
@@ -178,7 +180,7 @@ def caption_with_ray(
 class _Worker:
     """Holds a model and captions what it is handed."""
 
-    def __init__(self, models: Any, device: str, options: dict[str, Any], openvino: str):
+    def __init__(self, models: Any, name: str, device: str, options: dict[str, Any], openvino: str):
         import ray
 
         os.environ[SWITCH] = openvino  # as where the job was started
@@ -187,9 +189,10 @@ class _Worker:
             for index, files in enumerate(ray.get(models)):
                 folders.append(Path(top, str(index)))
                 folders[-1].mkdir()
-                for name, content in files.items():
-                    (folders[-1] / name).write_bytes(content)
+                for file, content in files.items():
+                    (folders[-1] / file).write_bytes(content)
             self.captioner = Captioner.load(folders, device)
+        self.captioner.name = name
         self.options = options
 
     def __call__(self, share: pa.Table) -> pa.Table:

@@ -145,9 +145,15 @@ def caption_batches(
         captioner, asked, read, num_workers=num_workers, n_best=n_best, **decoding
     ):
         yield [
-            replace(done, record=Record(done.name, tuple(captions))) if captions else done
-            for done, captions in batch
+            replace(done, record=_record(done.name, found)) if found else done
+            for done, found in batch
         ]
+
+
+def _record(name: str, found: list[Caption] | ImageError) -> Record:
+    if isinstance(found, ImageError):
+        return Record(name, error=str(found), kind=found.kind)
+    return Record(name, tuple(found))
 
 
 def _content(item: Item) -> bytes:

@@ -31,6 +31,14 @@ __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 BATCH = 128  # images that are captioned together
 LARGE = 256  # units of a layer whose matrices are worth rounding
 
+# What may be no number
+FEATURES = "the image's features are not finite"
+STATES = "the decoder's states are not finite"
+SCORES = "the words' probabilities are not finite"
+OVERFLOW = (
+    "its weights overflow (precision fp32 bears the most); restore them, or train the model again"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:
@@ -81,6 +89,7 @@ class Captioner:
         self.decoding = decoding or DecodingConfig()
         self.neighbours = neighbours
         self.device = torch.device("cpu")
+        self.name = "the model"
 
     @property
     def num_models(self) -> int:
@@ -107,11 +116,28 @@ class Captioner:
 
         Returns:
             features, float32 (B, F), on the captioner's device.
+
+        Raises:
+            ImageError: if the model gives no numbers for a picture.
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
-        return self.encoder.see(pixels)
+        features = self.encoder.see(pixels)
+        self._refuse(~features.isfinite().all(1), FEATURES)
+        return features
 
-    @torch.inference_mode()
+    def _no_numbers(self, what: str) -> ImageError:
+        return ImageError(
+            f"{self.name} gives no numbers for this picture: {what}; {OVERFLOW}",
+            kind="not_a_number",
+        )
+
+    def _refuse(self, broken: Tensor, what: str) -> None:
+        """Raise an error where the model gives no numbers for one of the pictures, bool (B,)."""
+        if broken.any():
+            error = self._no_numbers(what)
+            where = f"picture {int(broken.nonzero()[0]) + 1} of {len(broken)}: "
+            raise ImageError((where if len(broken) > 1 else "") + str(error), kind=error.kind)
+
     def search(self, features: Tensor, *, n_best: int = 1, **decoding: Any) -> list[list[Caption]]:
         """Write captions for features.
 
@@ -126,13 +152,42 @@ class Captioner:
 
         Raises:
             ConfigError: if a setting is unknown or impossible.
+            ImageError: if the model gives no numbers for an image; `search_each` tells which.
+        """
+        found = self.search_each(features, n_best=n_best, **decoding)
+        for number, captions in enumerate(found, 1):
+            if isinstance(captions, ImageError):
+                where = f"picture {number} of {len(found)}: " if len(found) > 1 else ""
+                raise ImageError(f"{where}{captions}", kind=captions.kind)
+        return cast(list[list[Caption]], found)
+
+    @torch.inference_mode()
+    def search_each(
+        self, features: Tensor, *, n_best: int = 1, **decoding: Any
+    ) -> list[list[Caption] | ImageError]:
+        """Write captions for features; an image that the model gives no numbers for has an error.
+
+        Weights that are finite may still overflow. The captions of the other images are what they
+        would be in any other company.
+
+        Args:
+            features: see `search`.
+            n_best: see `search`.
+            **decoding: see `search`.
+
+        Returns:
+            For each of the B images, up to n_best captions, best first; or what is wrong.
+
+        Raises:
+            ConfigError: if a setting is unknown or impossible.
         """
         settings = self.settings(n_best=n_best, **decoding)
         size = self.encoder.feature_size
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         words = self.vocabulary
-        hidden = self.decoder.init_hidden(features.to(self.device))
+        features = features.to(self.device)
+        hidden = self.decoder.init_hidden(features)
         step = self.decoder.stepper(self._dtype(settings.precision))
         ids: dict[str, Any] = {
             "bos_id": words.bos_id,
@@ -165,11 +220,29 @@ class Captioner:
                 n_best=settings.beam_size if ranked else n_best,
                 **ids,
             )
+        # Checked before anything is ranked by them.
+        sound = [
+            (FEATURES, features.isfinite().all(1)),
+            (STATES, hidden.isfinite().all(2).all(0)),
+            (SCORES, (found.log_probs > -torch.inf).any(1)),
+        ]
         if ranked and settings.consensus:
             found = by_consensus(found, settings.consensus)
         if ranked and self.neighbours and settings.neighbours:
             found = self.neighbours.rank(found, hidden, settings.neighbours)
-        return self._read(found, n_best, ranked_draws=settings.sample and ranked)
+        captions = self._read(found, n_best, ranked_draws=settings.sample and ranked)
+        return self._checked(captions, sound)
+
+    def _checked(
+        self, captions: list[list[Caption]], sound: list[tuple[str, Tensor]]
+    ) -> list[list[Caption] | ImageError]:
+        """Put an error in the place of captions that come from what is no number."""
+        names = [name for name, _ in sound]
+        flags = torch.stack([flag for _, flag in sound], dim=1).tolist()  # one wait for the device
+        return [
+            best if all(each) else self._no_numbers(names[each.index(False)])
+            for best, each in zip(captions, flags, strict=True)
+        ]
 
     def _dtype(self, precision: str) -> torch.dtype:
         """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
@@ -268,15 +341,16 @@ class Captioner:
                 iterable of these, which is read a few batches ahead of the captions asked for.
             batch_size: of many, images per pass. Sums in bf16 depend in their last digits on how
                 many rows there are: an image may be captioned otherwise, rarely, in other company.
-            on_error: "skip" gives None for one of many images that cannot be read.
+            on_error: "skip" gives None for one of many images that cannot be read, or that the
+                model gives no numbers for.
             **decoding: overrides of the model's own settings, such as beam_size=5.
 
         Returns:
             The best caption of the one image, or an iterator over those of many.
 
         Raises:
-            ImageError: if an image cannot be read; of many, after the captions of those before,
-                as is anything that their iterator raises.
+            ImageError: if an image cannot be read, or the model gives no numbers for it; of many,
+                after the captions of those before, as is anything that their iterator raises.
             ConfigError: at once, if a setting is unknown or impossible.
         """
         if "n_best" in decoding:
@@ -304,10 +378,11 @@ class Captioner:
                 return error, None
 
         for batch in captions_of(self, batches, read, **decoding):
-            for error, captions in batch:
+            for unread, captions in batch:
+                error = captions if isinstance(captions, ImageError) else unread
                 if error and not skip:
                     raise error
-                yield captions[0].text if captions else None
+                yield None if error else captions[0].text
 
     @overload  # a string is an iterable of strings too: the first to fit decides
     def score(  # type: ignore[overload-overlap]
@@ -345,7 +420,7 @@ class Captioner:
             the processor for more: (captions,), (images,), or (images, captions) of all pairs.
 
         Raises:
-            ImageError: if an image cannot be read.
+            ImageError: if an image cannot be read, or the model gives no numbers for it.
         """
         if is_one(images):
             of_one = self.score([images], captions, per_token=per_token)[0]
@@ -357,7 +432,10 @@ class Captioner:
         scores = [torch.empty(0, len(texts))]
         for batch in batched(map(to_picture, each(many)), BATCH):
             hidden = self.decoder.init_hidden(self.encode(batch))
-            scores.append(log_likelihoods(self.decoder, hidden, texts).cpu())
+            self._refuse(~hidden.isfinite().all(2).all(0), STATES)
+            likely = log_likelihoods(self.decoder, hidden, texts).cpu()
+            self._refuse(likely.isnan().any(1), SCORES)
+            scores.append(likely)
         tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])
         return torch.cat(scores) / tokens
 
@@ -369,11 +447,17 @@ class Captioner:
 
         Returns:
             float32 on the processor, (L * H,) of one caption, (captions, L * H) of many.
+
+        Raises:
+            ModelError: if the model gives no numbers for a caption.
         """
         if isinstance(captions, str):
             return self.embed([captions])[0]
         self._check_alone("asked for embeddings; ask one of its models")
-        return embeddings(self.decoder, self._token_ids(captions)).cpu()
+        states = embeddings(self.decoder, self._token_ids(captions)).cpu()
+        if not states.isfinite().all():
+            raise ModelError(f"{self.name} gives no numbers for a caption: {STATES}; {OVERFLOW}")
+        return states
 
     def _check_alone(self, what: str) -> None:
         if self.num_models > 1:
@@ -415,7 +499,9 @@ class Captioner:
             raise ModelError("no model directory is named; name one, or several")
         models = [(Path(each), read_model(each)) for each in folders]
         parts = join(models) if len(models) > 1 else models[0][1]
-        return cls(*parts).to(device)
+        captioner = cls(*parts)
+        captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
+        return captioner.to(device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

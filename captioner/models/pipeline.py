@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, ImageError
 from captioner.workers import cores, on_cores, workers
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def captions_of(
     num_workers: int | None = None,
     n_best: int = 1,
     **decoding: Any,
-) -> Iterator[list[tuple[R, list[Caption]]]]:
+) -> Iterator[list[tuple[R, list[Caption] | ImageError]]]:
     """Caption batch by batch.
 
     The images of a batch go through the network together, whatever came before.
@@ -48,7 +48,7 @@ def captions_of(
 
     Yields:
         For each image of a batch what `read` made of it, and its captions, best first; none
-        where there were no pixels.
+        where there were no pixels, an error where the model gives no numbers.
 
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
@@ -56,11 +56,11 @@ def captions_of(
     """
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     encode = WithinMemory(captioner.encoder.see)
-    search = WithinMemory(partial(captioner.search, n_best=n_best, **settings))
+    search = WithinMemory(partial(captioner.search_each, n_best=n_best, **settings))
     together = captioner.encoder.images_per_pass
     source = iter(batches)
 
-    def caption(pixels: list[Tensor]) -> Iterator[list[Caption]]:
+    def caption(pixels: list[Tensor]) -> Iterator[list[Caption] | ImageError]:
         if not pixels:
             return iter(())
         stacked = torch.stack(pixels)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captioner.models.decoder import Decoder
 from captioner.search import Step
+from captioner.search.common import no_numbers
 from captioner.text import Vocabulary
 
 ROWS = 1024  # read together: beginnings times images, or captions
@@ -53,7 +54,8 @@ def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequenc
         captions: the token ids of C captions, without start and end token.
 
     Returns:
-        Natural logarithm of the probability of all words and the end token, float32 (N, C).
+        Natural logarithm of the probability of all words and the end token, float32 (N, C);
+        NaN where a step gave what is no number.
     """
     tree: Tree = {}
     for i, caption in enumerate(captions):
@@ -81,7 +83,9 @@ def _read(step: Step, here: Beginnings, sums: Tensor) -> Iterator[Beginnings]:
     words = torch.tensor(here.words, device=sums.device).repeat_interleave(images)
     logits, after = step(words, before.flatten(1, 2))
     after = after.view_as(before)
-    next_word = logits.float().log_softmax(-1).view(count, images, -1)  # (K, N, V)
+    next_word = logits.float().log_softmax(-1)
+    next_word.masked_fill_(no_numbers(logits)[:, None], torch.nan)
+    next_word = next_word.view(count, images, -1)  # (K, N, V)
 
     going: list[tuple[int, int, Tree]] = []
     for k, tree in enumerate(here.trees):

@@ -13,6 +13,7 @@ from captioner.search.common import (
     Hypotheses,
     Step,
     check_arguments,
+    no_numbers,
     token_log_probs,
     top_tokens,
 )
@@ -36,6 +37,15 @@ class _Sentences:
             torch.cat((self.written, others.written), dim=1),
             torch.cat((self.totals, others.totals), dim=1),
             torch.cat((self.scores, others.scores), dim=1),
+        )
+
+    def spoil(self, images: Tensor) -> _Sentences:
+        """Make the totals and scores of some images NaN, bool (A,)."""
+        broken = images[:, None]
+        return _Sentences(
+            self.written,
+            self.totals.masked_fill(broken, torch.nan),
+            self.scores.masked_fill(broken, torch.nan),
         )
 
     def take(self, order: Tensor) -> _Sentences:
@@ -105,6 +115,7 @@ def beam_search(
     length = 0
     while len(images) and length < max_length:
         logits, hidden = step(written[:, :, length].flatten(), hidden)
+        broken = no_numbers(logits).view(len(images), -1).any(1)
         log_probs = token_log_probs(logits, suppressed)
         if no_repeat_ngram_size:
             prefixes = written[:, :, 1 : 1 + length].flatten(0, 1)
@@ -117,6 +128,8 @@ def beam_search(
             kept = kept.beside(ended)
             order = kept.scores.sort(dim=1, descending=True, stable=True).indices
             kept = kept.take(order[:, :n_best])
+        # No comparison with NaN is true: the search of such an image ends here.
+        kept, totals = kept.spoil(broken), totals.masked_fill(broken[:, None], torch.nan)
 
         # Log-probabilities only fall, so this is the most a live prefix can still score.
         goes_on = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]

@@ -21,7 +21,8 @@ class Hypotheses:
     """Up to n sentences for each of B images.
 
     A place with no sentence to hold (a tiny vocabulary can run out of them) has log-probability
-    and score -inf, length 0, only end tokens, and is not finished.
+    and score -inf, length 0, only end tokens, and is not finished. Where the step gave what is no
+    number, the log-probabilities and scores of all of the image's places are NaN.
 
     Attributes:
         token_ids: tokens without the start token, padded with the end token, int64 (B, n, T).
@@ -89,6 +90,18 @@ def token_log_probs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
     return log_probs.index_fill_(1, suppress_ids, -torch.inf)
 
 
+def no_numbers(scores: Tensor) -> Tensor:
+    """Say of each row of a step's scores whether it has no largest number.
+
+    Args:
+        scores: (N, V), logits or their log-probabilities.
+
+    Returns:
+        bool (N,): true where something is NaN or +inf, or all is -inf.
+    """
+    return ~scores.amax(dim=1).isfinite()
+
+
 def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k most probable tokens of each row, best first, lowest id first among equals.
 
@@ -148,7 +161,7 @@ def roll_out(
 
     Returns:
         Token ids padded with the end token, int64 (N, T), T <= max_length, and the sum of their
-        log-probabilities, float32 (N,).
+        log-probabilities, float32 (N,): NaN where the step gave what is no number.
     """
     device, rows = hidden.device, hidden.shape[1]
     suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=device)
@@ -160,9 +173,13 @@ def roll_out(
     while active.numel() and length < max_length:
         logits, hidden = step(token_ids, hidden)
         log_probs = token_log_probs(logits, suppressed)
-        token_ids = choose(log_probs)
+        broken = no_numbers(log_probs)
+        # Such a row ends here; what draws must still find probabilities in it.
+        log_probs.masked_fill_(broken[:, None], 0)
+        token_ids = choose(log_probs).masked_fill(broken, eos_id)
         written[active, length] = token_ids
-        totals[active] += log_probs.gather(1, token_ids[:, None]).squeeze(1)
+        chosen = log_probs.gather(1, token_ids[:, None]).squeeze(1)
+        totals[active] += chosen.masked_fill(broken, torch.nan)
         length += 1
         going = (token_ids != eos_id).nonzero().squeeze(1)
         if going.numel() < active.numel():  # a row that ended costs no further step

@@ -80,6 +80,9 @@ def sample(
     )
     token_ids = token_ids.view(hidden.shape[1], n_samples, token_ids.shape[1])
     log_probs = log_probs.view(-1, n_samples)
+    # Of sentences from one distribution none is to be trusted where another is no number.
+    broken = log_probs.isnan().any(dim=1, keepdim=True)
+    log_probs = log_probs.masked_fill(broken, torch.nan)
     ends = token_ids == eos_id
     return Hypotheses(
         token_ids=token_ids,
@@ -114,12 +117,20 @@ def _draw(
 ) -> Tensor:
     """Draw one token per row, (N, V) to (N,)."""
     if not top_k and top_p == 1:
-        probs = (log_probs / temperature).softmax(dim=1)
+        probs = _sharpened(log_probs, temperature)
         return probs.multinomial(1, generator=generator).squeeze(1)
     vocab_size = log_probs.shape[1]
     values, token_ids = top_tokens(log_probs, min(top_k or vocab_size, vocab_size))
-    probs = (values / temperature).softmax(dim=1)
+    probs = _sharpened(values, temperature)
     # What lies before a token decides, so the token that crosses top_p stays in.
-    probs = probs.masked_fill(probs.cumsum(dim=1) - probs >= top_p, 0)
+    outside = probs.cumsum(dim=1) - probs >= top_p
+    outside[:, 0] = False
+    probs = probs.masked_fill(outside, 0)
     drawn = probs.multinomial(1, generator=generator)
     return token_ids.gather(1, drawn).squeeze(1)
+
+
+def _sharpened(log_probs: Tensor, temperature: float) -> Tensor:
+    """Return softmax(log_probs / temperature), whose quotients may overflow downwards only."""
+    highest = log_probs.amax(dim=1, keepdim=True)
+    return ((log_probs - highest) / temperature).softmax(dim=1)
