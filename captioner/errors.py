@@ -5,6 +5,7 @@
     |-- DataError         annotations, splits, captions
     |-- ImageError        one picture that cannot be read
     |-- ModelError        weights, backbones, model directories
+    |-- DivergedError     a training run whose loss, gradients or weights are no numbers any more
     `-- CheckpointError   saving or resuming a training run
 
 A message is one clear line (a list of mistakes has one line each) that says what is wrong,
@@ -56,6 +57,10 @@ class ImageError(CaptionerError):
 
 class ModelError(CaptionerError):
     """Weights, a backbone or a model directory cannot be used."""
+
+
+class DivergedError(CaptionerError):
+    """Training left what numbers can hold: loss, gradient norm or weights are not finite."""
 
 
 class CheckpointError(CaptionerError):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from captioner.cli.options import config_argument, device_option, say, set_option
+
+if TYPE_CHECKING:
+    from captioner.training.run import Summary
 
 
 @click.command("train")
@@ -50,11 +55,17 @@ def command(
         say(f"stopped; go on with: captioner train --output {folder} --resume")
         raise SystemExit(1) from None
     say(
-        f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch} of "
-        f"{done.epochs}; {done.seconds:,.0f} s of training, "
+        f"{best_line(done)} of {done.epochs}; {done.seconds:,.0f} s of training, "
         f"{done.tokens_per_second:,.0f} tokens per second, "
         f"{done.peak_memory / 2**30:.1f} GiB at most\n{done.signature}\n"
         f"model: {done.folder / 'model'}   curves: {done.folder / 'curves.png'}\n"
         f"next: captioner caption IMAGE --model {done.folder}\n"
         f"      captioner evaluate --model {done.folder}"
     )
+
+
+def best_line(done: Summary) -> str:
+    """Say which epoch was kept, and why."""
+    if math.isnan(done.best_score):
+        return f"dev {done.metric} is undefined, so the last weights are kept: epoch {done.epochs}"
+    return f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch}"

@@ -382,7 +382,7 @@ class Captioner:
                 error = captions if isinstance(captions, ImageError) else unread
                 if error and not skip:
                     raise error
-                yield None if error else captions[0].text
+                yield None if error or isinstance(captions, ImageError) else captions[0].text
 
     @overload  # a string is an iterable of strings too: the first to fit decides
     def score(  # type: ignore[overload-overlap]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
+from captioner.errors import DivergedError, ImageError
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
@@ -137,6 +139,8 @@ class Trainer:
 
         Raises:
             Stopped: if SIGINT or SIGTERM came; the state is saved.
+            DivergedError: if loss, gradient norm or weights are no numbers any more; the last
+                state that was saved is a sound one.
             CheckpointError: if the state cannot be saved.
         """
         progress, config = self.progress, self.config
@@ -184,9 +188,11 @@ class Trainer:
             if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
                 continue
             # Reading values waits for the device, so it is done once in a while.
-            total = self.world.sum(torch.stack(losses))
+            sums = self.world.sum(torch.stack(losses)).double().cpu()
+            steps = torch.stack(norms).cpu()
+            self._check_steps(sums, steps)
             seconds = time.perf_counter() - started
-            shown = self._log_steps(total, torch.stack(norms), tokens, seconds)
+            shown = self._log_steps(sums, steps, tokens, seconds)
             bar.set_postfix(shown, refresh=False)
             bar.update(len(losses))
             losses, norms, tokens = [], [], []
@@ -223,12 +229,57 @@ class Trainer:
         world.sum_gradients(self.decoder.parameters())
         return loss, share.tokens
 
+    def _check_steps(self, losses: Tensor, norms: Tensor) -> None:
+        """Stop at the first of some steps whose loss or gradient norm is no number.
+
+        Where fp16 gradients overflow the scaler skips the step and lowers its scale: those norms
+        are meant to be.
+
+        Args:
+            losses: of the last steps, the same in all processes.
+            norms: of their gradients, likewise.
+        """
+        sound = losses.isfinite()
+        if not self.updater.scaler.is_enabled():
+            sound &= norms.isfinite()
+        if not sound.all():
+            bad = int((~sound).nonzero()[0])
+            step = self.progress.step - len(losses) + bad + 1
+            self._diverged(step, f"the loss is {losses[bad]:g}, the gradient norm {norms[bad]:g}")
+
+    def _check_weights(self) -> None:
+        """Stop where a weight, a moving average or a moment is no number: nothing is to keep it."""
+        tensors = [*self.updater.optimizer.state_dict()["state"].values()]
+        numbers = [tensor for each in tensors for tensor in each.values()]
+        for module in self.updater.modules.values():
+            numbers += module.state_dict().values()
+        broken = [~tensor.isfinite().all().to(self.device) for tensor in numbers]
+        if torch.stack(broken).any():
+            self._diverged(self.progress.step, "a weight is not finite")
+
+    def _diverged(self, step: int, what: str) -> None:
+        config = self.config
+        saved = self.saved_step
+        kept = f"the state of step {saved:,} is kept" if saved else "no state was saved yet"
+        rate = config.learning_rate * bptt.schedule(
+            step - 1,
+            total_steps=self.total_steps,
+            warmup_steps=config.warmup_steps,
+            kind=config.schedule,
+        )
+        raise DivergedError(
+            f"training diverged at step {step:,}: {what} (learning rate {rate:g}, clip norm "
+            f"{config.clip_norm:g}); {kept}; train again with a lower training.learning_rate "
+            f"(it was {config.learning_rate:g}), a longer training.warmup_steps, a smaller "
+            f"training.clip_norm, or training.precision fp32"
+        )
+
     def _log_steps(
         self, losses: Tensor, norms: Tensor, tokens: list[int], seconds: float
     ) -> dict[str, str]:
         progress = self.progress
         weights = torch.tensor(tokens, dtype=torch.float64)
-        nats = float(losses.double().cpu() @ weights)
+        nats = float(losses @ weights)
         total = sum(tokens)
         progress.loss_sum += nats
         progress.token_sum += total
@@ -258,15 +309,23 @@ class Trainer:
     def _judge(self) -> tuple[dict[str, float], bool]:
         """Score the dev split after `progress.epoch` passes, and keep weights that beat all others.
 
+        Where the score is undefined (NaN) it beats no number; while there is none, the last
+        weights are kept.
+
         Returns:
             The scores, and whether they are the best so far.
         """
+        self._check_weights()
         progress = self.progress
         started = time.perf_counter()
         scores = self.world.share(self._dev_scores() if self.world.leads else {})
         progress.seconds += time.perf_counter() - started
         score = scores[self.config.metric]
-        better = not score <= progress.best_score  # also where the score is undefined (NaN)
+        best = progress.best_score
+        better = score > best or best < 0 or math.isnan(best)
+        if math.isnan(score):
+            what = "the last weights are kept" if better else "it is not better than the best"
+            self.log.say(f"dev {self.config.metric} is undefined after this epoch: {what}")
         if better:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_best()
@@ -317,15 +376,20 @@ class Trainer:
         )
         judge.device = self.device
         captions: list[str] = []
+        broken: list[ImageError] = []
         # A worker counts the references and tokenises captions while the device writes more.
         with ThreadPoolExecutor(1) as worker:
             if self.references is None:
                 self.references = worker.submit(PreparedReferences, self.dev.references)
             tokens: list[Future[list[list[str]]]] = []
             for features in self.dev.features.split(256):
-                batch = [best[0].text for best in judge.search(features)]
+                found = judge.search_each(features)
+                broken += [error for error in found if isinstance(error, ImageError)]
+                batch = ["" if isinstance(best, ImageError) else best[0].text for best in found]
                 tokens.append(worker.submit(lambda texts: [*map(tokenize, texts)], batch))
                 captions += batch
+        if broken:
+            self.log.say(f"dev: {len(broken):,} picture(s) count as without a caption: {broken[0]}")
         self.samples = captions[:SAMPLES]
         scores = score_captions(
             [words for batch in tokens for words in batch.result()],
@@ -360,6 +424,7 @@ class Trainer:
             write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
 
     def _save(self) -> None:
+        self._check_weights()
         self.saved_step = self.progress.step
         if self.world.leads:
             save_checkpoint(

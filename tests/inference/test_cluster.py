@@ -126,6 +126,20 @@ def test_several_models_caption_together_as_without_ray(small_cluster, model, it
     assert not output.with_name("errors.jsonl").exists()
 
 
+def test_pictures_without_numbers_are_the_same_lines_too(small_cluster, items, tmp_path):
+    broken = toys.captioner()
+    broken.decoder.init_hidden.std.zero_()
+    broken.save(tmp_path / "broken")
+    output = tmp_path / "captions.jsonl"
+    totals = caption_with_ray(
+        tmp_path / "broken", items[:6], output, batch_size=BATCH, concurrency=1, beam_size=3
+    )
+    assert totals.failed == 6
+    lines = output.read_text(encoding="utf-8")
+    assert lines == plain([tmp_path / "broken"], items[:6], 1)
+    assert lines.count(f"model {tmp_path / 'broken'} gives no numbers") == 6
+
+
 def test_parquet_has_the_same_rows_and_uris_are_read(
     small_cluster, model, items, tmp_path, monkeypatch
 ):

@@ -18,6 +18,7 @@ from captioner.inference.local import caption_files
 from captioner.inference.sources import list_images
 from captioner.models.captioner import Captioner
 from captioner.search import beam_search, sample
+from captioner.training.run import train
 
 import toys
 
@@ -165,3 +166,23 @@ def test_a_job_goes_on_with_the_same_bytes(pictures, tmp_path):
         )
         assert (done.failed, done.images) == (6, 6)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+@pytest.fixture
+def spoilt_run(tmp_path) -> Path:
+    """A trained run whose weights overflow."""
+    train(toys.config(tmp_path, epochs=1), tmp_path / "run", device="cpu")
+    captioner = Captioner.load(tmp_path / "run", "cpu")
+    overflow(captioner, "states").save(tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+def test_nothing_is_scored_and_the_doctor_says_why(spoilt_run):
+    done = CliRunner().invoke(main, ["evaluate", "--model", str(spoilt_run)])
+    assert done.exit_code == 1
+    assert "captioner: error: " in done.stderr
+    assert "gives no numbers for this picture" in done.stderr.splitlines()[-1]
+    assert not (spoilt_run / "evaluation" / "scores.json").exists()
+    done = CliRunner().invoke(main, ["doctor", "--model", str(spoilt_run)])
+    assert done.exit_code == 1
+    assert "problem  numbers" in done.stdout
