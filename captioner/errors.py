@@ -10,12 +10,15 @@
 
 A message is one clear line (a list of mistakes has one line each) that says what is wrong,
 where, and what to do about it. The command line prints it and exits with code 1; a
-`ConfigError` is a usage mistake and exits with code 2.
+`ConfigError` is a usage mistake and exits with code 2. Every message is printable and bounded: what
+is foreign in it is cut where it is put in (`captioner.foreign`), and the whole once more here.
 """
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
+
+from captioner.foreign import message as fit
 
 ImageErrorKind: TypeAlias = Literal[
     "missing",  # no such file, nothing matches
@@ -33,6 +36,9 @@ IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)
 
 class CaptionerError(Exception):
     """Base of every error raised on purpose by this package."""
+
+    def __init__(self, message: str):
+        super().__init__(fit(message))
 
 
 class ConfigError(CaptionerError):

@@ -21,6 +21,7 @@ from captioner.cli.options import (
     models_option,
     say,
 )
+from captioner.foreign import plain
 
 if TYPE_CHECKING:
     from captioner.inference.job import Totals
@@ -326,11 +327,7 @@ def _say_totals(count: int, failed: int, fresh: int, started: float, where: str)
 
 def _report(record: Record) -> None:
     if record.error:
-        # A file's name may hold line feeds, or what a terminal obeys.
-        name = "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in record.file_name
-        )
-        say(f"captioner: {name}: {record.error}")
+        say(f"captioner: {plain(record.file_name)}: {record.error}")
 
 
 def _format_of(output: Path | None) -> str:

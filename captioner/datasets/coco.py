@@ -11,8 +11,9 @@ from typing import Any
 
 from captioner.datasets.base import SPLIT_NAMES, Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import excerpt, read_json
+from captioner.datasets.reading import read_json
 from captioner.errors import DataError
+from captioner.foreign import excerpt
 
 LOOKS_FOR = "a JSON file (captions_*.json in a folder or its annotations/) with images, annotations"
 

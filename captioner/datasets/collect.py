@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioner.datasets.base import Dataset, Example, Kind, Problem, split_name
-from captioner.datasets.reading import excerpt, is_utf8
+from captioner.datasets.reading import is_utf8
 from captioner.errors import DataError
+from captioner.foreign import excerpt
 from captioner.images import SUFFIXES
 
 PICTURE_FOLDERS = (

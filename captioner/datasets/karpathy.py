@@ -12,9 +12,10 @@ from typing import Any
 
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import excerpt, read_json
+from captioner.datasets.reading import read_json
 from captioner.errors import DataError
 from captioner.files import no_stream
+from captioner.foreign import excerpt
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 

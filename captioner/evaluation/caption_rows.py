@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from captioner.datasets.reading import (
-    excerpt,
     guess_delimiter,
     is_utf8,
     read_json,
@@ -18,6 +17,7 @@ from captioner.datasets.reading import (
 )
 from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
 from captioner.errors import DataError
+from captioner.foreign import excerpt
 
 REFERENCES = "references"  # of a prediction, in the same JSON object
 

@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
-from captioner.datasets.reading import excerpt, guess_delimiter, read_rows
+from captioner.datasets.reading import guess_delimiter, read_rows
 from captioner.datasets.table import IMAGE_COLUMNS
 from captioner.errors import ImageError
 from captioner.files import no_stream
+from captioner.foreign import excerpt
 from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 
 DELIMITED = (".csv", ".tsv")

@@ -1,0 +1,97 @@
+r"""Text from elsewhere, made fit for a message: short, on one line, without what a terminal obeys.
+
+File names, captions, settings, the content of files and what a library says of them may be of any
+length, and may hold escape sequences, line ends, marks that turn the direction of writing, or
+bytes that are not UTF-8. A message shows all these as escapes such as `\x1b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from itertools import islice
+
+LIMIT = 300  # characters of anything foreign
+MAX_LINE = 900  # characters of a line of a message, a few foreign things in it
+MAX_LINES = 100  # of a message: a list of mistakes
+
+_MAX_DEPTH = 20
+_MAX_BITS = 4096  # of an integer that is written in digits
+
+
+def plain(value: object, limit: int = LIMIT) -> str:
+    """The text of a name, a path or an exception, without quotation marks.
+
+    Args:
+        value: what `str` makes text of.
+        limit: characters; of a longer text the middle is left out.
+
+    Returns:
+        One printable line.
+    """
+    return _cut(_escaped(_cut(str(value), limit)), limit)
+
+
+def excerpt(value: object, limit: int = LIMIT) -> str:
+    """The beginning of a value as `repr` writes it, whatever its size and depth.
+
+    Args:
+        value: a string, bytes, a document of JSON or YAML, or anything else.
+        limit: characters.
+
+    Returns:
+        One printable line.
+    """
+    text = ""
+    for piece in _pieces(value, limit, 0):
+        text += piece
+        if len(text) > limit:
+            return f"{_escaped(text[:limit])[: limit - 3]}..."
+    text = _escaped(text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def message(text: str) -> str:
+    """A whole message: printable, its lines of bounded length and number.
+
+    Args:
+        text: lines of our own; what is foreign in them is better cut before.
+    """
+    lines = text.split("\n")
+    left = len(lines) - MAX_LINES
+    shown = [plain(line, MAX_LINE) for line in islice(lines, MAX_LINES)]
+    return "\n".join([*shown, f"... and {left:,} more"] if left > 0 else shown)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    end = limit // 3
+    return f"{text[: limit - end - 3]}...{text[len(text) - end :]}"
+
+
+def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:
+    """What `repr` writes, piece by piece, so that nothing is built that is not shown."""
+    if isinstance(value, str | bytes | bytearray):
+        yield repr(value[: limit + 1])
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        yield f"an integer of {value.bit_length():,} bits"
+    elif not isinstance(value, Mapping | Set | list | tuple):
+        yield repr(value)[: limit + 1]
+    elif depth == _MAX_DEPTH:
+        yield "..."
+    else:
+        begin, end = "[]" if isinstance(value, list) else "()" if isinstance(value, tuple) else "{}"
+        yield begin
+        for place, item in enumerate(value):
+            yield ", " if place else ""
+            yield from _pieces(item, limit, depth + 1)
+            if isinstance(value, Mapping):
+                yield ": "
+                yield from _pieces(value[item], limit, depth + 1)
+        yield end
