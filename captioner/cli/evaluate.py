@@ -34,17 +34,7 @@ from captioner.cli.scoring import show_signatures
     "--n-best",
     type=click.IntRange(1),
     default=1,
-    help="Captions kept per image; above 1, also scores the best of each list.",
-)
-@click.option(
-    "--retrieval", is_flag=True, help="Also find images by their captions, and captions by images."
-)
-@click.option(
-    "--retrieval-captions",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Captions of each image that take part; time grows with them.",
+    help="Captions kept per image.",
 )
 @decoding_options
 @device_option
@@ -55,8 +45,6 @@ def command(
     output: Path | None,
     overrides: tuple[str, ...],
     n_best: int,
-    retrieval: bool,
-    retrieval_captions: int,
     device: str,
     **decoding: Any,
 ) -> None:
@@ -77,7 +65,6 @@ def command(
         output or folder.parent / "evaluation",
         split=split,
         n_best=n_best,
-        retrieval=retrieval_captions if retrieval else 0,
         say=say,
         **given(decoding),
     )
@@ -86,7 +73,7 @@ def command(
     )
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
-    scores = result.numbers
+    scores = result.scores
     width = max(map(len, scores))
     for name, score in scores.items():
         click.echo(f"{name:{width}}  {score}")

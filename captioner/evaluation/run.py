@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from tqdm import tqdm
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError, ImageError
-from captioner.evaluation.coverage import oracle
-from captioner.evaluation.retrieval import retrieve
 from captioner.files import utf8_name, write_text
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
@@ -36,9 +34,6 @@ class Evaluation:
         scores: by name.
         truth: share of captions true of their picture; None where nobody knows.
         output: folder with `predictions.jsonl` and `scores.json`.
-        retrieval: scores of finding images by captions and captions by images, by name; none
-            where they were not asked for.
-        coverage: scores of the best caption of each n-best list, by name; none of single captions.
     """
 
     dataset: Dataset
@@ -48,13 +43,6 @@ class Evaluation:
     scores: dict[str, Score]
     truth: float | None
     output: Path
-    retrieval: dict[str, Score] = field(default_factory=dict)
-    coverage: dict[str, Score] = field(default_factory=dict)
-
-    @property
-    def numbers(self) -> dict[str, Score]:
-        """All of them."""
-        return self.scores | self.coverage | self.retrieval
 
 
 def evaluate(
@@ -65,7 +53,6 @@ def evaluate(
     split: str | None = None,
     n_best: int = 1,
     resamples: int = 1000,
-    retrieval: int = 0,
     say: Callable[[str], None] = print,
     **decoding: Any,
 ) -> Evaluation:
@@ -78,7 +65,6 @@ def evaluate(
         split: name; None: the test split where there is one, else dev.
         n_best: captions kept per image.
         resamples: of the bootstrap behind the intervals.
-        retrieval: captions of each image that are to find it; 0 for none.
         say: told what happens.
         **decoding: overrides of the model's own settings, such as beam_size=5.
 
@@ -100,11 +86,9 @@ def evaluate(
     texts = [best[0].text for best in captions]
     together = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
     decode = settings.summary() + together
-    references = PreparedReferences(table.references)
-    tokens = [[tokenize(caption.text) for caption in best] for best in captions]
     scores = score_captions(
-        [best[0] for best in tokens],
-        references,
+        [tokenize(text) for text in texts],
+        PreparedReferences(table.references),
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
         decode=decode,
@@ -114,15 +98,7 @@ def evaluate(
     if dataset.judge:
         pairs = zip(table.examples, texts, strict=True)
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
-    found = {}
-    if retrieval:
-        found = retrieve(
-            captioner, table, split=split, captions_each=retrieval, resamples=resamples
-        )
-    best_of = {}
-    if n_best > 1:
-        best_of = oracle(tokens, references, decode=decode, split=split, resamples=resamples)
-    result = Evaluation(dataset, split, table, captions, scores, truth, output, found, best_of)
+    result = Evaluation(dataset, split, table, captions, scores, truth, output)
     _write(result)
     return result
 
@@ -202,7 +178,7 @@ def _write(result: Evaluation) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(result.output / "predictions.jsonl", "".join(lines))
-    scores: dict[str, Any] = {name: score.as_dict() for name, score in result.numbers.items()}
+    scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
     write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n")

@@ -1,52 +1,24 @@
-"""What the decoder makes of a text: how probable an image makes it, and the state it leaves behind.
-
-Captions start alike: of the words in 1,000 captions of photographs, three in ten stand in a
-beginning that another caption has too. So captions are read as a tree, and each beginning goes
-through the network once, for many images side by side.
-"""
+"""What the decoder makes of a text: its probability given an image, and its vector."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captioner.models.decoder import Decoder
-from captioner.search import Step
 from captioner.search.common import no_numbers
 from captioner.text import Vocabulary
 
-ROWS = 1024  # read together: beginnings times images, or captions
-
-Tree: TypeAlias = dict[int, Any]  # word -> what follows it; end token -> the captions that end here
-
-
-class Beginnings(NamedTuple):
-    """K equally long beginnings of captions; N images are about to read the last word of each.
-
-    Attributes:
-        hidden: the states before that word, (S, P, N, H), of P beginnings one word shorter.
-        parents: which of the P each of the K continues.
-        words: the last word of each.
-        log_probs: of each beginning, last word included, (K, N).
-        trees: what follows each.
-    """
-
-    hidden: Tensor
-    parents: list[int]
-    words: list[int]
-    log_probs: Tensor
-    trees: list[Tree]
+ROWS = 1024  # captions read together, for one image or for several
 
 
 @torch.inference_mode()
 def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
-    """Compute how probable every image makes every caption.
-
-    The very sums of teacher forcing, but nothing is padded and no beginning is read twice.
+    """Compute how probable every image makes every caption, by teacher forcing.
 
     Args:
         decoder: in evaluation mode.
@@ -57,48 +29,24 @@ def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequenc
         Natural logarithm of the probability of all words and the end token, float32 (N, C);
         NaN where a step gave what is no number.
     """
-    tree: Tree = {}
-    for i, caption in enumerate(captions):
-        node = tree
-        for word in caption:
-            node = node.setdefault(word, {})
-        node.setdefault(Vocabulary.eos_id, []).append(i)
+    images, device = hidden.shape[1], hidden.device
+    if not captions:
+        return torch.empty(images, 0, device=device)
     step = decoder.stepper()
-    sums = torch.zeros(hidden.shape[1], len(captions), device=hidden.device)
-    for images, part in zip(hidden.split(ROWS, dim=1), sums.split(ROWS), strict=True):
-        start = Beginnings(
-            images[:, None], [0], [Vocabulary.bos_id], part.new_zeros(1, len(part)), [tree]
-        )
-        # The deepest beginnings go first: few wait at a time, however long the captions are.
-        waiting = [start]
-        while waiting:
-            waiting += _read(step, waiting.pop(), part)
-    return sums
-
-
-def _read(step: Step, here: Beginnings, sums: Tensor) -> Iterator[Beginnings]:
-    """Read one word; write the sums (N, C) of the captions that end, yield what goes on."""
-    count, images = here.log_probs.shape
-    before = here.hidden[:, here.parents]  # (S, K, N, H)
-    words = torch.tensor(here.words, device=sums.device).repeat_interleave(images)
-    logits, after = step(words, before.flatten(1, 2))
-    after = after.view_as(before)
-    next_word = logits.float().log_softmax(-1)
-    next_word.masked_fill_(no_numbers(logits)[:, None], torch.nan)
-    next_word = next_word.view(count, images, -1)  # (K, N, V)
-
-    going: list[tuple[int, int, Tree]] = []
-    for k, tree in enumerate(here.trees):
-        for word, rest in tree.items():
-            if word == Vocabulary.eos_id:
-                sums[:, rest] = (here.log_probs[k] + next_word[k, :, word])[:, None]
-            else:
-                going.append((k, word, rest))
-    size = max(1, ROWS // images)
-    for first in range(0, len(going), size):
-        parents, last, trees = map(list, zip(*going[first : first + size], strict=True))
-        log_probs = here.log_probs[parents] + next_word[parents, :, last]
-        yield Beginnings(after, parents, last, log_probs, trees)
+    ids = [torch.tensor([Vocabulary.bos_id, *words, Vocabulary.eos_id]) for words in captions]
+    tokens = pad_sequence(ids, batch_first=True, padding_value=Vocabulary.pad_id).to(device)
+    sums = []
+    for part in hidden.split(max(1, ROWS // len(captions)), dim=1):
+        rows = tokens.repeat(part.shape[1], 1)  # all captions for each image
+        states = part.repeat_interleave(len(captions), dim=1)
+        total = torch.zeros(len(rows), device=device)
+        for read, target in zip(rows.T, rows.T[1:], strict=False):
+            logits, states = step(read, states)
+            log_probs = logits.float().log_softmax(-1).gather(1, target[:, None])[:, 0]
+            log_probs.masked_fill_(no_numbers(logits), torch.nan)
+            total += log_probs.masked_fill(target == Vocabulary.pad_id, 0)
+        sums.append(total.view(-1, len(captions)))
+    return torch.cat(sums)
 
 
 @torch.inference_mode()

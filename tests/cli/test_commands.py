@@ -238,10 +238,6 @@ def test_two_models_write_captions_together(home):
     models = ("--model", "runs/toy", "--model", "twin")
     scored = run("evaluate", *models, "--output", "scores", "--n-best", "3")
     assert scored.exit_code == 0
-    values = dict(line.split()[:2] for line in scored.stdout.splitlines() if "|" not in line)
-    assert float(values["oracle_cider"]) >= float(values["cider"])
-    page = " ".join(Path("scores/report.html").read_text().split())
-    assert f"n-best list: CIDEr {float(values['oracle_cider']):.3f}, BLEU-4" in page
     assert "runs/toy" in scored.stderr
     assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
 

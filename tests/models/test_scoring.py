@@ -80,18 +80,6 @@ def test_the_company_of_other_captions_changes_nothing(captions, i):
         assert torch.allclose(together[:, i : i + 1], alone, atol=1e-5)
 
 
-def test_no_beginning_is_read_twice(hidden, monkeypatch):
-    decoder = toys.decoder().eval()
-    read = []
-    step = decoder.stepper()
-    monkeypatch.setattr(
-        decoder, "stepper", lambda: lambda ids, h: read.append(len(ids)) or step(ids, h)
-    )
-    log_likelihoods(decoder, hidden(decoder), CAPTIONS)
-    beginnings = {tuple(caption[:end]) for caption in CAPTIONS for end in range(len(caption) + 1)}
-    assert sum(read) == 5 * len(beginnings)
-
-
 def test_the_probabilities_of_all_captions_add_up():
     # words 3..5 of a vocabulary of 6, at most 7 of them; the rest of the probability is in longer
     # captions and in the two tokens no caption holds
