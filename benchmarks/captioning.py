@@ -71,7 +71,7 @@ from captioner.workers import on_cores, workers
 WORDS = 2540
 IMAGES = 512
 SHARPNESS = 80  # a caption's words then cost as many nats as a trained model's, not log V each
-NOT_RANKED = {"consensus": 0, "neighbours": 0}  # no other way ranks what it has found again
+NOT_RANKED = {"neighbours": 0}  # no other way ranks what it has found again
 ROUNDS = 3  # turns that count; `--rounds` changes it
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -39,6 +39,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants"
     )
+    # Settings of older versions, which their runs and models still name: the value that means off.
+    removed: ClassVar[Mapping[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        section = cls.__name__.removesuffix("Config").lower()
+        for name, off in cls.removed.items():
+            if given.get(name, off) != off:
+                raise ValueError(
+                    f"{section}.{name}: captioner 0.2 has no such setting; set it to {off!r}, or "
+                    f"leave it out"
+                )
+        return {name: value for name, value in given.items() if name not in cls.removed}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -245,11 +261,13 @@ class TrainingConfig(Section):
         return self
 
 
-DRAWING = frozenset({"temperature", "top_k", "top_p", "draws"})  # who sets one asks for drawing
+DRAWING = frozenset({"temperature", "top_k", "top_p"})  # who sets one asks for drawing
 
 
 class DecodingConfig(Section):
     """How words are searched."""
+
+    removed = {"consensus": 0, "draws": 1}
 
     beam_size: Few = Field(3, description="hypotheses kept per image; 1 is greedy")
     length_penalty: Annotated[float, Field(ge=0)] = Field(
@@ -258,10 +276,6 @@ class DecodingConfig(Section):
     max_length: Few = Field(24, description="most tokens, end included")
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
-    )
-    consensus: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="re-rank the beam by agreement, weights softmax(score / this); 0: off",
     )
     neighbours: Annotated[float, Field(ge=0)] = Field(
         0.0,
@@ -281,23 +295,15 @@ class DecodingConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sampling: only from the fewest words that hold this probability"
     )
-    draws: Few = Field(
-        1,
-        description="sampling: captions drawn for each that is asked for; above 1 the best are "
-        "kept, by score and what else ranks the beam",
-    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="sampling: of the draws")
 
     def summary(self) -> str:
         """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""
-        agreed = f",consensus{self.consensus}" if self.consensus else ""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
         if self.sample:
-            drawn = f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
-            best = f",draws{self.draws},lp{self.length_penalty}{agreed}{votes}"
-            return drawn + (best if self.draws > 1 else "")
+            return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
-        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{agreed}{votes}"
+        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}"
 
 
 class Config(Section):

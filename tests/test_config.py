@@ -316,3 +316,14 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
     ):
         config = load_config(None, [f"decoding.{override}" for override in overrides])
         assert config.decoding.summary() == summary
+
+
+@pytest.mark.parametrize(
+    ("setting", "off", "on"), [("decoding.consensus", 0.0, 0.15), ("decoding.draws", 1, 4)]
+)
+def test_a_removed_setting_is_read_while_it_is_off_and_explained_where_it_is_on(setting, off, on):
+    section, name = setting.split(".")
+    assert Config.model_validate({section: {name: off}}) == Config()
+    with pytest.raises(ConfigError, match=f"{setting}: captioner 0.2 has no such setting") as error:
+        load_config(None, [f"{setting}={on}"])
+    assert len(str(error.value).splitlines()) == 2

@@ -44,11 +44,6 @@ _DECODING = (
     click.option("--max-length", type=int, help="Most tokens of a caption, end included."),
     click.option("--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."),
     click.option(
-        "--consensus",
-        type=float,
-        help="Re-rank the beam by agreement, weighted by softmax(score / this); try 0.15.",
-    ),
-    click.option(
         "--neighbours",
         type=float,
         help="Weight of what people wrote about similar training images; 0: none.",
@@ -57,7 +52,6 @@ _DECODING = (
     click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
     click.option("--top-k", type=int, help="Sample from the k most probable words."),
     click.option("--top-p", type=float, help="Sample from the words that hold this probability."),
-    click.option("--draws", type=int, help="Sample so many for each caption, keep the best."),
     click.option("--seed", type=int, help="Seed of the sampling."),
 )
 
@@ -81,13 +75,10 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     sampling = set(chosen.keys() & DRAWING)
     if not sampling:
         return chosen
-    idle = chosen.keys() & {"beam_size", "no_repeat_ngram_size"}
-    if "draws" not in chosen:
-        idle |= chosen.keys() & {"length_penalty", "consensus", "neighbours"}
+    idle = chosen.keys() & {"beam_size", "no_repeat_ngram_size", "length_penalty", "neighbours"}
     if idle:
-        ranks = "" if "draws" in chosen else "; with --draws the draws are ranked"
         raise click.UsageError(
-            f"{_flags(idle)}: no effect on sampling ({_flags(sampling)}); leave it out{ranks}"
+            f"{_flags(idle)}: no effect on sampling ({_flags(sampling)}); leave it out"
         )
     return chosen
 

@@ -23,7 +23,7 @@ from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.pipeline import batched, captions_of
 from captioner.models.scoring import embeddings, log_likelihoods
-from captioner.search import Hypotheses, beam_search, by_consensus, by_score, sample
+from captioner.search import Hypotheses, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
@@ -47,8 +47,8 @@ class Caption:
     Attributes:
         text: the caption, lower case.
         log_prob: natural logarithm of its probability, end token included.
-        score: what it was ranked by, log_prob / length ** length_penalty; with consensus, the
-            expected similarity to the other candidates, 0 to 1; the neighbours' votes are added.
+        score: what it was ranked by, log_prob / length ** length_penalty, plus the
+            neighbours' votes; of drawn captions, log_prob.
         finished: False if the longest length came before an end token.
     """
 
@@ -195,6 +195,7 @@ class Captioner:
             "suppress_ids": words.unwritable,
             "max_length": settings.max_length,
         }
+        voters = None if settings.sample or not settings.neighbours else self.neighbours
         if settings.sample:
             found = sample(
                 step,
@@ -202,22 +203,18 @@ class Captioner:
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 top_p=settings.top_p,
-                n_samples=n_best * settings.draws,
+                n_samples=n_best,
                 generator=torch.Generator(self.device).manual_seed(settings.seed),
                 **ids,
             )
-            ranked = settings.draws > 1  # else they are as drawn
-            if ranked:
-                found = by_score(found, settings.length_penalty)
         else:
-            ranked = bool(settings.consensus or settings.neighbours)
             found = beam_search(
                 step,
                 hidden,
                 beam_size=settings.beam_size,
                 length_penalty=settings.length_penalty,
                 no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                n_best=settings.beam_size if ranked else n_best,
+                n_best=settings.beam_size if voters else n_best,
                 **ids,
             )
         # Checked before anything is ranked by them.
@@ -226,12 +223,9 @@ class Captioner:
             (STATES, hidden.isfinite().all(2).all(0)),
             (SCORES, (found.log_probs > -torch.inf).any(1)),
         ]
-        if ranked and settings.consensus:
-            found = by_consensus(found, settings.consensus)
-        if ranked and self.neighbours and settings.neighbours:
-            found = self.neighbours.rank(found, hidden, settings.neighbours)
-        captions = self._read(found, n_best, ranked_draws=settings.sample and ranked)
-        return self._checked(captions, sound)
+        if voters:
+            found = voters.rank(found, hidden, settings.neighbours)
+        return self._checked(self._read(found, n_best), sound)
 
     def _checked(
         self, captions: list[list[Caption]], sound: list[tuple[str, Tensor]]
@@ -249,19 +243,15 @@ class Captioner:
         small = self.decoder.settings["hidden_size"] < LARGE
         return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
-    def _read(self, found: Hypotheses, n_best: int, *, ranked_draws: bool) -> list[list[Caption]]:
-        """Turn ids into captions, of the n best of each image; what was drawn twice counts once."""
-        width = found.log_probs.shape[1] if ranked_draws else n_best
+    def _read(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
+        """Turn ids into captions, of the n best of each image."""
         columns = (found.token_ids, found.log_probs, found.scores, found.finished)
         captions: list[list[Caption]] = []
-        for row in zip(*(column[:, :width].tolist() for column in columns), strict=True):
-            seen: set[tuple[int, ...]] = set()
+        for row in zip(*(column[:, :n_best].tolist() for column in columns), strict=True):
             captions.append([])
             for ids, log_prob, score, finished in zip(*row, strict=True):
-                if log_prob == -np.inf or tuple(ids) in seen or len(captions[-1]) == n_best:
+                if log_prob == -np.inf:
                     continue  # fewer hypotheses exist than were asked for
-                if ranked_draws:
-                    seen.add(tuple(ids))
                 text = detokenize(self.vocabulary.decode(ids))
                 captions[-1].append(Caption(text, log_prob, score, finished))
         return captions

@@ -6,16 +6,13 @@ nothing of networks, images or words.
 
 from captioner.search.beam import beam_search
 from captioner.search.common import Hypotheses, Step
-from captioner.search.consensus import by_consensus
 from captioner.search.greedy import greedy_search
-from captioner.search.sampling import by_score, sample
+from captioner.search.sampling import sample
 
 __all__ = [
     "Hypotheses",
     "Step",
     "beam_search",
-    "by_consensus",
-    "by_score",
     "greedy_search",
     "sample",
 ]

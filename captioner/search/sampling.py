@@ -11,7 +11,6 @@ from captioner.search.common import (
     Hypotheses,
     Step,
     check_arguments,
-    finished_first,
     roll_out,
     top_tokens,
 )
@@ -91,21 +90,6 @@ def sample(
         scores=log_probs,
         finished=ends.any(dim=2),
     )
-
-
-def by_score(found: Hypotheses, length_penalty: float) -> Hypotheses:
-    """Rank sentences that were drawn as beam search ranks those that it finds.
-
-    Args:
-        found: n sentences for each of B images.
-        length_penalty: see `beam_search`.
-
-    Returns:
-        The same sentences, the finished first, best first; scores are log_prob / length **
-        length_penalty, the end token counted.
-    """
-    lengths = found.lengths + found.finished
-    return finished_first(found, found.log_probs / lengths.pow(length_penalty))
 
 
 def _draw(

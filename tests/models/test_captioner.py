@@ -146,38 +146,6 @@ def test_sampling_is_seeded(captioner, picture):
     assert draw(1) != draw(2)
 
 
-def test_of_many_draws_the_best_are_kept(captioner, picture):
-    features = captioner.encode([Image.open(picture).convert("RGB")] * 2)
-    options = {"sample": True, "temperature": 1.5, "max_length": 6, "length_penalty": 0.7}
-    drawn = captioner.search(features, n_best=12, **options)
-    kept = captioner.search(features, n_best=3, draws=4, **options)
-    for all_drawn, best in zip(drawn, kept, strict=True):
-        length = {each.text: len(each.text.split()) + each.finished for each in all_drawn}
-        scores = {each.text: each.log_prob / length[each.text] ** 0.7 for each in all_drawn}
-        # What was drawn more than once is kept once.
-        different = list({each.text: each for each in reversed(all_drawn)}.values())
-        ranked = sorted(different, key=lambda each: (not each.finished, -scores[each.text]))
-        assert [each.text for each in best] == [each.text for each in ranked[:3]]
-        for each in best:
-            assert each.score == pytest.approx(scores[each.text], rel=1e-5)
-    agreed = captioner.search(features, n_best=3, draws=4, consensus=0.5, **options)
-    assert all(0 <= each.score <= 1 for image in agreed for each in image)
-    one = captioner.search(features, n_best=3, consensus=0.5, **options)
-    assert all(each.score == each.log_prob for image in one for each in image)  # as drawn
-
-
-def test_of_draws_that_are_alike_one_is_kept(captioner):
-    features = torch.randn(3, captioner.encoder.feature_size)
-    options = {"sample": True, "temperature": 0.02, "max_length": 3, "n_best": 4}
-    for found in captioner.search(features, draws=10, **options):
-        texts = [caption.text for caption in found]
-        assert len(texts) == len(set(texts))
-    assert any(
-        len({caption.text for caption in found}) < 4
-        for found in captioner.search(features, **options)  # as drawn
-    )
-
-
 def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")])
     (best,) = captioner.search(features, beam_size=3, length_penalty=1.0)[0]
@@ -417,7 +385,7 @@ def test_what_is_no_table_of_features_is_refused(captioner, features):
 
 def test_who_asks_how_to_draw_asks_for_drawing(captioner):
     assert captioner.settings(temperature=0.5).sample
-    assert captioner.settings(draws=3).sample
+    assert captioner.settings(top_k=3).sample
     assert not captioner.settings(temperature=0.5, sample=False).sample
     assert not captioner.settings(beam_size=2).sample
 
@@ -503,17 +471,3 @@ def test_a_mirrored_captioner_sees_a_picture_and_its_mirror_image_alike():
     torch.testing.assert_close(captioner.encode(mirrored), mean)
     upside_down = [ImageOps.flip(image) for image in images]
     assert (captioner.encode(upside_down) - mean).abs().max() > 0.01
-
-
-def test_consensus_reorders_the_beam_and_says_so_in_the_signature(captioner):
-    features = torch.randn(6, captioner.encoder.feature_size)
-    beam = captioner.search(features, beam_size=6, n_best=6)
-    agreed = captioner.search(features, beam_size=6, n_best=2, consensus=5.0)
-    for candidates, chosen in zip(beam, agreed, strict=True):
-        assert len(chosen) == 2
-        assert {c.text for c in chosen} <= {c.text for c in candidates}
-        assert 1 >= chosen[0].score >= chosen[1].score >= 0
-    # Trusting the scores alone is the beam's own order.
-    trusted = captioner.search(features, beam_size=6, consensus=1e-4)
-    assert [c[0].text for c in trusted] == [c[0].text for c in beam]
-    assert captioner.settings(consensus=0.2).summary().endswith(",consensus0.2")
