@@ -4,8 +4,8 @@
         [--only ROW ...] [--table FILE]
 
 Each row trains `configs/flickr8k.yaml` with one thing changed, once for each seed, and scores the
-dev split; rows about search and ensembles use the recipe's own models, "distilled" and
-"self-critical" begin with them. `--set` says where data and weights lie. Runs that are finished
+dev split; rows about search and ensembles use the recipe's own models, and
+"self-critical" begins with them. `--set` says where data and weights lie. Runs that are finished
 are not repeated, so rows can be added one by one; a run of another recipe or of other data is
 refused. A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and
 its differences in BLEU-4 and CIDEr from the recipe, seed by seed; where the interval of a
@@ -56,7 +56,6 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "features as they are": ("decoder.feature_norm=none",),
     "GRU": ("decoder.cell=gru",),
     "plain RNN": ("decoder.cell=rnn",),
-    "distilled from the ensemble": ("training.teachers={tied}",),
     "then self-critical": (*SELF_CRITICAL, "training.learning_rate=1e-5"),
     "then self-critical, 1e-4": (*SELF_CRITICAL, "training.learning_rate=1e-4"),
 }
@@ -111,13 +110,12 @@ def main() -> None:
     rows: dict[str, Row] = {}
     seeds = range(given.seeds)
     models = {name: [model_of(given.output, name, seed) for seed in seeds] for name in TRAINING}
-    tied = str([str(model.absolute()) for model in models[TIED]])
     wanted = set(given.only or ROWS)
     for name, changes in TRAINING.items():
         rows[name] = []
         for seed, folder in enumerate(models[name]):
             runs = str(given.output.absolute())
-            places = {"{runs}": runs, "{seed}": str(seed), "{tied}": tied}
+            places = {"{runs}": runs, "{seed}": str(seed)}
             overrides = [*given.overrides, *changes, f"training.seed={seed}"]
             for place, value in places.items():
                 overrides = [each.replace(place, value) for each in overrides]

@@ -180,19 +180,14 @@ class DecoderConfig(Section):
 class TrainingConfig(Section):
     """How the decoder learns."""
 
+    removed = {"teachers": [], "teachers_share": 0.5}
+
     objective: Literal["xent", "scst"] = Field(
         "xent",
         description="xent: the next word (cross-entropy); scst: the score of captions it draws",
     )
     start_from: str | None = Field(
         None, description="run or model directory whose weights are the first; scst needs one"
-    )
-    teachers: list[str] = Field(
-        default_factory=list,
-        description="xent: run or model directories whose average is distilled into the new model",
-    )
-    teachers_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="of the loss that compares with the teachers' distributions"
     )
     samples: Annotated[int, Field(ge=2, le=1000)] = Field(
         5, description="scst: captions drawn per image"
@@ -247,17 +242,9 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.start_from: scst makes a trained model better, name its run directory"
             )
-        unused = [] if self.objective == "scst" else ["samples", "bleu_weight"]
-        unused += [] if self.teachers else ["teachers_share"]
-        for name in unused:
+        for name in [] if self.objective == "scst" else ["samples", "bleu_weight"]:
             if getattr(self, name) != type(self).model_fields[name].default:
-                needs = "training.teachers" if "teachers" in name else "training.objective scst"
-                raise ValueError(f"training.{name}: has no effect without {needs}")
-        if self.objective == "scst" and self.teachers:
-            raise ValueError(
-                "training.teachers: they teach the next word (objective: xent), not scst; "
-                "leave one out"
-            )
+                raise ValueError(f"training.{name}: has no effect without training.objective scst")
         return self
 
 

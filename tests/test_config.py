@@ -198,7 +198,6 @@ def test_nonlinearity_goes_with_plain_cells_only() -> None:
     [
         ("training.samples=7", "training.objective scst"),
         ("training.bleu_weight=0.5", "training.objective scst"),
-        ("training.teachers_share=0.9", "training.teachers"),
     ],
 )
 def test_a_setting_without_effect_is_refused(override: str, needs: str) -> None:
@@ -319,7 +318,8 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "off", "on"), [("decoding.consensus", 0.0, 0.15), ("decoding.draws", 1, 4)]
+    ("setting", "off", "on"),
+    [("decoding.consensus", 0.0, 0.15), ("decoding.draws", 1, 4), ("training.teachers", [], ["a"])],
 )
 def test_a_removed_setting_is_read_while_it_is_off_and_explained_where_it_is_on(setting, off, on):
     section, name = setting.split(".")

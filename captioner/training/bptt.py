@@ -14,7 +14,6 @@ from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
 from captioner.training.tables import Batch
-from captioner.training.teachers import Teachers
 
 WordLoss: TypeAlias = Callable[..., Tensor]  # what `word_loss` is, as written or compiled
 
@@ -25,8 +24,6 @@ def word_loss(
     targets: Tensor,
     label_smoothing: float,
     weights: Tensor | None = None,
-    taught: Tensor | None = None,
-    share: float = 0.0,
 ) -> Tensor:
     """Score words and compare them with those that came: all of a step but the recurrence.
 
@@ -37,8 +34,6 @@ def word_loss(
         label_smoothing: see `cross_entropy`; 0 with weights.
         weights: float32 (N,), of words that the model drew itself, from those that it may
             write; None: words of people, any of the vocabulary.
-        taught: see `cross_entropy`.
-        share: see `cross_entropy`.
 
     Returns:
         Summed nats, a float32 scalar.
@@ -47,7 +42,7 @@ def word_loss(
     if weights is not None:  # the probability it was drawn with knows no others either
         never = torch.tensor(Vocabulary.unwritable, device=logits.device)
         logits = logits.index_fill(-1, never, -torch.inf)
-    return cross_entropy(logits, targets, label_smoothing, weights, taught, share)
+    return cross_entropy(logits, targets, label_smoothing, weights)
 
 
 def compiled_word_loss() -> WordLoss:
@@ -80,7 +75,6 @@ def backward(
     window: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     of_words: WordLoss = word_loss,
-    teachers: Teachers | None = None,
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
@@ -89,8 +83,8 @@ def backward(
     gradient is the policy gradient (Williams 1992, "REINFORCE"). With
     a window the caption goes through the network in pieces of that many tokens: the hidden
     state is carried from piece to piece, its gradient is not (truncated back-propagation
-    through time, Williams & Peng 1990). Memory is bounded by the window, but for what
-    teachers read; one as long as the caption gives the full gradients.
+    through time, Williams & Peng 1990). Memory is bounded by the window; one as long as the
+    caption gives the full gradients.
 
     Args:
         decoder: in training mode.
@@ -99,7 +93,6 @@ def backward(
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
         of_words: `word_loss`, as it is written or compiled.
-        teachers: learnt from beside the captions; None: nobody.
 
     Returns:
         The loss in nats per token, a scalar without gradient.
@@ -108,7 +101,6 @@ def backward(
     if not len(batch.inputs):  # more parts than captions
         return total
     hidden = decoder.init_hidden(batch.features)
-    lesson = teachers.read(batch) if teachers else None
     width = window or batch.inputs.shape[1]
     for start in range(0, batch.inputs.shape[1], width):
         piece = slice(start, start + width)
@@ -124,7 +116,6 @@ def backward(
                 targets.flatten()[real],
                 label_smoothing,
                 None if weights is None else weights[real // targets.shape[1]],
-                *(lesson(piece, real) if lesson else ()),
             )
             / batch.tokens
         )

@@ -36,7 +36,6 @@ from captioner.training.prepare import SplitTable
 from captioner.training.self_critical import SelfCritical
 from captioner.training.signals import noted_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
-from captioner.training.teachers import Teachers
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
 from captioner.world import World
@@ -63,7 +62,6 @@ class Trainer:
         log: RunLog,
         world: World | None = None,
         critic: SelfCritical | None = None,
-        teachers: Teachers | None = None,
         written: Captions | None = None,
     ):
         """Get ready to train.
@@ -78,11 +76,9 @@ class Trainer:
             log: told what happens.
             world: the processes that train together; None: this one alone.
             critic: draws the captions to learn from; None: those of the table.
-            teachers: learnt from beside the captions; None: nobody.
             written: the training captions' n-grams, for the neighbours' votes; None: no votes.
         """
         self.critic = critic
-        self.teachers = teachers
         self.written = written
         self.world = world or World()
         self.captioner = captioner
@@ -224,7 +220,6 @@ class Trainer:
                     window=config.bptt_window,
                     scaler=self.updater.scaler,
                     of_words=self.word_loss,
-                    teachers=self.teachers,
                 )
         world.sum_gradients(self.decoder.parameters())
         return loss, share.tokens

@@ -23,23 +23,16 @@ class _CrossEntropy(torch.autograd.Function):
         targets: Tensor,
         label_smoothing: float,
         weights: Tensor | None,
-        taught: Tensor | None,
-        share: float,
     ) -> Tensor:
         log_probs = logits.float().log_softmax(-1)
         at = targets.unsqueeze(-1)
-        own = 1 - share
-        spread = own * label_smoothing / log_probs.shape[-1]
-        sure = own * (1 - label_smoothing)
+        spread = label_smoothing / log_probs.shape[-1]
+        sure = 1 - label_smoothing
         losses = -sure * log_probs.gather(-1, at).squeeze(-1)
         if label_smoothing:  # a score of -inf times a spread of 0 would be no number
             losses -= spread * log_probs.sum(-1)
-        if taught is not None:
-            losses -= share * (taught * log_probs).sum(-1)
         gradient = log_probs.exp_().sub_(spread)
         gradient.scatter_add_(-1, at, gradient.new_full(at.shape, -sure))
-        if taught is not None:
-            gradient.sub_(taught, alpha=share)
         if weights is not None:
             losses *= weights
             gradient *= weights.unsqueeze(-1)
@@ -49,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0], None, None, None, None, None
+        return gradient * outer[0], None, None, None
 
 
 def cross_entropy(
@@ -57,27 +50,21 @@ def cross_entropy(
     targets: Tensor,
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
-    taught: Tensor | None = None,
-    share: float = 0.0,
 ) -> Tensor:
     """Return the summed cross-entropy of the words that came next.
 
     The same as `torch.nn.functional.cross_entropy(..., reduction="sum")` on float32 logits,
     with fewer walks over them. Label smoothing is that of Szegedy et al. (2016), "Rethinking the
-    Inception Architecture for Computer Vision". What teachers hold for probable may stand beside
-    what came: Hinton et al. (2015), "Distilling the Knowledge in a Neural Network".
+    Inception Architecture for Computer Vision".
 
     Args:
         logits: (N, V), of any floating type.
         targets: int64 (N,), in 0..V-1.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
         weights: float32 (N,), how often each word counts, also below 0; None: once.
-        taught: probabilities of the next word, float32 (N, V), each row sums to 1; None: no
-            teachers.
-        share: of the loss that is the cross-entropy with them, 0 to 1; 0 without.
 
     Returns:
         Nats, a float32 scalar.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights, taught, share)
+    loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights)
     return loss

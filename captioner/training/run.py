@@ -16,15 +16,13 @@ from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
-from captioner.models.directory import fingerprint, model_folder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import Captions
 from captioner.training.checkpoint import check_identity, identity_of, saved_steps
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
-from captioner.training.start import read_teachers, start_weights
-from captioner.training.teachers import Teachers
+from captioner.training.start import start_weights
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.world import World, joined
 
@@ -84,7 +82,7 @@ def train(
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
-            _spare_models(folder, config, overwrite)
+            _spare_model(folder, config, overwrite)
             _open_folder(folder, config, resume, overwrite)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
@@ -150,13 +148,6 @@ def _build(
             start = start_weights(settings.start_from, decoder, encoder, prepared.vocabulary)
         decoder.load_state_dict(world.share(start))
     captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
-    teachers, taught_by = None, []
-    if settings.teachers:
-        read = []
-        if world.leads:
-            read = read_teachers(settings.teachers, encoder, prepared.vocabulary)
-            taught_by = [fingerprint(model_folder(home_path(each))) for each in settings.teachers]
-        teachers = Teachers.build(world.share(read), device, settings.teachers_share)
     critic = None
     if settings.objective == "scst":
         table = table.per_image()
@@ -185,7 +176,6 @@ def _build(
         **known,
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         "captions": len(prepared.train),
-        "teachers": world.share(taught_by),
     }
     return Trainer(
         captioner,
@@ -197,21 +187,18 @@ def _build(
         log=log,
         world=world,
         critic=critic,
-        teachers=teachers,
         written=written,
     )
 
 
-def _spare_models(folder: Path, config: Config, overwrite: bool) -> None:
-    """Refuse to delete a model that the run shall begin with."""
-    settings = config.training
-    named = [("start_from", each) for each in (settings.start_from,) if each]
-    for option, model in [*named, *(("teachers", each) for each in settings.teachers)]:
-        if overwrite and home_path(model).resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"training.{option}: {model} lies in {folder}, which --overwrite deletes; "
-                f"--output DIR writes elsewhere"
-            )
+def _spare_model(folder: Path, config: Config, overwrite: bool) -> None:
+    """Refuse to delete the model that the run starts from."""
+    model = config.training.start_from
+    if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"training.start_from: {model} lies in {folder}, which --overwrite deletes; "
+            f"--output DIR writes elsewhere"
+        )
 
 
 def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:

@@ -1,8 +1,7 @@
-"""Trained models that a run begins with: the weights it starts from, and its teachers."""
+"""The trained model that a run starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,6 @@ from captioner.models.decoder import Decoder
 from captioner.models.directory import read_model
 from captioner.models.encoder import Encoder
 from captioner.text import Vocabulary
-from captioner.training.teachers import Described
 
 FREE = ("dropout", "feature_dropout")  # settings of a decoder that its weights do not know
 
@@ -35,49 +33,26 @@ def start_weights(
     Raises:
         ConfigError: if there is no usable model, or it does not fit the run.
     """
-    start, misfits = _read(folder, encoder, vocabulary, "start_from")
+    start, misfits = _read(folder, encoder, vocabulary)
     theirs = start.settings
     misfits += [
         f"decoder.{name} is {theirs[name]!r}, {value!r} here"
         for name, value in decoder.settings.items()
         if name not in (*FREE, "vocab_size", "feature_size") and theirs[name] != value
     ]
-    _refuse(folder, misfits, "start_from")
+    if misfits:
+        raise ConfigError(
+            f"training.start_from: {folder} does not fit this run: {'; '.join(misfits)}"
+        )
     return dict(start.state_dict())
 
 
-def read_teachers(
-    folders: Sequence[str], encoder: Encoder, vocabulary: Vocabulary
-) -> list[Described]:
-    """Read trained decoders, of whatever kind, that see the same features and know the same words.
-
-    Args:
-        folders: see `start_weights`.
-        encoder: of the new run.
-        vocabulary: of the new run.
-
-    Returns:
-        The settings and the weights of each.
-
-    Raises:
-        ConfigError: as `start_weights`.
-    """
-    found = []
-    for folder in folders:
-        decoder, misfits = _read(folder, encoder, vocabulary, "teachers")
-        _refuse(folder, misfits, "teachers")
-        found.append((decoder.settings, dict(decoder.state_dict())))
-    return found
-
-
-def _read(
-    folder: str, encoder: Encoder, vocabulary: Vocabulary, option: str
-) -> tuple[Decoder, list[str]]:
+def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decoder, list[str]]:
     """Read a decoder, and say in what its model is unlike the new one."""
     try:
         model = read_model(folder)
     except ModelError as error:
-        raise ConfigError(f"training.{option}: {error}") from error
+        raise ConfigError(f"training.start_from: {error}") from error
     misfits = []
     if not _same_network(model.encoder, encoder):
         misfits.append(f"its CNN is another ({model.encoder.name})")
@@ -85,13 +60,6 @@ def _read(
         there, here = len(model.vocabulary), len(vocabulary)
         misfits.append(f"its vocabulary is another ({there:,} entries, {here:,} here)")
     return model.decoder, misfits
-
-
-def _refuse(folder: str, misfits: list[str], option: str) -> None:
-    if misfits:
-        raise ConfigError(
-            f"training.{option}: {folder} does not fit this run: {'; '.join(misfits)}"
-        )
 
 
 def _same_network(one: Encoder, other: Encoder) -> bool:
