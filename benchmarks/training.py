@@ -18,7 +18,7 @@ with the decoder, the batch size and the precision of `configs/flickr8k.yaml`, w
 
 On an NVIDIA GPU an epoch of COCO's size follows: 566,000 captions of 82,783 images, 2,048 features
 of random numbers, 9,000 words, `configs/coco.yaml`; ours and the bare kernels, once each after a
-warm-up, eager and with `training.compile`. `--coco SHARE` runs that share of it on any device.
+warm-up. `--coco SHARE` runs that share of it on any device.
 
 Speeds are medians over the rounds, in real tokens (padding does not count). Exits with code 1 if
 a target is missed.
@@ -246,12 +246,11 @@ def coco_epoch(share: float, device: str, folder: Path) -> None:
     vocabulary = Vocabulary(tuple(f"word{i}" for i in range(words)), (5,) * words, 5)
     table = make_table(vocabulary, 2048, images=images, captions=captions)
     print(f"{captions:,} captions of {images:,} images, {tokens_of(table):,} tokens, on {device}:")
-    settings = {"ours": "false"} | ({"ours, compiled": "true"} if device == "cuda" else {})
-    contestants: dict[str, Contestant] = {}
-    for name, compiled in settings.items():
-        config = load_config("coco", ["training.epochs=100", f"training.compile={compiled}"])
-        contestants[name] = Ours(config, vocabulary, table, folder, device)
-    contestants["bare kernels"] = BareKernels(config, len(vocabulary), table, device)
+    config = load_config("coco", ["training.epochs=100"])
+    contestants: dict[str, Contestant] = {
+        "ours": Ours(config, vocabulary, table, folder, device),
+        "bare kernels": BareKernels(config, len(vocabulary), table, device),
+    }
     speeds = {name: [each.run() for _ in range(2)][-1] for name, each in contestants.items()}
     for name, speed in speeds.items():
         print(

@@ -180,7 +180,7 @@ class DecoderConfig(Section):
 class TrainingConfig(Section):
     """How the decoder learns."""
 
-    removed = {"teachers": [], "teachers_share": 0.5}
+    removed = {"teachers": [], "teachers_share": 0.5, "compile": False}
 
     objective: Literal["xent", "scst"] = Field(
         "xent",
@@ -230,9 +230,6 @@ class TrainingConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
-    )
-    compile: bool = Field(
-        False, description="fuse output layer and loss with torch.compile; the first steps wait"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")
 

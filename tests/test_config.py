@@ -319,7 +319,12 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "off", "on"),
-    [("decoding.consensus", 0.0, 0.15), ("decoding.draws", 1, 4), ("training.teachers", [], ["a"])],
+    [
+        ("decoding.consensus", 0.0, 0.15),
+        ("decoding.draws", 1, 4),
+        ("training.teachers", [], ["a"]),
+        ("training.compile", False, True),
+    ],
 )
 def test_a_removed_setting_is_read_while_it_is_off_and_explained_where_it_is_on(setting, off, on):
     section, name = setting.split(".")

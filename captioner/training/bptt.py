@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from captioner.errors import ConfigError
 from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
 from captioner.training.tables import Batch
-
-WordLoss: TypeAlias = Callable[..., Tensor]  # what `word_loss` is, as written or compiled
 
 
 def word_loss(
@@ -45,28 +41,6 @@ def word_loss(
     return cross_entropy(logits, targets, label_smoothing, weights)
 
 
-def compiled_word_loss() -> WordLoss:
-    """Return `word_loss` as one fused kernel each way, made when it is first called.
-
-    Raises:
-        ConfigError: by what is returned, where `torch.compile` does not work.
-    """
-    from torch._dynamo.exc import TorchDynamoException  # a second to import
-
-    compiled = torch.compile(word_loss, dynamic=True)
-
-    def loss(*arguments: Any) -> Tensor:
-        try:
-            return compiled(*arguments)
-        except TorchDynamoException as error:  # no compiler on this machine, most often
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"training.compile: torch.compile does not work here ({reason}); set it to false"
-            ) from error
-
-    return loss
-
-
 def backward(
     decoder: Decoder,
     batch: Batch,
@@ -74,7 +48,6 @@ def backward(
     label_smoothing: float = 0.0,
     window: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
-    of_words: WordLoss = word_loss,
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
@@ -92,7 +65,6 @@ def backward(
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
-        of_words: `word_loss`, as it is written or compiled.
 
     Returns:
         The loss in nats per token, a scalar without gradient.
@@ -110,7 +82,7 @@ def backward(
         real = (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)
         weights = batch.weights
         loss = (
-            of_words(
+            word_loss(
                 decoder,
                 outputs.flatten(0, 1).index_select(0, real),
                 targets.flatten()[real],

@@ -102,7 +102,6 @@ class Trainer:
         self.autocast = torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype != torch.float32
         )
-        self.word_loss = bptt.compiled_word_loss() if config.compile else bptt.word_loss
         self.updater = Updater(self.decoder, config, self.total_steps, fp16=dtype == torch.float16)
 
     @property
@@ -219,7 +218,6 @@ class Trainer:
                     label_smoothing=0.0 if self.critic else config.label_smoothing,
                     window=config.bptt_window,
                     scaler=self.updater.scaler,
-                    of_words=self.word_loss,
                 )
         world.sum_gradients(self.decoder.parameters())
         return loss, share.tokens

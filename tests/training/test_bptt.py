@@ -1,11 +1,9 @@
 import copy
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from captioner.errors import ConfigError
 from captioner.training import bptt
 
 import toys
@@ -126,28 +124,3 @@ def test_the_schedule_warms_up_and_decays():
     short = [bptt.schedule(s, total_steps=20, warmup_steps=100, kind="cosine") for s in range(20)]
     assert short[0] == 0.5
     assert max(short) == 1.0
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks at it
-def test_compiled_it_learns_the_same(monkeypatch):
-    # The graph is taken and differentiated as for a device; only making kernels of it is left out.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    compiled = bptt.compiled_word_loss()
-    decoder = toys.decoder()
-    for size in (3, 5, 9):
-        loss, grads = gradients(decoder, toys.batch(size=size), label_smoothing=0.1)
-        options = {"label_smoothing": 0.1, "of_words": compiled}
-        other_loss, other = gradients(decoder, toys.batch(size=size), **options)
-        torch.testing.assert_close(other_loss, loss)
-        for name in grads:
-            torch.testing.assert_close(other[name], grads[name], msg=name)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_where_nothing_can_be_compiled_one_line_says_so(monkeypatch):
-    def no_compiler(graph, inputs):
-        raise RuntimeError("No working C++ compiler")
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
-    with pytest.raises(ConfigError, match=r"training\.compile.*C\+\+ compiler.*false"):
-        bptt.backward(toys.decoder(), toys.batch(), of_words=bptt.compiled_word_loss())
