@@ -1,4 +1,4 @@
-"""Turning next-token scores into sentences: greedy, beam search and sampling.
+"""Turning next-token scores into sentences: beam search and sampling.
 
 Everything here works on token ids and a `Step` function, for a whole batch at once, and knows
 nothing of networks, images or words.
@@ -6,13 +6,11 @@ nothing of networks, images or words.
 
 from captioner.search.beam import beam_search
 from captioner.search.common import Hypotheses, Step
-from captioner.search.greedy import greedy_search
 from captioner.search.sampling import sample
 
 __all__ = [
     "Hypotheses",
     "Step",
     "beam_search",
-    "greedy_search",
     "sample",
 ]

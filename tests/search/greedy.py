@@ -1,4 +1,4 @@
-"""Greedy search: always the most probable next token."""
+"""Greedy search, always the most probable next token: beam search and sampling are held to it."""
 
 from __future__ import annotations
 
