@@ -152,6 +152,8 @@ def first_and_beside(encoder: Any) -> Any:
 class DecoderConfig(Section):
     """The RNN that writes the caption, and the layer that starts it."""
 
+    removed = {"init_activation": "tanh"}
+
     cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
     nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="phi of rnn and elman")
     hidden_size: Count = Field(512, description="units per layer")
@@ -160,11 +162,8 @@ class DecoderConfig(Section):
     dropout: Fraction = Field(0.5, description="on embeddings, between layers, on outputs")
     feature_dropout: Fraction = Field(0.0, description="on the image features")
     tie_weights: bool = Field(True, description="output layer shares the word vectors")
-    init_activation: Literal["tanh", "relu", "none"] = Field(
-        "tanh", description="after the projection of the image to the initial hidden state"
-    )
-    feature_norm: Literal["standardize", "l2", "layer", "none"] = Field(
-        "standardize", description="what is done to the features before that projection"
+    feature_norm: Literal["standardize", "none"] = Field(
+        "standardize", description="scale each feature to mean 0 and deviation 1 on train images"
     )
 
     @model_validator(mode="after")

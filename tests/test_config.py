@@ -324,6 +324,7 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
         ("decoding.draws", 1, 4),
         ("training.teachers", [], ["a"]),
         ("training.compile", False, True),
+        ("decoder.init_activation", "tanh", "none"),
     ],
 )
 def test_a_removed_setting_is_read_while_it_is_off_and_explained_where_it_is_on(setting, off, on):

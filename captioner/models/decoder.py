@@ -8,7 +8,6 @@ training see a single hidden state whatever the cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,12 +18,6 @@ from captioner.models.stepping import Stepper
 from captioner.recurrence import Elman, Phi
 from captioner.search import Step
 from captioner.text import Vocabulary
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "none": lambda x: x,
-}
 
 
 class Dropout(nn.Module):
@@ -61,8 +54,8 @@ class Dropout(nn.Module):
 class InitialState(nn.Module):
     """Features -> initial hidden state of every layer, through a learned projection.
 
-    The activation bounds h as the cell's own recurrence would; an LSTM's c is unbounded by
-    nature and stays linear.
+    tanh bounds h as the cell's own recurrence does; an LSTM's c is unbounded by nature and stays
+    linear.
     """
 
     mean: Tensor
@@ -76,12 +69,10 @@ class InitialState(nn.Module):
         num_layers: int,
         has_cell_state: bool,
         norm: str,
-        activation: str,
         dropout: float,
     ):
         super().__init__()
         self.norm = norm
-        self.activation = ACTIVATIONS[activation]
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.dropout = Dropout(dropout)
@@ -121,14 +112,10 @@ class InitialState(nn.Module):
         features = features.float()
         if self.norm == "standardize":
             features = (features - self.mean) / self.std
-        elif self.norm == "l2":
-            features = functional.normalize(features, dim=-1)
-        elif self.norm == "layer":
-            features = functional.layer_norm(features, features.shape[-1:])
         projected = self.projection(self.dropout(features))
         # (B, S * H) -> (S, B, H)
         states = projected.unflatten(1, (-1, self.hidden_size)).transpose(0, 1)
-        h = self.activation(states[: self.num_layers])
+        h = states[: self.num_layers].tanh()
         return torch.cat((h, states[self.num_layers :])).contiguous()
 
 
@@ -148,8 +135,7 @@ class Decoder(nn.Module):
         dropout: float = 0.5,
         feature_dropout: float = 0.0,
         tie_weights: bool = True,
-        init_activation: Literal["tanh", "relu", "none"] = "tanh",
-        feature_norm: Literal["standardize", "l2", "layer", "none"] = "standardize",
+        feature_norm: Literal["standardize", "none"] = "standardize",
     ):
         """Build a decoder.
 
@@ -164,8 +150,7 @@ class Decoder(nn.Module):
             dropout: share of word vectors, of outputs and between layers that is dropped.
             feature_dropout: share of the features that is dropped.
             tie_weights: score words by their word vectors, through a projection H -> embed_size.
-            init_activation: after the projection of the features.
-            feature_norm: what is done to the features before that projection.
+            feature_norm: `standardize` scales each feature to mean 0 and deviation 1.
         """
         super().__init__()
         # Everything needed to build this decoder again, for the model directory.
@@ -180,7 +165,6 @@ class Decoder(nn.Module):
             "dropout": dropout,
             "feature_dropout": feature_dropout,
             "tie_weights": tie_weights,
-            "init_activation": init_activation,
             "feature_norm": feature_norm,
         }
         self.is_lstm = cell == "lstm"
@@ -196,7 +180,6 @@ class Decoder(nn.Module):
             num_layers=num_layers,
             has_cell_state=self.is_lstm,
             norm=feature_norm,
-            activation=init_activation,
             dropout=feature_dropout,
         )
         self.dropout = Dropout(dropout)

@@ -40,7 +40,7 @@ CELLS = [
 
 def scaled_identity(scale, cell="rnn"):
     """A relu network that never closes and hears no words: each step multiplies by `scale`."""
-    decoder = toys.decoder(cell=cell, nonlinearity="relu", init_activation="relu")
+    decoder = toys.decoder(cell=cell, nonlinearity="relu")
     weights = dict(decoder.named_parameters())
     with torch.no_grad():
         for name, p in weights.items():

@@ -123,7 +123,7 @@ def change(folder, section, **values):
         ("cell", []),
         ("cell", "os.system"),
         ("nonlinearity", "os.system"),
-        ("init_activation", "eval"),
+        ("init_activation", "relu"),
         ("feature_norm", 3),
         ("tie_weights", False),
         ("self", 1),
