@@ -1,0 +1,750 @@
+"""What captioner makes of attacks: files changed at random, processes killed, bits flipped.
+
+    python benchmarks/attacks.py                      # all; about 25 minutes on two cores
+    python benchmarks/attacks.py --share 0.05 models journals
+
+Each attack is made many times, from one seed, on a tiny captioner with random weights. What comes
+of one is `done` (a result, held against the right one where there is a right one), or `refused`
+(one error of captioner's own, of short lines without control characters), or else it failed:
+another exception, a wrong result, a process that hangs or dies. Prints a Markdown table, and each
+failure with what repeats it. Exits with code 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import gzip
+import io
+import json
+import lzma
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import struct
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import torch
+from common import describe_machine
+from safetensors.torch import load_file, save_file
+
+from captioner.errors import CaptionerError
+from captioner.inference.job import caption_to_file
+from captioner.inference.journal import journals_of
+from captioner.inference.local import caption_files
+from captioner.inference.sources import list_images
+from captioner.models.captioner import Captioner
+from captioner.training.run import train
+
+import toys
+
+SECONDS = 60  # that one attack may take; all of them end within a few
+MAX_LINE, MAX_LINES = 1000, 40  # characters of a line, and lines, that an error may have
+PROCESSES = multiprocessing.get_context("forkserver")
+ODD = (
+    *(None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e-320, 1e308, -0.0),
+    *("", " ", "\0", "\x1b[31m", "\u202e", "\ud800", "a" * 100_000, "../../etc/passwd", "cuda:99"),
+    *([], {}, [[]], {"": None}, [1] * 1000),
+)
+
+
+@dataclass
+class Tally:
+    """What came of one kind of attack."""
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def count(self) -> int:
+        """Attacks made."""
+        return self.outcomes.total()
+
+    def row(self) -> str:
+        """As a line of the table."""
+        outcomes = ", ".join(f"{number:,} {what}" for what, number in self.outcomes.most_common())
+        note = f"; {self.note}" if self.note else ""
+        return f"| {self.name} | {self.count:,} | {outcomes}{note} |"
+
+    def add(self, what: str, attack: Callable[[], str | None]) -> None:
+        """Make one attack.
+
+        Args:
+            what: repeats it.
+            attack: returns what came of it; None: it is done.
+        """
+        try:
+            with within(SECONDS):
+                outcome = attack() or "done"
+        except CaptionerError as error:
+            outcome = "refused"
+            if wrong := badly_said(str(error)):
+                outcome = "FAILED"
+                self.failures.append(f"{what}: {type(error).__name__} is {wrong}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            outcome = "FAILED"
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(last.filename).name}:{last.lineno}"
+            self.failures.append(f"{what}: {error!r:.300} at {place}")
+        self.outcomes[outcome] += 1
+
+
+def badly_said(message: str) -> str | None:
+    """Say what is wrong with an error message, if anything."""
+    lines = message.splitlines()
+    if len(lines) > MAX_LINES or max(map(len, lines), default=0) > MAX_LINE:
+        return f"{len(lines)} lines, {len(message):,} characters"
+    odd = [c for c in message if c != "\n" and not c.isprintable()]
+    return f"not printable: {odd[:5]!r}" if odd else None
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in a block that takes longer."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"took more than {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def peak_megabytes() -> int:
+    """The most memory this process has held."""
+    status = Path("/proc/self/status").read_text()
+    return (
+        int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) >> 10
+    )
+
+
+def damage(data: bytes, dice: random.Random) -> bytes:
+    """Change bytes as disks, transfers and editors do, and as fuzzers do."""
+    kind = dice.choice(("flip", "cut", "insert", "double", "zero", "swap"))
+    changed = bytearray(data)
+    if not changed:
+        return dice.randbytes(dice.randrange(1, 50))
+    at, end = sorted(dice.randrange(len(changed) + 1) for _ in range(2))
+    if kind == "flip":
+        for _ in range(dice.choice((1, 1, 3, 30))):
+            changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
+    elif kind == "cut":
+        del changed[at:]
+    elif kind == "insert":
+        text = dice.choice(
+            (b"\xff", b"\0" * 99, b"\x1b[2J", "\u202e".encode(), b"\r\n", b"{", b'"')
+        )
+        changed[at:at] = text * dice.choice((1, 7, 999))
+    elif kind == "double":
+        changed[at:at] = changed[at : min(end, at + 2**16)]
+    elif kind == "zero":
+        changed[at:end] = bytes(end - at)
+    else:
+        changed[at:end] = changed[at:end][::-1]
+    return bytes(changed)
+
+
+def change_json(tree: Any, dice: random.Random) -> Any:
+    """Change one value, key or item somewhere in parsed JSON."""
+    if isinstance(tree, dict) and tree and dice.random() < 0.85:
+        key = dice.choice(list(tree))
+        kind = dice.random()
+        rest = {name: value for name, value in tree.items() if name != key}
+        if kind < 0.1:
+            return rest
+        if kind < 0.2:
+            return rest | {str(dice.choice(ODD))[:1000]: tree[key]}
+        return tree | {key: change_json(tree[key], dice)}
+    if isinstance(tree, list) and tree and dice.random() < 0.85:
+        at = dice.randrange(len(tree))
+        return [*tree[:at], change_json(tree[at], dice), *tree[at + 1 :]]
+    if isinstance(tree, int | float) and dice.random() < 0.5:
+        return dice.choice((tree + 1, -tree, tree * 1000, tree / 3, str(tree)))
+    return dice.choice(ODD)
+
+
+class Marked:
+    """Runs a program when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def models(count: int, dice: random.Random, work: Path) -> Tally:
+    """Model directories of which something was changed."""
+    tally = Tally(
+        "model directory: bytes, JSON values and tensors changed, files swapped or pickled"
+    )
+    toys.captioner().save(work / "one")
+    toys.captioner(toys.pair(), hidden_size=6, num_layers=2, cell="gru").save(work / "two")
+    good = {
+        name: {f.name: f.read_bytes() for f in (work / name).iterdir()} for name in ("one", "two")
+    }
+    picture = toys.draw(work / "a.png", "red")
+    executed = work / "executed"
+
+    def attack(number: int) -> Callable[[], str | None]:
+        folder = work / f"model{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        files = dict(good[dice.choice(("one", "two"))])
+        name = dice.choice(list(files))
+        kind = dice.random()
+        if name.endswith(".json") and kind < 0.6:
+            try:
+                tree = change_json(json.loads(files[name]), dice)
+                files[name] = json.dumps(tree).encode("utf-8", "surrogatepass")
+            except ValueError:
+                files[name] = damage(files[name], dice)
+        elif name.endswith("safetensors") and kind < 0.5:
+            files[name] = change_tensors(work / "weights", files[name], dice)
+        elif kind < 0.63 and name.endswith("safetensors"):
+            files[name] = pickle.dumps({"state": Marked(executed)})
+        elif kind < 0.66:
+            files[name] = good["two" if files == good["one"] else "one"][name]
+        elif kind < 0.7:
+            del files[name]
+        else:
+            files[name] = damage(files[name], dice)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+
+        def load() -> None:
+            text = Captioner.load(folder, "cpu").caption(picture)
+            if not isinstance(text, str) or not all(c.isprintable() for c in text):
+                raise ValueError(f"captioned as {text!r:.100}")
+
+        return load
+
+    for number in range(count):
+        tally.add(f"model {number}", attack(number))
+        if (work / f"model{number}").exists() and not tally.failures:
+            shutil.rmtree(work / f"model{number}")
+    if executed.exists():
+        tally.failures.append("a pickle was executed")
+    tally.note = f"nothing executed; {peak_megabytes():,} MB at most"
+    return tally
+
+
+def change_tensors(path: Path, data: bytes, dice: random.Random) -> bytes:
+    """Change one tensor of a file: its values, type, shape or name."""
+    path.write_bytes(data)
+    tensors = load_file(path)
+    name = dice.choice(list(tensors))
+    tensor = tensors[name]
+    kind = dice.randrange(8)
+    if kind == 0:
+        tensors[name] = (
+            torch.full_like(tensor, dice.choice((float("inf"), float("nan"))))
+            if tensor.is_floating_point()
+            else -tensor
+        )
+    elif kind == 1:
+        tensors[name] = torch.zeros_like(tensor)
+    elif kind == 2:
+        tensors[name] = (tensor.double() * 1e30).to(tensor.dtype)
+    elif kind == 3:
+        tensors[name] = tensor.to(
+            dice.choice((torch.float16, torch.int64, torch.bool, torch.float64))
+        )
+    elif kind == 4:
+        tensors[name] = tensor.flatten()[: max(1, tensor.numel() // 2)].clone()
+    elif kind == 5:
+        tensors[name + "\x1b[31m"] = tensors.pop(name)
+    elif kind == 6:
+        del tensors[name]
+    else:
+        tensors[name] = tensor.unsqueeze(0)
+    save_file(tensors, path)
+    return path.read_bytes()
+
+
+def data(count: int, dice: random.Random, work: Path) -> Tally:
+    """Data sets whose annotations or pictures were changed."""
+    from captioner.config import Config
+    from captioner.training.prepare import open_encoder, prepare
+
+    tally = Tally(
+        "data set: annotations and pictures changed (Flickr, Karpathy, COCO, CSV, TSV, JSONL)"
+    )
+    config = toys.config(work / "weights_of")
+    encoder = open_encoder(config, torch.device("cpu"))
+    layouts = write_layouts(work / "layouts")
+
+    def attack(number: int) -> Callable[[], str | None]:
+        kind = dice.choice(list(layouts))
+        folder = work / f"data{number}"
+        shutil.copytree(work / "layouts" / kind, folder)
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".png")
+        for _ in range(dice.choice((1, 1, 3))):
+            path = dice.choice(files)
+            if dice.random() < 0.15:
+                path = dice.choice(sorted(folder.rglob("*.png")))
+            content = path.read_bytes() if path.is_file() else b""
+            roll = dice.random()
+            if roll < 0.05:
+                path.unlink(missing_ok=True)
+            elif roll < 0.08 and path.is_file():
+                path.unlink()
+                path.mkdir()
+            elif path.suffix == ".json" and roll < 0.6 and content:
+                try:
+                    tree = change_json(json.loads(content), dice)
+                    path.write_bytes(json.dumps(tree).encode("utf-8", "surrogatepass"))
+                except (ValueError, RecursionError):
+                    path.write_bytes(damage(content, dice))
+            elif not path.is_dir():
+                path.write_bytes(damage(content, dice))
+        root = folder / layouts[kind] if dice.random() < 0.5 else folder
+        tree = config.model_dump()
+        tree["data"] |= {"root": str(root)}
+        said: list[str] = []
+
+        def read() -> None:
+            try:
+                prepare(Config.model_validate(tree), encoder, said.append)
+            finally:
+                for line in said:
+                    if any(not c.isprintable() and c != "\n" for c in line):
+                        raise ValueError(f"said {line!r:.200}")
+
+        return read
+
+    for number in range(count):
+        tally.add(f"data {number}", attack(number))
+        shutil.rmtree(work / f"data{number}")
+    tally.note = f"{peak_megabytes():,} MB at most"
+    return tally
+
+
+def write_layouts(folder: Path) -> dict[str, str]:
+    """Write one data set in every layout.
+
+    Returns:
+        For each layout its annotation file.
+    """
+    splits = {"train": range(3), "val": [5], "test": [6]}
+    rows = [
+        (
+            f"{split}_{colour}_{shade}.png",
+            split,
+            (f"a {colour} square", f"A {colour} square in the middle."),
+        )
+        for split, shades in splits.items()
+        for shade in shades
+        for colour in toys.COLOURS
+    ]
+
+    def start(name: str) -> Path:
+        top = folder / name
+        for file, _, _ in rows:
+            colour, shade = file.split("_")[1], int(file.split("_")[2][0])
+            toys.draw(top / "Images" / file, colour, shade)
+        return top
+
+    flickr = start("flickr")
+    lines = [f"{f}#{i}\t{c}" for f, _, captions in rows for i, c in enumerate(captions)]
+    (flickr / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
+    for name, split in (("train", "train"), ("dev", "val"), ("test", "test")):
+        names = [f for f, s, _ in rows if s == split]
+        (flickr / f"Flickr_8k.{name}Images.txt").write_text("\n".join(names) + "\n")
+    karpathy = start("karpathy")
+    about = [
+        {"filename": f, "split": s, "imgid": n, "sentences": [{"raw": c} for c in captions]}
+        for n, (f, s, captions) in enumerate(rows)
+    ]
+    (karpathy / "dataset.json").write_text(json.dumps({"images": about, "dataset": "toy"}))
+    coco = start("coco")
+    (coco / "annotations").mkdir()
+    for name, split in (("train2017", "train"), ("val2017", "val")):
+        (coco / name).mkdir()
+        mine = [(n, f, captions) for n, (f, s, captions) in enumerate(rows) if s == split]
+        for _, file, _ in mine:
+            shutil.copy(coco / "Images" / file, coco / name / file)
+        tree = {
+            "images": [{"id": n, "file_name": f} for n, f, _ in mine],
+            "annotations": [
+                {"id": 10 * n + i, "image_id": n, "caption": c}
+                for n, _, captions in mine
+                for i, c in enumerate(captions)
+            ],
+        }
+        (coco / "annotations" / f"captions_{name}.json").write_text(json.dumps(tree))
+    shutil.rmtree(coco / "Images")
+    for name, comma in (("csv", ","), ("tsv", "\t")):
+        table = ["image caption split".replace(" ", comma)]
+        table += [comma.join((f, c, s)) for f, s, captions in rows for c in captions]
+        (start(name) / f"captions.{name}").write_text("\n".join(table) + "\n")
+    jsonl = [{"image": f, "captions": list(captions), "split": s} for f, s, captions in rows]
+    (start("jsonl") / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in jsonl))
+    return {
+        "flickr": "Flickr8k.token.txt",
+        "karpathy": "dataset.json",
+        "coco": "annotations",
+        "csv": "captions.csv",
+        "tsv": "captions.tsv",
+        "jsonl": "captions.jsonl",
+    }
+
+
+def archives(count: int, dice: random.Random, work: Path) -> Tally:
+    """Archives that were changed, and bombs."""
+    tally = Tally("archive: tar (plain, gzip, bzip2, xz, sparse) and ZIP, changed; and bombs")
+    toys.captioner().save(work / "model")
+    captioner = Captioner.load(work / "model", "cpu")
+    honest = honest_archives()
+    bombs = dict(bombs_of(work))
+
+    def attack(number: int) -> Callable[[], str | None]:
+        if number < len(bombs):
+            path = list(bombs.values())[number]
+        else:
+            ending = dice.choice(list(honest))
+            path = work / f"archive{number}.{ending}"
+            path.write_bytes(damage(honest[ending], dice))
+
+        def read() -> str | None:
+            records = list(caption_files(captioner, list_images([str(path)]), batch_size=8))
+            if not records:
+                raise ValueError("nothing came of it")
+            for record in records:
+                if bool(record.captions) == bool(record.error):
+                    raise ValueError(f"neither captioned nor failed: {record!r:.200}")
+                if record.error and (wrong := badly_said(record.error)):
+                    raise ValueError(f"error of {wrong}")
+            return "with failures" if any(record.error for record in records) else None
+
+        return read
+
+    names = list(bombs)
+    for number in range(max(count, len(bombs))):
+        tally.add(names[number] if number < len(names) else f"archive {number}", attack(number))
+        for path in work.glob(f"archive{number}.*"):
+            path.unlink()
+    tally.note = f"{peak_megabytes():,} MB at most"
+    return tally
+
+
+def honest_archives() -> dict[str, bytes]:
+    """Archives of six pictures, by their endings."""
+    pictures = {f"{n}/{c}.png": toys_png(c, n) for n, c in enumerate(toys.COLOURS)}
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in pictures.items():
+            info = tarfile.TarInfo(name if name[0] != "3" else "long" * 60 + name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    plain = tar.getvalue()
+    made = {"tar": plain, "tar.gz": gzip.compress(plain), "tar.bz2": bz2.compress(plain)}
+    made["tar.xz"] = lzma.compress(plain)
+    for name, method in (
+        ("stored.zip", zipfile.ZIP_STORED),
+        ("deflated.zip", zipfile.ZIP_DEFLATED),
+        ("bzip2.zip", zipfile.ZIP_BZIP2),
+        ("lzma.zip", zipfile.ZIP_LZMA),
+    ):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", method) as packed:
+            for member, content in pictures.items():
+                packed.writestr(member, content)
+        made[name] = file.getvalue()
+    return made
+
+
+def toys_png(colour: str, shade: int) -> bytes:
+    """A picture of a colour, as PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        return toys.draw(Path(folder, "a.png"), colour, shade).read_bytes()
+
+
+def bombs_of(work: Path) -> Iterator[tuple[str, Path]]:
+    """Write small archives that hold, or claim, very much."""
+    # A sparse member as GNU tar writes it: one block, and a size of 500 MB.
+    sparse = b""
+    for number in range(6):
+        info = tarfile.TarInfo(f"{number}.jpg")
+        info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+        header[483:495] = b"%011o\0" % (500 * 2**20)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        sparse += bytes(header) + b"\xff\xd8\xff" + bytes(509)
+    (work / "sparse.tar").write_bytes(sparse + bytes(1024))
+    yield "sparse tar, 6 x 500 MB", work / "sparse.tar"
+    zeros = io.BytesIO()
+    with gzip.open(zeros, "wb", 9) as file, tarfile.open(fileobj=file, mode="w|") as archive:
+        for number in range(4):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = 300 * 2**20
+            archive.addfile(info, Zeros(info.size))
+    (work / "ratio.tar.gz").write_bytes(zeros.getvalue())
+    yield "tar.gz, 4 x 300 MB of zeros", work / "ratio.tar.gz"
+    for name, method in (("deflate", zipfile.ZIP_DEFLATED), ("bzip2", zipfile.ZIP_BZIP2)):
+        with zipfile.ZipFile(work / f"{name}.zip", "w", method) as packed:
+            for number in range(3):
+                with packed.open(f"{number}.png", "w") as member:
+                    shutil.copyfileobj(Zeros(300 * 2**20), member, 2**20)
+        yield f"ZIP ({name}), 3 x 300 MB of zeros", work / f"{name}.zip"
+    # The central directory claims what the members do not hold.
+    with zipfile.ZipFile(work / "lies.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.png", toys_png("red", 1))
+    lies = bytearray((work / "lies.zip").read_bytes())
+    at = lies.rindex(b"PK\1\2")
+    lies[at + 24 : at + 28] = struct.pack("<I", 400 * 2**20)
+    (work / "lies.zip").write_bytes(lies)
+    yield "ZIP that claims 400 MB", work / "lies.zip"
+    # Many entries of the central directory that are the same bytes.
+    with zipfile.ZipFile(work / "overlap.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a.png", bytes(2**24))
+    whole = (work / "overlap.zip").read_bytes()
+    at, end = whole.rindex(b"PK\1\2"), whole.rindex(b"PK\5\6")
+    entry = whole[at:end]
+    tail = bytearray(whole[end:])
+    tail[8:12] = struct.pack("<HH", 200, 200)
+    tail[12:16] = struct.pack("<I", 200 * len(entry))
+    (work / "overlap.zip").write_bytes(whole[:at] + entry * 200 + bytes(tail))
+    yield "ZIP of 200 entries that are one", work / "overlap.zip"
+
+
+class Zeros(io.RawIOBase):
+    """A file of zeros."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def read(self, size: int = -1) -> bytes:
+        """Return some of them."""
+        size = self.left if size < 0 else min(size, self.left)
+        self.left -= size
+        return bytes(size)
+
+
+def job(model: Path, pictures: Path, output: Path, **options: Any) -> None:
+    """Caption a folder into a file."""
+    torch.set_num_threads(1)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    items = list_images([str(pictures)])
+    settings = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | options
+    caption_to_file(Captioner.load(model, "cpu"), items, output, **settings)
+
+
+def run_train(config: Any, folder: Path) -> None:
+    """Train, or go on."""
+    torch.set_num_threads(1)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    train(config, folder, resume=True, device="cpu")
+
+
+def start_process(work: Callable[..., None], *arguments: Any) -> Any:
+    """Start a function in a process that has everything imported."""
+    process = PROCESSES.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def length_of(work: Callable[..., None], *arguments: Any) -> float:
+    """Return how many seconds a function takes in a process of its own."""
+    began = time.monotonic()
+    process = start_process(work, *arguments)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"it ends with {process.exitcode}")
+    return time.monotonic() - began
+
+
+def draw_pictures(folder: Path, count: int) -> Path:
+    """Draw pictures, one of them broken."""
+    for number in range(count):
+        toys.draw(folder / f"{number:03}.png", list(toys.COLOURS)[number % 6], number)
+    (folder / "007.png").write_bytes(b"no picture")
+    return folder
+
+
+def jobs(count: int, dice: random.Random, work: Path) -> Tally:
+    """Jobs that are killed again and again, and then end."""
+    tally = Tally("captioning job: SIGKILL at a random moment, then the same command")
+    toys.captioner().save(work / "model")
+    pictures = draw_pictures(work / "pictures", 60)
+    job_of = (job, work / "model", pictures)
+    length_of(*job_of, work / "warm.jsonl")
+    length = length_of(*job_of, work / "whole.jsonl")
+    right = (work / "whole.jsonl").read_bytes()
+    for number in range(count):
+        output = work / f"killed{number % 8}" / "out.jsonl"
+        process = start_process(*job_of, output)
+        process.join(dice.uniform(0.1, 1) * length)
+        process.kill()
+        process.join()
+        if number < count - 8:  # each output is killed some times before it may end
+            tally.outcomes["done"] += 1
+            continue
+
+        def end(output: Path = output) -> None:
+            length_of(*job_of, output)
+            if output.read_bytes() != right:
+                raise ValueError("other bytes")
+            left = {path.name for path in output.parent.iterdir()}
+            left -= {path.name for path in journals_of(output)} | {"out.jsonl", "errors.jsonl"}
+            if left := {n for n in left if not n.startswith("out.jsonl.journal")}:
+                raise ValueError(f"left behind: {left}")
+
+        tally.add(f"job {number}", end)
+    tally.note = "the outputs are equal byte for byte"
+    return tally
+
+
+def trainings(count: int, dice: random.Random, work: Path) -> Tally:
+    """A training that is killed again and again, and then ends."""
+    tally = Tally("training: SIGKILL at a random moment, then --resume")
+    config = toys.config(work, save_every=4)
+    length_of(run_train, config, work / "warm")
+    length = length_of(run_train, config, work / "whole")
+    files = {path.name: path.read_bytes() for path in (work / "whole" / "model").iterdir()}
+    for number in range(count):
+        process = start_process(run_train, config, work / "killed")
+        process.join(dice.uniform(0.05, 0.6) * length)
+        process.kill()
+        process.join()
+        if number < count - 1:
+            tally.outcomes["done"] += 1
+
+    def end() -> None:
+        length_of(run_train, config, work / "killed")
+        model = work / "killed" / "model"
+        if {path.name: path.read_bytes() for path in model.iterdir()} != files:
+            raise ValueError("other bytes")
+        if left := {p.name for p in (work / "killed").rglob("*")} ^ {
+            p.name for p in (work / "whole").rglob("*")
+        }:
+            left = {name for name in left if not name.startswith("events.out")}
+            if left:
+                raise ValueError(f"left behind, or missing: {left}")
+
+    tally.add("training", end)
+    tally.note = "the models are equal byte for byte"
+    return tally
+
+
+def journals(count: int, dice: random.Random, work: Path) -> Tally:
+    """Journals of which one bit was flipped, before the job goes on."""
+    tally = Tally("journal: one bit flipped, then the same command")
+    toys.captioner().save(work / "model")
+    pictures = draw_pictures(work / "pictures", 60)
+    job(work / "model", pictures, work / "whole" / "out.jsonl")
+    right = (work / "whole" / "out.jsonl").read_bytes()
+    # Half of the flips meet a job that was killed, and has a write-ahead log.
+    process = start_process(job, work / "model", pictures, work / "killed" / "out.jsonl")
+    while process.is_alive() and not any(p.stat().st_size > 2**15 for p in journals_and_logs(work)):
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    for number in range(count):
+        folder = work / f"flip{number}"
+        shutil.copytree(work / ("killed" if number % 2 else "whole"), folder)
+        files = [p for p in folder.iterdir() if ".journal" in p.name and p.stat().st_size]
+        path = dice.choice(files)
+        content = bytearray(path.read_bytes())
+        bit = dice.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        (folder / "out.jsonl").unlink(missing_ok=True)
+
+        def go_on(output: Path = folder / "out.jsonl") -> None:
+            job(work / "model", pictures, output)
+            if output.read_bytes() != right:
+                raise ValueError("other captions")
+
+        tally.add(f"bit {bit} of {path.name} ({'half' if number % 2 else 'whole'})", go_on)
+        shutil.rmtree(folder)
+    tally.note = "no wrong caption"
+    return tally
+
+
+def journals_and_logs(work: Path) -> list[Path]:
+    """Return the files of a job that is under way."""
+    folder = work / "killed"
+    return [p for p in folder.iterdir() if ".journal" in p.name] if folder.is_dir() else []
+
+
+ATTACKS: dict[str, tuple[int, Callable[[int, random.Random, Path], Tally]]] = {
+    "models": (1000, models),
+    "data": (500, data),
+    "archives": (200, archives),
+    "jobs": (40, jobs),
+    "trainings": (10, trainings),
+    "journals": (100, journals),
+}
+
+
+def one_kind(name: str, count: int, seed: int, pipe: Any) -> None:
+    """Make one kind of attack in a process of its own, so that its peak memory is its own."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
+        os.environ["CAPTIONER_CACHE"] = str(Path(folder, "cache"))
+        os.chdir(folder)
+        Path("weights_of").mkdir()
+        stderr, sys.stderr = sys.stderr, Path(os.devnull).open("w")  # noqa: SIM115
+        tally = ATTACKS[name][1](count, random.Random(f"{seed} {name}"), Path(folder))
+        sys.stderr = stderr
+    pipe.send(tally)
+
+
+def main() -> int:
+    """Make the attacks and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", choices=[*ATTACKS, []], help="default: all")
+    parser.add_argument("--share", type=float, default=1.0, help="of the attacks; default 1")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    print(describe_machine(), "\n\n| attack | count | what came of it |\n|---|---|---|", sep="")
+    failures: list[str] = []
+    for name in asked.kinds or ATTACKS:
+        receive, send = multiprocessing.Pipe(duplex=False)
+        count = max(1, round(ATTACKS[name][0] * asked.share))
+        process = multiprocessing.get_context("spawn").Process(
+            target=one_kind, args=(name, count, asked.seed, send)
+        )
+        process.start()
+        send.close()
+        try:
+            tally: Tally = receive.recv()
+            print(tally.row(), flush=True)
+            failures += [f"{name}: {failure}" for failure in tally.failures]
+        except EOFError:
+            process.join()
+            failures.append(f"{name}: its process ended with {process.exitcode}")
+        process.join()
+    print("", *failures, sep="\n")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
