@@ -249,7 +249,8 @@ def models(count: int, dice: random.Random, work: Path) -> Tally:
             shutil.rmtree(work / f"model{number}")
     if executed.exists():
         tally.failures.append("a pickle was executed")
-    tally.note = f"nothing executed; {peak_megabytes():,} MB at most"
+    safe = "" if executed.exists() else "nothing executed; "
+    tally.note = f"{safe}{peak_megabytes():,} MB at most"
     return tally
 
 
@@ -617,7 +618,7 @@ def jobs(count: int, dice: random.Random, work: Path) -> Tally:
                 raise ValueError(f"left behind: {left}")
 
         tally.add(f"job {number}", end)
-    tally.note = "the outputs are equal byte for byte"
+    tally.note = "" if tally.failures else "the outputs are equal byte for byte"
     return tally
 
 
@@ -649,7 +650,7 @@ def trainings(count: int, dice: random.Random, work: Path) -> Tally:
                 raise ValueError(f"left behind, or missing: {left}")
 
     tally.add("training", end)
-    tally.note = "the models are equal byte for byte"
+    tally.note = "" if tally.failures else "the models are equal byte for byte"
     return tally
 
 
@@ -684,7 +685,7 @@ def journals(count: int, dice: random.Random, work: Path) -> Tally:
 
         tally.add(f"bit {bit} of {path.name} ({'half' if number % 2 else 'whole'})", go_on)
         shutil.rmtree(folder)
-    tally.note = "no wrong caption"
+    tally.note = "" if tally.failures else "no wrong caption"
     return tally
 
 
@@ -694,6 +695,190 @@ def journals_and_logs(work: Path) -> list[Path]:
     return [p for p in folder.iterdir() if ".journal" in p.name] if folder.is_dir() else []
 
 
+NAMES = (
+    *(
+        "config.yaml",
+        "model",
+        "checkpoints",
+        "evaluation",
+        "tensorboard",
+        "notes.txt",
+        "thesis.tex",
+    ),
+    *("config.json", "model.safetensors", "vocab.json", "preprocessor_config.json", "train.log"),
+    *("metrics.jsonl", "curves.png", "step-6.safetensors", "best.safetensors", "report.html"),
+    *("predictions.jsonl", "scores.json", "o.jsonl", "o.csv", "o.jsonl.journal", "errors.jsonl"),
+    *(
+        ".o.jsonl.lock",
+        ".o.jsonl.123.part",
+        ".model.7.old",
+        ".x.old",
+        ".movie.part",
+        "gradients.png",
+    ),
+    *("gradients.json", "o.jsonl.journal-wal", "rows.f16", "rows.key", "about.json", "a b", "é"),
+)
+CONTENTS = (
+    b"",
+    b"mine\n",
+    b"{}",
+    b"name: mine\n",
+    b"\x89PNG\r\n\x1a\n",
+    bytes(3000),
+    b"SQLite format 3\0",
+)
+
+
+def grow(folder: Path, dice: random.Random, real: list[Path], depth: int = 0) -> None:
+    """Make files, folders and links with names of captioner's own and others."""
+    for name in dice.sample(NAMES, dice.randrange(2, 9)):
+        path = folder / name
+        kind = dice.random()
+        if kind < 0.25 and depth < 2:
+            path.mkdir()
+            grow(path, dice, real, depth + 1)
+        elif kind < 0.32:
+            path.symlink_to(dice.choice((folder, folder.parent / "precious", Path("nowhere"))))
+        elif kind < 0.42:
+            shutil.copy(dice.choice(real), path)
+        else:
+            path.write_bytes(dice.choice(CONTENTS))
+            path.chmod(dice.choice((0o644, 0o600, 0o640, 0o444)))
+
+
+def picture_of(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Return what lies in a folder: of each path its mode, and its content or where it leads."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        content: Any = path.readlink() if path.is_symlink() else None
+        if content is None and path.is_file():
+            content = path.read_bytes()
+        found[str(path)] = (mode, content)
+    return found
+
+
+def trees(count: int, dice: random.Random, work: Path) -> Tally:
+    """Folders of somebody's, which every command is told to write to."""
+    from click.testing import CliRunner
+
+    from captioner.cli import main as command
+
+    tally = Tally("writing command, told to write among somebody's files and folders")
+    config = toys.config(work / "weights_of", epochs=1)
+    (work / "toy.yaml").write_text(config.to_yaml())
+    run = CliRunner()
+    train(config, work / "own", device="cpu")
+    toys.captioner().save(work / "spare")
+    captioner = Captioner.load(work / "spare", "cpu")
+    pictures = draw_pictures(work / "pictures", 6)
+    made = run.invoke(command, ["evaluate", "--model", "own", "--output", "scored"])
+    if made.exit_code:
+        raise RuntimeError(made.output)
+    # A user may well have copied real files of ours into a folder of his own.
+    real = [path for path in (work / "own").rglob("*") if path.is_file()]
+    job_of = ["caption", str(pictures), "--model", "own", "--device", "cpu"]
+    commands: list[list[str]] = [
+        ["train", "toy.yaml", "--output", "{}"],
+        ["train", "toy.yaml", "--output", "{}", "--overwrite"],
+        ["train", "toy.yaml", "--output", "{}", "--resume"],
+        [*job_of, "--output", "{}/o.jsonl"],
+        [*job_of, "--output", "{}/o.jsonl", "--overwrite"],
+        [*job_of, "--output", "{}/o.csv", "--overwrite"],
+        [*job_of, "--output", "{}/thesis.tex", "--format", "text", "--overwrite"],
+        [*job_of, "--output", "{}/model", "--format", "jsonl", "--overwrite"],
+        ["evaluate", "--model", "own", "--output", "{}"],
+        ["score", "scored", "--resamples", "0", "--output", "{}/scores.json"],
+        ["score", "scored", "--resamples", "0", "--output", "{}/notes.txt"],
+        ["compare", "scored", "scored", "--resamples", "0", "--output", "{}/scores.json"],
+        ["gradients", "--model", "own", "--output", "{}"],
+        ["features", "toy.yaml"],
+        ["save", "{}"],
+        ["save", "{}/model"],
+        ["save", "{}/notes.txt"],
+    ]
+
+    for number in range(count):
+        top = work / f"tree{number}"
+        folder = top / "home"
+        folder.mkdir(parents=True)
+        (top / "precious").mkdir()
+        (top / "precious" / "thesis.txt").write_text("thesis")
+        grow(folder, dice, real)
+        inner = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+        place = dice.choice(inner)
+        words = [word.replace("{}", str(place)) for word in dice.choice(commands)]
+        before = picture_of(top)
+        cache = str(place if words[0] == "features" else work / "cache")
+
+        def write(
+            words: list[str] = words,
+            before: dict[str, Any] = before,
+            top: Path = top,
+            cache: str = cache,
+        ) -> str | None:
+            outcome: str | None = None
+            try:
+                if words[0] == "save":
+                    captioner.save(words[1])
+                else:
+                    done = run.invoke(command, words, env={"CAPTIONER_CACHE": cache})
+                    if done.exception and not isinstance(done.exception, SystemExit):
+                        raise done.exception
+                    outcome = "refused" if done.exit_code else None
+            finally:
+                after = picture_of(top)
+                if lost := [p for p in before if before[p] != after.get(p)]:
+                    raise ValueError(f"changed: {lost[:3]}")
+            return outcome
+
+        tally.add(f"tree {number}: {' '.join(words)}", write)
+        if not tally.failures:
+            shutil.rmtree(top)
+    tally.note = "0 foreign bytes changed" if not tally.failures else ""
+    return tally
+
+
+def settings(count: int, dice: random.Random, work: Path) -> Tally:
+    """Every setting at its bounds, just outside, and far outside: from YAML, API and model."""
+    from captioner.config import Config, load_config
+
+    tally = Tally("setting of the config: at, just outside and far outside its bounds")
+    toys.captioner().save(work / "model")
+    captioner = Captioner.load(work / "model", "cpu")
+    picture = toys.draw(work / "a.png", "red")
+    features = captioner.encode([captioner_picture(picture)])
+    numbers = (
+        *(-1, 0, 1, 2, 3, 63, 64, 1000, 1001, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 10**30),
+        *(0.0, 1e-45, 1e-300, 1e-9, 0.5, 0.999999, 1.0, 1.000001, 30.0, 300.0, 1e300, -0.5),
+        *(float("inf"), float("nan"), "1e400", True, None, "", "x" * 5000, "\x1b[31m", [], {}),
+    )
+    fields = [
+        (section, name)
+        for section, field in Config.model_fields.items()
+        for name in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
+    asked = [(section, name, value) for section, name in fields for value in numbers]
+    for section, name, value in dice.sample(asked, min(count, len(asked))):
+
+        def use(section: str = section, name: str = name, value: Any = value) -> None:
+            if section == "decoding":
+                captioner.search(features, **{name: value})
+            else:
+                text = json.dumps(value) if isinstance(value, str | list | dict) else str(value)
+                load_config(None, [f"{section}.{name}={text}"])
+
+        tally.add(f"{section}.{name} = {value!r:.60}", use)
+    return tally
+
+
+def captioner_picture(path: Path) -> Any:
+    """Return a picture as Pillow has it."""
+    from PIL import Image
+
+    return Image.open(path).convert("RGB")
+
+
 ATTACKS: dict[str, tuple[int, Callable[[int, random.Random, Path], Tally]]] = {
     "models": (1000, models),
     "data": (500, data),
@@ -701,6 +886,8 @@ ATTACKS: dict[str, tuple[int, Callable[[int, random.Random, Path], Tally]]] = {
     "jobs": (40, jobs),
     "trainings": (10, trainings),
     "journals": (100, journals),
+    "trees": (200, trees),
+    "settings": (3000, settings),
 }
 
 
