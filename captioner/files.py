@@ -14,6 +14,8 @@ from typing import Any
 
 MAX_JSON = 2**26  # bytes; a vocabulary of a million words needs a third of it
 
+MOVED = "not written: its folder was moved or removed meanwhile"
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -31,6 +33,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
+        if not aside.exists():
+            raise FileNotFoundError(errno.ENOENT, MOVED, str(path))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "not written: a folder took its place", str(path))
         _to_disk(aside)
         aside.replace(path)
         _to_disk(path.parent)

@@ -104,3 +104,25 @@ def test_a_folder_that_fails_leaves_the_old_one_and_nothing_else(tmp_path: Path)
         raise SomethingElseError
     assert names(tmp_path) == ["model"]
     assert names(path) == ["old"]
+
+
+def test_a_folder_that_goes_while_a_file_is_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with (
+        pytest.raises(FileNotFoundError, match="its folder was moved or removed"),
+        whole_file(tmp_path / "there" / "file") as aside,
+    ):
+        aside.touch()
+        (tmp_path / "there").rename(tmp_path / "elsewhere")
+        (tmp_path / "there").mkdir()
+    assert names(tmp_path / "there") == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(IsADirectoryError, match="a folder took its place"),
+        whole_file(tmp_path / "file") as aside,
+    ):
+        aside.touch()
+        (tmp_path / "file").mkdir()
+    assert names(tmp_path) == ["file"]

@@ -54,6 +54,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     help="A broken image costs its own record, or stops the job.",
 )
 @click.option("--retry-errors", is_flag=True, help="Try again what failed before.")
+@click.option("--salvage", is_flag=True, help="Keep the sound rows of a damaged journal.")
 @click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
 @click.option("--image-column", help="Column of paths in CSV, TSV, JSONL.  [default: guessed]")
 @click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger images.")
@@ -94,6 +95,7 @@ def command(
     overwrite: bool,
     on_error: str,
     retry_errors: bool,
+    salvage: bool,
     recursive: bool,
     image_column: str | None,
     max_pixels: int | None,
@@ -115,9 +117,11 @@ def command(
     on where it was when the same command is given again.
     """
     format = format or _format_of(output)
-    local_only = retry_errors or on_error == "fail" or device != "auto"
+    local_only = retry_errors or salvage or on_error == "fail" or device != "auto"
     _check_engine(engine, format, output, num_gpus=num_gpus, local_only=local_only)
     _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
+    if salvage and (overwrite or not output):
+        raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
     folders = find_models(models)
     if not models:
         say(f"model: {folders[0]}")
@@ -163,6 +167,7 @@ def command(
                 overwrite=overwrite,
                 retry_errors=retry_errors,
                 stop_on_error=on_error == "fail",
+                salvage=salvage,
             )
             count, failed, fresh = done.images, done.failed, done.fresh
             where = _where(output, done.errors)
@@ -207,7 +212,14 @@ def _to_file(
     model = "+".join(map(fingerprint, models))
     try:
         return caption_to_file(
-            captioner, items, output, model=model, world=world, tell=_report, **how, **options
+            captioner,
+            items,
+            output,
+            model=model,
+            world=world,
+            tell=_report,
+            say=say,
+            **how | options,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {going_on(how['overwrite'])}") from None
@@ -287,8 +299,8 @@ def _check_engine(
         raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
     if engine == "ray" and local_only:
         raise click.UsageError(
-            "--engine ray takes no --retry-errors, --on-error fail or --device: a Ray job is whole "
-            "or not at all, and --num-gpus says where it computes"
+            "--engine ray takes no --retry-errors, --salvage, --on-error fail or --device: a Ray "
+            "job is whole or not at all, and --num-gpus says where it computes"
         )
     if engine == "local" and format == "parquet":
         raise click.UsageError("--format parquet needs --engine ray")

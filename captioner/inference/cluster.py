@@ -7,6 +7,7 @@ its batch, and comes back in order.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from captioner.errors import CaptionerError, ConfigError
-from captioner.files import utf8_name, whole_file
+from captioner.files import MOVED, utf8_name, whole_file
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, Record, caption_files
 from captioner.inference.shares import last_line, to_item, to_table
@@ -136,6 +137,8 @@ def caption_with_ray(
             if row["position"] != count:
                 raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
             count += 1
+            if count % ROW_GROUP == 0 and not aside.exists():
+                raise FileNotFoundError(errno.ENOENT, MOVED, str(output))  # not at the very end
             if row["kind"] is not None:
                 failed += 1
                 told = json.loads(row["line"])

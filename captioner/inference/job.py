@@ -19,7 +19,7 @@ from captioner.errors import ConfigError, DataError
 from captioner.files import utf8_name, whole_file
 from captioner.images import MAX_PIXELS
 from captioner.inference.failures import ERRORS, failure_list, lines_of_others
-from captioner.inference.journal import Journal, forget, journals_of, merged
+from captioner.inference.journal import Journal, forget, journals_of, salvaged
 from captioner.inference.local import BATCH_SIZE, Record, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
@@ -58,8 +58,10 @@ def caption_to_file(
     overwrite: bool = False,
     retry_errors: bool = False,
     stop_on_error: bool = False,
+    salvage: bool = False,
     world: World | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     scaled_decoding: bool = False,
@@ -81,8 +83,11 @@ def caption_to_file(
         overwrite: forget what was done, replace what was written.
         retry_errors: try again what failed.
         stop_on_error: end the job at the first failure; what was done is kept.
+        salvage: of a damaged journal keep the rows that are sound, do the others again, and
+            set the damaged file aside.
         world: the processes that share the job; each takes its share of the batches.
         tell: told every record that is made in this sitting.
+        say: told what was salvaged.
         num_workers: see `caption_batches`.
         max_pixels: larger images are refused.
         scaled_decoding: see `caption_batches`.
@@ -90,7 +95,8 @@ def caption_to_file(
 
     Raises:
         ConfigError: if the output is not this job's, or a setting is impossible.
-        DataError: at the first failure, if `stop_on_error`; or if a file cannot be written.
+        DataError: at the first failure, if `stop_on_error`; if a file cannot be written; if a
+            journal is damaged, or was moved or removed while the job ran.
     """
     world = world or World()
     reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
@@ -101,8 +107,11 @@ def caption_to_file(
     if settings["sample"]:
         identity["batch_size"] = batch_size  # draws depend on the place in a batch
     with _claimed(output, overwrite) if world.leads else nullcontext():
-        world.wait()
-        journal = Journal(output, world.rank, identity)
+        if salvage and world.leads:
+            for said in salvaged(output, identity):
+                say(said)
+        sitting = world.share(os.urandom(16))
+        journal = Journal(output, world.rank, identity, sitting)
         world.wait()  # for all to have looked at what was there
         fresh = 0
         places: list[range] = []
@@ -123,8 +132,9 @@ def caption_to_file(
                 **reading,
                 **decoding,
             )
-            for batch in tqdm(done, unit="batch", disable=None if world.leads else True):
-                journal.add(places.pop(0), batch)
+            batches = tqdm(done, unit="batch", disable=None if world.leads else True)
+            for index, batch in enumerate(batches):
+                journal.add(places[index], batch)
                 records = [image.record for image in batch if image.record]
                 fresh += len(records)
                 for record in records:
@@ -136,9 +146,9 @@ def caption_to_file(
                         )
         finally:
             journal.close()
-        # Also waits for all to be done.
-        fresh = int(world.sum(torch.tensor(fresh, device=captioner.device)))
-        totals = _write(output, format, n_best, fresh) if world.leads else None
+        counts = torch.tensor([fresh, sum(map(len, places))], device=captioner.device)
+        fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
+        totals = _write(journal, format, n_best, fresh, listed) if world.leads else None
         return world.share(totals) or Totals(0, 0, fresh, None)
 
 
@@ -204,16 +214,24 @@ def _share(
             yield batch
 
 
-def _write(output: Path, format: str, n_best: int, fresh: int) -> Totals:
-    images = failed = 0
+def _write(journal: Journal, format: str, n_best: int, fresh: int, listed: int) -> Totals:
+    output, images, failed = journal.output, 0, 0
+    journal.check_place()
+    if output.exists() and not output.is_file():
+        raise DataError(
+            f"{output}: not written: a folder or a pipe took its place while the job ran; what was "
+            f"done is kept: move that away, and the same command goes on"
+        )
     with (
         whole_file(output) as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
     ):
-        for record in write_records(merged(output), file, format=format, n_best=n_best):
+        for record in write_records(journal.merged(listed), file, format=format, n_best=n_best):
             images += 1
             if record.error:
                 failed += 1
                 add_failure(record.file_name, record.kind, record.error)
+        if images != listed:
+            raise DataError(f"{output}: not written: {images:,} rows for {listed:,} images")
     return Totals(images, failed, fresh, output.with_name(ERRORS) if failed else None)

@@ -2,41 +2,54 @@
 
 SQLite keeps it: a batch is in it whole or not at all, also after `kill -9`, and looking up one of
 a million images takes microseconds and no memory. Each process of a job writes a journal of its
-own and reads all of them.
+own and reads all of them. SQLite itself does not see a flipped bit, so each row has a checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from captioner.datasets.reading import excerpt
 from captioner.errors import ConfigError, DataError
+from captioner.files import no_stream
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 from captioner.models.compiled import other_arithmetic
 
 SUFFIX = ".journal"
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS job (identity TEXT);
+CREATE TABLE IF NOT EXISTS job (identity TEXT, checksum BLOB);
 CREATE TABLE IF NOT EXISTS records (
-    name BLOB, digest BLOB, row TEXT, failed INTEGER, PRIMARY KEY (name, digest)
+    name BLOB, digest BLOB, row TEXT, failed INTEGER, checksum BLOB, PRIMARY KEY (name, digest)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS listing (position INTEGER PRIMARY KEY, name BLOB, digest BLOB);
+CREATE TABLE IF NOT EXISTS listing (
+    position INTEGER PRIMARY KEY, name BLOB, digest BLOB, checksum BLOB
+);
 """
-
 
 # What was said first stays: an image may be listed again, and drawn captions would be others.
 ADD = """
-INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (name, digest)
-DO UPDATE SET row = excluded.row, failed = excluded.failed WHERE failed
+INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, digest)
+DO UPDATE SET row = excluded.row, failed = excluded.failed, checksum = excluded.checksum
+WHERE failed
 """
+# What goes wrong when what SQLite or a row holds is not what was written.
+DAMAGE = (sqlite3.Error, OSError, ValueError, TypeError, KeyError)
+# What goes wrong though it is.
+CIRCUMSTANCES = (
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+)
 
 
 def journals_of(output: Path) -> list[Path]:
@@ -60,13 +73,14 @@ def forget(output: Path) -> None:
 class Journal:
     """The records of one process of a job, and those that all its processes had before."""
 
-    def __init__(self, output: Path, rank: int, identity: Mapping[str, Any]):
+    def __init__(self, output: Path, rank: int, identity: Mapping[str, Any], sitting: bytes = b""):
         """Open a process's journal, or begin it.
 
         Args:
             output: the file that the job writes.
             rank: of this process.
             identity: what a record depends on besides the image: the model, the search.
+            sitting: random bytes, of all processes the same: what is written is of this sitting.
 
         Raises:
             ConfigError: if what was done before was done by another model or with other settings.
@@ -76,18 +90,20 @@ class Journal:
         output.parent.mkdir(parents=True, exist_ok=True)
         self.own = output.with_name(f"{output.name}{SUFFIX}{f'.{rank}' if rank else ''}")
         text = json.dumps(identity, sort_keys=True)
-        self.journals: list[sqlite3.Connection] = []
+        self.key, self.listing_key = _key(text), _key(text, sitting)
+        self.journals: dict[Path, sqlite3.Connection] = {}
         for path in [self.own, *(p for p in journals_of(output) if p != self.own)]:
             with _usable(path):
                 connection = _open(path, text)
                 connection.execute("SELECT count(*) FROM listing").fetchone()
-                _check(path, connection, identity)
-            self.journals.append(connection)
-        self.connection = self.journals[0]
+                _check(path, _identity(connection), identity)
+            self.journals[path] = connection
+        self.places = {path: _place(path) for path in self.journals}
+        self.connection = self.journals[self.own]
         # Where images stand in the listing is found anew each time; an earlier job may have had
         # more processes.
-        for connection in self.journals if rank == 0 else self.journals[:1]:
-            with _usable(self.own), connection:
+        for path in self.journals if rank == 0 else [self.own]:
+            with _usable(path), self.journals[path] as connection:
                 connection.execute("DELETE FROM listing")
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
@@ -96,13 +112,19 @@ class Journal:
         Args:
             name: of the item.
             failures: also when it failed.
+
+        Raises:
+            DataError: if what is noted of it is not what was written.
         """
-        query = "SELECT digest FROM records WHERE name = ?" + (
-            "" if failures else " AND NOT failed"
-        )
-        key = (os.fsencode(name),)
-        with _usable(self.own):
-            return frozenset(row[0] for db in self.journals for row in db.execute(query, key))
+        query = "SELECT digest, row, failed, checksum FROM records WHERE name = ?"
+        key, found = os.fsencode(name), set()
+        for path, db in self.journals.items():
+            with _usable(path):
+                for digest, row, failed, checksum in db.execute(query, (key,)):
+                    _same(checksum, self.key, key, digest, row, failed)
+                    if failures or not failed:
+                        found.add(digest)
+        return frozenset(found)
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
         """Note a batch, whole.
@@ -112,90 +134,346 @@ class Journal:
             batch: what came of them.
 
         Raises:
-            DataError: if it cannot be written.
+            DataError: if it cannot be written, or the journal is no longer where it was.
         """
         keys = [(os.fsencode(done.name), done.digest) for done in batch]
         rows = [
-            (*key, _dump(done.record), done.record.error is not None)
+            _sealed(self.key, *key, _dump(done.record), int(done.record.error is not None))
             for key, done in zip(keys, batch, strict=True)
             if done.record
         ]
-        places = [(position, *key) for position, key in zip(positions, keys, strict=True)]
+        places = [
+            _sealed(self.listing_key, position, *key)
+            for position, key in zip(positions, keys, strict=True)
+        ]
         try:
             with self.connection as db:
                 db.executemany(ADD, rows)
-                db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?)", places)
+                db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", places)
         except sqlite3.Error as error:
+            self.check_place()
             raise DataError(
                 f"{self.own}: cannot be written ({error}); what was done before is kept: free some "
                 f"space and run the same command again"
             ) from error
+        self.check_place()
+
+    def check_place(self) -> None:
+        """See to it that the journals are still the files that were opened.
+
+        SQLite writes on into a file that was moved or removed, and nobody finds it there.
+
+        Raises:
+            DataError: if one is not; says where it is now, if that can be found.
+        """
+        for path, place in self.places.items():
+            if _place(path) == place:
+                continue
+            if there := _moved_to(place):
+                raise DataError(
+                    f"{path}: is now {there}: it was moved while the job ran; move it back, "
+                    f"and the same command goes on"
+                )
+            taken = os.path.lexists(path)
+            what = "another file took its place" if taken else "it was removed or moved away"
+            raise DataError(
+                f"{path}: {what} while the job ran; nothing is written: with the journal back in "
+                f"its place the same command goes on, without it it does again what is missing"
+            )
+
+    def merged(self, listed: int) -> Iterator[Record]:
+        """Yield what is in the journals of the job, in the order of its listing.
+
+        Args:
+            listed: images, by all processes.
+
+        Raises:
+            DataError: if a place in the listing is empty or taken twice, or a journal is damaged,
+                or is not of this job.
+        """
+        with ExitStack() as stack:
+            databases = {}
+            for path in journals_of(self.output):
+                with _usable(path):
+                    databases[path] = stack.enter_context(closing(_connect(path)))
+            noted = 0
+            for path, db in databases.items():
+                with _usable(path):
+                    noted += db.execute("SELECT count(*) FROM listing").fetchone()[0]
+            if noted != listed:
+                names = ", ".join(path.name for path in databases) or "none is there"
+                raise DataError(
+                    f"{self.output}: not written: {listed:,} images were listed, {noted:,} are in "
+                    f"the journals ({names}): one was removed or replaced while the job ran; the "
+                    f"same command does what is missing"
+                )
+            parts = (self._listing(path, db) for path, db in databases.items())
+            listing = stack.enter_context(closing(heapq.merge(*parts)))
+            for expected, (position, name, digest) in enumerate(listing):
+                # A file that came or went meanwhile lets processes cut batches differently.
+                if position != expected:
+                    raise DataError(
+                        f"{self.output}: not written: the listing of images changed while the "
+                        f"job ran ({position} stands in place of {expected}); run the same command "
+                        f"again"
+                    )
+                rows = (self._find(path, db, name, digest) for path, db in databases.items())
+                row = next((row for row in rows if row is not None), None)
+                if row is None:
+                    raise DataError(
+                        f"{self.output}: not written: {excerpt(os.fsdecode(name))} was done, and "
+                        f"is in no journal: one was removed or damaged; the same command does it "
+                        f"again"
+                    )
+                yield _load(os.fsdecode(name), row)
+
+    def _listing(self, path: Path, db: sqlite3.Connection) -> Iterator[tuple[int, bytes, bytes]]:
+        query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
+        with _usable(path):
+            for position, name, digest, checksum in db.execute(query):
+                _same(checksum, self.listing_key, position, name, digest)
+                yield position, name, digest
+
+    def _find(self, path: Path, db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
+        with _usable(path):
+            return _find(db, self.key, name, digest)[0]
 
     def close(self) -> None:
         """Give the files back."""
-        for connection in self.journals:
+        for connection in self.journals.values():
             connection.close()
 
 
-def merged(output: Path) -> Iterator[Record]:
-    """Yield what is in the journals of a job, in the order of its listing.
+def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
+    """Set damaged journals aside, and begin each anew with the rows of it that are sound.
+
+    Args:
+        output: the file that the job writes; no process has opened its journals.
+        identity: see `Journal`.
+
+    Yields:
+        What became of each damaged journal.
 
     Raises:
-        DataError: if a place in the listing is empty or taken twice, or a journal is damaged.
+        ConfigError: if what was done before was done by another model or with other settings.
+        DataError: if a journal cannot be read or written.
     """
-    query = "SELECT position, name, digest FROM listing ORDER BY position"
-    with ExitStack() as stack:
-        databases = [
-            stack.enter_context(closing(sqlite3.connect(path))) for path in journals_of(output)
-        ]
-        stack.enter_context(_usable(output.with_name(f"{output.name}{SUFFIX}")))
-        parts = (db.execute(query) for db in databases)
-        listing = stack.enter_context(closing(heapq.merge(*parts)))
-        for expected, (position, name, digest) in enumerate(listing):
-            # A file that came or went meanwhile lets processes cut batches differently.
-            if position != expected:
-                raise DataError(
-                    f"{output}: not written: the listing of images changed while the job ran "
-                    f"({position} stands in place of {expected}); run the same command again"
-                )
-            rows = (_find(db, name, digest) for db in databases)
-            row = next(row for row in rows if row is not None)
-            yield _load(os.fsdecode(name), row)
+    text = json.dumps(identity, sort_keys=True)
+    for path in journals_of(output):
+        with _usable(path), closing(_connect(path)) as damaged:
+            problem = _problem(path, damaged, identity)
+            if problem is None:
+                continue
+            kept, lost = _sound_rows(damaged, _key(text))
+        fresh = output.with_name(f".{output.name}.{os.getpid()}.journal.part")
+        with _usable(path), closing(sqlite3.connect(fresh)) as db:
+            _begin(db, text)
+            with db:
+                db.executemany(ADD, kept)
+        aside = _free_name(path)
+        for ending in ("-shm", "-wal", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{path}{ending}").rename(f"{aside}{ending}")
+        fresh.rename(path)
+        yield (
+            f"{path}: damaged ({problem}): {len(kept):,} sound row(s) kept, {lost}; the damaged "
+            f"file is {aside} now"
+        )
 
 
-def _find(db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
-    query = "SELECT row FROM records WHERE name = ? AND digest = ?"
+def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> str | None:
+    """Say what is damaged in a journal, if anything is."""
+    try:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return None  # killed when it was about to begin
+        began = _identity(db)
+    except DAMAGE as error:
+        _refuse_if_not_damage(error)
+        return _one_line(error)
+    _check(path, began, identity)
+    key = _key(json.dumps(began, sort_keys=True))
+    try:
+        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            return _one_line(found)
+        for row in db.execute("SELECT name, digest, row, failed, checksum FROM records"):
+            _same(row[-1], key, *row[:-1])
+    except DAMAGE as error:
+        _refuse_if_not_damage(error)
+        return _one_line(error)
+    return None
+
+
+def _sound_rows(db: sqlite3.Connection, key: bytes) -> tuple[list[tuple[Any, ...]], str]:
+    """Read what can be read around the damage, row by row.
+
+    Returns:
+        The rows whose checksums hold, and how many are lost, in words.
+    """
+    names: dict[tuple[bytes, bytes], None] = {}
+    whole = True
+    # From both ends, and from what the listing knows: a damaged page stops only who walks over it.
+    for table in ("records", "listing"):
+        for order in ("", " DESC"):
+            by = "name {0}, digest {0}" if table == "records" else "position {0}"
+            query = f"SELECT name, digest FROM {table} ORDER BY {by.format(order)}"
+            try:
+                for name in db.execute(query):
+                    names[name] = None
+            except DAMAGE as error:
+                _refuse_if_not_damage(error)
+                whole = False
+    kept, lost = [], 0
+    for name, digest in names:
+        try:
+            row, failed, checksum = _find(db, key, name, digest)
+        except DAMAGE as error:
+            _refuse_if_not_damage(error)
+            row = None
+        if row is None:
+            lost += 1
+        else:
+            kept.append((name, digest, row, failed, checksum))
+    return kept, f"{lost:,} lost" if whole else f"{lost:,} or more lost"
+
+
+def _find(
+    db: sqlite3.Connection, key: bytes, name: bytes, digest: bytes
+) -> tuple[str | None, int, bytes]:
+    query = "SELECT row, failed, checksum FROM records WHERE name = ? AND digest = ?"
     found = db.execute(query, (name, digest)).fetchone()
-    return found[0] if found else None
+    if not found:
+        return None, 0, b""
+    row, failed, checksum = found
+    _same(checksum, key, name, digest, row, failed)
+    return row, failed, checksum
+
+
+def _key(identity: str, sitting: bytes = b"") -> bytes:
+    """Return what checksums of a job's rows begin with: another job's are others."""
+    return hashlib.blake2b(identity.encode(), digest_size=16).digest() + sitting
+
+
+def _checksum(key: bytes, *values: bytes | str | int) -> bytes:
+    return hashlib.blake2b(key + repr(values).encode(), digest_size=16).digest()
+
+
+def _sealed(key: bytes, *values: bytes | str | int) -> tuple[bytes | str | int, ...]:
+    return (*values, _checksum(key, *values))
+
+
+def _same(checksum: bytes, key: bytes, *values: bytes | str | int) -> None:
+    """Hold a row against its checksum.
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if checksum != _checksum(key, *values):
+        raise ValueError("a row is not what was written")
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _moved_to(place: tuple[int, int] | None) -> Path | None:
+    """Find where a file that this process has open is now, where the system tells (Linux)."""
+    for link in Path("/proc/self/fd").glob("*"):
+        if _place(link) == place:
+            with suppress(OSError):
+                there = link.readlink()
+                return there if _place(there) == place else None
+    return None
+
+
+def _free_name(path: Path) -> Path:
+    """Return the name that a damaged journal gets; none that is taken."""
+    names = (path.with_name(f"{path.name}.damaged{f'.{n}' if n else ''}") for n in count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if os.path.lexists(path):  # a pipe in its place would be waited for
+        os.close(no_stream(str(path), os.O_RDONLY))
+    connection = sqlite3.connect(path, timeout=60)
+    # What is no text any more is found by its checksum.
+    connection.text_factory = lambda text: text.decode("utf-8", "replace")
+    return connection
 
 
 def _open(path: Path, identity: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=60)
+    connection = _connect(path)
     # Commits survive the death of the process; after a power cut the last may be done again.
     # A write-ahead log is in memory that processes share, which those of other machines cannot.
     alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
     connection.execute(f"PRAGMA journal_mode = {'WAL' if alone else 'TRUNCATE'}")
     connection.execute("PRAGMA synchronous = NORMAL")
+    _begin(connection, identity)
+    return connection
+
+
+def _begin(connection: sqlite3.Connection, identity: str) -> None:
     with connection:
         connection.executescript(SCHEMA)
         if not connection.execute("SELECT 1 FROM job").fetchone():
-            connection.execute("INSERT INTO job VALUES (?)", (identity,))
-    return connection
+            connection.execute("INSERT INTO job VALUES (?, ?)", _sealed(b"", identity))
+
+
+def _identity(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Read what the job was begun with.
+
+    Raises:
+        ValueError: if it is not what was written.
+    """
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(records)")}
+    if columns and "checksum" not in columns:
+        raise ValueError("its rows have no checksums: it is of an older captioner")
+    text, checksum = connection.execute("SELECT identity, checksum FROM job").fetchone()
+    _same(checksum, b"", text)
+    return dict(json.loads(text))
 
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
     try:
         yield
-    # Whatever is wrong with the content of a damaged row.
-    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+    except DAMAGE as error:
+        _refuse_if_not_damage(error, path)
         raise DataError(
-            f"{path}: cannot be used as this job's journal ({error}); --overwrite starts over"
+            f"{path}: a damaged journal ({_one_line(error)}); --salvage sets it aside, keeps the "
+            f"rows that are sound and does the others again"
         ) from error
 
 
-def _check(path: Path, connection: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
-    began = dict(json.loads(connection.execute("SELECT identity FROM job").fetchone()[0]))
+def _refuse_if_not_damage(error: Exception, path: Path | None = None) -> None:
+    """Tell a full disk, a lock or a missing permission from damage.
+
+    Raises:
+        DataError: if it is one of them and the journal's path is given; else the error itself.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(error, OSError) and (code is None or code & 0xFF not in CIRCUMSTANCES):
+        return
+    if path is None:
+        raise error
+    raise DataError(
+        f"{path}: cannot be used as this job's journal ({_one_line(error)}); what was done is "
+        f"kept: mend that, and the same command goes on"
+    ) from error
+
+
+def _one_line(problem: object) -> str:
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
+    return " ".join(str(problem).split())[:200]
+
+
+def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     differing = [
         _difference(key, began.get(key), value)
         for key, value in identity.items()

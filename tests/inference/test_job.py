@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import sqlite3
 import sys
 import time
@@ -16,8 +18,8 @@ import torch
 
 from captioner.errors import ConfigError, DataError
 from captioner.inference.job import caption_to_file
-from captioner.inference.journal import journals_of, merged
-from captioner.inference.local import Record, caption_files
+from captioner.inference.journal import Journal, journals_of
+from captioner.inference.local import Done, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
 from captioner.models.captioner import Captioner
@@ -207,7 +209,7 @@ def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
     journals_of(output)[0].write_bytes(b"nonsense" * 1000)
-    with pytest.raises(DataError, match=r"out\.jsonl\.journal.*--overwrite"):
+    with pytest.raises(DataError, match=r"out\.jsonl\.journal: a damaged journal.*--salvage"):
         run(model, pictures, output)
 
 
@@ -217,7 +219,7 @@ def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change)
     run(model, pictures, output)
     with sqlite3.connect(journals_of(output)[0]) as db:
         db.execute(change)
-    with pytest.raises(DataError, match="cannot be used as this job's journal"):
+    with pytest.raises(DataError, match="not what was written"):
         run(model, pictures, output)
     assert not list(tmp_path.glob(".*"))
 
@@ -253,13 +255,128 @@ def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_hole_in_the_listing_is_found_and_nothing_is_written(model, pictures, tmp_path):
+def test_what_is_written_is_held_against_what_was_listed(tmp_path):
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    batch = [Done(f"{n}.png", b"digest", Record(f"{n}.png", error="no picture")) for n in range(3)]
+    journal.add((0, 1, 3), batch)
+    journal.close()
+    assert [record.file_name for record in itertools.islice(journal.merged(3), 2)] == [
+        "0.png",
+        "1.png",
+    ]
+    with pytest.raises(DataError, match=r"3 stands in place of 2\); run the same command again"):
+        list(journal.merged(3))
+    for listed in (0, 2, 4):
+        with pytest.raises(DataError, match=f"{listed} images were listed, 3 are in the journals"):
+            list(journal.merged(listed))
+    journals_of(tmp_path / "out.jsonl")[0].unlink()
+    with pytest.raises(DataError, match="3 images were listed, 0 are in the journals"):
+        list(journal.merged(3))
+
+
+def test_rows_of_another_job_or_sitting_are_not_taken(tmp_path):
     output = tmp_path / "out.jsonl"
-    run(model, pictures, output)
-    with sqlite3.connect(journals_of(output)[0]) as db:
-        db.execute("DELETE FROM listing WHERE position = 17")
-    with pytest.raises(DataError, match=r"18 stands in place of 17\); run the same command again"):
-        list(merged(output))
+    batch = [Done("a.png", b"digest", Record("a.png", error="no picture"))]
+
+    def written(identity, sitting):
+        journal = Journal(output, 0, identity, sitting)
+        journal.add([0], batch)
+        journal.close()
+        return journal, journals_of(output)[0].read_bytes()
+
+    mine, own = written({"model": "a"}, b"1")
+    journals_of(output)[0].unlink()
+    _, other = written({"model": "b"}, b"1")
+    journals_of(output)[0].unlink()
+    _, earlier = written({"model": "a"}, b"0")
+    for content in (other, earlier):
+        journals_of(output)[0].write_bytes(content)
+        with pytest.raises(DataError, match="not what was written"):
+            list(mine.merged(1))
+    journals_of(output)[0].write_bytes(own)
+    assert [record.file_name for record in mine.merged(1)] == ["a.png"]
+
+
+def move_folder(output, aside):
+    output.parent.rename(aside)
+
+
+def replace_folder(output, aside):
+    output.parent.rename(aside)
+    output.parent.mkdir()
+
+
+def move_journal(output, aside):
+    aside.mkdir()
+    for path in output.parent.glob("out.jsonl.journal*"):
+        path.rename(aside / path.name)
+
+
+def replace_journal(output, aside):
+    move_journal(output, aside)
+    for path in aside.iterdir():
+        shutil.copy(path, output.parent)
+
+
+@pytest.mark.parametrize("harm", [move_folder, replace_folder, move_journal, replace_journal])
+def test_a_journal_that_is_moved_in_mid_job_is_said_and_goes_on_once_it_is_back(
+    harm, model, pictures, tmp_path
+):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "place" / "out.jsonl"
+    run(model, pictures, whole)
+    made, aside = [], tmp_path / "aside"
+
+    def tell(record):
+        made.append(record)
+        if len(made) == IMAGES // 2:
+            harm(output, aside)
+
+    with pytest.raises(DataError, match="while the job ran") as stopped:
+        run(model, pictures, output, tell=tell)
+    assert len(str(stopped.value).splitlines()) == 1
+    assert len(made) < IMAGES  # it is noticed soon
+    assert not output.exists()
+    if sys.platform == "linux":
+        assert str(aside / "out.jsonl.journal") in str(stopped.value)
+    if harm in (move_folder, replace_folder):
+        shutil.rmtree(output.parent, ignore_errors=True)
+        aside.rename(output.parent)
+    else:
+        for path in aside.iterdir():
+            path.rename(output.parent / path.name)
+    assert run(model, pictures, output).fresh <= IMAGES // 2
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_journal_that_is_removed_in_mid_job_is_an_error(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+
+    def tell(_):
+        for path in tmp_path.glob("out.jsonl.journal*"):
+            path.unlink()
+
+    with pytest.raises(DataError, match="removed or moved away while the job ran"):
+        run(model, pictures, output, tell=tell)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_an_output_whose_place_was_taken_in_mid_job_is_kept_in_the_journal(
+    make, model, pictures, tmp_path
+):
+    output = tmp_path / "out.jsonl"
+    made = []
+
+    def tell(record):
+        made.append(record)
+        if len(made) == 1:
+            make(output)
+
+    with pytest.raises(DataError, match="took its place"):
+        run(model, pictures, output, tell=tell)
+    output.rmdir() if output.is_dir() else output.unlink()
+    assert run(model, pictures, output).fresh == 0
+    assert len(rows(output)) == IMAGES
 
 
 @pytest.mark.parametrize("name", ["errors.jsonl", "folder"])
@@ -277,8 +394,118 @@ def test_a_journal_damaged_inside_is_one_clear_error(model, pictures, tmp_path):
     data = bytearray(path.read_bytes())
     data[4096 * 2 :] = b"\xff" * (len(data) - 4096 * 2)  # all but the schema
     path.write_bytes(data)
-    with pytest.raises(DataError, match="cannot be used as this job's journal"):
+    with pytest.raises(DataError, match="a damaged journal"):
         run(model, pictures, output)
+
+
+def flip(path: Path, dice: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal"])
+def test_a_flipped_bit_never_ends_in_other_captions_and_salvage_goes_on(
+    ending, model, pictures, tmp_path
+):
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "at work" / "out.jsonl"
+    kept, made = tmp_path / "kept", []
+
+    def tell(record):
+        made.append(record)
+        if len(made) == IMAGES - 8:  # as a kill would leave it
+            kept.mkdir()
+            for path in whole.parent.glob("whole.jsonl.journal*"):
+                shutil.copy(path, kept / path.name.replace("whole", "out"))
+
+    run(model, pictures, whole, tell=tell)
+    if not ending:  # all in the one file
+        with sqlite3.connect(kept / "out.jsonl.journal") as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.close()
+    dice, said = random.Random(3), []
+    for _ in range(30):
+        shutil.rmtree(output.parent, ignore_errors=True)
+        shutil.copytree(kept, output.parent)
+        flip(output.parent / f"out.jsonl.journal{ending}", dice)
+        try:
+            run(model, pictures, output)
+        except DataError as error:
+            said.append(str(error))
+            assert "out.jsonl.journal: a damaged journal" in said[-1]
+            assert len(said[-1].splitlines()) == 1
+            assert not output.exists()
+            run(model, pictures, output, salvage=True)
+        assert output.read_bytes() == whole.read_bytes()
+    assert len(said) > 5 or ending  # SQLite itself drops what its log holds from a flip on
+
+
+def test_salvage_keeps_the_sound_rows_and_the_damaged_file(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    [journal], whole = journals_of(output), output.read_bytes()
+    for number in range(2):
+        with sqlite3.connect(journal) as db:
+            db.execute(
+                "UPDATE records SET row = row || ' ' WHERE name = ?",
+                (os.fsencode(pictures / f"00{number}.png"),),
+            )
+        db.close()
+        damaged, said = journal.read_bytes(), []
+        totals = run(model, pictures, output, salvage=True, say=said.append)
+        aside = tmp_path / f"out.jsonl.journal.damaged{'.1' if number else ''}"
+        assert aside.read_bytes() == damaged
+        assert said == [
+            f"{journal}: damaged (a row is not what was written): 59 sound row(s) kept, 1 lost; "
+            f"the damaged file is {aside} now"
+        ]
+        assert totals.fresh == 1
+        assert output.read_bytes() == whole
+    said.clear()
+    assert run(model, pictures, output, salvage=True, say=said.append).fresh == 0
+    assert not said
+
+
+def test_around_a_damaged_page_rows_are_kept(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    whole, [journal] = output.read_bytes(), journals_of(output)
+    data = bytearray(journal.read_bytes())
+    middle = data.find(os.fsencode(pictures / "030.png")) // 4096 * 4096
+    data[middle : middle + 4096] = bytes(4096)
+    journal.write_bytes(data)
+    with pytest.raises(DataError, match="a damaged journal"):
+        run(model, pictures, output)
+    said: list[str] = []
+    totals = run(model, pictures, output, salvage=True, say=said.append)
+    assert 0 < totals.fresh < IMAGES // 2
+    assert f"{IMAGES - totals.fresh} sound row(s) kept" in said[0]
+    assert output.read_bytes() == whole
+
+
+def test_a_journal_without_checksums_is_not_trusted(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    whole, [journal] = output.read_bytes(), journals_of(output)
+    with sqlite3.connect(journal) as db:
+        for table in ("job", "records", "listing"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
+    db.close()
+    with pytest.raises(DataError, match=r"no checksums: it is of an older captioner.*--salvage"):
+        run(model, pictures, output)
+    said = []
+    assert run(model, pictures, output, salvage=True, say=said.append).fresh == IMAGES
+    assert f"0 sound row(s) kept, {IMAGES} lost" in said[0]
+    assert output.read_bytes() == whole
+
+
+def test_salvage_takes_no_rows_of_another_job(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output)
+    before = journals_of(output)[0].read_bytes()
+    with pytest.raises(ConfigError, match="with another model"):
+        run(model, pictures, output, model="other", salvage=True)
+    assert journals_of(output)[0].read_bytes() == before
 
 
 # Draws depend on the place in a batch, so what was named before must keep its place.
