@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from captioner import __version__
 from captioner.errors import DataError
 from captioner.evaluation.compare import compare_files, conclusion, verdict
 from captioner.evaluation.score import score_file
@@ -210,7 +211,7 @@ def predictions(folder, captions, write, *, split="dev", decode="beam1,lp0.0", r
         {"image_id": i, "file_name": f"{i}.jpg", "caption": c, "references": references[i]}
         for i, c in captions.items()
     ]
-    signature = f"bleu4|refs:2|tok:ptb|decode:{decode}|split:{split}|n:{len(rows)}|v:0.1.0"
+    signature = f"bleu4|refs:2|tok:ptb|decode:{decode}|split:{split}|n:{len(rows)}|v:{__version__}"
     write(f"{folder}/scores.json", {"bleu_4": {"value": 0.5, "signature": signature}})
     return write(f"{folder}/predictions.jsonl", rows)
 
