@@ -19,9 +19,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets.reading import excerpt
 from captioner.errors import ConfigError, DataError
 from captioner.files import no_stream
+from captioner.foreign import excerpt
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 from captioner.models.compiled import other_arithmetic
