@@ -113,7 +113,7 @@ def schedule(step: int, *, total_steps: int, warmup_steps: int, kind: str) -> fl
     """Return the share of the peak learning rate at a step.
 
     Args:
-        step: from 0.
+        step: from 0, less than `total_steps`.
         total_steps: of the whole run.
         warmup_steps: of linear growth at the start; at most a tenth of a short run.
         kind: "cosine", "linear" or "constant" after the warm-up.
@@ -124,7 +124,7 @@ def schedule(step: int, *, total_steps: int, warmup_steps: int, kind: str) -> fl
     warmup = min(warmup_steps, total_steps // 10)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
+    progress = (step - warmup) / (total_steps - warmup)
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - progress if kind == "linear" else 1.0
