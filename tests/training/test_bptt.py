@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,52 @@ def test_a_shorter_window_keeps_the_loss_and_cuts_the_gradient(cell, window):
     assert not torch.allclose(
         grads["init_hidden.projection.weight"], full["init_hidden.projection.weight"]
     )
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_a_caption_counts_as_often_as_its_weight_among_the_words_that_may_be_written(window):
+    decoder, weights = toys.decoder(), torch.tensor([2.0, -1.0, 0.0, 0.5])
+    batch = replace(toys.batch(), weights=weights)
+    assert batch.inputs.shape[1] not in (1, 3)
+    with torch.device("meta"):  # nothing may be made elsewhere than where the decoder is
+        loss, grads = gradients(decoder, batch, window=window)
+    decoder.zero_grad()
+    hidden, rows = decoder.init_hidden(batch.features), []
+    for t in range(batch.inputs.shape[1]):
+        if window and t and t % window == 0:
+            hidden = hidden.detach()
+        logits, hidden = decoder.step(batch.inputs[:, t], hidden)
+        logits = logits.index_fill(1, torch.tensor([0, 1, 3]), -torch.inf)
+        losses = nn.functional.cross_entropy(
+            logits, batch.targets[:, t], ignore_index=0, reduction="none"
+        )
+        rows.append(losses @ weights)
+    expected = torch.stack(rows).sum() / batch.tokens
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for name, p in decoder.named_parameters():
+        wanted = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(grads[name], wanted, msg=name, atol=1e-6, rtol=1e-4)
+
+
+def test_a_scaler_scales_the_gradients_and_not_the_loss():
+    decoder, batch = toys.decoder(), toys.batch()
+    loss, grads = gradients(decoder, batch)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    same, scaled = gradients(decoder, batch, scaler=scaler)
+    assert torch.equal(same, loss)
+    for name in grads:
+        torch.testing.assert_close(scaled[name], 8 * grads[name], msg=name)
+
+
+def test_a_part_without_captions_teaches_nothing_and_costs_nothing():
+    decoder = toys.decoder()
+    empty = toys.batch(size=3).part(3, of=4)
+    assert len(empty.inputs) == 0
+    loss, _ = gradients(decoder, empty)
+    assert loss.dtype == torch.float32
+    assert loss.item() == 0
+    assert all(parameter.grad is None for parameter in decoder.parameters())
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "elman"])

@@ -23,26 +23,38 @@ def test_search_writes_with_the_weights_of_now(ema_decay):
             torch.testing.assert_close(fast, slow.detach(), rtol=1e-5, atol=1e-6)
 
 
-def a_run(decoder, **training):
-    """An updater whose learning rate stays as it is."""
-    settings = {"schedule": "constant", "warmup_steps": 0} | training
-    return Updater(decoder, TrainingConfig(**settings), 100, fp16=False)
+def a_run(decoder, *, fp16=False, **training):
+    """An updater whose learning rate stays as it is, unless told otherwise."""
+    settings = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0} | training
+    return Updater(decoder, TrainingConfig(**settings), 100, fp16=fp16)
+
+
+def all_of(decoder, weight):
+    for parameter in decoder.parameters():
+        nn.init.constant_(parameter, weight)
+
+
+def step_along(updater, step, gradient):
+    for parameter in updater.decoder.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    return updater.update(step)
+
+
+def assert_all(decoder, weight):
+    for parameter in decoder.parameters():
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, weight))
 
 
 def test_the_moving_average_of_three_steps_is_that_by_hand():
     decoder = toys.decoder()
-    for parameter in decoder.parameters():
-        nn.init.zeros_(parameter)
+    all_of(decoder, 0.0)
     updater = a_run(decoder, ema_decay=0.2)
     # It keeps a tenth, then two elevenths, then `ema_decay`, which is less than three twelfths.
     for step, (weight, average) in enumerate([(1.0, 0.9), (2.0, 1.8), (3.0, 2.76)]):
-        for parameter in decoder.parameters():
-            nn.init.constant_(parameter, weight)
+        all_of(decoder, weight)
         updater.update(step)
-        for parameter in updater.average.parameters():
-            torch.testing.assert_close(parameter, torch.full_like(parameter, average))
-        for parameter in decoder.parameters():
-            assert (parameter == weight).all()
+        assert_all(updater.average, average)
+        assert_all(decoder, weight)
 
 
 def test_without_a_gradient_a_matrix_shrinks_by_its_decay_and_a_bias_stays():
@@ -50,30 +62,73 @@ def test_without_a_gradient_a_matrix_shrinks_by_its_decay_and_a_bias_stays():
     updater = a_run(decoder, learning_rate=0.5, weight_decay=0.25)
     names = {name for name, _ in decoder.named_parameters()}
     assert {"init_hidden.projection.weight", "init_hidden.projection.bias"} <= names
-    for parameter in decoder.parameters():
-        nn.init.constant_(parameter, 2.0)
-        parameter.grad = torch.zeros_like(parameter)
+    all_of(decoder, 2.0)
     for step in range(2):
-        updater.update(step)
+        step_along(updater, step, 0.0)
+        matrix = 2.0 * (1 - 0.5 * 0.25) ** (step + 1)
         for parameter in decoder.parameters():
-            matrix = 2.0 * (1 - 0.5 * 0.25) ** (step + 1)
             wanted = torch.full_like(parameter, matrix if parameter.dim() > 1 else 2.0)
             torch.testing.assert_close(parameter.detach(), wanted)
-            parameter.grad = torch.zeros_like(parameter)
 
 
 @pytest.mark.parametrize("beta2", [0.5, 0.98, 0.999])
 def test_two_steps_of_adam_are_those_by_hand(beta2):
     decoder = toys.decoder()
-    updater = a_run(decoder, learning_rate=0.1, weight_decay=0.0, beta2=beta2, clip_norm=1e9)
-    for parameter in decoder.parameters():
-        nn.init.constant_(parameter, 2.0)
+    updater = a_run(decoder, learning_rate=0.1, beta2=beta2, clip_norm=1e9)
+    all_of(decoder, 2.0)
     # Gradients 1 and 3 without a start's bias: mean 0.39 / 0.19, mean square (9 + b) / (1 + b).
     second = 0.39 / 0.19 / ((9 + beta2) / (1 + beta2)) ** 0.5
     for step, (gradient, weight) in enumerate([(1.0, 1.9), (3.0, 1.9 - 0.1 * second)]):
-        for parameter in decoder.parameters():
-            parameter.grad = torch.full_like(parameter, gradient)
-        updater.update(step)
-        for parameter in decoder.parameters():
-            torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, weight))
-            assert parameter.grad is None
+        step_along(updater, step, gradient)
+        assert_all(decoder, weight)
+        assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_every_weight_moves_by_the_learning_rate_of_the_schedule():
+    decoder = toys.decoder()
+    updater = a_run(decoder, learning_rate=0.1, schedule="linear", warmup_steps=4, clip_norm=1e9)
+    all_of(decoder, 1.0)
+    weight = 1.0
+    for step, rate in enumerate([0.025, 0.05, 0.075, 0.1, 0.1, 0.1 * 95 / 96]):
+        step_along(updater, step, 1.0)  # the same at each step: Adam moves by the rate itself
+        assert updater.learning_rate == pytest.approx(rate)
+        weight -= rate
+        assert_all(decoder, weight)
+
+
+def test_gradients_are_clipped_together_and_their_norm_before_is_told():
+    decoder = toys.decoder()
+    norm = sum(parameter.numel() for parameter in decoder.parameters()) ** 0.5
+    updater = a_run(decoder, learning_rate=0.1, clip_norm=norm)
+    all_of(decoder, 1.0)
+    for step, gradient in enumerate([1.0, 7.0, 3.0]):  # all of them 1 once clipped
+        told = step_along(updater, step, gradient)
+        assert told.item() == pytest.approx(norm * gradient, rel=1e-5)
+        assert_all(decoder, 1.0 - 0.1 * (step + 1))
+
+
+def test_in_fp16_a_scaled_gradient_moves_as_its_own_and_one_too_large_moves_nothing():
+    decoder = toys.decoder()
+    norm = sum(parameter.numel() for parameter in decoder.parameters()) ** 0.5
+    updater = a_run(decoder, learning_rate=0.1, clip_norm=norm, fp16=True)
+    all_of(decoder, 1.0)
+    updater.scaler.scale(torch.ones(()))  # as of a loss; the scale is made then
+    for step, gradient in enumerate([1.0, 7.0]):
+        told = step_along(updater, step, gradient * updater.scaler.get_scale())
+        assert told.item() == pytest.approx(norm * gradient, rel=1e-5)
+        assert_all(decoder, 1.0 - 0.1 * (step + 1))
+    before = updater.scaler.get_scale()
+    step_along(updater, 2, torch.inf)
+    assert_all(decoder, 0.8)
+    assert updater.scaler.get_scale() == before / 2
+    assert not a_run(decoder).scaler.is_enabled()
+
+
+def test_a_checkpoint_holds_the_decoder_and_its_average_where_there_is_one():
+    decoder = toys.decoder()
+    plain, averaged = a_run(decoder), a_run(decoder, ema_decay=0.5)
+    assert plain.average is None
+    assert plain.modules == {"decoder": decoder}
+    assert averaged.modules == {"decoder": decoder, "average": averaged.average}
+    assert averaged.average is not decoder
+    assert not averaged.average.training
