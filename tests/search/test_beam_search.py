@@ -120,6 +120,17 @@ def test_images_do_not_touch_each_other():
         assert sentences_of(alone, 0) == sentences_of(together, image)
 
 
+@pytest.mark.parametrize("vocab_size", [6, 500])
+def test_nothing_is_made_on_another_device_than_the_images(vocab_size):
+    step, hidden = random_model(3, vocab_size=vocab_size)
+    options = {"beam_size": 3, "n_best": 3, "max_length": 5, "no_repeat_ngram_size": 1}
+    expected = beam_search(step, hidden, **IDS, suppress_ids=(BOS,), **options)
+    with torch.device("meta"):
+        found = beam_search(step, hidden, **IDS, suppress_ids=(BOS,), **options)
+    assert found.token_ids.equal(expected.token_ids)
+    assert found.scores.equal(expected.scores)
+
+
 def test_images_that_are_done_cost_no_further_step():
     step, hidden = random_model(0, num_images=16, sharpness=4.0)
     rows = []
@@ -171,6 +182,9 @@ def test_length_penalty_prefers_the_longer_sentence():
     }
     assert best[0.0][0] == EOS
     assert best[1.0].tolist() == [2, 4, EOS]
+    # Greedy takes the likeliest word, though it could look for a longer sentence of higher score.
+    greedy = beam_search(step, hidden, **IDS, beam_size=1, max_length=6, length_penalty=1.0)
+    assert greedy.token_ids.tolist() == [[[EOS]]]
 
 
 def test_unfinished_beams_return_their_best():
@@ -246,5 +260,5 @@ def test_no_images_give_no_hypotheses():
 def test_refuses_impossible_arguments(wrong):
     step, hidden = random_model(0)
     options = {"hidden": hidden, "beam_size": 3, "max_length": 4, **wrong}
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must "):
         beam_search(step, **IDS, **options)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captioner.search.common import token_log_probs, top_tokens
+from captioner.search.common import Hypotheses, finished_first, token_log_probs, top_tokens
+from captioner.search.ngrams import ngram_keys
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,57 @@ def test_suppression_leaves_the_other_probabilities_alone():
     torch.testing.assert_close(found[:, :2], expected[:, :2])
     assert found[:, 2].isneginf().all()
     assert logits.isfinite().all(), "the model's own tensor is not written to"
+
+
+def three_of_two_images() -> Hypotheses:
+    return Hypotheses(
+        token_ids=torch.tensor(
+            [[[4, 5, 6], [7, 1, 1], [8, 9, 1]], [[2, 3, 1], [2, 1, 1], [1] * 3]]
+        ),
+        lengths=torch.tensor([[3, 1, 2], [2, 1, 0]]),
+        log_probs=torch.tensor([[-1.0, -4.0, -3.0], [-3.0, -2.0, -0.5]]),
+        scores=torch.tensor([[-10.0, -40.0, -30.0], [-30.0, -20.0, -5.0]]),
+        finished=torch.tensor([[False, True, True], [True, True, True]]),
+    )
+
+
+def test_sentences_are_taken_whole():
+    found = three_of_two_images()
+    taken = found.take(torch.tensor([[2, 0], [1, 1]]))
+    assert taken.token_ids.tolist() == [[[8, 9, 1], [4, 5, 6]], [[2, 1, 1], [2, 1, 1]]]
+    assert taken.lengths.tolist() == [[2, 3], [1, 1]]
+    assert taken.log_probs.tolist() == [[-3.0, -1.0], [-2.0, -2.0]]
+    assert taken.scores.tolist() == [[-30.0, -10.0], [-20.0, -20.0]]
+    assert taken.finished.tolist() == [[True, False], [True, True]]
+
+
+def test_other_scores_rank_the_finished_first_and_equal_ones_as_they_were():
+    scores = torch.tensor([[9.0, 1.0, 2.0], [5.0, 6.0, 5.0]])
+    ranked = finished_first(three_of_two_images(), scores)
+    assert ranked.lengths.tolist() == [[2, 1, 3], [1, 2, 0]]
+    assert ranked.scores.tolist() == [[2.0, 1.0, 9.0], [6.0, 5.0, 5.0]]
+    assert ranked.log_probs.tolist() == [[-3.0, -4.0, -1.0], [-2.0, -3.0, -0.5]]
+    many = Hypotheses(
+        token_ids=torch.arange(200).view(1, 200, 1),
+        lengths=torch.ones(1, 200, dtype=torch.int64),
+        log_probs=torch.zeros(1, 200),
+        scores=torch.zeros(1, 200),
+        finished=torch.arange(200).lt(100)[None],
+    )
+    assert finished_first(many, torch.zeros(1, 200)).token_ids.flatten().tolist() == [*range(200)]
+
+
+def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
+    token_ids = torch.tensor([[5, 6, 5, 6], [6, 5, 6, 1], [0, 0, 0, 0]])
+    lengths = torch.tensor([4, 3, 1])
+    seen = {}
+    for order in (1, 2, 3, 4):
+        keys, real = ngram_keys(token_ids, lengths, order)
+        assert keys.shape == real.shape == (3, 5 - order)
+        places = range(5 - order)
+        assert real.tolist() == [[p + order <= length for p in places] for length in (4, 3, 1)]
+        for row, of_row in enumerate(keys.tolist()):
+            for place, key in enumerate(of_row):
+                gram = tuple(token_ids[row, place : place + order].tolist())
+                assert seen.setdefault(key, gram) == gram
+    assert len(seen) == len(set(seen.values())) == 4 + 4 + 4 + 3
