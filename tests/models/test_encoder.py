@@ -237,6 +237,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
         ({"avx2": True, "avx512_bf16": False}, "fp32"),
         ({"avx512_bf16": True}, "bf16"),
         ({"amx_bf16": True}, "bf16"),
+        ({"bf16": True}, "bf16"),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
         assert best_precision(cpu) == wanted
@@ -244,6 +245,38 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     for native, wanted in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
         assert best_precision(torch.device("cuda")) == wanted
+
+
+def test_elsewhere_than_on_a_processor_a_batch_goes_through_at_once(
+    make_encoder: MakeEncoder,
+) -> None:
+    encoder, calls = make_encoder("resnet18", image_size=32), []
+    assert encoder.images_per_pass == 4
+
+    def count(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        calls.append((given[0].device.type, len(given[0])))
+
+    assert encoder._form is None  # many an encoder is only asked what it is
+    encoder(pixels(32, count=7))
+    assert encoder._form is not None
+    meta = torch.device("meta")  # stands in for a GPU: it computes shapes alone
+    assert encoder.to_device(meta) is encoder
+    assert encoder.device == meta
+    assert encoder.arithmetic == "fp32 by PyTorch"
+    encoder.network.register_forward_pre_hook(count)
+    features = encoder(pixels(32, count=7))
+    assert (features.device, features.shape, features.dtype) == (meta, (7, 512), torch.float32)
+    assert encoder(pixels(32, count=0)).shape[0] == 0
+    assert calls == [("meta", 7), ("meta", 0)]
+    assert make_encoder("resnet18", image_size=32, precision="bf16").images_per_pass == 8
+
+
+def test_the_fingerprint_of_a_known_network_stays_as_it_is() -> None:
+    # Feature stores bear it in their names: another one has every picture encoded again.
+    wanted = build_backbone("squeezenet1_1", {}, device="meta").state_dict()
+    state = {name: torch.zeros(tensor.shape) for name, tensor in wanted.items()}
+    encoder = FrozenEncoder(spec_of("squeezenet1_1", 32), state, "fp32")
+    assert encoder.fingerprint("fp32 by PyTorch") == "3accc2e152a936d0d4a446beff0d40e0"
 
 
 def test_fingerprint_follows_what_the_features_follow(make_state: MakeState) -> None:
@@ -308,7 +341,9 @@ def test_an_unknown_backbone_suggests_a_known_one(name: str, suggestion: str) ->
     with pytest.raises(ModelError, match="did you mean") as error:
         check_backbone(name)
     assert name in str(error.value)
-    assert suggestion in str(error.value).partition("did you mean")[2]
+    suggestions = str(error.value).partition("did you mean")[2]
+    assert suggestion in suggestions
+    assert suggestions.count(" or ") == 2
 
 
 def test_other_kinds_of_models_are_no_classification_cnns() -> None:
