@@ -1,0 +1,158 @@
+"""Break the program on purpose, one small change at a time: does a test fail?
+
+    python scripts/mutate.py [FILE ...] [--most 60] [--seed 0] [--jobs 1]
+
+Why no tool from PyPI: mutmut 3 passes over decorated functions (properties, static methods,
+whatever runs in inference mode); cosmic-ray starts Python anew for each mutant, which imports
+PyTorch for longer than the tests take. This forks from a process that has imported it.
+
+Each mutant of `mutants.py` is written into a copy of the tree, where the tests named below run
+until one fails. What lives and does not stand in `equivalent_mutants.tsv` (file, function, change,
+why no test can tell) is printed, and the exit code is 1. Of a file with more mutants than `--most`
+so many are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import cache_from_source
+from pathlib import Path
+
+import pytest
+from mutants import mutants
+
+ROOT = Path(__file__).parents[1]
+EXPLAINED = Path(__file__).with_name("equivalent_mutants.tsv")
+OPTIONS = ("-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+MEMORY = 8 << 30  # bytes, of a mutant that asks for more and more
+SEARCH = ("search/test_beam_search.py", "search/test_greedy_and_sampling.py")
+METRICS = ("metrics/test_metric_parity.py", "metrics/test_metric_properties.py")
+QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 or resnet18))"
+TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps which of their tests
+    "training/update.py": ("training/test_update.py",),
+    "training/bptt.py": ("training/test_bptt.py",),
+    "training/loss.py": ("training/test_loss.py", "training/test_bptt.py"),
+    "models/encoder.py": ("models/test_encoder.py", "models/test_side_by_side.py", QUICK),
+    "search/beam.py": SEARCH[:1],
+    "search/common.py": ("search/test_search_common.py", *SEARCH),
+    "search/sampling.py": SEARCH[1:],
+    "search/ngrams.py": ("search/test_search_common.py",),
+    "metrics/bleu.py": METRICS,
+    "metrics/rouge.py": METRICS,
+    "metrics/cider.py": METRICS,
+    "metrics/bootstrap.py": ("metrics/test_bootstrap.py",),
+    "metrics/scoring.py": (*METRICS[1:], "metrics/test_signature.py"),
+    "inference/job.py": ("inference/test_job.py", "not twenty_random"),
+    "inference/journal.py": ("inference/test_job.py", "not twenty_random"),
+}
+
+
+def outcome(tree: Path, name: str, limit: float) -> str:
+    """Run the tests of a file in a fork: then it is "killed", "timed out" or "alive"."""
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.chdir(tree)
+        sys.path[:0] = [str(tree), str(tree / "tests")]
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for stream in range(3):
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+        tests = [f"tests/{each}" if "/" in each else f"-k {each}" for each in TESTS[name]]
+        os._exit(int(pytest.main([*OPTIONS, *tests])))
+    end, done, status = time.monotonic() + limit, 0, 0
+    while not done and time.monotonic() < end:
+        time.sleep(0.02)
+        done, status = os.waitpid(child, os.WNOHANG)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # with what it started
+    if not done:
+        os.waitpid(child, 0)
+        return "timed out"
+    return "killed" if status else "alive"
+
+
+def work(name: str, texts: Sequence[str], numbers: Sequence[int], pipe: int) -> None:
+    """Tell what becomes of some of the mutants of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        compileall.compile_dir(tree / "captioner", quiet=1)
+        target = tree / "captioner" / name
+        Path(cache_from_source(str(target))).unlink()  # or else it may be taken for the mutant's
+        started = time.monotonic()
+        if outcome(tree, name, 600) != "alive":
+            sys.exit(f"{name}: its tests fail as it is")
+        limit = 20 + 5 * (time.monotonic() - started)
+        for number in numbers:
+            target.write_text(texts[number])
+            os.write(pipe, f"{number} {outcome(tree, name, limit)}\n".encode())
+
+
+def outcomes(name: str, texts: Sequence[str], jobs: int) -> Iterator[tuple[int, str]]:
+    """Yield what becomes of each mutant of a file."""
+    read, write = os.pipe()
+    for job in range(jobs):
+        if not os.fork():
+            work(name, texts, range(job, len(texts), jobs), write)
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        for line in told:
+            number, _, result = line.strip().partition(" ")
+            yield int(number), result
+    if any(os.wait()[1] for _ in range(jobs)):
+        sys.exit(1)
+
+
+def main() -> None:
+    """Try the mutants of the files named, print those that live, and count."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="*", help=", ".join(TESTS))
+    parser.add_argument("--most", type=int, default=60, help="mutants of a file")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(ROOT))
+    for module in ("captioner.training.run", "captioner.__main__", "hypothesis", "torchvision"):
+        import_module(module)  # what they import stays; our own is forgotten
+    for module in [each for each in sys.modules if each.partition(".")[0] == "captioner"]:
+        del sys.modules[module]
+    explained = {tuple(line.split("\t")[:3]) for line in EXPLAINED.read_text().splitlines()}
+    total: Counter[str] = Counter()
+    for name in given.files or TESTS:
+        every = mutants((ROOT / "captioner" / name).read_text())
+        drawn = random.Random(given.seed).sample(list(every), min(given.most, len(every)))
+        counts: Counter[str] = Counter()
+        for number, result in outcomes(name, [every[each] for each in drawn], given.jobs):
+            reason = result == "alive" and (name, *drawn[number]) in explained
+            counts["explained" if reason else result] += 1
+            if result == "timed out" or (result == "alive" and not reason):
+                print(name, *drawn[number], result, sep="\t", flush=True)
+        print(f"{name}: {len(every)} mutants, {len(drawn)} tried: {_told(counts)}", flush=True)
+        total += counts
+    print(f"all: {_told(total)}")
+    sys.exit(total["alive"] > 0)
+
+
+def _told(counts: Counter[str]) -> str:
+    kinds = ("killed", "timed out", "explained", "alive")
+    return ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
+
+
+if __name__ == "__main__":
+    main()
