@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from captioner.errors import ConfigError
+from captioner.foreign import excerpt, plain
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -89,9 +90,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.split_dev == self.split_train:
-            raise ValueError(
-                f"data.split_dev: must differ from data.split_train, given {self.split_dev!r}"
-            )
+            given = excerpt(self.split_dev)
+            raise ValueError(f"data.split_dev: must differ from data.split_train, given {given}")
         return self
 
 
@@ -342,7 +342,9 @@ def find_config(name: str) -> Path:
         if name in (path.stem, path.name, f"configs/{path.name}"):
             return path
     have = ", ".join(path.stem for path in packaged)
-    raise ConfigError(f"{name}: no such config file; give a path or one of the bundled: {have}")
+    raise ConfigError(
+        f"{plain(name)}: no such config file; give a path or one of the bundled: {have}"
+    )
 
 
 def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
@@ -378,33 +380,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {plain(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 32nd of May
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not valid YAML: {plain(error)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections such as `training:`, given {tree!r}")
+        raise ConfigError(f"{path}: must hold sections such as `training:`, given {excerpt(tree)}")
     return {section: {} if values is None else values for section, values in tree.items()}
 
 
 def _apply(tree: dict[str, Any], override: str) -> str | None:
     """Put one `section.key=value` into the tree; return what is wrong with it, if anything."""
+    shown = plain(override)
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not all((*sections, last)):
-        return f"--set {override}: must look like section.key=value"
+        return f"--set {shown}: must look like section.key=value"
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return f"--set {override}: the value is not valid YAML"
+        return f"--set {shown}: the value is not valid YAML"
     node: Any = tree
     for section in sections:
         if node.get(section) is None:
             node[section] = {}
         node = node[section]
         if not isinstance(node, dict):
-            return f"--set {override}: {section} is not a section"
+            return f"--set {shown}: {plain(section)} is not a section"
     node[last] = value
     return None
 
@@ -413,14 +416,16 @@ def _explain(error: ValidationError) -> list[str]:
     """One line per mistake: `section.key: what is wrong, given value`."""
     lines = []
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        key = ".".join(plain(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: no such setting{_suggest(item['loc'])}, given {item['input']!r}")
+            lines.append(
+                f"{key}: no such setting{_suggest(item['loc'])}, given {excerpt(item['input'])}"
+            )
         elif item["type"] == "value_error":
             lines.append(str(item["ctx"]["error"]))
         else:
             what = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{key}: {what}, given {item['input']!r}")
+            lines.append(f"{key}: {what}, given {excerpt(item['input'])}")
     return lines
 
 
@@ -438,7 +443,7 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
         model = annotation
     if model is Backbone and loc[-1] in EncoderConfig.model_fields:
         return " of one CNN: the first one's holds for all"
-    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    close = difflib.get_close_matches(plain(loc[-1]), model.model_fields, n=1)
     return (
         f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"
     )

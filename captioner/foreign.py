@@ -22,13 +22,14 @@ def plain(value: object, limit: int = LIMIT) -> str:
     """The text of a name, a path or an exception, without quotation marks.
 
     Args:
-        value: what `str` makes text of.
+        value: what `str` makes text of; the lines of an exception are joined.
         limit: characters; of a longer text the middle is left out.
 
     Returns:
         One printable line.
     """
-    return _cut(_escaped(_cut(str(value), limit)), limit)
+    text = " ".join(str(value).split()) if isinstance(value, BaseException) else str(value)
+    return _cut(_escaped(_cut(text, limit)), limit)
 
 
 def excerpt(value: object, limit: int = LIMIT) -> str:
@@ -81,6 +82,9 @@ def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:
         yield repr(value[: limit + 1])
     elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
         yield f"an integer of {value.bit_length():,} bits"
+    elif isinstance(value, BaseException) and depth < _MAX_DEPTH:
+        yield f"{type(value).__name__}: "
+        yield from _pieces(value.args[0] if len(value.args) == 1 else str(value), limit, depth + 1)
     elif not isinstance(value, Mapping | Set | list | tuple):
         yield repr(value)[: limit + 1]
     elif depth == _MAX_DEPTH:

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
 from captioner.files import no_stream
+from captioner.foreign import plain
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
 MAX_BYTES = 2**30  # of a file: more than any picture of so many pixels needs
@@ -136,10 +137,10 @@ def read_file(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
     except OSError as error:
-        message = f"cannot be read: {error.strerror or error}"
+        message = f"cannot be read: {error.strerror or plain(error)}"
         raise ImageError(message, kind="unreadable") from error
     except ValueError as error:  # a path with a zero byte in it
-        raise ImageError(f"cannot be read: {error}", kind="missing") from error
+        raise ImageError(f"cannot be read: {plain(error)}", kind="missing") from error
 
 
 def check_bytes(size: int) -> None:
@@ -175,7 +176,7 @@ def _enough(size: tuple[int, int], at_least: int) -> tuple[int, int]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return plain(error) or type(error).__name__
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from captioner.cli.train import command as train_command
 from captioner.config import Backbone, Config, bundled, find_config, load_config, resolve_path
 from captioner.errors import ConfigError
+from captioner.foreign import plain
 
 BUNDLED = sorted(bundled("configs").glob("*.yaml"))
 # PyYAML itself reads the rare line ends of Unicode back as spaces.
@@ -279,7 +280,7 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: bytes, wo
 @pytest.mark.parametrize("name", ["nowhere.yaml", "~nobody_here/x.yaml", "x" * 5000, "", "a\0b"])
 def test_a_missing_file_lists_the_bundled_ones(name: str) -> None:
     [line] = mistakes(name)
-    assert line.startswith(f"{name}: no such config file")
+    assert line.startswith(f"{plain(name)}: no such config file")
     assert BUNDLED
     assert all(path.stem in line for path in BUNDLED)
 

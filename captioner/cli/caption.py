@@ -21,7 +21,7 @@ from captioner.cli.options import (
     models_option,
     say,
 )
-from captioner.foreign import plain
+from captioner.foreign import excerpt, plain
 
 if TYPE_CHECKING:
     from captioner.inference.job import Totals
@@ -321,7 +321,7 @@ def _check_output(
     if n_best > 1 and format in ("csv", "coco", "txt"):
         raise click.UsageError(f"--n-best: {format} holds one caption an image; use jsonl or text")
     if not extension.startswith(".") or "/" in extension or len(extension) < 2:
-        raise click.UsageError(f"--extension: must look like .txt, given {extension!r}")
+        raise click.UsageError(f"--extension: must look like .txt, given {excerpt(extension)}")
     from captioner.images import SUFFIXES
 
     if format == "txt" and extension.lower() in SUFFIXES:

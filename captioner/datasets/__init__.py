@@ -18,6 +18,7 @@ from captioner.datasets.base import Dataset, Example, Options, Problem
 from captioner.datasets.report import describe, refuse_problems
 from captioner.errors import DataError
 from captioner.files import no_stream
+from captioner.foreign import excerpt
 
 __all__ = ["FORMATS", "Dataset", "Example", "Format", "Problem", "describe", "load_dataset"]
 
@@ -112,7 +113,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _choose(root: Path, format: str) -> Format:
     if format not in ("auto", *FORMATS):
-        raise DataError(f"data.format {format!r} is none of: auto, {', '.join(FORMATS)}")
+        raise DataError(f"data.format {excerpt(format)} is none of: auto, {', '.join(FORMATS)}")
     try:
         if not root.exists():
             raise DataError(f"{root}: no such file or folder; set data.root")

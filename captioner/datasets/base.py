@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.errors import DataError
+from captioner.foreign import excerpt
 
 Kind = Literal[
     "missing image",
@@ -128,7 +129,9 @@ class Dataset:
         chosen = tuple(example for example in self.examples if example.split == wanted)
         if not chosen:
             held = ", ".join(f"{split} ({count:,})" for split, count in self.splits.items())
-            raise DataError(f"{self.root}: no images in split {name!r}; it has {held or 'none'}")
+            raise DataError(
+                f"{self.root}: no images in split {excerpt(name)}; it has {held or 'none'}"
+            )
         return chosen
 
 

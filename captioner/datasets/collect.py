@@ -10,7 +10,7 @@ from pathlib import Path
 from captioner.datasets.base import Dataset, Example, Kind, Problem, split_name
 from captioner.datasets.reading import is_utf8
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 from captioner.images import SUFFIXES
 
 PICTURE_FOLDERS = (
@@ -98,7 +98,7 @@ class Collector:
 
     def problem(self, kind: Kind, where: str, detail: str) -> None:
         """Count one thing that cannot be used."""
-        self._problems.append(Problem(kind, where, detail))
+        self._problems.append(Problem(kind, plain(where), plain(detail)))
 
     def lines(self, path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         """(where, text) of each line that is neither blank nor damaged."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from captioner.errors import DataError
 from captioner.files import no_stream
+from captioner.foreign import plain
 
 
 def read_text(path: Path, *, stream: bool = False) -> str:
@@ -71,7 +72,7 @@ def read_json(path: Path, *, stream: bool = False) -> Any:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{path}: not valid JSON: {error.msg} at {place}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not usable JSON: {error}") from error
+        raise DataError(f"{path}: not usable JSON: {plain(error)}") from error
 
 
 def read_rows(

@@ -65,7 +65,9 @@ def choose_columns(names: Collection[str], options: Options, where: str) -> Colu
 
     def pick(given: str | None, usual: tuple[str, ...], what: str) -> str:
         if given is not None and given not in names:
-            raise DataError(f"{where}: no column {given!r} (data.{what}_column); columns: {there}")
+            raise DataError(
+                f"{where}: no column {excerpt(given)} (data.{what}_column); columns: {there}"
+            )
         by_lower = {name.lower(): name for name in names}
         choice = given or next((by_lower[name] for name in usual if name in by_lower), None)
         if choice is None:

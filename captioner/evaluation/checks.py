@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from captioner.foreign import excerpt
+
 Floats = NDArray[np.floating[Any]]
 Status = Literal["ok", "warning", "problem"]
 
@@ -169,8 +171,8 @@ def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]])
     share = times / len(captions)
     written = Counter(texts[0] for texts in references).most_common(1)[0][1] / len(references)
     finding = (
-        f"{len(set(captions)):,} for {len(captions):,} images; the commonest, {commonest!r}, "
-        f"for {share:.1%}"
+        f"{len(set(captions)):,} for {len(captions):,} images; the commonest, "
+        f"{excerpt(commonest)}, for {share:.1%}"
     )
     status = _above(share, COMMONEST) if share > 2 * written else "ok"
     advice = "train longer, at a lower rate or with more data; the checks above may say why"

@@ -21,7 +21,7 @@ from typing import Any
 
 from captioner.errors import ConfigError, DataError
 from captioner.files import no_stream
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 from captioner.models.compiled import other_arithmetic
@@ -153,8 +153,8 @@ class Journal:
         except sqlite3.Error as error:
             self.check_place()
             raise DataError(
-                f"{self.own}: cannot be written ({error}); what was done before is kept: free some "
-                f"space and run the same command again"
+                f"{self.own}: cannot be written ({plain(error)}); what was done before is kept: "
+                f"free some space and run the same command again"
             ) from error
         self.check_place()
 
@@ -470,7 +470,7 @@ def _refuse_if_not_damage(error: Exception, path: Path | None = None) -> None:
 def _one_line(problem: object) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         return problem.strerror
-    return " ".join(str(problem).split())[:200]
+    return plain(problem)
 
 
 def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -489,7 +489,11 @@ def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any]) ->
 def _difference(key: str, was: Any, now: Any) -> str:
     if key == "model":
         return "with another model"
-    return other_arithmetic(was, now) if key == "arithmetic" else f"{key} was {was!r}, is {now!r}"
+    return (
+        other_arithmetic(was, now)
+        if key == "arithmetic"
+        else f"{key} was {excerpt(was)}, is {excerpt(now)}"
+    )
 
 
 def _dump(record: Record) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from captioner.errors import DataError
+from captioner.foreign import excerpt
 
 # How captions were searched for and which release scored them describe the run, not the score.
 _FREE = frozenset({"decode", "v"})
@@ -33,7 +34,9 @@ class Signature:
         kept = tuple((key, str(value)) for key, value in fields.items() if value is not None)
         parts = [name, *(part for pair in kept for part in pair)]
         if any("|" in part or not part for part in parts) or any(":" in key for key, _ in kept):
-            raise DataError(f"signature of {name!r}: empty part, or '|' or ':' in one: {parts}")
+            raise DataError(
+                f"signature of {excerpt(name)}: empty part, or '|' or ':' in one: {excerpt(parts)}"
+            )
         return cls(name, kept)
 
     @classmethod
@@ -47,9 +50,9 @@ class Signature:
         pairs = [part.partition(":") for part in parts]
         keys = [key for key, _, _ in pairs]
         if not name or not all(key and value for key, _, value in pairs):
-            raise DataError(f"not a signature (name|key:value|...): {text!r}")
+            raise DataError(f"not a signature (name|key:value|...): {excerpt(text)}")
         if len(set(keys)) != len(keys):
-            raise DataError(f"signature names a key twice: {text!r}")
+            raise DataError(f"signature names a key twice: {excerpt(text)}")
         return cls(name, tuple((key, value) for key, _, value in pairs))
 
     def __str__(self) -> str:

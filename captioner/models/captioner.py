@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captioner.config import DRAWING, DecodingConfig
 from captioner.errors import ConfigError, ImageError, ModelError
+from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
@@ -277,12 +278,13 @@ class Captioner:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise ConfigError(
-                f"decoding.{name}: {first['msg'].lower()}, given {first['input']!r}"
+                f"decoding.{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
             ) from error
         most = n_best if settings.sample else settings.beam_size
         if not isinstance(n_best, int) or not 1 <= n_best <= most:
             raise ConfigError(
-                f"n_best: must be 1 to the beam size ({settings.beam_size}), given {n_best!r}"
+                f"n_best: must be 1 to the beam size ({settings.beam_size}), "
+                f"given {excerpt(n_best)}"
             )
         if settings.neighbours and self.neighbours is None:
             which = "the first of the models" if self.num_models > 1 else "this model"
@@ -349,7 +351,7 @@ class Captioner:
                 "`search(encode(pictures), n_best=...)` give several"
             )
         if on_error not in ("raise", "skip"):
-            raise ConfigError(f"on_error: must be 'raise' or 'skip', given {on_error!r}")
+            raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
         self.settings(**decoding)
         if is_one(images):
             return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
@@ -457,7 +459,7 @@ class Captioner:
         texts = list(captions) if isinstance(captions, Iterable) else [captions]
         for text in texts:
             if not isinstance(text, str):
-                raise ConfigError(f"captions: must be text, given {text!r:.60}")
+                raise ConfigError(f"captions: must be text, given {excerpt(text)}")
         return [self.vocabulary.encode(tokenize(text)) for text in texts]
 
     def save(self, folder: str | Path) -> None:

@@ -26,6 +26,7 @@ from captioner import __version__
 from captioner.config import DecoderConfig, DecodingConfig
 from captioner.errors import ModelError
 from captioner.files import check_regular, no_stream, read_json, whole_folder
+from captioner.foreign import excerpt, plain
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
 from captioner.models.neighbours import Neighbours
@@ -172,7 +173,7 @@ def read_model(folder: str | Path) -> Parts:
         try:
             neighbours = Neighbours.read(stored, decoder.num_states * settings["hidden_size"])
         except ValueError as error:
-            raise ModelError(f"{weights}: cannot be used: {error}") from error
+            raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
     return Parts(encoder, decoder, vocabulary, decoding, neighbours)
 
 
@@ -181,10 +182,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = read_json(path)
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a captioner model config: {error!r}") from error
+        raise ModelError(f"{path}: not a captioner model config: {_reason(error)}") from error
     if version != FORMAT_VERSION:
         raise ModelError(
-            f"{path}: format version {version!r:.60}, this captioner reads {FORMAT_VERSION}; "
+            f"{path}: format version {excerpt(version)}, this captioner reads {FORMAT_VERSION}; "
             f"update captioner or convert the model"
         )
     assert isinstance(config, dict)
@@ -213,10 +214,10 @@ def _cnn_of(about: dict[str, Any], where: str, preprocess: Preprocess) -> CNN:
     kinds = {"backbone": str, "builder_args": dict, "weights": str}
     for name, kind in kinds.items():
         if not isinstance(about[name], kind):
-            raise ValueError(f"{where}.{name}: not a {kind.__name__}, given {about[name]!r:.60}")
+            raise ValueError(f"{where}.{name}: not a {kind.__name__}, given {excerpt(about[name])}")
     precision = about.get("precision", "auto")
     if precision not in get_args(Precision):
-        raise ValueError(f"{where}.precision: there is no {precision!r:.60}")
+        raise ValueError(f"{where}.precision: there is no {excerpt(precision)}")
     return EncoderSpec(preprocess=preprocess, **{name: about[name] for name in kinds}), precision
 
 
@@ -225,14 +226,14 @@ def _decoder_of(about: dict[str, Any]) -> dict[str, Any]:
     sizes = {name: about[name] for name in ("vocab_size", "feature_size")}
     for name, size in sizes.items():
         if type(size) is not int:
-            raise ValueError(f"decoder.{name}: not a whole number, given {size!r:.60}")
+            raise ValueError(f"decoder.{name}: not a whole number, given {excerpt(size)}")
     rest = {name: value for name, value in about.items() if name not in sizes}
     return sizes | DecoderConfig.model_validate(rest).model_dump()
 
 
 def _is(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"mirrored: neither true nor false, given {value!r:.60}")
+        raise ValueError(f"mirrored: neither true nor false, given {excerpt(value)}")
     return value
 
 
@@ -242,9 +243,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         section = error.title.removesuffix("Config").lower()
-        name = ".".join(map(str, (section, *first["loc"])))
-        return f"{name}: {first['msg'].lower()}, given {first['input']!r:.60}"
-    return f"{error!s:.200}"
+        name = ".".join(map(plain, (section, *first["loc"])))
+        return f"{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
+    return plain(error)
 
 
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -255,13 +256,12 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     # The header may claim anything; what does not agree with the file's length is refused by
     # safetensors, what torch has no type for fails in its own ways.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: cannot be read: {reason:.200}") from error
+        raise ModelError(f"{path}: cannot be read: {plain(error)}") from error
     states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
         # No caption is more probable than another where one number is none.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise ModelError(f"{path}: {name:.100} holds what is no finite number")
+            raise ModelError(f"{path}: {plain(name)} holds what is no finite number")
         part, _, rest = name.partition(".")
         states.setdefault(part, {})[rest] = tensor
     return states
@@ -274,7 +274,7 @@ def _load_encoder(cnns: dict[str, CNN], state: dict[str, Tensor], where: Path) -
         whose, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
         if whose not in states:
             raise ModelError(
-                f"{where}: does not fit config.json: encoder.{name:.100} is of no CNN there"
+                f"{where}: does not fit config.json: encoder.{plain(name)} is of no CNN there"
             )
         states[whose][within] = tensor
     parts = [
@@ -295,7 +295,7 @@ def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Pat
         raise ModelError(f"{misfit}: it has no {settings['num_layers']} layers")
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise ModelError(f"{misfit}: {name} is {tensor.dtype}")
+            raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}")
     try:
         # Without memory first: only what the file really holds is allocated.
         with torch.device("meta"):
@@ -305,9 +305,9 @@ def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Pat
         decoder.load_state_dict(state)
     except (TypeError, ValueError, KeyError) as error:
         config = where.parent / "config.json"
-        raise ModelError(f"{config}: decoder: {' '.join(str(error).split()):.300}") from error
+        raise ModelError(f"{config}: decoder: {plain(error)}") from error
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = " ".join(line.strip() for line in lines[1:4] or lines)
-        raise ModelError(f"{misfit}: {reason:.300}") from error
+        raise ModelError(f"{misfit}: {plain(reason)}") from error
     return decoder

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from captioner.errors import ModelError
+from captioner.foreign import excerpt, plain
 from captioner.models.compiled import Compiled, compile_network
 from captioner.models.fused import fold, fuse
 from captioner.models.preprocess import RESIZING, Preprocess
@@ -330,7 +331,7 @@ def check_backbone(name: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
         raise ModelError(
-            f"encoder.backbone: torchvision has no classification CNN {name!r:.60}; "
+            f"encoder.backbone: torchvision has no classification CNN {excerpt(name)}; "
             f"did you mean {' or '.join(close)}?"
         )
 
@@ -378,7 +379,7 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
     # Builders check little: impossible arguments make them raise nearly anything.
     except Exception as error:
         reason = " ".join(str(error).split())
-        message = f"encoder.builder_args: {name} refuses {args!s:.200}: {reason:.200}"
+        message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(reason)}"
         raise ModelError(message) from error
     return network
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import ImageError
+from captioner.foreign import plain
 from captioner.images import read_image, read_opened, to_rgb
 
 ImageLike: TypeAlias = (
@@ -103,7 +104,7 @@ def _content(image: Any) -> Any:
         try:
             image = image.read()
         except (OSError, ValueError) as error:  # ValueError: it was closed
-            raise ImageError(f"cannot be read: {error}", kind="unreadable") from error
+            raise ImageError(f"cannot be read: {plain(error)}", kind="unreadable") from error
     return bytes(image) if isinstance(image, BYTES) else image
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError, ImageError
+from captioner.foreign import excerpt
 from captioner.workers import cores, on_cores, workers
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         ConfigError: at once, if the size is not 1 or more.
     """
     if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"batch_size: must be 1 or more, given {size!r}")
+        raise ConfigError(f"batch_size: must be 1 or more, given {excerpt(size)}")
     return _batches(iter(items), size)
 
 

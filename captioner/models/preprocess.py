@@ -18,6 +18,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from captioner.errors import ModelError
 from captioner.files import read_json
+from captioner.foreign import excerpt, plain
 from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -135,11 +136,11 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
         values = read_json(path)
         each = [_of_values(one) for one in (values if isinstance(values, list) else [values])]
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
     except KeyError as error:
         raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ModelError(f"{path}: not a preprocessor config: {error}") from error
+        raise ModelError(f"{path}: not a preprocessor config: {plain(error)}") from error
     if not each:
         raise ModelError(f"{path}: not a preprocessor config: it is an empty list")
     for made in each:
@@ -178,12 +179,12 @@ def _middle(image: Image.Image) -> Image.Image:
 
 def _side(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 4096:
-        raise ValueError(f"a side must be 1 to 4096 pixels, given {value!r}")
+        raise ValueError(f"a side must be 1 to 4096 pixels, given {excerpt(value)}")
     return value
 
 
 def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(f"mean and std must be finite, given {values!r}")
+        raise ValueError(f"mean and std must be finite, given {excerpt(values)}")
     return red, green, blue

@@ -18,6 +18,7 @@ from torchvision import models
 
 from captioner.config import resolve_path
 from captioner.errors import ModelError
+from captioner.foreign import plain
 from captioner.models.preprocess import Preprocess
 
 # What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.
@@ -105,7 +106,7 @@ def _download(entry: Any, origin: str) -> dict[str, Tensor]:
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ModelError(
-            f"encoder.weights: {origin} could not be had ({' '.join(str(error).split())[:200]}). "
+            f"encoder.weights: {origin} could not be had ({plain(error)}). "
             f"Two ways out: put "
             f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path "
             f"of a state dict you have"
@@ -135,10 +136,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: damaged, or not a plain state dict: Python objects are never loaded"
         ) from error
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
     # A damaged file makes torch raise nearly anything (IndexError, KeyError, ...).
     except Exception as error:
-        raise ModelError(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{path}: damaged: {plain(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: not a state dict: it must map names to tensors")
     # One stored number can stand for any shape; converted, each would take its place.

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from captioner.errors import CheckpointError
 from captioner.files import whole_file
+from captioner.foreign import excerpt, plain
 from captioner.models.compiled import other_arithmetic
 
 
@@ -179,7 +180,7 @@ def restore(
         progress = Progress(**json.loads(header["progress"]))
         saved_identity = json.loads(header["identity"])
     except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of a run: {error!r}") from error
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {excerpt(error)}") from error
     check_identity(saved_identity, identity, path)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.tensors.items():
@@ -197,7 +198,7 @@ def restore(
         if scale := json.loads(header["scaler"]):
             scaler.load_state_dict(scale)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        raise CheckpointError(f"{path}: does not fit this run: {plain(error)}") from error
     return progress
 
 
@@ -253,7 +254,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
         with whole_file(path) as aside:
             save_file(tensors, aside, metadata=header)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: could not be written: {error}; free some space") from error
+        raise CheckpointError(
+            f"{path}: could not be written: {plain(error)}; free some space"
+        ) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -268,8 +271,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     # A damaged header makes the library raise nearly anything.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DamagedError(f"{path}: damaged, cannot be read ({reason})") from error
+        raise DamagedError(f"{path}: damaged, cannot be read ({plain(error)})") from error
     if header.pop("checksum", None) != _checksum(tensors, header):
         raise DamagedError(f"{path}: damaged, its checksum does not match")
     return tensors, header

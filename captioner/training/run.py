@@ -14,6 +14,7 @@ from torch import Tensor
 from captioner.config import Config, home_path, load_config
 from captioner.errors import ConfigError
 from captioner.files import sweep, write_text
+from captioner.foreign import excerpt
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
@@ -234,7 +235,7 @@ def _check_same(folder: Path, asked: Config) -> None:
         return
     ours, theirs = config.model_dump(), asked.model_dump()
     differing = [
-        f"{section}.{key}: the run has {value!r}, asked for {theirs[section][key]!r}"
+        f"{section}.{key}: the run has {excerpt(value)}, asked for {excerpt(theirs[section][key])}"
         for section, values in ours.items()
         for key, value in values.items()
         if value != theirs[section][key]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError, ModelError
+from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder
 from captioner.models.directory import read_model
 from captioner.models.encoder import Encoder
@@ -36,7 +37,7 @@ def start_weights(
     start, misfits = _read(folder, encoder, vocabulary)
     theirs = start.settings
     misfits += [
-        f"decoder.{name} is {theirs[name]!r}, {value!r} here"
+        f"decoder.{name} is {excerpt(theirs[name])}, {value!r} here"
         for name, value in decoder.settings.items()
         if name not in (*FREE, "vocab_size", "feature_size") and theirs[name] != value
     ]

@@ -453,3 +453,60 @@ def test_nothing_unpickles_while_a_model_is_loaded(folder, monkeypatch):
     assert Captioner.load(folder, "cpu")
     torch.save(toys.encoder_state(), folder / "model.safetensors")
     refused(folder)
+
+
+@pytest.mark.parametrize("name", [*JSON_FILES, "model.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff" * 60_000_000, b'"' + b"\x1b" * 60_000_000 + b'"', b'["' + b"z" * 60_000_000 + b'"]'],
+    ids=["bytes", "controls", "one text"],
+)
+def test_of_a_huge_file_the_error_shows_little(folder, name, content):
+    (folder / name).write_bytes(content)
+    refused_in_few_characters(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", {"format_version": "v" * 10_000_000}),
+        ("config.json", {"format_version": 1, "encoder": [["deep\x1b"] * 9] * 1_000_000}),
+        ("preprocessor_config.json", {"resize_size": "r" * 10_000_000}),
+        ("vocab.json", {"min_count": 1, "specials": "s\x9b" * 10_000_000, "words": {}}),
+        ("vocab.json", {"w\u202e" * 10_000_000: 1}),
+    ],
+)
+def test_of_a_huge_value_the_error_shows_little(folder, name, content):
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    refused_in_few_characters(folder)
+
+
+def test_of_a_huge_word_the_error_shows_little(folder):
+    path = folder / "vocab.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["words"]["w" * 60_000_000] = 1
+    path.write_text(json.dumps(content), encoding="utf-8")
+    refused_in_few_characters(folder)
+
+
+@pytest.mark.parametrize("section", ["encoder", "decoder", "decoding"])
+def test_of_a_huge_setting_the_error_shows_little(folder, section):
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key in list(content[section]):
+        changed = content | {section: content[section] | {key: {"k\x1b" * 1_000_000: 1}}}
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        refused_in_few_characters(folder)
+    changed = content | {section: content[section] | {"k\x1b\n" * 1_000_000: 1}}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    if section == "encoder":  # what more stands there is of a later captioner
+        Captioner.load(folder)
+    else:
+        refused_in_few_characters(folder)
+
+
+def refused_in_few_characters(folder):
+    with pytest.raises(ModelError) as caught:
+        Captioner.load(folder)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()

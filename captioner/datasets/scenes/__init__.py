@@ -78,7 +78,7 @@ def load(root: Path) -> Dataset:
         try:
             file, split, said, scene = _parse(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            detail = f"not a record of a drawn scene: {excerpt(line)} ({error!r})"
+            detail = f"not a record of a drawn scene: {excerpt(line)} ({excerpt(error)})"
             found.problem("malformed line", where, detail)
             continue
         image_id = Path(file).stem

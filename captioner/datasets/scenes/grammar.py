@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from captioner.foreign import excerpt
+
 KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink", "black")
 SIZES = ("small", "large")
@@ -62,7 +64,7 @@ def parse_scene(fields: Mapping[str, Any]) -> Scene:
         pair = len(things) == 2 and scene.relation in RELATIONS and scene.count == 1
         counted = isinstance(scene.count, int) and 1 <= scene.count <= len(COUNTS)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no scene: {error!r}") from error
+        raise ValueError(f"no scene: {excerpt(error)}") from error
     if not (named and counted and (pair or (len(things) == 1 and scene.relation == ""))):
         raise ValueError("no caption could tell this scene")
     return scene

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from captioner.errors import ImageError, ImageErrorKind
 from captioner.files import no_stream
+from captioner.foreign import plain
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 ZIPS = (".zip",)
@@ -49,7 +50,7 @@ class Slice:
                 file.seek(self.start)
                 content = file.read(self.size)
         except OSError as error:
-            message = f"cannot be read: {error.strerror or error}"
+            message = f"cannot be read: {error.strerror or plain(error)}"
             raise ImageError(message, kind="unreadable") from error
         if len(content) < self.size:
             raise ImageError("the archive was cut off while it was read", kind="damaged")

@@ -22,6 +22,7 @@ from typing import Self
 
 from captioner.errors import ImageError
 from captioner.files import no_stream
+from captioner.foreign import plain
 from captioner.inference.sources.item import Item, Slice, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
 
@@ -48,7 +49,7 @@ def tar_images(name: str, *, stream: bool = False) -> Iterator[Item]:
         with open(name, "rb", opener=None if stream else no_stream) as file:
             yield from _members(name, file)
     except OSError as error:
-        yield failure(name, f"cannot be read: {error.strerror or error}", "unreadable")
+        yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
 
@@ -70,7 +71,7 @@ def command_images(source: str) -> Iterator[Item]:
             stdout=subprocess.PIPE,
         )
     except (OSError, ValueError) as error:
-        yield failure(source, f"the command cannot be started: {error}", "unreadable")
+        yield failure(source, f"the command cannot be started: {plain(error)}", "unreadable")
         return
     assert process.stdout is not None
     problem: ImageError | None = None
@@ -121,7 +122,7 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
     # EOFError, zlib.error, ValueError, RecursionError, ...).
     except Exception as error:
-        raise ImageError(f"damaged archive: {' '.join(str(error).split())}") from error
+        raise ImageError(f"damaged archive: {plain(error)}") from error
     if not found:
         raise ImageError("no image in this archive", kind="missing")
 
