@@ -103,11 +103,6 @@ def no_stream(path: str, flags: int) -> int:
     return descriptor
 
 
-def utf8_name(name: str) -> str:
-    """Return a file's name as UTF-8 can hold it; bytes that are none are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside the wanted one to fill; put it in place when the block succeeds.

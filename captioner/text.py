@@ -6,7 +6,6 @@ punctuation removed) without Java or downloads. `docs/metrics.md` lists where th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -17,8 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from captioner.cells import to_json
 from captioner.errors import ModelError
 from captioner.files import read_json, write_text
+from captioner.foreign import excerpt, plain
 
 # What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
 # before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.
@@ -196,15 +197,22 @@ class Vocabulary:
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
     unk_id: ClassVar[int] = 3
+    longest: ClassVar[int] = 200  # characters of a word
     unwritable: ClassVar[tuple[int, ...]] = (pad_id, bos_id, unk_id)  # in no caption
 
     def __post_init__(self) -> None:
+        for place, word in enumerate(self.words, start=1):
+            if not _is_word(word):
+                raise ModelError(
+                    f"vocabulary: {excerpt(word, 100)}, number {place:,}, is no word: one has 1 to "
+                    f"{self.longest} characters, none of them white space or invisible"
+                )
         tokens = self.specials + self.words
         object.__setattr__(self, "_tokens", tokens)
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
         if len(self._ids) != len(tokens):
             twice = [token for token, seen in Counter(tokens).items() if seen > 1]
-            raise ModelError(f"vocabulary: word given twice: {', '.join(twice[:5])}")
+            raise ModelError(f"vocabulary: word given twice: {', '.join(map(plain, twice[:5]))}")
         if len(self.counts) != len(self.words):
             raise ModelError(
                 f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one each"
@@ -214,6 +222,8 @@ class Vocabulary:
     def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
         """Keep the words seen at least `min_count` times, most frequent first, ties by alphabet.
 
+        What is longer than any word is left out.
+
         Args:
             captions_tokens: the tokens of each training caption.
             min_count: at least 1.
@@ -222,7 +232,7 @@ class Vocabulary:
         kept = [
             (word, count)
             for word, count in seen.items()
-            if count >= min_count and word not in cls.specials
+            if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
         kept.sort(key=lambda item: (-item[1], item[0]))
         return cls(
@@ -273,7 +283,7 @@ class Vocabulary:
             "specials": list(self.specials),
             "words": dict(zip(self.words, self.counts, strict=True)),
         }
-        write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1))
+        write_text(Path(path), to_json(content, indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -286,7 +296,7 @@ class Vocabulary:
             content = read_json(Path(path), object_pairs_hook=_without_duplicates)
             return cls._from_json(content)
         except (OSError, ValueError, ModelError) as error:
-            reason = str(error).removeprefix("vocabulary: ")
+            reason = plain(error).removeprefix("vocabulary: ")
             raise ModelError(f"{os.fspath(path)}: not a vocabulary: {reason}") from error
 
     @classmethod
@@ -296,14 +306,25 @@ class Vocabulary:
             raise ValueError("it must hold min_count, specials and words")
         if content["specials"] != list(cls.specials):
             raise ValueError(
-                f"specials are {content['specials']}, must be {list(cls.specials)} in this order"
+                f"specials are {excerpt(content['specials'])}, "
+                f"must be {list(cls.specials)} in this order"
             )
         words, min_count = content["words"], content["min_count"]
-        if not isinstance(words, dict) or not all(word.strip() for word in words):
+        if not isinstance(words, dict):
             raise ValueError("words must map each word to its count")
         if not all(type(number) is int and number >= 0 for number in (min_count, *words.values())):
             raise ValueError("min_count and every word's count must be a whole number")
         return cls(words=tuple(words), counts=tuple(words.values()), min_count=min_count)
+
+
+def _is_word(text: str) -> bool:
+    """Say whether `tokenize` could give it: what a terminal obeys is in no caption."""
+    if not 1 <= len(text) <= Vocabulary.longest:
+        return False
+    if text.isalpha():
+        return True
+    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"}
+    return hidden.isdisjoint(map(unicodedata.category, text))
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import captioner
 
 ROOT = Path(captioner.__file__).parent
 LAYERS = (
-    ("foreign",),
+    ("foreign", "cells"),
     ("__init__", "errors", "files"),
     ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),
     ("datasets", "models"),

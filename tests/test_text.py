@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import ModelError
+from captioner.foreign import excerpt
 from captioner.text import PUNCTUATION, Vocabulary, detokenize, tokenize
 
 SHARED = Path(os.environ.get("CAPTIONER_SHARED", Path(__file__).parents[2] / "shared"))
@@ -275,7 +276,7 @@ GOOD = '{"min_count": 5, "specials": ["<pad>", "<bos>", "<eos>", "<unk>"], "word
         ('{"words": {}}', "min_count, specials and words"),
         (GOOD.replace("<eos>", "<end>"), "specials are"),
         (GOOD.replace('{"a": 9}', '["a"]'), "map each word to its count"),
-        (GOOD.replace('{"a": 9}', '{" ": 9}'), "map each word to its count"),
+        (GOOD.replace('{"a": 9}', '{" ": 9}'), "' ', number 1, is no word"),
         (GOOD.replace('{"a": 9}', '{"a": 9, "a": 8}'), "word given twice: a"),
         (GOOD.replace('{"a": 9}', '{"<unk>": 9}'), "word given twice: <unk>"),
         (GOOD.replace("9", '"many"'), "whole number"),
@@ -290,6 +291,61 @@ def test_load_says_what_is_wrong(tmp_path: Path, content: str, complaint: str) -
         Vocabulary.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+HOSTILE_WORDS = [
+    *(
+        "",
+        " ",
+        "a b",
+        "a\tb",
+        "a\n",
+        "\x1b[31mred",
+        "a\0",
+        "\x7f",
+        "\x9b31m",
+        "\x85",
+        "\xa0",
+        "\xad",
+    ),
+    *(
+        "\u200b",
+        "\u200f",
+        "\u2028",
+        "\u2029",
+        "\u202e",
+        "\u2066",
+        "\u3000",
+        "\ufeff",
+        "\ud83d",
+        "\udcff",
+    ),
+    "x" * 201,
+]
+
+
+@pytest.mark.parametrize("word", HOSTILE_WORDS)
+def test_load_refuses_what_is_no_word_and_shows_where_it_stands(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "vocab.json"
+    words = {"a": 1, "dog": 1, word: 1}
+    content = {"min_count": 5, "specials": list(Vocabulary.specials), "words": words}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"number 3, is no word") as caught:
+        Vocabulary.load(path)
+    assert str(caught.value).isprintable()
+    assert excerpt(word, 100) in str(caught.value)
+    with pytest.raises(ModelError, match=r"number 1, is no word"):
+        Vocabulary((word,), (1,), 1)
+
+
+@given(st.lists(st.text(st.sampled_from("".join(HOSTILE_WORDS) + "ab'-=\\é犬"), max_size=300)))
+def test_whatever_the_captions_hold_a_vocabulary_of_them_is_one_of_words(
+    captions: list[str],
+) -> None:
+    tokens = [*map(tokenize, captions), ["x" * 5000], tokenize("y" * 5000)]
+    words = Vocabulary.build(tokens, min_count=1).words
+    assert all(word.isprintable() and word.split() == [word] for word in words)
+    assert max(map(len, words), default=0) <= Vocabulary.longest
 
 
 def test_load_names_a_file_that_is_not_there(tmp_path: Path) -> None:

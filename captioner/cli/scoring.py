@@ -57,9 +57,8 @@ def show_signatures(scores: Mapping[str, Signed]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole, and say so."""
-    import json
-
+    from captioner.cells import to_json
     from captioner.files import write_text
 
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
     say(f"wrote {path}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from captioner.cells import own_cells
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import guess_delimiter, is_utf8, read_lines, read_rows
@@ -66,8 +67,9 @@ def _rows(
         elif len(cells) != len(names):
             found.problem("malformed line", where, f"{len(cells)} cells instead of {len(names)}")
         else:
-            row = dict(zip(names, map(str.strip, cells), strict=True))
-            yield where, {**row, caption: _unpack(row[caption])}
+            own = own_cells(names, cells)
+            row = dict(zip(names, own or map(str.strip, cells), strict=True))
+            yield where, {**row, caption: row[caption] if own else _unpack(row[caption])}
 
 
 def _unpack(cell: str) -> object:

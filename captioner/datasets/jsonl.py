@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from captioner.cells import own_fields
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import read_lines
 from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 
 LOOKS_FOR = (
     "a .jsonl file, or a folder with metadata.jsonl, captions.jsonl, train.jsonl or one .jsonl"
@@ -56,9 +57,9 @@ def _rows(found: Collector, file: Path) -> Iterator[tuple[str, Row]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            found.problem("malformed line", where, f"not JSON: {error}")
+            found.problem("malformed line", where, f"not JSON: {plain(error)}")
             continue
         if isinstance(row, dict):
-            yield where, row
+            yield where, own_fields(row)
         else:
             found.problem("malformed line", where, f"no JSON object: {excerpt(row)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.cells import own_cells, own_fields, unescape
 from captioner.datasets.reading import (
     guess_delimiter,
     is_utf8,
@@ -17,7 +18,7 @@ from captioner.datasets.reading import (
 )
 from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 
 REFERENCES = "references"  # of a prediction, in the same JSON object
 
@@ -62,7 +63,8 @@ def read_captions(path: Path) -> Iterator[Row]:
     if suffix in (".jsonl", ".ndjson"):
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _object_row(f"{path}:{number}", _parse(f"{path}:{number}", line))
+                where = f"{path}:{number}"
+                yield _object_row(where, own_fields(_parse(where, line)))
     elif suffix in (".csv", ".tsv"):
         yield from _table_rows(path, lines)
     else:
@@ -73,7 +75,7 @@ def _parse(where: str, line: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        raise DataError(f"{where}: not JSON: {plain(error)}") from error
 
 
 def _json_rows(path: Path, document: Any) -> Iterator[Row]:
@@ -111,7 +113,8 @@ def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
         where = f"{path}:{number}"
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells, the first line names {len(header)}")
-        yield _object_row(where, dict(zip(header, map(_cell, cells), strict=True)))
+        own = own_cells(header, cells)
+        yield _object_row(where, dict(zip(header, own or map(_cell, cells), strict=True)))
 
 
 def _cell(text: str) -> object:
@@ -133,6 +136,8 @@ def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
         # Flickr's token files number the captions of a picture: name.jpg#0
         name, _, count = image.rpartition("#")
         file = name if name and count.isdecimal() else image
+        if with_images:
+            file, caption = unescape(file), unescape(caption)
         yield Row(f"{path}:{number}", (caption,), file=file or None)
 
 
@@ -147,7 +152,7 @@ def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_
     references = None if own is None else _captions(where, own)
     caption = _first(fields, CAPTION_COLUMNS)
     if caption is None and not references:
-        raise DataError(f"{where}: no caption; fields: {', '.join(fields) or 'none'}")
+        raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
     return Row(
         where,
         () if caption is None else _captions(where, caption),

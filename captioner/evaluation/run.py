@@ -10,10 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from captioner.cells import to_json, utf8_name
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError, ImageError
-from captioner.files import utf8_name, write_text
+from captioner.files import write_text
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.text import tokenize
@@ -176,7 +177,7 @@ def _write(result: Evaluation) -> None:
                 for c in captions
             ],
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.append(to_json(row) + "\n")
     write_text(result.output / "predictions.jsonl", "".join(lines))
     scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
     if result.truth is not None:

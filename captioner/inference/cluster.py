@@ -19,8 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+from captioner.cells import to_json
 from captioner.errors import CaptionerError, ConfigError
-from captioner.files import MOVED, utf8_name, whole_file
+from captioner.files import MOVED, whole_file
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, Record, caption_files
 from captioner.inference.shares import last_line, to_item, to_table
@@ -204,13 +205,12 @@ class _Worker:
 
         records = caption_files(self.captioner, map(to_item, share.to_pylist()), **self.options)
         made = [
-            (json.dumps(as_dict(record, self.options["n_best"]), ensure_ascii=False), record.kind)
-            for record in records
+            (to_json(as_dict(record, self.options["n_best"])), record.kind) for record in records
         ]
         return pa.table(
             {
                 "position": share["position"],
-                "line": pa.array([utf8_name(line) for line, _ in made], pa.large_string()),
+                "line": pa.array([line for line, _ in made], pa.large_string()),
                 "kind": pa.array([kind for _, kind in made], pa.string()),
             }
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from captioner.cells import to_json, utf8_name
 from captioner.errors import DataError
-from captioner.files import no_stream, utf8_name, whole_file
+from captioner.files import no_stream, whole_file
+from captioner.foreign import plain
 
 ERRORS = "errors.jsonl"
 
@@ -43,7 +44,7 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
                 "kind": kind,
                 "message": message,
             }
-            noted.write(json.dumps(row, ensure_ascii=False) + "\n")
+            noted.write(to_json(row) + "\n")
 
         yield add
         others = lines_of_others(output)  # as they are by now
@@ -68,6 +69,6 @@ def lines_of_others(output: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise DataError(f"{errors}: cannot be read ({error}); move it away") from error
-    mine = json.dumps({"output": utf8_name(output.name)}, ensure_ascii=False)[:-1] + ","
+        raise DataError(f"{errors}: cannot be read ({plain(error)}); move it away") from error
+    mine = to_json({"output": utf8_name(output.name)})[:-1] + ","
     return [line for line in lines if not line.startswith(mine)]

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import utf8_name, whole_file
+from captioner.files import whole_file
+from captioner.foreign import plain
 from captioner.images import MAX_PIXELS
 from captioner.inference.failures import ERRORS, failure_list, lines_of_others
 from captioner.inference.journal import Journal, forget, journals_of, salvaged
@@ -141,7 +142,7 @@ def caption_to_file(
                     tell(record)
                     if record.error and stop_on_error:
                         raise DataError(
-                            f"{utf8_name(record.file_name)}: {record.error} (--on-error fail); "
+                            f"{plain(record.file_name)}: {record.error} (--on-error fail); "
                             f"mend it, or leave the option out: {going_on(overwrite)}"
                         )
         finally:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from captioner.cells import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.errors import DataError, ImageError
-from captioner.files import no_stream, utf8_name, write_text
+from captioner.files import no_stream, write_text
 from captioner.images import SIGNATURES
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 
 FORMATS = ("text", "jsonl", "csv", "coco", "txt")
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
-COLUMNS = ("file_name", "image_id", "caption", "score", "status")
 
 
 def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
@@ -78,13 +77,13 @@ def write_records(
     for made in records:
         record = _unless_taken(made, format, taken, overwrite, extension)
         if format == "jsonl":
-            file.write(json.dumps(as_dict(record, n_best), ensure_ascii=False) + "\n")
+            file.write(to_json(as_dict(record, n_best)) + "\n")
         elif format == "csv":
-            table.writerow(as_dict(record))
+            table.writerow(_cells(record))
         elif not record.captions:
             pass
         elif format == "coco":
-            file.write(f"{opening}\n{json.dumps(_coco(record), ensure_ascii=False)}")
+            file.write(f"{opening}\n{to_json(_coco(record))}")
             opening = ","
         elif format == "txt":
             _write_beside(record, extension)
@@ -177,11 +176,15 @@ def _coco(record: Record) -> dict[str, Any]:
     return {"image_id": image_id, "caption": record.caption}
 
 
+def _cells(record: Record) -> dict[str, Any]:
+    """Return a row of a table: its numbers as they are, its texts as spreadsheets leave them."""
+    texts = (record.file_name, record.image_id, record.caption)
+    return as_dict(record) | dict(zip(COLUMNS, map(escape, texts), strict=False))
+
+
 def _lines(record: Record, n_best: int) -> Iterator[str]:
     """Path, tab, caption; with n-best each line also has the caption's log-probability."""
-    name = utf8_name(
-        record.file_name.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-    )
+    name = escape(record.file_name, LINE_NAME)
     for caption in record.captions[:n_best]:
         detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
-        yield f"{name}\t{caption.text}{detail}\n"
+        yield f"{name}\t{escape(caption.text)}{detail}\n"

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
+from captioner.cells import own_cells, own_fields
 from captioner.datasets.reading import guess_delimiter, read_rows
 from captioner.datasets.table import IMAGE_COLUMNS
 from captioner.errors import ImageError
 from captioner.files import no_stream
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 
 DELIMITED = (".csv", ".tsv")
@@ -44,7 +45,7 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             found = True
             yield _item(table, f"{name}:{number}", value)
     except OSError as error:
-        yield failure(name, f"cannot be read: {error.strerror or error}", "unreadable")
+        yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
     else:
@@ -102,7 +103,8 @@ def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
         if len(cells) != len(names):
             yield number, ImageError(f"{len(cells)} cells instead of {len(names)}")
         else:
-            yield number, cells[index].strip()
+            own = own_cells(names, cells)
+            yield number, own[index] if own else cells[index].strip()
 
 
 def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
@@ -113,13 +115,13 @@ def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, ImageError(f"not JSON: {error}")
+            yield number, ImageError(f"not JSON: {plain(error)}")
             continue
         if not isinstance(row, dict):
             yield number, ImageError(f"no JSON object: {excerpt(row)}")
             continue
         column = column or _column(row, image_column)
-        yield number, row.get(column)
+        yield number, own_fields(row).get(column)
 
 
 def _column(names: Collection[str], given: str | None) -> str:
@@ -135,7 +137,7 @@ def _column(names: Collection[str], given: str | None) -> str:
     if column is None:
         raise ImageError(f"which column holds the images? Set --image-column; columns: {there}")
     if column not in names:
-        raise ImageError(f"no column {column!r} (--image-column); columns: {there}")
+        raise ImageError(f"no column {excerpt(column)} (--image-column); columns: {there}")
     if list(names).count(column) > 1:
-        raise ImageError(f"two columns are called {column!r}; columns: {there}")
+        raise ImageError(f"two columns are called {excerpt(column)}; columns: {there}")
     return column
