@@ -29,8 +29,11 @@ from captioner.errors import ConfigError
 from captioner.foreign import excerpt, plain
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Few = Annotated[int, Field(ge=1, le=1000)]  # more would be a slip, or mischief in a model of others
+# More would be a slip, or mischief in a model of others; the arithmetic bears all up to these.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Few = Annotated[int, Field(ge=1, le=1000)]
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of layers and batches
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 BUNDLED = "bundled:"  # prefix of a path that travels with the package
 
 
@@ -99,7 +102,7 @@ class TextConfig(Section):
     """How captions become token ids."""
 
     min_count: Count = Field(5, description="a word seen fewer times in train becomes <unk>")
-    max_length: Count = Field(50, description="tokens of a training caption; longer ones are cut")
+    max_length: Size = Field(50, description="tokens of a training caption; longer ones are cut")
 
 
 class Backbone(Section):
@@ -124,7 +127,7 @@ class EncoderConfig(Backbone):
         default_factory=list,
         description="further CNNs that see the same pixels; their features follow",
     )
-    image_size: Annotated[int, Field(ge=32)] | None = Field(
+    image_size: Annotated[int, Field(ge=32, le=2048)] | None = Field(
         None, description="pixels: shorter side resized to this, centre cropped; null: the weights'"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -133,7 +136,7 @@ class EncoderConfig(Backbone):
     flip: bool = Field(
         False, description="mirror pictures: at random in training, else both views' mean"
     )
-    batch_size: Count = Field(64, description="images per forward pass of the CNN")
+    batch_size: Size = Field(64, description="images per forward pass of the CNN")
 
     @model_validator(mode="before")
     @classmethod
@@ -156,9 +159,9 @@ class DecoderConfig(Section):
 
     cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
     nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="phi of rnn and elman")
-    hidden_size: Count = Field(512, description="units per layer")
-    num_layers: Count = Field(1, description="stacked layers")
-    embed_size: Count = Field(256, description="width of a word vector")
+    hidden_size: Size = Field(512, description="units per layer")
+    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="stacked layers")
+    embed_size: Size = Field(256, description="width of a word vector")
     dropout: Fraction = Field(0.5, description="on embeddings, between layers, on outputs")
     feature_dropout: Fraction = Field(0.0, description="on the image features")
     tie_weights: bool = Field(True, description="output layer shares the word vectors")
@@ -191,24 +194,34 @@ class TrainingConfig(Section):
     samples: Annotated[int, Field(ge=2, le=1000)] = Field(
         5, description="scst: captions drawn per image"
     )
-    bleu_weight: Annotated[float, Field(ge=0)] = Field(
+    bleu_weight: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0, description="scst: reward is CIDEr-D plus this times BLEU-4"
     )
-    epochs: Count = Field(10, description="passes over the training captions; scst: images")
-    batch_size: Count = Field(128, description="captions per step; scst: images")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak, of AdamW")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps up to the peak")
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        10, description="passes over the training captions; scst: images"
+    )
+    batch_size: Size = Field(128, description="captions per step; scst: images")
+    learning_rate: Annotated[float, Field(ge=1e-12, le=1e6)] = Field(
+        2e-3, description="peak, of AdamW"
+    )
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        100, description="steps up to the peak"
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="from the peak to the last step"
     )
-    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.98, description="AdamW's second beta")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    beta2: Annotated[float, Field(gt=0, le=0.99999)] = Field(
+        0.98, description="AdamW's second beta"
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.01, description="of matrices; biases and norms have none"
     )
     label_smoothing: Fraction = Field(
         0.1, description="probability spread over the vocabulary; not in scst"
     )
-    clip_norm: Annotated[float, Field(gt=0)] = Field(5.0, description="global gradient norm")
+    clip_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = Field(
+        5.0, description="global gradient norm"
+    )
     bptt_window: Count | None = Field(
         None, description="tokens per window of truncated BPTT; null: the whole caption"
     )
@@ -221,7 +234,7 @@ class TrainingConfig(Section):
     patience: Count | None = Field(
         None, description="stop after this many epochs without a better dev score; null: never"
     )
-    accumulate: Count = Field(
+    accumulate: Few = Field(
         1, description="parts a batch goes through the network in, where memory is short"
     )
     save_every: Count = Field(
@@ -230,7 +243,7 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of weights, order and dropout")
+    seed: Seed = Field(0, description="of weights, order and dropout")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -253,14 +266,14 @@ class DecodingConfig(Section):
     removed = {"consensus": 0, "draws": 1}
 
     beam_size: Few = Field(3, description="hypotheses kept per image; 1 is greedy")
-    length_penalty: Annotated[float, Field(ge=0)] = Field(
+    length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
         0.7, description="a: score = log-probability / length^a"
     )
     max_length: Few = Field(24, description="most tokens, end included")
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="n: no n-gram twice in a caption; 0: off"
     )
-    neighbours: Annotated[float, Field(ge=0)] = Field(
+    neighbours: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0,
         description="weight of what people wrote about similar training images, in ranking the "
         "beam; trained models keep it where it is above 0",
@@ -269,16 +282,16 @@ class DecodingConfig(Section):
         "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
     )
     sample: bool = Field(False, description="draw words at random instead of searching")
-    temperature: Annotated[float, Field(gt=0)] = Field(
+    temperature: Annotated[float, Field(ge=1e-3, le=1000)] = Field(
         1.0, description="sampling: below 1 sharper, above 1 flatter"
     )
-    top_k: Annotated[int, Field(ge=0)] = Field(
+    top_k: Annotated[int, Field(ge=0, le=10**9)] = Field(
         0, description="sampling: only from the k most probable words; 0: all"
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+    top_p: Annotated[float, Field(ge=1e-6, le=1)] = Field(
         1.0, description="sampling: only from the fewest words that hold this probability"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="sampling: of the draws")
+    seed: Seed = Field(0, description="sampling: of the draws")
 
     def summary(self) -> str:
         """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""

@@ -6,6 +6,7 @@
     |-- ImageError        one picture that cannot be read
     |-- ModelError        weights, backbones, model directories
     |-- DivergedError     a training run whose loss, gradients or weights are no numbers any more
+    |-- ShortageError     more memory is asked for than there is
     `-- CheckpointError   saving or resuming a training run
 
 A message is one clear line (a list of mistakes has one line each) that says what is wrong,
@@ -16,6 +17,8 @@ is foreign in it is cut where it is put in (`captioner.foreign`), and the whole 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
 from captioner.foreign import message as fit
@@ -69,5 +72,42 @@ class DivergedError(CaptionerError):
     """Training left what numbers can hold: loss, gradient norm or weights are not finite."""
 
 
+class ShortageError(CaptionerError):
+    """More memory is asked for than there is."""
+
+
 class CheckpointError(CaptionerError):
     """A training run cannot be saved or resumed."""
+
+
+# What torch says on its devices, in RuntimeErrors.
+_SHORT = ("out of memory", "allocate memory", "not enough memory", "Storage size calculation")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Say whether an error of Python, numpy or torch means that memory is short."""
+    text = str(error)
+    said = isinstance(error, RuntimeError) and any(words in text for words in _SHORT)
+    return said or isinstance(error, MemoryError)
+
+
+@contextmanager
+def within_memory(doing: str) -> Iterator[None]:
+    """Turn what fails for want of memory into one error.
+
+    Args:
+        doing: what needs the memory, such as "to train".
+
+    Raises:
+        ShortageError: where memory is short.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ShortageError(
+            f"not enough memory {doing}{reason and f' ({reason})'}; choose smaller batches, a "
+            f"narrower beam or a smaller model, or free some memory"
+        ) from error

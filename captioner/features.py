@@ -176,13 +176,16 @@ class FeatureStore:
         self.refresh()
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a device could still give."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
 def fits(size: int, device: torch.device) -> bool:
     """Say whether a table of this many bytes leaves half of a device's free memory to others."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return 2 * size <= free
+    return 2 * size <= free_memory(device)
 
 
 def image_key(data: bytes, view: str = PLAIN) -> bytes:

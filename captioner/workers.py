@@ -18,7 +18,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from captioner.errors import ConfigError
+
 T = TypeVar("T")
+MOST_RANKS = 10**6  # of one machine
 
 # A forked process has none of its parent's threads, and hangs for ever when PyTorch waits for
 # them. With one thread it waits for none; PyTorch's own loaders do the same.
@@ -30,7 +33,10 @@ def cores() -> int:
     """Return how many cores this process has: those it may use, shared with the other ranks."""
     may_use = getattr(os, "sched_getaffinity", None)  # not all of the machine's, in containers
     own = len(may_use(0)) if may_use else os.cpu_count() or 1
-    return max(1, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not ranks.isdecimal() or not 1 <= int(ranks[:9]) <= MOST_RANKS:
+        raise ConfigError(f"$LOCAL_WORLD_SIZE: must be 1 to {MOST_RANKS:,}, given {ranks!r:.60}")
+    return max(1, own // int(ranks))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, ConfigError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the leader may take this long to encode or to evaluate alone
@@ -100,12 +100,23 @@ def joined(
 
     Raises:
         LostProcessError: if the others cannot be reached.
+        ConfigError: if what `torchrun` says makes no sense.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World(), device
         return
+    size = _number("WORLD_SIZE", least=1)
+    if _number("RANK") >= size:  # the others would be waited for, for ever
+        raise ConfigError(f"$RANK: must be below $WORLD_SIZE ({size:,})")
+    _number("MASTER_PORT", default="29500")
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = _number("LOCAL_RANK", default="0")
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"$LOCAL_RANK: there is no GPU {local} here; start at most "
+                f"{torch.cuda.device_count()} processes on this machine"
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     with _lost():
         distributed.init_process_group(
@@ -115,6 +126,16 @@ def joined(
         yield World(distributed.get_rank(), distributed.get_world_size()), device
     finally:
         distributed.destroy_process_group()
+
+
+def _number(name: str, *, default: str = "", least: int = 0) -> int:
+    """Return a number that `torchrun` puts into the environment."""
+    value = os.environ.get(name, default)
+    if not value.isdecimal() or len(value) > 9 or int(value) < least:
+        raise ConfigError(
+            f"${name}: must be a whole number from {least}, given {value!r:.60}; `torchrun` sets it"
+        )
+    return int(value)
 
 
 @contextmanager

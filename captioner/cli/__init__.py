@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from captioner import __version__
-from captioner.errors import CaptionerError, ConfigError
+from captioner.errors import CaptionerError, ConfigError, within_memory
 
 # What each verb does, in the order people meet them; here, so that --help imports none of them.
 COMMANDS = {
@@ -50,7 +50,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Turn every foreseen error into its message and an exit code."""
         try:
-            return super().invoke(ctx)
+            with within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
+                return super().invoke(ctx)
         except CaptionerError as error:
             click.echo(f"captioner: error: {error}", err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)

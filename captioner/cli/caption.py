@@ -44,7 +44,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     "[default: by --output's ending, else jsonl; on stdout text]",
 )
 @click.option("--extension", default=".txt", show_default=True, help="txt: of the files beside.")
-@click.option("--n-best", type=click.IntRange(1), default=1, help="Captions per image.")
+@click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @click.option("--overwrite", is_flag=True, help="Start over; txt: replace files that exist.")
 @click.option(
     "--on-error",
@@ -57,7 +57,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @click.option("--salvage", is_flag=True, help="Keep the sound rows of a damaged journal.")
 @click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
 @click.option("--image-column", help="Column of paths in CSV, TSV, JSONL.  [default: guessed]")
-@click.option("--max-pixels", type=click.IntRange(1), help="Refuse larger images.")
+@click.option("--max-pixels", type=click.IntRange(1, 2**40), help="Refuse larger images.")
 @click.option(
     "--scaled-decoding",
     is_flag=True,
@@ -70,17 +70,19 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     show_default=True,
     help="ray: on a cluster, where $RAY_ADDRESS names one; .jsonl or .parquet.",
 )
-@click.option("--num-gpus", type=click.FloatRange(0), help="ray: of each worker.  [default: 0]")
+@click.option(
+    "--num-gpus", type=click.FloatRange(0, 1024), help="ray: of each worker.  [default: 0]"
+)
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**16),
     default=256,
     show_default=True,
     help="Images per pass; lowered where memory is short.",
 )
 @click.option(
     "--num-workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     help="Threads that read and decode; without a GPU they do all.",
 )
 @decoding_options

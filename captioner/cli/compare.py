@@ -35,7 +35,7 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
 @metrics_option
 @click.option(
     "--examples",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**6),
     default=3,
     show_default=True,
     help="Images to show that improved most, and that got worse most.",

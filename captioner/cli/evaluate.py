@@ -32,7 +32,7 @@ from captioner.cli.scoring import show_signatures
 @set_option
 @click.option(
     "--n-best",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     default=1,
     help="Captions kept per image.",
 )

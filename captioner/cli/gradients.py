@@ -26,9 +26,13 @@ STEPS = 300
     help="Measure this model or run directory instead of training every cell for a while.",
 )
 @set_option
-@click.option("--steps", type=click.IntRange(1), help=f"Training of each cell.  [default: {STEPS}]")
 @click.option(
-    "--length", type=click.IntRange(2), help="Join captions to sequences of this many tokens."
+    "--steps", type=click.IntRange(1, 10**6), help=f"Training of each cell.  [default: {STEPS}]"
+)
+@click.option(
+    "--length",
+    type=click.IntRange(2, 10**5),
+    help="Join captions to sequences of this many tokens.",
 )
 @click.option(
     "--output",

@@ -10,6 +10,8 @@ import click
 
 from captioner.cli.options import say
 
+MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, which --help does not import
+
 
 class Signed(Protocol):
     """A score, or a comparison of two."""
@@ -35,13 +37,17 @@ metrics_option = click.option(
 )
 resamples_option = click.option(
     "--resamples",
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST_RESAMPLES),
     default=1000,
     show_default=True,
     help="Of the bootstrap behind the intervals; 0 for none.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the bootstrap.",
 )
 
 

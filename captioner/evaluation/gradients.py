@@ -31,7 +31,7 @@ from captioner.training.gradients import (
 from captioner.training.prepare import open_encoder, prepare
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import read_metrics
-from captioner.training.update import Updater
+from captioner.training.update import Updater, check_room
 
 CELLS: Final[tuple[dict[str, Any], ...]] = (
     {"cell": "rnn", "nonlinearity": "tanh"},
@@ -146,6 +146,7 @@ def study_cells(
                 **config.decoder.model_dump(),
                 **kind,
             }
+            check_room(settings, training, chosen)
             decoder = _fresh(settings, training.seed, table).to(chosen)
             before = _stage(decoder, batch, training)
             log = _train(decoder, table.to(chosen), training, steps, bar)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from captioner.cells import to_json, utf8_name
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
-from captioner.errors import ConfigError, DataError, ImageError
+from captioner.errors import ConfigError, DataError, ImageError, within_memory
 from captioner.files import write_text
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
@@ -46,6 +46,7 @@ class Evaluation:
     output: Path
 
 
+@within_memory("to evaluate")
 def evaluate(
     captioner: Captioner,
     config: Config,

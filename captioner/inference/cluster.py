@@ -109,6 +109,8 @@ def caption_with_ray(
     """
     ray = _ray()
     fewest, most = _bounds(concurrency)
+    if not 0 <= num_gpus <= MOST_GPUS:  # what is no number neither
+        raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {num_gpus!r:.60}")
     # Both kinds at once are an experiment of Ray's.
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
     num_workers = num_workers or (None if num_gpus else 1)
@@ -179,6 +181,9 @@ def caption_with_ray(
         raise CaptionerError(f"no Ray cluster at {where}: {last_line(error)}") from error
     errors = output.with_name(ERRORS) if failed else None
     return Totals(count, count - failed, failed, errors)
+
+
+MOST_GPUS = 1024  # of a worker
 
 
 class _Worker:

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from captioner.errors import ConfigError, DataError
+from captioner.foreign import excerpt
 from captioner.metrics.references import Floats
 
 CONFIDENCE = 0.95
+MOST_RESAMPLES = 10**6
 _BLOCK = 1 << 22  # numbers in one block of resamples: 32 MiB
 
 
@@ -28,7 +30,7 @@ def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
         float64 (resamples, S).
 
     Raises:
-        ConfigError: if resamples < 1.
+        ConfigError: if resamples is not 1 to 10^6, or the seed not 0 to 2^63 - 1.
     """
     images = len(statistics)
 
@@ -123,8 +125,10 @@ def _products(
     draw: Callable[[np.random.Generator, int], Floats], statistics: Floats, rows: int, seed: int
 ) -> Floats:
     """Multiply `rows` random rows of image weights with the statistics, block by block."""
-    if rows < 1:
-        raise ConfigError(f"resamples: must be at least 1, was {rows}")
+    if not isinstance(rows, int) or not 1 <= rows <= MOST_RESAMPLES:
+        raise ConfigError(f"resamples: must be 1 to {MOST_RESAMPLES:,}, was {excerpt(rows, 60)}")
+    if not isinstance(seed, int) or not 0 <= seed <= 2**63:
+        raise ConfigError(f"seed: must be 0 to 2^63 - 1, was {excerpt(seed, 60)}")
     rng = np.random.default_rng(seed)
     blocks = [draw(rng, size) @ statistics for size in _blocks(rows, len(statistics))]
     return np.concatenate(blocks)

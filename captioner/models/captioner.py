@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DRAWING, DecodingConfig
-from captioner.errors import ConfigError, ImageError, ModelError
+from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
@@ -30,6 +30,8 @@ from captioner.text import Vocabulary, detokenize, tokenize
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
 BATCH = 128  # images that are captioned together
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+MOST = 1000  # captions of an image
 LARGE = 256  # units of a layer whose matrices are worth rounding
 
 # What may be no number
@@ -101,7 +103,7 @@ class Captioner:
         """Move to a device: "cpu", "cuda", "cuda:1", "mps" or "auto" (the best there is).
 
         Raises:
-            ModelError: if the device is not there.
+            ConfigError: if the device is not there.
         """
         self.device = choose_device(device)
         self.encoder.to_device(self.device)
@@ -271,21 +273,19 @@ class Captioner:
             asked = self.decoding.model_dump() | decoding
             if "sample" not in decoding:
                 asked["sample"] |= bool(decoding.keys() & DRAWING)
-            if "beam_size" not in decoding and not asked["sample"]:
-                asked["beam_size"] = max(asked["beam_size"], n_best)
+            if "beam_size" not in decoding and not asked["sample"] and isinstance(n_best, int):
+                asked["beam_size"] = max(asked["beam_size"], min(n_best, MOST))
             settings = DecodingConfig.model_validate(asked)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise ConfigError(
-                f"decoding.{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
+                f"decoding.{name}: {first['msg'].lower()}, given {excerpt(first['input'], 60)}"
             ) from error
-        most = n_best if settings.sample else settings.beam_size
+        most = MOST if settings.sample else settings.beam_size
         if not isinstance(n_best, int) or not 1 <= n_best <= most:
-            raise ConfigError(
-                f"n_best: must be 1 to the beam size ({settings.beam_size}), "
-                f"given {excerpt(n_best)}"
-            )
+            limit = f"{MOST:,}" if settings.sample else f"the beam size ({settings.beam_size})"
+            raise ConfigError(f"n_best: must be 1 to {limit}, given {excerpt(n_best, 60)}")
         if settings.neighbours and self.neighbours is None:
             which = "the first of the models" if self.num_models > 1 else "this model"
             raise ConfigError(
@@ -354,7 +354,8 @@ class Captioner:
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
         self.settings(**decoding)
         if is_one(images):
-            return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
+            with within_memory("to caption"):
+                return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
         batches = batched(map(as_it_is, each(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", decoding)
 
@@ -489,11 +490,12 @@ class Captioner:
         folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
         if not folders:
             raise ModelError("no model directory is named; name one, or several")
-        models = [(Path(each), read_model(each)) for each in folders]
-        parts = join(models) if len(models) > 1 else models[0][1]
-        captioner = cls(*parts)
-        captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
-        return captioner.to(device)
+        with within_memory("to load the model"):
+            models = [(Path(each), read_model(each)) for each in folders]
+            parts = join(models) if len(models) > 1 else models[0][1]
+            captioner = cls(*parts)
+            captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
+            return captioner.to(device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -503,7 +505,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         device: torch's name of one, or "auto": cuda, else mps, else cpu.
 
     Raises:
-        ModelError: if it is unknown or absent.
+        ConfigError: if it is unknown or absent.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -512,10 +514,12 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        if chosen.type not in DEVICES:  # some, such as meta, hold no numbers
+            raise ValueError(f"{chosen.type} computes nothing here")
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         known += ["mps"] if torch.backends.mps.is_available() else []
         raise ConfigError(
-            f"--device {device}: not available here; choose auto or one of {', '.join(known)}"
+            f"--device {device!s:.60}: not available here; choose auto or one of {', '.join(known)}"
         ) from error
-    return chosen
+    return torch.device("cpu") if chosen.type == "cpu" else chosen

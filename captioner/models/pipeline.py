@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from captioner.errors import ConfigError, ImageError
+from captioner.errors import ConfigError, ImageError, is_shortage, within_memory
 from captioner.foreign import excerpt
 from captioner.workers import cores, on_cores, workers
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+MOST_TOGETHER = 2**16  # images of a batch
+MOST_WORKERS = 1024
 AHEAD = 2  # batches that are read while one is captioned
 SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
 
@@ -52,9 +54,15 @@ def captions_of(
         where there were no pixels, an error where the model gives no numbers.
 
     Raises:
-        ConfigError: if a decoding setting is unknown or impossible.
+        ConfigError: if a setting is unknown or impossible.
         Exception: what the iterator of batches raises, after the captions of those before.
     """
+    if num_workers is not None and not (
+        isinstance(num_workers, int) and 1 <= num_workers <= MOST_WORKERS
+    ):
+        raise ConfigError(
+            f"num_workers: must be 1 to {MOST_WORKERS:,}, given {excerpt(num_workers, 60)}"
+        )
     settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     encode = WithinMemory(captioner.encoder.see)
     search = WithinMemory(partial(captioner.search_each, n_best=n_best, **settings))
@@ -92,7 +100,8 @@ def captions_of(
         while waiting:
             ready = [image.result() for image in waiting.popleft()]
             read_ahead()
-            found = caption([pixels for _, pixels in ready if pixels is not None])
+            with within_memory("to caption"):
+                found = caption([pixels for _, pixels in ready if pixels is not None])
             yield [(made, [] if pixels is None else next(found)) for made, pixels in ready]
     if ended and not isinstance(ended, StopIteration):
         raise ended  # when all that came before is captioned
@@ -111,8 +120,8 @@ class WithinMemory:
             size = min(self.limit or len(batch), len(batch))
             try:
                 return [self.function(part) for part in batch.split(size)]
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except (MemoryError, RuntimeError) as error:
+                if size == 1 or not is_shortage(error):
                     raise
                 self.limit = size // 2
                 torch.cuda.empty_cache()
@@ -122,10 +131,10 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Give items in lists of a size; the last may be shorter, also where their iterator raises.
 
     Raises:
-        ConfigError: at once, if the size is not 1 or more.
+        ConfigError: at once, if the size is not 1 to 65,536.
     """
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"batch_size: must be 1 or more, given {excerpt(size)}")
+    if not isinstance(size, int) or not 1 <= size <= MOST_TOGETHER:
+        raise ConfigError(f"batch_size: must be 1 to {MOST_TOGETHER:,}, given {excerpt(size, 60)}")
     return _batches(iter(items), size)
 
 

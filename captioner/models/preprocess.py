@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,9 @@ from captioner.images import MAX_PIXELS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZING = 2  # counts the ways in which `pixels` has resized; features and captions differ by it
+MOST_PIXELS = 2048  # of a side that a CNN sees
+MOST_SHIFT = 1000  # of mean and std, whose quotients float32 bears
+LEAST_STD = 1e-6
 COPIED = 2**24  # pixels; larger pictures are resized without a copy, for memory's sake
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")
@@ -144,8 +146,8 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
     if not each:
         raise ModelError(f"{path}: not a preprocessor config: it is an empty list")
     for made in each:
-        if not min(made.std) > 0:
-            raise ModelError(f"{path}: std must be above 0, given {made.std}")
+        if not min(made.std) >= LEAST_STD:
+            raise ModelError(f"{path}: std must be above {LEAST_STD:g}, given {made.std}")
         if made.crop_size > made.resize_size:
             raise ModelError(f"{path}: crop_size must not exceed resize_size")
     return each
@@ -178,13 +180,15 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def _side(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= 4096:
-        raise ValueError(f"a side must be 1 to 4096 pixels, given {excerpt(value)}")
+    if type(value) is not int or not 1 <= value <= MOST_PIXELS:
+        raise ValueError(f"a side must be 1 to {MOST_PIXELS:,} pixels, given {value!r:.60}")
     return value
 
 
 def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
-    if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(f"mean and std must be finite, given {excerpt(values)}")
+    if not all(abs(value) <= MOST_SHIFT for value in (red, green, blue)):
+        raise ValueError(
+            f"mean and std must be finite, at most {MOST_SHIFT:,}, given {values!r:.60}"
+        )
     return red, green, blue

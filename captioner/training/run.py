@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, home_path, load_config
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, within_memory
 from captioner.files import sweep, write_text
 from captioner.foreign import excerpt
 from captioner.models.captioner import Captioner, choose_device
@@ -25,6 +25,7 @@ from captioner.training.prepare import Prepared, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
 from captioner.training.start import start_weights
 from captioner.training.telemetry import RunLog, peak_memory
+from captioner.training.update import check_room
 from captioner.world import World, joined
 
 CAREFUL = 2e-5  # peak learning rate; five times as much over-fits Flickr8k within an epoch
@@ -57,6 +58,7 @@ class Summary:
     peak_memory: int
 
 
+@within_memory("to train")
 def train(
     config: Config,
     folder: Path,
@@ -129,12 +131,11 @@ def _build(
     begun: bool,
 ) -> Trainer:
     settings = config.training
+    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
+    about = sizes | config.decoder.model_dump()
+    check_room(about, settings, device)
     torch.manual_seed(settings.seed)
-    decoder = Decoder(
-        vocab_size=len(prepared.vocabulary),
-        feature_size=encoder.feature_size,
-        **config.decoder.model_dump(),
-    )
+    decoder = Decoder(**about)
     table = prepared.train
     written = None
     if config.decoding.neighbours:

@@ -156,7 +156,7 @@ def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> l
     Returns:
         Caption indices of each batch, int64 (B,); the last batches may be smaller.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
     for pool in order.split(batch_size * BUCKET):
@@ -179,7 +179,7 @@ def iterate(
         start: first batch of the epoch to yield.
     """
     batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=epoch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
     views = torch.randint(table.rows.shape[1], (len(table),), generator=generator)
     device = table.token_ids.device
     for chosen in batches[start:]:

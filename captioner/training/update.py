@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.config import TrainingConfig
+from captioner.errors import ConfigError
+from captioner.features import free_memory
 from captioner.models.decoder import Decoder
 from captioner.training import bptt
+
+
+def check_room(settings: dict[str, Any], config: TrainingConfig, device: torch.device) -> None:
+    """Refuse a decoder whose training would fill the memory, before any of it is allocated.
+
+    Args:
+        settings: of the decoder.
+        config: the `training` section.
+        device: to train on.
+
+    Raises:
+        ConfigError: saying how much it needs, and how much there is.
+    """
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in Decoder(**settings).parameters())
+    copies = 5 if config.ema_decay else 4  # gradients and two moments beside the weights
+    needed, free = 4 * copies * weights, free_memory(device)
+    if needed > free:
+        sizes = ", ".join(
+            f"decoder.{name} {settings[name]:,}"
+            for name in ("hidden_size", "num_layers", "embed_size")
+        )
+        raise ConfigError(
+            f"{sizes}: to train {weights:,} weights takes {needed / 1e9:,.1f} GB, "
+            f"{free / 1e9:,.1f} GB are free; lower them"
+        )
 
 
 class Updater:
