@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError
+from captioner.foreign import excerpt
 
 T = TypeVar("T")
 MOST_RANKS = 10**6  # of one machine
@@ -35,7 +36,9 @@ def cores() -> int:
     own = len(may_use(0)) if may_use else os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not ranks.isdecimal() or not 1 <= int(ranks[:9]) <= MOST_RANKS:
-        raise ConfigError(f"$LOCAL_WORLD_SIZE: must be 1 to {MOST_RANKS:,}, given {ranks!r:.60}")
+        raise ConfigError(
+            f"$LOCAL_WORLD_SIZE: must be 1 to {MOST_RANKS:,}, given {excerpt(ranks, 60)}"
+        )
     return max(1, own // int(ranks))
 
 

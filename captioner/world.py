@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from captioner.errors import CaptionerError, ConfigError
+from captioner.foreign import excerpt
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the leader may take this long to encode or to evaluate alone
@@ -133,7 +134,8 @@ def _number(name: str, *, default: str = "", least: int = 0) -> int:
     value = os.environ.get(name, default)
     if not value.isdecimal() or len(value) > 9 or int(value) < least:
         raise ConfigError(
-            f"${name}: must be a whole number from {least}, given {value!r:.60}; `torchrun` sets it"
+            f"${name}: must be a whole number from {least}, given {excerpt(value, 60)}; "
+            f"`torchrun` sets it"
         )
     return int(value)
 

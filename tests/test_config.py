@@ -82,7 +82,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
         ("training.epochs=yes", "should not be true or false, given True"),
         ("training.learning_rate=on", "should not be true or false, given True"),
         ("training.learning_rate=.inf", "finite"),
-        ("training.learning_rate=0", "greater than 0"),
+        ("training.learning_rate=0", "greater than or equal to 0.0"),
         ("training.epochs=2.5", "valid integer"),
         ("encoder.weights=null", "valid string"),
         ("encoder.image_size=31", "greater than or equal to 32"),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from captioner.cells import to_json
 from captioner.errors import CaptionerError, ConfigError
 from captioner.files import MOVED, whole_file
+from captioner.foreign import excerpt
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, Record, caption_files
 from captioner.inference.shares import last_line, to_item, to_table
@@ -110,7 +111,7 @@ def caption_with_ray(
     ray = _ray()
     fewest, most = _bounds(concurrency)
     if not 0 <= num_gpus <= MOST_GPUS:  # what is no number neither
-        raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {num_gpus!r:.60}")
+        raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
     # Both kinds at once are an experiment of Ray's.
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
     num_workers = num_workers or (None if num_gpus else 1)

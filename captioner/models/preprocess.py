@@ -181,7 +181,7 @@ def _middle(image: Image.Image) -> Image.Image:
 
 def _side(value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MOST_PIXELS:
-        raise ValueError(f"a side must be 1 to {MOST_PIXELS:,} pixels, given {value!r:.60}")
+        raise ValueError(f"a side must be 1 to {MOST_PIXELS:,} pixels, given {excerpt(value, 60)}")
     return value
 
 
@@ -189,6 +189,6 @@ def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     if not all(abs(value) <= MOST_SHIFT for value in (red, green, blue)):
         raise ValueError(
-            f"mean and std must be finite, at most {MOST_SHIFT:,}, given {values!r:.60}"
+            f"mean and std must be finite, at most {MOST_SHIFT:,}, given {excerpt(values, 60)}"
         )
     return red, green, blue

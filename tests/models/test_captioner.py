@@ -367,7 +367,7 @@ def test_what_an_iterator_raises_comes_after_the_captions_of_those_before(captio
     ("options", "message"),
     [
         ({"on_error": "ignore"}, "on_error: must be 'raise' or 'skip', given 'ignore'"),
-        ({"batch_size": "4"}, "batch_size: must be 1 or more, given '4'"),
+        ({"batch_size": "4"}, "batch_size: must be 1 to 65,536, given '4'"),
         ({"beam_size": 0}, r"decoding\.beam_size"),
         ({"bem_size": 3}, r"decoding\.bem_size"),
     ],
@@ -414,7 +414,7 @@ def test_an_opened_picture_is_read_like_its_file(tmp_path):
 
 def test_images_are_not_lost_by_an_impossible_batch(captioner):
     for size in (0, -1):
-        with pytest.raises(ConfigError, match=f"batch_size: must be 1 or more, given {size}"):
+        with pytest.raises(ConfigError, match=f"batch_size: must be 1 to 65,536, given {size}"):
             captioner.caption([Image.new("RGB", (9, 9))], batch_size=size)
 
 
