@@ -61,10 +61,11 @@ from captioner.config import load_config
 from captioner.images import read_image
 from captioner.inference.local import caption_files
 from captioner.inference.sources import Item
+from captioner.models.backbones import build_backbone, remove_head
 from captioner.models.captioner import Captioner
 from captioner.models.compiled import SWITCH
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, FrozenEncoder, build_backbone, remove_head
+from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.text import Vocabulary
 from captioner.workers import on_cores, workers
 

@@ -70,7 +70,7 @@ def random_state(backbone: str, seed: int = 0, **builder_args: object) -> dict[s
     """Invent weights for a whole torchvision CNN, its batch norm statistics far from trivial."""
     import torch
 
-    from captioner.models.encoder import build_backbone
+    from captioner.models.backbones import build_backbone
 
     draws = torch.Generator().manual_seed(seed)
 

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.config import Config
+from captioner.models.backbones import build_backbone
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, build_backbone
+from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder
 from captioner.models.preprocess import Preprocess
 from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary

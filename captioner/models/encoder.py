@@ -9,7 +9,6 @@ images at a time through fused kernels.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import threading
@@ -21,11 +20,8 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
-from torchvision import models
 
-from captioner.errors import ModelError
-from captioner.foreign import excerpt, plain
+from captioner.models.backbones import build_backbone, check_backbone, remove_head
 from captioner.models.compiled import Compiled, compile_network
 from captioner.models.fused import fold, fuse
 from captioner.models.preprocess import RESIZING, Preprocess
@@ -35,10 +31,8 @@ from captioner.workers import cores
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Form = Literal["OpenVINO", "oneDNN", "PyTorch"]  # what computes
-MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
 MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder
-NOT_CNN = ("maxvit", "swin", "vit")
 _PREPARING = threading.Lock()  # of all: compiling keeps all cores busy
 
 
@@ -187,7 +181,7 @@ class FrozenEncoder(Encoder):
             ModelError: if the backbone is refused, or the weights cannot be had or do not fit.
         """
         check_backbone(backbone)
-        found = fetch_weights(backbone, weights, dict(builder_args or {}), build_backbone)
+        found = fetch_weights(backbone, weights, dict(builder_args or {}))
         preprocess = found.preprocess
         if image_size is not None:
             preprocess = Preprocess(
@@ -316,102 +310,9 @@ def best_precision(device: torch.device) -> str:
     return "fp32"
 
 
-def check_backbone(name: str) -> None:
-    """Refuse a name that is not a torchvision classification CNN.
-
-    Raises:
-        ModelError: saying why, with the names that come closest.
-    """
-    if name.startswith(NOT_CNN):
-        raise ModelError(
-            f"encoder.backbone: {name} is a transformer, not a CNN; "
-            f"choose a CNN such as resnet50 or convnext_tiny"
-        )
-    known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
-        raise ModelError(
-            f"encoder.backbone: torchvision has no classification CNN {excerpt(name)}; "
-            f"did you mean {' or '.join(close)}?"
-        )
-
-
-class _Building(TorchFunctionMode):
-    """Watch a network being built.
-
-    RegNet's sums over block widths stay real while everything else is built on "meta". What
-    never ends, such as arguments that ask for a million layers, is stopped.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        if self.calls > MAX_CALLS:
-            raise ValueError("they ask for more layers than any CNN has")
-        kwargs = dict(kwargs or {})
-        if func in (torch.arange, torch.tensor):
-            kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
-
-
-def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
-    """Build a torchvision CNN without weights.
-
-    Args:
-        name: torchvision name.
-        builder_args: keyword arguments of its builder.
-        device: "meta" builds shapes only, which is instant.
-
-    Raises:
-        ModelError: if the name or an argument is refused.
-    """
-    check_backbone(name)
-    args = dict(builder_args)
-    if name in ("googlenet", "inception_v3"):
-        # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
-        args = {"aux_logits": False, "init_weights": False} | args
-    try:
-        with torch.device(device), _Building():
-            network: nn.Module = models.get_model(name, weights=None, **args)
-    # Builders check little: impossible arguments make them raise nearly anything.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(reason)}"
-        raise ModelError(message) from error
-    return network
-
-
 def _exact(spec: EncoderSpec, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
     """Build torchvision's own network without its last layer; also return its width F."""
     network = build_backbone(spec.backbone, spec.builder_args, device="meta")
     feature_size = remove_head(network)
     load_strictly(network, state, where=spec.weights)
     return network, feature_size
-
-
-def remove_head(network: nn.Module) -> int:
-    """Take out the layer that turns features into class scores.
-
-    Args:
-        network: torchvision CNN, changed in place.
-
-    Returns:
-        Width F of the features that layer was given.
-    """
-    head = head_name(network)
-    layer = network.get_submodule(head)
-    if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, then the pooling
-        network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
-        return layer.in_channels
-    network.set_submodule(head, nn.Identity())
-    assert isinstance(layer, nn.Linear)
-    return layer.in_features
-
-
-def head_name(network: nn.Module) -> str:
-    """Return the dotted name of the last layer: a linear one, or SqueezeNet's convolution."""
-    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-    return linear[-1] if linear else "classifier.1"

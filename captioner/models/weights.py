@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,6 +19,7 @@ from torchvision import models
 from captioner.config import resolve_path
 from captioner.errors import ModelError
 from captioner.foreign import plain
+from captioner.models.backbones import build_backbone
 from captioner.models.preprocess import Preprocess
 
 # What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.
@@ -48,7 +49,6 @@ def fetch_weights(
     backbone: str,
     weights: str,
     builder_args: dict[str, Any],
-    build: Callable[..., nn.Module],
 ) -> FoundWeights:
     """Bring the weights a config asks for.
 
@@ -56,7 +56,6 @@ def fetch_weights(
         backbone: torchvision name, known to exist.
         weights: torchvision enum name, path to a state dict, or "none".
         builder_args: the user's arguments of the builder.
-        build: makes the network, for random weights.
 
     Raises:
         ModelError: if they cannot be read or downloaded.
@@ -71,7 +70,7 @@ def fetch_weights(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            state = build(backbone, builder_args).state_dict()
+            state = build_backbone(backbone, builder_args).state_dict()
         return FoundWeights(state, "none", builder_args, first)
     if weights in members.__members__:
         entry = members[weights]

@@ -16,14 +16,8 @@ from torchvision import models
 
 from captioner.errors import ModelError
 from captioner.images import read_image
-from captioner.models.encoder import (
-    EncoderSpec,
-    FrozenEncoder,
-    best_precision,
-    build_backbone,
-    check_backbone,
-    remove_head,
-)
+from captioner.models.backbones import build_backbone, check_backbone, remove_head
+from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
 from captioner.models.preprocess import Preprocess
 from captioner.models.side_by_side import side_by_side
 

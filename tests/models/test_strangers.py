@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from captioner.errors import ModelError
+from captioner.models.backbones import MAX_CALLS, build_backbone
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import MAX_CALLS, build_backbone
 from captioner.models.weights import read_state_dict
 
 import toys

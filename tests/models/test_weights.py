@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision import models
 
 from captioner.errors import ModelError
-from captioner.models.encoder import build_backbone, remove_head
+from captioner.models.backbones import build_backbone, remove_head
 from captioner.models.preprocess import Preprocess
 from captioner.models.weights import (
     FoundWeights,
@@ -37,7 +37,7 @@ MakeState = Callable[..., State]
 
 
 def fetch(weights: str, backbone: str = TINY, **builder_args: Any) -> FoundWeights:
-    return fetch_weights(backbone, weights, builder_args, build_backbone)
+    return fetch_weights(backbone, weights, builder_args)
 
 
 def assert_same(given: State, wanted: State) -> None:

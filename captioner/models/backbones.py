@@ -1,0 +1,111 @@
+"""torchvision's classification CNNs by name: which there are, built without weights or head."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+
+from captioner.errors import ModelError
+from captioner.foreign import excerpt, plain
+
+MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
+NOT_CNN = ("maxvit", "swin", "vit")
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that is not a torchvision classification CNN.
+
+    Raises:
+        ModelError: saying why, with the names that come closest.
+    """
+    if name.startswith(NOT_CNN):
+        raise ModelError(
+            f"encoder.backbone: {name} is a transformer, not a CNN; "
+            f"choose a CNN such as resnet50 or convnext_tiny"
+        )
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
+        raise ModelError(
+            f"encoder.backbone: torchvision has no classification CNN {excerpt(name)}; "
+            f"did you mean {' or '.join(close)}?"
+        )
+
+
+class _Building(TorchFunctionMode):
+    """Watch a network being built.
+
+    RegNet's sums over block widths stay real while everything else is built on "meta". What
+    never ends, such as arguments that ask for a million layers, is stopped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise ValueError("they ask for more layers than any CNN has")
+        kwargs = dict(kwargs or {})
+        if func in (torch.arange, torch.tensor):
+            kwargs.setdefault("device", "cpu")
+        return func(*args, **kwargs)
+
+
+def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
+    """Build a torchvision CNN without weights.
+
+    Args:
+        name: torchvision name.
+        builder_args: keyword arguments of its builder.
+        device: "meta" builds shapes only, which is instant.
+
+    Raises:
+        ModelError: if the name or an argument is refused.
+    """
+    check_backbone(name)
+    args = dict(builder_args)
+    if name in ("googlenet", "inception_v3"):
+        # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
+        args = {"aux_logits": False, "init_weights": False} | args
+    try:
+        with torch.device(device), _Building():
+            network: nn.Module = models.get_model(name, weights=None, **args)
+    # Builders check little: impossible arguments make them raise nearly anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(reason)}"
+        raise ModelError(message) from error
+    return network
+
+
+def remove_head(network: nn.Module) -> int:
+    """Take out the layer that turns features into class scores.
+
+    Args:
+        network: torchvision CNN, changed in place.
+
+    Returns:
+        Width F of the features that layer was given.
+    """
+    head = head_name(network)
+    layer = network.get_submodule(head)
+    if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, then the pooling
+        network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
+        return layer.in_channels
+    network.set_submodule(head, nn.Identity())
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features
+
+
+def head_name(network: nn.Module) -> str:
+    """Return the dotted name of the last layer: a linear one, or SqueezeNet's convolution."""
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else "classifier.1"
