@@ -112,6 +112,28 @@ def test_frequencies_match_the_distribution(options, expected):
     assert found.scores.equal(found.log_probs)
 
 
+@pytest.mark.parametrize(("top_p", "drawn"), [(0.5, {EOS}), (0.51, {EOS, 3})])
+def test_the_fewest_tokens_that_sum_to_top_p_are_drawn_from(top_p, drawn):
+    def halves(token_ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0])
+        return logits.expand(len(token_ids), -1), state
+
+    found = sample(halves, torch.zeros(1, 64, 1), **IDS, max_length=1, top_p=top_p)
+    assert found.token_ids.shape == (64, 1, 1)
+    assert set(found.token_ids.flatten().tolist()) == drawn
+
+
+@pytest.mark.parametrize("narrow", [{}, {"top_k": 2}])
+def test_the_coldest_draws_of_an_unsure_image_are_drawn_beside_a_sure_one(narrow):
+    def step(token_ids: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.outer(state[0, :, 0], torch.tensor([0.0, 0.0, 0.0, 50.0])), state
+
+    options = {"max_length": 1, "temperature": 1e-39, "suppress_ids": (BOS,), **narrow}
+    found = sample(step, torch.tensor([[[1.0], [0.0]]]), **IDS, n_samples=64, **options)
+    assert set(found.token_ids[0].flatten().tolist()) == {3}
+    assert set(found.token_ids[1].flatten().tolist()) == ({EOS, 2} if narrow else {EOS, 2, 3})
+
+
 def test_samples_belong_to_their_image():
     step, hidden = random_model(2, num_images=6)
     found = sample(step, hidden, **IDS, max_length=5, n_samples=4, temperature=1.5, top_k=4)
