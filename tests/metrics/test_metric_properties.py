@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import captioner
 from captioner.errors import ConfigError, DataError
 from captioner.metrics import (
     METRICS,
@@ -18,9 +20,11 @@ from captioner.metrics import (
     CiderD,
     PreparedReferences,
     RougeL,
+    bootstrap,
     compare_captions,
     score_captions,
 )
+from captioner.metrics.scoring import Comparison, Score
 
 JAVA_FREE = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain")
 HIGHEST = {"cider": 10.0, "cider_d": 10.0, "cider_plain": 10.0}
@@ -287,6 +291,88 @@ def test_prepared_references_give_the_same_scores() -> None:
 def test_signature_names_a_varying_number_of_references() -> None:
     scores = score_captions([["a"], ["b"]], [[["a"]], [["b"], ["c"], ["d"]]], metrics=["bleu"])
     assert "|refs:1-3|" in scores["bleu_1"].signature
+
+
+def test_signatures_say_all_that_made_a_score() -> None:
+    captions, references = [["a"], ["b"]], [[["a"]], [["b"], ["c"]]]
+    labels = {"tokenizer": "none", "case": "cased", "split": "dev"}
+    scores = score_captions(captions, references, metrics=JAVA_FREE, decode="beam5", **labels)
+    formulas = {
+        **{f"bleu_{order}": "smooth:none|ref_len:closest" for order in (1, 2, 3, 4)},
+        "rouge_l": "beta:1.2",
+        "cider": "formula:cider_d|sigma:6|df:refs",
+        "cider_d": "formula:cider_d|sigma:6|df:refs",
+        "cider_plain": "formula:cider|df:refs",
+    }
+    signatures = {
+        name: f"{name.replace('_', '')}|refs:1-2|tok:none|case:cased|{formula}"
+        f"|decode:beam5|split:dev|n:2|v:{captioner.__version__}"
+        for name, formula in formulas.items()
+    }
+    assert {name: score.signature for name, score in scores.items()} == signatures
+    pairs = compare_captions(captions, captions, references, metrics=JAVA_FREE, **labels)
+    assert {name: pair.signature for name, pair in pairs.items()} == {
+        name: signature.replace("|decode:beam5", "") for name, signature in signatures.items()
+    }
+    plain = score_captions(captions, references, metrics=["bleu"])["bleu_1"].signature
+    assert plain.startswith("bleu1|refs:1-2|tok:ptb|case:lc|smooth:none|ref_len:closest|n:2|v:")
+    plain = compare_captions(captions, captions, references, metrics=["bleu"])["bleu_1"].signature
+    assert plain.startswith("bleu1|refs:1-2|tok:ptb|case:lc|smooth:none|ref_len:closest|n:2|v:")
+
+
+def test_scores_and_comparisons_as_files_and_people_read_them() -> None:
+    score = Score("cider", 0.25, np.array([0.25]), (0.1, 0.6), "cider|n:1")
+    assert score.as_dict() == {
+        **{"value": 0.25, "interval": (0.1, 0.6), "signature": "cider|n:1", "note": ""},
+    }
+    assert str(score) == "0.250 +- 0.250 (95%)"
+    assert str(replace(score, interval=None)) == "0.250"
+    none = replace(score, value=math.nan, interval=None, note="one image")
+    assert none.as_dict() == score.as_dict() | {
+        "value": None,
+        "interval": None,
+        "note": "one image",
+    }
+    assert str(none) == "undefined (one image)"
+    pair = Comparison(
+        **{"name": "cider", "a": 0.5, "b": 0.75, "difference": 0.25, "interval": (0.1, 0.6)},
+        **{"p_bootstrap": 0.01, "p_randomization": 0.02, "per_image": np.array([0.25])},
+        signature="cider|n:1",
+    )
+    assert pair.as_dict() == {
+        **{"a": 0.5, "b": 0.75, "difference": 0.25, "interval": (0.1, 0.6)},
+        **{"p_bootstrap": 0.01, "p_randomization": 0.02, "signature": "cider|n:1", "note": ""},
+    }
+    assert str(pair) == "+0.250 +- 0.250 (95%), p = 0.020"
+    numbers = ("a", "b", "difference", "p_bootstrap", "p_randomization")
+    nothing = dict.fromkeys(numbers, math.nan)
+    none = replace(pair, **nothing, interval=(math.nan, math.nan), note="one image")
+    assert none.as_dict() == pair.as_dict() | dict.fromkeys(numbers) | {
+        "interval": None,
+        "note": "one image",
+    }
+    assert str(none) == "undefined (one image)"
+
+
+def test_unless_told_otherwise_a_seed_of_0_and_a_thousand_resamples() -> None:
+    good, references = captions_of(4, 40)
+    bad = [["w0", *caption[1:-2]] for caption in good]
+    scores, same, other = (
+        score_captions(good, references, resamples=20, **seed)
+        for seed in ({}, {"seed": 0}, {"seed": 1})
+    )
+    assert scores["cider"].interval == same["cider"].interval != other["cider"].interval
+    statistics = CiderD(references).statistics(good)
+    sums = bootstrap.resampled_sums(statistics, resamples=20, seed=0)
+    [[low, high]] = bootstrap.interval(CiderD(references).combine(sums))
+    assert scores["cider"].interval == (low, high)
+    pair, same, other, fewer = (
+        compare_captions(bad, good, references, metrics=["cider"], **options)["cider"]
+        for options in ({}, {"seed": 0}, {"seed": 1}, {"resamples": 99})
+    )
+    assert pair.interval == same.interval != other.interval
+    assert pair.p_bootstrap == pair.p_randomization == 1 / 1001
+    assert fewer.p_bootstrap == fewer.p_randomization == 1 / 100
 
 
 def test_every_metric_has_its_own_names() -> None:
