@@ -233,12 +233,18 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where:
     differing = [key for key in identity if saved.get(key) != identity[key]]
     if not differing:
         return
+    if unknown := [key for key in differing if key not in saved]:
+        raise CheckpointError(
+            f"{where}: saved by another version of captioner, which kept nothing to tell its "
+            f"{', '.join(unknown)} by; finish the run with that version, or start one in another "
+            f"folder"
+        )
     what = f"{', '.join(differing)} changed"
     if "arithmetic" in differing:
         what += f": {other_arithmetic(saved.get('arithmetic'), identity['arithmetic'])}"
     raise CheckpointError(
         f"{where}: belongs to another run ({what}); "
-        f"resume with the same data and settings, or start over with --overwrite"
+        f"resume with the same data and settings, or start another with --output DIR"
     )
 
 

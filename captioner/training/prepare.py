@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,12 +47,14 @@ class Prepared:
         train: captions and features.
         references: for each training image, the tokens of every caption, none cut or unknown.
         dev: split that chooses the best epoch.
+        data: a digest of each thing that is learnt from or chosen by, by its name.
     """
 
     vocabulary: Vocabulary
     train: CaptionTable
     references: list[list[list[str]]]
     dev: SplitTable
+    data: dict[str, str]
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -106,7 +109,7 @@ def store_features(
     strict: bool,
     say: Say,
     world: World | None = None,
-) -> tuple[tuple[Example, ...], Tensor, Tensor]:
+) -> tuple[tuple[Example, ...], Tensor, Tensor, str]:
     """Have the store know every image, and read its rows.
 
     Args:
@@ -120,7 +123,8 @@ def store_features(
 
     Returns:
         The examples with a readable image; a table of features, fp16 (R, F), in memory where it
-        fits, else on disk; and which of its rows show each example, int64 (N, views).
+        fits, else on disk; which of its rows show each example, int64 (N, views); and a digest of
+        the content of their images, in order.
 
     Raises:
         DataError: if an image cannot be read and `strict`, or none can.
@@ -139,8 +143,22 @@ def store_features(
     if broken and strict:
         raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
     kept = tuple(example for example in examples if example.image in keys)
-    features, rows = store.table([key for example in kept for key in keys[example.image]])
-    return kept, features, rows.view(len(kept), -1)
+    wanted = [key for example in kept for key in keys[example.image]]
+    features, rows = store.table(wanted)
+    return kept, features, rows.view(len(kept), -1), digest_of(wanted)
+
+
+def digest_of(pieces: Iterable[bytes]) -> str:
+    """Return a digest of pieces in their order; where one holds a zero byte all are as long."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece + b"\0")
+    return digest.hexdigest()
+
+
+def _digest_of_captions(captions: list[list[list[str]]]) -> str:
+    """Return a digest of the tokens of every caption of each image, in order."""
+    return digest_of("\n".join(" ".join(tokens) for tokens in image).encode() for image in captions)
 
 
 def tokenize_examples(
@@ -195,7 +213,7 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
         say=say,
         world=world,
     )
-    train, features, rows = store(train, flip=settings.flip)
+    train, features, rows, images = store(train, flip=settings.flip)
     train_tokens = [tokens_of[example.image_id] for example in train]
     table = CaptionTable.build(
         features,
@@ -204,10 +222,16 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
         views=rows,
         max_length=config.text.max_length,
     )
-    dev, features, rows = store(dev, flip=encoder.mirrored)
+    dev, features, rows, dev_images = store(dev, flip=encoder.mirrored)
     references = [tokens_of[example.image_id] for example in dev]
     dev_table = SplitTable(dev, _seen(features, rows), references)
-    return Prepared(vocabulary, table, train_tokens, dev_table)
+    data = {
+        "train captions": _digest_of_captions(train_tokens),
+        "train images": images,
+        "dev captions": _digest_of_captions(references),
+        "dev images": dev_images,
+    }
+    return Prepared(vocabulary, table, train_tokens, dev_table, data)
 
 
 def _about_words(
@@ -236,7 +260,7 @@ def read_split(
     """
     examples, tokens = tokenize_examples(dataset.split(split), say)
     tokens_of = {e.image_id: words for e, words in zip(examples, tokens, strict=True)}
-    examples, features, rows = store_features(
+    examples, features, rows, _ = store_features(
         encoder, examples, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
     )
     references = [tokens_of[example.image_id] for example in examples]

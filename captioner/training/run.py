@@ -177,7 +177,7 @@ def _build(
         "config": config.model_dump(mode="json"),
         **known,
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
-        "captions": len(prepared.train),
+        **prepared.data,
     }
     return Trainer(
         captioner,
