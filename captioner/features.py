@@ -30,10 +30,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.errors import DataError, ImageError, ModelError
-from captioner.files import write_text
+from captioner.files import read_json, write_text
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
+from captioner.ownership import begin, mark, owns
 from captioner.workers import cores, on_cores, workers
 
 KEY_BYTES = 16
@@ -59,10 +60,15 @@ class FeatureStore:
         Args:
             folder: made when absent.
             feature_size: width F of a row.
+
+        Raises:
+            DataError: if something else stands in the folder.
         """
         self.folder = folder
         self.feature_size = feature_size
-        folder.mkdir(parents=True, exist_ok=True)
+        if _is_unmarked_store(folder):
+            mark(folder, "store")
+        begin(folder, "store", DataError)
         self._rows = folder / "rows.f16"
         self._keys = folder / "rows.key"
         self._index: dict[bytes, int] = {}
@@ -90,7 +96,7 @@ class FeatureStore:
             "encoder": one_or_list([asdict(part.spec) for part in encoder.parts]),
             "arithmetic": encoder.arithmetic,
         }
-        write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n")
+        write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n", "in store")
         return store
 
     def refresh(self) -> None:
@@ -181,6 +187,19 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def _is_unmarked_store(folder: Path) -> bool:
+    """Whether a captioner that marked no folders yet filled a folder."""
+    try:
+        about = read_json(folder / "about.json")
+    except (OSError, ValueError):
+        return False
+    return (
+        not owns(folder, "store")
+        and isinstance(about, dict)
+        and about.keys() == {"encoder", "arithmetic"}
+    )
 
 
 def fits(size: int, device: torch.device) -> bool:

@@ -283,7 +283,7 @@ class Vocabulary:
             "specials": list(self.specials),
             "words": dict(zip(self.words, self.counts, strict=True)),
         }
-        write_text(Path(path), to_json(content, indent=1))
+        write_text(Path(path), to_json(content, indent=1), "vocabulary")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:

@@ -29,6 +29,7 @@ from captioner.features import (
 )
 from captioner.images import MAX_PIXELS, read_image
 from captioner.models.encoder import FrozenEncoder
+from captioner.ownership import begin
 
 Photos = Callable[..., list[Path]]
 COUNT = 6
@@ -198,7 +199,7 @@ def test_a_store_cut_anywhere_is_filled_up_to_the_same_rows(
     paths, whole, order = filled
     root = tmp_path_factory.mktemp("cut")
     folder = root / whole.folder.name
-    folder.mkdir()
+    begin(folder, "store")
     for name, length in (("rows.f16", rows), ("rows.key", keys)):
         (folder / name).write_bytes((whole.folder / name).read_bytes()[:length])
     store = FeatureStore.for_encoder(tiny_encoder, root)

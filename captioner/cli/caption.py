@@ -238,9 +238,13 @@ def _with_ray(
     options: dict[str, Any],
 ) -> int:
     from captioner.inference.cluster import caption_with_ray
+    from captioner.ownership import check
 
+    check(output, "captions")
     if output.exists() and not overwrite:
-        raise click.UsageError(f"{output}: exists; --overwrite replaces it")
+        raise click.UsageError(
+            f"{output}: exists; --output FILE writes elsewhere, --overwrite gives up what is in it"
+        )
     kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
     done = caption_with_ray(
         models, items, output, format=kind, num_gpus=num_gpus or 0, tell=_report, **options

@@ -63,7 +63,10 @@ def command(
         raise click.UsageError("--resamples: a comparison needs some")
 
     from captioner.evaluation.compare import compare_files, conclusion
+    from captioner.ownership import check
 
+    if output:
+        check(output, "comparison")
     pair = compare_files(
         a, b, references, metrics=metrics, resamples=resamples, seed=seed, examples=examples
     )
@@ -81,7 +84,7 @@ def command(
     _show_changes(f"got worse most ({pair.ranked_by}, B - A)", pair.worsened)
     click.echo(f"\nVerdict: {conclusion(pair.scores)}")
     if output:
-        write_json(output, pair.as_dict())
+        write_json(output, pair.as_dict(), "comparison")
 
 
 def _show_scores(pair: Pair) -> None:

@@ -62,17 +62,20 @@ def command(
     from captioner.evaluation.gradient_report import describe_study, draw_study, write_json
     from captioner.evaluation.gradients import study_cells, study_model
     from captioner.evaluation.run import config_of_model
+    from captioner.ownership import check_files
 
     if model:
         folder = find_model(model)
         settings = config_of_model(folder, overrides=overrides)
         captioner = load_captioner(folder, device)
         output = output or folder.parent / "gradients"
+        check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)
     else:
         name = config or "scenes"
         settings = load_config(name, overrides)
         output = output or Path("gradients") / Path(name).stem
+        check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
     click.echo(describe_study(study))
     draw_study(study, output / "gradients.png")

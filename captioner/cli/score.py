@@ -41,7 +41,10 @@ def command(
     `captioner evaluate`, or its folder, holds its own references.
     """
     from captioner.evaluation.score import score_file
+    from captioner.ownership import check
 
+    if output:
+        check(output, "scores")
     done = score_file(
         hypotheses, references, metrics=metrics, resamples=resamples, seed=seed, subset=subset
     )
@@ -56,4 +59,5 @@ def command(
         click.echo(f"{name:{width}}  {score}")
     show_signatures(done.scores)
     if output:
-        write_json(output, {name: score.as_dict() for name, score in done.scores.items()})
+        rows = {name: score.as_dict() for name, score in done.scores.items()}
+        write_json(output, rows, "scores")

@@ -61,10 +61,10 @@ def show_signatures(scores: Mapping[str, Signed]) -> None:
         click.echo(f"{','.join(made_alike)}|{fields}")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole, and say so."""
+def write_json(path: Path, content: Mapping[str, Any], kind: str) -> None:
+    """Write a JSON file, whole, and say so; see `files.whole_file`."""
     from captioner.cells import to_json
     from captioner.files import write_text
 
-    write_text(path, to_json(content, indent=2) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n", kind)
     say(f"wrote {path}")

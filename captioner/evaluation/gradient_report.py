@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from captioner import __version__
 from captioner.evaluation.gradients import CellStudy, Stage, Study
 from captioner.files import whole_file, write_text
 from captioner.training.gradients import EXPLODED, VANISHED, Flow
@@ -127,8 +128,14 @@ def draw_study(study: Study, path: Path) -> None:
     for axes in (before, after, norms, cuts):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    with whole_file(path) as aside:
-        figure.savefig(aside, format="png", pil_kwargs={"optimize": True})
+    with whole_file(path, "figure") as aside:
+        # By the name of its writer it is known, when it is to be replaced.
+        figure.savefig(
+            aside,
+            format="png",
+            metadata={"Software": f"captioner {__version__}"},
+            pil_kwargs={"optimize": True},
+        )
 
 
 def _colour(name: str) -> str:
@@ -196,7 +203,7 @@ def _draw_cuts(axes: Any, study: Study) -> None:
 
 def write_json(study: Study, path: Path) -> None:
     """Write all figures; what is no number is null."""
-    write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n")
+    write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n", "study")
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from captioner.errors import ConfigError, DataError, ImageError, within_memory
 from captioner.files import write_text
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
+from captioner.ownership import check_files
 from captioner.text import tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 
@@ -72,9 +73,10 @@ def evaluate(
 
     Raises:
         DataError: if the split cannot be used.
-        ConfigError: if a decoding setting is impossible.
+        ConfigError: if a decoding setting is impossible, or something stands in the output's place.
         ImageError: if the model gives no numbers for an image.
     """
+    check_files(output, "evaluation")
     settings = captioner.settings(n_best=n_best, **decoding)
     if settings.beam_size > captioner.decoding.beam_size and "beam_size" not in decoding:
         own = captioner.decoding.beam_size
@@ -179,8 +181,8 @@ def _write(result: Evaluation) -> None:
             ],
         }
         lines.append(to_json(row) + "\n")
-    write_text(result.output / "predictions.jsonl", "".join(lines))
+    write_text(result.output / "predictions.jsonl", "".join(lines), "predictions")
     scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
-    write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n", "scores")

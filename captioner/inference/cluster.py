@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+from captioner import __version__
 from captioner.cells import to_json
 from captioner.errors import CaptionerError, ConfigError
 from captioner.files import MOVED, whole_file
@@ -155,7 +156,7 @@ def caption_with_ray(
     try:
         with (
             _connected(ray, address, num_gpus),
-            whole_file(output) as aside,
+            whole_file(output, "captions") as aside,
             failure_list(output) as add_failure,
         ):
             worker["models"] = ray.put(worker["models"])
@@ -253,7 +254,7 @@ def _write_parquet(lines: Iterable[str], path: Path, n_best: int) -> None:
     if n_best > 1:
         one = {"caption": text, "log_prob": number, "score": number}
         columns["n_best"] = pa.list_(pa.struct(one.items()))
-    source, schema = iter(lines), pa.schema(columns.items())
+    source, schema = iter(lines), pa.schema(columns.items(), {"captioner_version": __version__})
     with ParquetWriter(path, schema) as writer:
         while rows := [json.loads(line) for line in islice(source, ROW_GROUP)]:
             writer.write_table(pa.Table.from_pylist(rows, schema))

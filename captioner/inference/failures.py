@@ -12,6 +12,7 @@ from captioner.cells import to_json, utf8_name
 from captioner.errors import DataError
 from captioner.files import no_stream, whole_file
 from captioner.foreign import plain
+from captioner.ownership import check
 
 ERRORS = "errors.jsonl"
 
@@ -48,24 +49,30 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
 
         yield add
         others = lines_of_others(output)  # as they are by now
+        if not found and (not path.exists() or not path.stat().st_size):
+            return
+        if not found and not others:
+            path.unlink()  # all that was listed is mended
+            return
         noted.seek(0)
-        with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        with whole_file(path, "failures") as aside, aside.open("w", encoding="utf-8") as file:
             shutil.copyfileobj(noted, file)
             file.writelines(others)
-    if not found and not others:
-        path.unlink()
 
 
 def lines_of_others(output: Path) -> list[str]:
     """Return the lines of the list beside an output that are not of its job.
 
     Raises:
+        ConfigError: if there is a file of that name that is no such list.
         DataError: if there is a list that cannot be read.
     """
     errors = output.with_name(ERRORS)
     try:
-        with open(errors, encoding="utf-8", opener=no_stream) as file:
-            lines = file.read().splitlines(keepends=True)
+        check(errors, "failures")
+        # Only a line feed ends a line: messages may hold other ends.
+        with open(errors, encoding="utf-8", newline="\n", opener=no_stream) as file:
+            lines = list(file)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

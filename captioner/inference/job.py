@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,17 +15,18 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import whole_file
+from captioner.files import sweep, whole_file
 from captioner.foreign import plain
 from captioner.images import MAX_PIXELS
 from captioner.inference.failures import ERRORS, failure_list, lines_of_others
-from captioner.inference.journal import Journal, forget, journals_of, salvaged
+from captioner.inference.journal import Journal, check_journals, forget, journals_of, salvaged
 from captioner.inference.local import BATCH_SIZE, Record, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
 from captioner.models.captioner import Captioner
 from captioner.models.pipeline import batched
 from captioner.models.preprocess import RESIZING
+from captioner.ownership import check
 from captioner.world import World
 
 
@@ -164,18 +164,26 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
         raise ConfigError(f"{output}: is where failures are listed; choose another name")
     if output.exists() and not output.is_file():
         raise ConfigError(f"{output}: not a file; leave --output out to write to stdout")
+    check(output, "captions")
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = output.with_name(f".{output.name}.lock")
+    lock = output.with_name(f".{output.name}.captioner.lock")
+    if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
+        raise ConfigError(f"{lock}: is where the job is locked, and holds something; move it away")
     lock.touch()  # where nothing can be written this says so; the lock would be "not acquired"
     try:
         with FileLock(lock, blocking=False):
             try:
-                _clean(output)
+                check_journals(output)
+                lines_of_others(output)  # that cannot be read is said now, not at the end
+                sweep(output)
+                sweep(output.with_name(ERRORS))
                 if overwrite:
                     forget(output)
-                elif output.exists() and not journals_of(output):
-                    raise ConfigError(f"{output}: exists; --overwrite replaces it")
-                lines_of_others(output)  # that cannot be read is said now, not at the end
+                elif _rows(output) and not journals_of(output):
+                    raise ConfigError(
+                        f"{output}: exists, and has no journal to go on with; --output FILE writes "
+                        f"elsewhere, --overwrite gives up the {_rows(output):,} lines in it"
+                    )
                 yield
             finally:
                 lock.unlink(missing_ok=True)
@@ -183,17 +191,11 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
         raise ConfigError(f"{output}: another process is writing it; wait for its end") from error
 
 
-def _clean(output: Path) -> None:
-    """Delete what a killed job was writing; of the list of failures it may be a living one."""
-    for left in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
-        left.unlink()
-    for left in output.parent.glob(f".{ERRORS}.*.part"):
-        try:
-            os.kill(int(left.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            left.unlink()
-        except (OSError, ValueError):
-            continue
+def _rows(output: Path) -> int:
+    if not output.exists():
+        return 0
+    with output.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def going_on(overwrite: bool) -> str:
@@ -224,7 +226,7 @@ def _write(journal: Journal, format: str, n_best: int, fresh: int, listed: int) 
             f"done is kept: move that away, and the same command goes on"
         )
     with (
-        whole_file(output) as aside,
+        whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
     ):

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -25,8 +26,10 @@ from captioner.foreign import excerpt, plain
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 from captioner.models.compiled import other_arithmetic
+from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
-SUFFIX = ".journal"
+SUFFIX = JOURNAL_SUFFIX
+ENDINGS = ("-wal", "-shm", "-journal")  # of what SQLite keeps beside a data base
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (identity TEXT, checksum BLOB);
 CREATE TABLE IF NOT EXISTS records (
@@ -54,19 +57,30 @@ CIRCUMSTANCES = (
 
 def journals_of(output: Path) -> list[Path]:
     """Return the journals beside an output file, those of all processes."""
-    name = f"{output.name}{SUFFIX}"
+    name = re.compile(re.escape(output.name + SUFFIX) + r"(\.[1-9][0-9]*)?")
     beside = output.parent.iterdir() if output.parent.is_dir() else iter(())
-    return sorted(
-        path
-        for path in beside
-        if path.name.startswith(name) and path.name.removeprefix(name).strip("0123456789.") == ""
-    )
+    return sorted(path for path in beside if name.fullmatch(path.name))
+
+
+def check_journals(output: Path) -> None:
+    """Refuse to work where something else than journals stands in their places.
+
+    Raises:
+        ConfigError: if so.
+    """
+    for path in {*journals_of(output), output.with_name(output.name + SUFFIX)}:
+        check(path, "journal")
+        # SQLite would take a stranger's file for what a killed process left behind.
+        for ending in ENDINGS:
+            beside = Path(f"{path}{ending}")
+            if os.path.lexists(beside) and not owns(path, "journal"):
+                raise ConfigError(f"{beside}: belongs to no journal; move it away")
 
 
 def forget(output: Path) -> None:
     """Delete all journals beside an output file."""
     for path in journals_of(output):
-        for ending in ("", "-wal", "-shm"):
+        for ending in (*ENDINGS, ""):
             Path(f"{path}{ending}").unlink(missing_ok=True)
 
 
@@ -408,6 +422,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _open(path: Path, identity: str) -> sqlite3.Connection:
     connection = _connect(path)
+    # First of all: whoever finds the file can tell what it is.
+    if connection.execute("PRAGMA application_id").fetchone() != (JOURNAL_ID,):
+        connection.execute(f"PRAGMA application_id = {JOURNAL_ID}")
     # Commits survive the death of the process; after a power cut the last may be done again.
     # A write-ahead log is in memory that processes share, which those of other machines cannot.
     alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")

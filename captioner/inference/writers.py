@@ -10,10 +10,10 @@ from typing import Any, TextIO
 
 from captioner.cells import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.errors import DataError, ImageError
-from captioner.files import no_stream, write_text
-from captioner.images import SIGNATURES
+from captioner.files import write_text
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
+from captioner.ownership import owns
 
 FORMATS = ("text", "jsonl", "csv", "coco", "txt")
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
@@ -98,7 +98,7 @@ def write_records(
 def _write_beside(record: Record, extension: str) -> None:
     path = _beside(record.file_name, extension)
     try:
-        write_text(path, record.caption + "\n")
+        write_text(path, record.caption + "\n", "sidecar")
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written: {error.strerror}; choose a format that needs no file there"
@@ -113,11 +113,11 @@ def untaken(
     Args:
         items: images.
         extension: of the file beside an image, with its dot.
-        overwrite: leave none out.
+        overwrite: leave none out whose text file is one line, as a caption is.
         leave: told the name of each image that is left out.
 
     Yields:
-        The others; as a failure where the text file would be the picture itself.
+        The others; as a failure where the text file would be the picture itself, or holds more.
     """
     for item in items:
         place = _beside(item.name, extension)
@@ -130,21 +130,13 @@ def untaken(
             elif not place.is_file():
                 reason = f"its caption would go into {place}, which is no file; move that away"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
-            elif _is_picture(place):
-                reason = f"its caption would replace {place}, a picture; choose another --extension"
+            elif place.stat().st_size and not owns(place, "sidecar"):
+                reason = f"its caption would replace {place}, which is more than a line of text"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
             else:
                 yield item
         else:
             yield item
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with open(path, "rb", opener=no_stream) as file:
-            return file.read(max(map(len, SIGNATURES))).startswith(SIGNATURES)
-    except OSError:
-        return False  # and writing it will say why
 
 
 def _unless_taken(
@@ -158,7 +150,7 @@ def _unless_taken(
         what = "COCO id" if format == "coco" else "text file"
         reason = f"another image has the same {what}, {place}; choose jsonl or csv"
     elif format == "txt" and place.exists() and not overwrite:
-        reason = f"{place} exists; --overwrite replaces it"
+        reason = f"{place} exists; --overwrite replaces it if it is one line of text"
     else:
         taken.add(place)
         return record

@@ -464,10 +464,14 @@ class Captioner:
         return [self.vocabulary.encode(tokenize(text)) for text in texts]
 
     def save(self, folder: str | Path) -> None:
-        """Write the model directory, whole; one that exists is replaced.
+        """Write the model directory, whole.
 
         Args:
-            folder: directory to write.
+            folder: directory to write, `~` for the home; absent, empty, or a model directory,
+                which is replaced, with nothing else in it.
+
+        Raises:
+            ModelError: if something else stands there, or it cannot be written.
         """
         self._check_alone("saved; its models are there already")
         parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding, self.neighbours)

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner import __version__
-from captioner.config import DecoderConfig, DecodingConfig
-from captioner.errors import ModelError
-from captioner.files import check_regular, no_stream, read_json, whole_folder
+from captioner.config import DecoderConfig, DecodingConfig, home_path
+from captioner.errors import ConfigError, ModelError
+from captioner.files import check_regular, no_stream, read_json, room, sweep, whole_folder
 from captioner.foreign import excerpt, plain
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
@@ -39,6 +41,7 @@ from captioner.models.preprocess import (
 )
 from captioner.models.side_by_side import side_by_side
 from captioner.models.weights import state_of
+from captioner.ownership import check
 from captioner.text import Vocabulary
 
 FORMAT_VERSION = 1
@@ -67,6 +70,8 @@ def model_folder(folder: str | Path) -> Path:
     """
     path = Path(folder).expanduser()
     for candidate in (path, path / "model"):
+        if not candidate.exists():
+            sweep(candidate)  # a process killed while it replaced it
         if (candidate / "config.json").is_file():
             return candidate
     raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
@@ -89,12 +94,29 @@ def fingerprint(folder: Path) -> str:
 
 
 def write_model(folder: Path, parts: Parts) -> None:
-    """Write the model directory, whole; one that exists is replaced.
+    """Write the model directory, whole.
 
     Args:
-        folder: directory to write.
+        folder: absent, empty, or a model directory, which is replaced, with nothing else in it.
         parts: of the captioner.
+
+    Raises:
+        ModelError: if something else stands there, or it cannot be written.
     """
+    folder = home_path(os.fspath(folder))
+    try:
+        if folder.is_symlink():
+            raise ModelError(f"{folder}: a link; nothing was changed: name the folder itself")
+        if folder.resolve() == Path.cwd():
+            raise ModelError(f"{folder}: the folder that is worked in; name one inside it")
+        check(folder, "model", ModelError)
+        _write(folder, parts)
+    except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder}: cannot be written: {reason}{room(error)}") from error
+
+
+def _write(folder: Path, parts: Parts) -> None:
     encoder, decoder, vocabulary, decoding, neighbours = parts
     about = [
         {
@@ -124,7 +146,7 @@ def write_model(folder: Path, parts: Parts) -> None:
             tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
     for name, tensor in (neighbours.tensors() if neighbours else {}).items():
         tensors[f"neighbours.{name}"] = tensor.cpu().contiguous()
-    with whole_folder(folder) as aside:
+    with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config, indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from captioner.errors import CheckpointError
-from captioner.files import whole_file
+from captioner.errors import CheckpointError, ConfigError
+from captioner.files import room, whole_file
 from captioner.foreign import excerpt, plain
 from captioner.models.compiled import other_arithmetic
+from captioner.ownership import begin
+
+STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
 
 
 class DamagedError(CheckpointError):
@@ -75,8 +79,19 @@ class Saved:
 
 
 def saved_steps(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem[5:]))
+    """Return the checkpoints of a run, oldest first; files of other names are not looked at."""
+    found = {
+        int(name[1]): path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (name := STEP.fullmatch(path.name)) and path.is_file()
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def left_alone(folder: Path) -> list[str]:
+    """Return what stands beside a run's checkpoints and is none, though its name begins so."""
+    steps = {path.name for path in saved_steps(folder)}
+    return sorted({path.name for path in folder.glob("step-*")} - steps)
 
 
 def save_checkpoint(
@@ -210,7 +225,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
     Args:
         folder: of the run's checkpoints.
     """
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in saved_steps(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 return dict(json.loads((file.metadata() or {})["identity"]))
@@ -257,11 +272,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
     try:
         tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
         header = header | {"checksum": _checksum(tensors, header)}
-        with whole_file(path) as aside:
+        begin(path.parent, "checkpoints", CheckpointError)
+        with whole_file(path, "in checkpoints") as aside:
             save_file(tensors, aside, metadata=header)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ConfigError) as error:
         raise CheckpointError(
-            f"{path}: could not be written: {plain(error)}; free some space"
+            f"{path}: could not be written: {plain(error)}{room(error)}"
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,28 @@ from torch import Tensor
 
 from captioner.config import Config, home_path, load_config
 from captioner.errors import ConfigError, within_memory
-from captioner.files import sweep, write_text
+from captioner.files import sweep, sweep_marked, write_text
 from captioner.foreign import excerpt
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import Captions
-from captioner.training.checkpoint import check_identity, identity_of, saved_steps
+from captioner.ownership import begin, check, clear, mark, owns
+from captioner.training.checkpoint import (
+    check_identity,
+    identity_of,
+    left_alone,
+    saved_steps,
+)
 from captioner.training.loop import Stopped, Trainer
-from captioner.training.prepare import Prepared, open_encoder, prepare
+from captioner.training.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
 from captioner.training.start import start_weights
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
 from captioner.world import World, joined
 
+RUN_FILES = ("config.yaml", "train.log", "metrics.jsonl", "curves.png")
 CAREFUL = 2e-5  # peak learning rate; five times as much over-fits Flickr8k within an epoch
 
 
@@ -73,7 +80,7 @@ def train(
         config: what to do; a run that is resumed keeps its own, and must have been this one.
         folder: run folder to write.
         resume: go on with the run in the folder, or start it where there is none.
-        overwrite: delete what is in the folder and start.
+        overwrite: delete the run in the folder and start; what else is in it stays.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
@@ -86,10 +93,16 @@ def train(
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
             _spare_model(folder, config, overwrite)
-            _open_folder(folder, config, resume, overwrite)
+            _check_folder(folder, config, resume, overwrite)
+        encoder = open_encoder(config, own_device)
+        if world.leads:
+            if overwrite:
+                open_dataset(config.data)  # a mistake there is found before a run is deleted
+            _open_folder(folder, config, resume)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
-        encoder = open_encoder(config, own_device)
+        if foreign := left_alone(folder / "checkpoints"):
+            log.say(f"{folder / 'checkpoints'}: no checkpoints, left alone: {', '.join(foreign)}")
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
         if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
             check_identity(saved, known, folder)  # before all images are encoded in vain
@@ -203,30 +216,56 @@ def _spare_model(folder: Path, config: Config, overwrite: bool) -> None:
         )
 
 
-def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Make the run folder ready."""
-    sweep(folder)
-    if resume and (folder / "config.yaml").is_file():
+def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Make sure, before anything is written, that a run destroys nothing that was not given up.
+
+    Raises:
+        ConfigError: if something of somebody else's stands where the run would write, or a run that
+            is neither to be resumed nor overwritten.
+    """
+    if not (resume and _is_unmarked_run(folder)):
+        check(folder, "run")
+        for kind in ("checkpoints", "tensorboard"):
+            check(folder / kind, kind)
+    check(folder / "model", "model")
+    for name in RUN_FILES:
+        place = folder / name
+        if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
+            raise ConfigError(f"{place}: a run writes a file there; move away what is in its place")
+    steps = saved_steps(folder / "checkpoints")
+    begun = (folder / "config.yaml").is_file()
+    if resume and begun:
         _check_same(folder, config)
-        return
-    _claim(folder, overwrite)
-    write_text(folder / "config.yaml", config.to_yaml())
-
-
-def _claim(folder: Path, overwrite: bool) -> None:
-    """Make sure that a new run destroys nothing that was not given up."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    started = (folder / "config.yaml").is_file()
-    has_saved = any((folder / name).exists() for name in ("model", "checkpoints"))
-    if not overwrite and (has_saved or not started):
+    elif (steps or (folder / "model").exists()) and not overwrite:
+        if resume:
+            raise ConfigError(f"{folder}: its config.yaml is gone; put that of the run back")
+        reached = f", {int(steps[-1].stem[5:]):,} steps long" if steps else ""
         raise ConfigError(
-            f"{folder}: there is a run in it already; --resume goes on with it, --overwrite "
-            f"starts over, --output DIR writes elsewhere"
+            f"{folder}: there is a run in it already{reached}; --resume goes on with it, --output "
+            f"DIR writes elsewhere, --overwrite deletes it and starts over"
         )
-    if not started:
-        raise ConfigError(f"{folder}: not a run folder, so --overwrite will not delete it")
-    shutil.rmtree(folder)
+
+
+def _open_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Make the run folder ready; `_check_folder` has looked at it."""
+    if resume and _is_unmarked_run(folder):
+        for kind in ("run", "checkpoints", "tensorboard"):
+            path = folder if kind == "run" else folder / kind
+            if path.is_dir():
+                mark(path, kind)
+    begin(folder, "run")
+    sweep(folder / "model")
+    sweep_marked(folder, "run")
+    sweep_marked(folder / "checkpoints", "checkpoints")
+    if resume and (folder / "config.yaml").is_file():
+        return
+    clear(folder, "run")
+    write_text(folder / "config.yaml", config.to_yaml(), "in run")
+
+
+def _is_unmarked_run(folder: Path) -> bool:
+    """Whether a folder holds checkpoints of a captioner that marked no folders yet."""
+    return not owns(folder, "run") and bool(identity_of(folder / "checkpoints"))
 
 
 def _check_same(folder: Path, asked: Config) -> None:

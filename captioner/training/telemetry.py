@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from captioner.files import whole_file, write_text
+from captioner.files import whole_file
+from captioner.ownership import begin
 from captioner.training.board import Board
+
+# What each kind of line of `metrics.jsonl` holds beside its epoch and step, and may hold.
+NUMBERS = {
+    "step": ("loss", "grad_norm", "clipped", "learning_rate"),
+    "epoch": ("bleu_4", "cider_d"),
+}
+OPTIONAL = ("train_loss", "reward", "seconds", "tokens_per_second")
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+LINE_START = b'{"kind": "'
 
 
 class RunLog:
@@ -41,7 +53,9 @@ class RunLog:
             step: where the run goes on.
         """
         if not self.silent and importlib.util.find_spec("tensorboard"):
-            self.board = Board(self.metrics.parent / "tensorboard", step)
+            folder = self.metrics.parent / "tensorboard"
+            begin(folder, "tensorboard")
+            self.board = Board(folder, step)
 
     def say(self, message: str) -> None:
         """Print a message above any progress bar, and keep it with its time."""
@@ -62,16 +76,26 @@ class RunLog:
             file.write(json.dumps(values) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will take again."""
-        if self.silent:
+        """Drop the metrics of steps that a resumed run will take again, and no line of others."""
+        if self.silent or not self.metrics.exists():
             return
-        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        kept, foreign = [], 0
+        for text in LINE.findall(self.metrics.read_bytes()):
+            line = _parse(text)
+            if line is None and not text.endswith(b"\n") and _is_cut_short(text):
+                continue
+            foreign += line is None
+            if line is None or line["step"] <= step:
+                kept.append(text if text.endswith(b"\n") else text + b"\n")
+        with whole_file(self.metrics, "in run") as aside:
+            aside.write_bytes(b"".join(kept))
+        if foreign:
+            self.say(f"{self.metrics}: {_left_out(foreign)}; kept in the file")
 
     def draw_curves(self) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
-        lines = read_metrics(self.metrics)
-        with whole_file(self.curves) as aside:
+        lines = read_metrics(self.metrics, self.say)
+        with whole_file(self.curves, "in run") as aside:
             draw_curves(lines, aside)
 
 
@@ -87,16 +111,59 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`; a line cut short by a crash is left out."""
-    lines: list[dict[str, Any]] = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
+def read_metrics(
+    path: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`.
+
+    Args:
+        path: of the file; there may be none.
+        say: told how many lines are none that a run wrote, and left out.
+
+    Returns:
+        Lines of kind "step" and "epoch", each with all its numbers; others are left out.
+    """
+    if not path.is_file():
+        return []
+    lines = [*map(_parse, LINE.findall(path.read_bytes()))]
+    good = [line for line in lines if line is not None]
+    if len(good) < len(lines):
+        say(f"{path}: {_left_out(len(lines) - len(good))}")
+    return good
+
+
+def _left_out(count: int) -> str:
+    return f"{count:,} line(s) left out, which are not of a run"
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """Return a line of `metrics.jsonl`; None where a run wrote no such line."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("kind") not in NUMBERS:
+        return None
+    places = (line.get("epoch"), line.get("step"))
+    if not all(type(value) is int and 0 <= value < 2**53 for value in places):
+        return None
+    # A score may be NaN: no number, but what was measured.
+    values = [line.get(name, 0.0) for name in OPTIONAL] + [
+        line.get(name) for name in NUMBERS[line["kind"]]
+    ]
+    if not all(type(value) is float or _is_small(value) for value in values):
+        return None
+    return line
+
+
+def _is_small(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**53
+
+
+def _is_cut_short(text: bytes) -> bool:
+    """Whether a crash left the beginning of a line; the rest of a file may be somebody's notes."""
+    return LINE_START.startswith(text[: len(LINE_START)])
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
@@ -114,7 +181,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     loss, norm, score = figure.subplots(1, 3)
     at = [line["step"] for line in steps]
     ends = [line["step"] for line in epochs]
-    if steps and "reward" in steps[0]:  # the loss then only serves its gradient
+    if steps and all("reward" in line for line in steps):  # the loss then only serves its gradient
         loss.plot(at, [line["reward"] for line in steps], lw=0.8)
         loss.set(title="reward of drawn captions", xlabel="step")
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.errors import DataError
+from captioner.errors import ConfigError
 from captioner.inference.failures import ERRORS, failure_list
 
 
@@ -46,5 +46,5 @@ def test_a_job_that_breaks_off_leaves_the_list_as_it_was(tmp_path):
 
 def test_a_list_that_cannot_be_read_is_said_before_the_work(tmp_path):
     (tmp_path / ERRORS).mkdir()
-    with pytest.raises(DataError, match="cannot be read"), failure_list(tmp_path / "out.jsonl"):
+    with pytest.raises(ConfigError, match="a folder"), failure_list(tmp_path / "out.jsonl"):
         pytest.fail("began")

@@ -200,15 +200,18 @@ def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypa
 def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("mine")
-    with pytest.raises(ConfigError, match="exists; --overwrite"):
-        run(model, pictures, output)
-    assert output.read_text() == "mine"
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="no file of captions that captioner wrote"):
+            run(model, pictures, output, overwrite=overwrite)
+        assert output.read_text() == "mine"
 
 
 def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
-    journals_of(output)[0].write_bytes(b"nonsense" * 1000)
+    with journals_of(output)[0].open("r+b") as file:
+        file.seek(4096)
+        file.write(b"nonsense" * 1000)
     with pytest.raises(DataError, match=r"out\.jsonl\.journal: a damaged journal.*--salvage"):
         run(model, pictures, output)
 
@@ -227,7 +230,7 @@ def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change)
 def test_a_list_of_failures_that_cannot_be_read_is_said_at_once(model, pictures, tmp_path):
     (tmp_path / "errors.jsonl").write_bytes(b"\xff\xfe")
     made = []
-    with pytest.raises(DataError, match=r"errors\.jsonl: cannot be read"):
+    with pytest.raises(ConfigError, match=r"errors\.jsonl: exists, and is no list of failures"):
         run(model, pictures, tmp_path / "out.jsonl", tell=made.append)
     assert not made
 
@@ -235,7 +238,7 @@ def test_a_list_of_failures_that_cannot_be_read_is_said_at_once(model, pictures,
 def test_images_are_not_lost_by_an_impossible_batch(model, pictures):
     captioner = Captioner.load(model, "cpu")
     for size in (0, -1, 2.5):
-        with pytest.raises(ConfigError, match="batch_size: must be 1 or more"):
+        with pytest.raises(ConfigError, match="batch_size: must be 1 to"):
             list(caption_files(captioner, list_images(pictures), batch_size=size))
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from captioner.errors import CheckpointError
+from captioner.ownership import MARKER
 from captioner.training import bptt
 from captioner.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
 
@@ -110,7 +111,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
             identity={},
         )
     assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert sorted(p.name for p in path.parent.iterdir()) == [MARKER, path.name]
 
 
 def test_the_scale_of_fp16_gradients_comes_back(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError, CheckpointError
+from captioner.ownership import MARKER
 from captioner.training.checkpoint import read_tensors
 from captioner.training.run import train
 
@@ -57,7 +58,7 @@ def finish(config, folder: Path, room: int | None = None) -> int | None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
 
 
 def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(config, tmp_path):
@@ -76,7 +77,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bytes(config, 
     assert max(reached) >= 2  # it got far enough to have something to lose
     assert finish(config, tmp_path / "killed") == 0
     assert contents(tmp_path / "killed" / "model") == contents(tmp_path / "whole" / "model")
-    assert not list((tmp_path / "killed").rglob(".*"))
+    assert {left.name for left in (tmp_path / "killed").rglob(".*")} == {MARKER}
 
 
 def test_a_full_disk_is_one_error_and_the_checkpoints_before_it_stay(config, tmp_path):
@@ -103,7 +104,7 @@ def test_a_full_disk_is_one_error_and_the_checkpoints_before_it_stay(config, tmp
 def test_an_altered_checkpoint_is_refused_by_name_and_the_one_before_it_offered(tmp_path):
     config = toys.config(tmp_path, epochs=2)
     folder = train(config, tmp_path / "run", device="cpu").folder
-    files = sorted((folder / "checkpoints").iterdir())
+    files = sorted((folder / "checkpoints").glob("[!.]*"))
     assert [path.name for path in files] == [
         "best.safetensors",
         "step-12.safetensors",

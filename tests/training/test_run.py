@@ -53,6 +53,7 @@ def test_a_run_learns_and_leaves_everything_behind(config, tmp_path):
         "metrics.jsonl",
         "train.log",
         "curves.png",
+        ".captioner.json",
     }
     assert (done.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert done.epochs == 12
@@ -197,7 +198,7 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="not a run folder"):
+    with pytest.raises(ConfigError, match="did not mark as its run folder"):
         train(config, precious, device="cpu", overwrite=True)
     assert (precious / "thesis.txt").exists()
     with pytest.raises(ConfigError, match=r"with its own settings only(.|\n)*training.epochs"):

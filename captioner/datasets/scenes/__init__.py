@@ -22,6 +22,7 @@ from captioner.datasets.scenes.grammar import Scene, captions, is_true, parse_sc
 from captioner.datasets.scenes.splits import scenes, split_combinations
 from captioner.errors import DataError
 from captioner.foreign import excerpt
+from captioner.ownership import check
 
 PICTURES = {"train": 2000, "dev": 200, "test": 200}
 INDEX = "captions.jsonl"
@@ -33,7 +34,11 @@ def generate(folder: Path, seed: int = 0) -> None:
     Args:
         folder: where `captions.jsonl` and `images/` go; made when missing.
         seed: of combinations, scenes and pictures; 0 is the bundled set.
+
+    Raises:
+        ConfigError: if something else stands in the folder.
     """
+    check(folder, "scenes")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     shares = split_combinations(seed)
     lines = []

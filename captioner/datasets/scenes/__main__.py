@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 from captioner.datasets.scenes import generate
+from captioner.errors import ConfigError
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m captioner.datasets.scenes FOLDER")
-    generate(Path(sys.argv[1]))
+    try:
+        generate(Path(sys.argv[1]))
+    except ConfigError as error:
+        sys.exit(f"captioner: error: {error}")

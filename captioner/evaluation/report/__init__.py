@@ -78,7 +78,7 @@ def write_report(
         thumbnails=partial(thumbnails, [example.image for example in result.table.examples]),
     )
     path = result.output / "report.html"
-    with whole_file(path) as aside, aside.open("wb") as file:
+    with whole_file(path, "report") as aside, aside.open("wb") as file:
         # A file name that is not UTF-8 on disk becomes readable, not an error.
         stream.dump(file, encoding="utf-8", errors="backslashreplace")
     return path
