@@ -229,7 +229,7 @@ def _is_written(folder: Path, process: int) -> bool:
     import psutil  # slow to import, and seldom needed
 
     try:
-        return psutil.pid_exists(process)
+        return bool(psutil.pid_exists(process))
     except (OSError, OverflowError):
         return True
 
