@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, DataError
 from captioner.metrics import bootstrap
 from captioner.metrics.bootstrap import interval, paired_test, resampled_sums, swapped_sums
 
@@ -120,6 +120,21 @@ def test_undefined_scores_have_undefined_p_values() -> None:
     values = column(np.full(5, np.nan))
     test = paired_test(values, values, mean, resamples=10)
     assert np.isnan([test.difference[0], test.p_bootstrap[0], test.p_randomization[0]]).all()
+
+
+def test_two_images_can_be_compared_and_one_cannot() -> None:
+    a, b = column(np.array([1.0, 2.0])), column(np.array([2.0, 4.0]))
+    test = paired_test(a, b, mean, resamples=50)
+    assert test.difference[0] == 1.5
+    assert set(test.interval[0]) <= {1.0, 1.5, 2.0}
+    with pytest.raises(DataError, match=r"two images or more, was 1$"):
+        paired_test(a[:1], b[:1], mean, resamples=50)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 + 1, 1.5, "1"])
+def test_a_seed_that_is_none_is_refused(seed: object) -> None:
+    with pytest.raises(ConfigError, match=r"^seed: must be 0 to 2\^63 - 1, was"):
+        resampled_sums(np.ones((3, 1)), resamples=1, seed=seed)
 
 
 def test_no_resamples_is_a_mistake() -> None:

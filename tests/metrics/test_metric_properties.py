@@ -376,6 +376,7 @@ def test_unless_told_otherwise_a_seed_of_0_and_a_thousand_resamples() -> None:
 
 
 def test_every_metric_has_its_own_names() -> None:
+    assert list(METRICS) == [*JAVA_FREE, "meteor", "spice"]
     prepared = PreparedReferences([[["a"]], [["b"]]])
     names = [name for make in METRICS.values() for name in make(prepared).names]
     assert len(set(names)) == len(names)
