@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioner.search.common import Hypotheses, finished_first, token_log_probs, top_tokens
-from captioner.search.ngrams import ngram_keys
+from captioner.search.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,13 @@ def test_other_scores_rank_the_finished_first_and_equal_ones_as_they_were():
 def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
     token_ids = torch.tensor([[5, 6, 5, 6], [6, 5, 6, 1], [0, 0, 0, 0]])
     lengths = torch.tensor([4, 3, 1])
+    with torch.device("meta"):  # nothing may be made elsewhere than where the tokens are
+        first, _ = ngram_keys(token_ids[None], lengths[None], 2)
+    # Models hold keys: they must stay as they are.
+    assert (
+        first[0, 1, 2].item() == (((2 * MULTIPLIER + 6) * MULTIPLIER + 1) + 2**63) % 2**64 - 2**63
+    )
+    assert (MULTIPLIER, MAX_ORDER) == (6_364_136_223_846_793_005, 4)
     seen = {}
     for order in (1, 2, 3, 4):
         keys, real = ngram_keys(token_ids, lengths, order)
