@@ -1,0 +1,165 @@
+"""The journal alone: what is noted in it, found in it, merged from it, and what it refuses."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ConfigError, DataError
+from captioner.inference import journal as module
+from captioner.inference.journal import Journal, forget, journals_of
+from captioner.inference.local import Done, Record
+from captioner.models.captioner import Caption
+
+A, B = b"a" * 16, b"b" * 16
+
+
+def good(name: str, text: str = "a red square", digest: bytes = A) -> Done:
+    return Done(
+        name,
+        digest,
+        Record(name, (Caption(text, -1.5, -3.25, True), Caption("a square", -2.0, -4.0, False))),
+    )
+
+
+def bad(name: str, digest: bytes = A) -> Done:
+    return Done(name, digest, Record(name, error="no picture", kind="not_an_image"))
+
+
+def test_only_journals_of_this_output_are_its_journals(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    mine = {"out.jsonl.journal", "out.jsonl.journal.1", "out.jsonl.journal.12"}
+    others = {"out.jsonl.journal.damaged", "out.jsonl.journal.01", "out.jsonl.journal-wal"}
+    others |= {"about.jsonl.journal", "outXjsonl.journal", "out.jsonl.journal.1.2", "out.jsonl"}
+    for name in mine | others:
+        (tmp_path / name).touch()
+    for ending in ("-wal", "-shm", "-journal"):
+        (tmp_path / f"out.jsonl.journal.12{ending}").touch()
+    assert [path.name for path in journals_of(output)] == sorted(mine)
+    assert journals_of(tmp_path / "missing" / "out.jsonl") == []
+    forget(output)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == others - {"out.jsonl.journal-wal"}
+
+
+def test_each_process_has_a_journal_and_reads_all(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "out.jsonl"
+    first = Journal(output, 0, {"model": "m"})
+    second = Journal(output, 2, {"model": "m"})
+    assert [path.name for path in journals_of(output)] == [
+        "out.jsonl.journal",
+        "out.jsonl.journal.2",
+    ]
+    first.add([0, 3], [good("a.png"), bad("d.png")])
+    second.add([1, 2], [good("b.png", digest=B), good("a.png", "another", B)])
+    assert second.digests("a.png") == {A, B}
+    assert first.digests("a.png") == {A}  # it was opened before the other
+    assert second.digests("d.png") == {A}
+    assert second.digests("d.png", failures=False) == frozenset()
+    assert second.digests("c.png") == frozenset()
+    for journal in (first, second):
+        journal.close()
+        journal.check_place()
+    expected = [good("a.png"), good("b.png"), good("a.png", "another"), bad("d.png")]
+    assert list(first.merged(4)) == [done.record for done in expected]
+
+
+def test_what_was_said_first_stays_but_a_failure_does_not(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    journal.add([0, 1], [good("a.png", "first"), bad("b.png")])
+    journal.add([0, 1], [good("a.png", "second"), good("b.png", "mended")])
+    journal.add([2], [Done("a.png", A, None)])  # done before: only its place is noted
+    journal.close()
+    records = list(journal.merged(3))
+    assert [record.captions[0].text for record in records] == ["first", "mended", "first"]
+
+
+def test_where_images_stand_is_forgotten_by_the_next_sitting_and_what_was_done_is_not(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out.jsonl"
+    for rank in (0, 1):
+        journal = Journal(output, rank, {}, b"1")
+        journal.add([rank], [good(f"{rank}.png")])
+        journal.close()
+    Journal(output, 1, {}, b"2").close()
+    assert [listed(path) for path in journals_of(output)] == [1, 0]  # each forgets its own
+    journal = Journal(output, 0, {}, b"2")
+    assert [listed(path) for path in journals_of(output)] == [0, 0]  # the first one all
+    assert journal.digests("0.png") == journal.digests("1.png") == {A}
+    journal.add([0, 1], [Done("1.png", A, None), Done("0.png", A, None)])
+    journal.close()
+    assert [record.file_name for record in journal.merged(2)] == ["1.png", "0.png"]
+
+
+def listed(path: Path) -> int:
+    with sqlite3.connect(path) as db:
+        [[count]] = db.execute("SELECT count(*) FROM listing")
+    db.close()
+    return count
+
+
+def test_settings_are_the_same_in_any_order_and_others_are_named(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    Journal(output, 0, {"model": "m", "beam_size": 3, "top_p": 1.0}).close()
+    Journal(output, 0, {"top_p": 1.0, "beam_size": 3, "model": "m"}).close()
+    for rank in (0, 1):
+        with pytest.raises(ConfigError) as error:
+            Journal(output, rank, {"model": "n", "beam_size": 4, "top_p": 1.0})
+        assert str(error.value) == (
+            f"{output}.journal: this job was begun otherwise (with another model; beam_size was 3, "
+            f"is 4); --overwrite starts over, --output FILE writes elsewhere"
+        )
+
+
+def test_an_image_that_is_in_no_journal_is_named(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    journal.add([0, 1], [good("a.png"), Done("b.png", A, None)])
+    journal.close()
+    merged = journal.merged(2)
+    assert next(merged) == good("a.png").record
+    with pytest.raises(DataError, match=r"not written: 'b\.png' was done, and is in no journal"):
+        next(merged)
+
+
+def test_positions_and_images_must_pair_up(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    for positions in ([0], [0, 1, 2]):
+        with pytest.raises(ValueError, match="argument"):
+            journal.add(positions, [good("a.png"), good("b.png")])
+    assert journal.digests("a.png") == frozenset()
+    journal.close()
+
+
+FULL = sqlite3.OperationalError("database or disk is full")
+FULL.sqlite_errorcode = sqlite3.SQLITE_FULL
+BUSY = sqlite3.OperationalError("database is locked")
+BUSY.sqlite_errorcode = sqlite3.SQLITE_BUSY | 2 << 8  # an extended code: SQLITE_BUSY_SNAPSHOT
+CORRUPT = sqlite3.DatabaseError("database disk image is malformed")
+CORRUPT.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FULL, "cannot be used as this job's journal (database or disk is full); what was done is"),
+        (BUSY, "cannot be used as this job's journal (database is locked); what was done is kept"),
+        (OSError(13, "Permission denied"), "journal (Permission denied); what was done is kept"),
+        (CORRUPT, "a damaged journal (database disk image is malformed); --salvage sets it aside"),
+        (ValueError("no number"), "a damaged journal (no number); --salvage sets it aside"),
+    ],
+)
+def test_damage_is_told_from_what_only_stands_in_the_way(error: Exception, said: str) -> None:
+    path = Path("out.jsonl.journal")
+    with pytest.raises(DataError) as told, module._usable(path):
+        raise error
+    assert str(told.value).startswith(f"{path}: ")
+    assert said in str(told.value)
+    damaged = "--salvage" in said
+    if damaged:
+        module._refuse_if_not_damage(error)
+    else:
+        with pytest.raises(type(error)):
+            module._refuse_if_not_damage(error)
