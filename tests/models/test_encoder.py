@@ -16,6 +16,7 @@ from torchvision import models
 
 from captioner.errors import ModelError
 from captioner.images import read_image
+from captioner.models import backbones
 from captioner.models.backbones import build_backbone, check_backbone, remove_head
 from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
 from captioner.models.preprocess import Preprocess
@@ -327,6 +328,31 @@ def test_wrong_builder_args_are_refused(backbone: str, args: dict[str, Any]) -> 
     assert "\n" not in str(error.value)
 
 
+def test_a_builder_that_makes_more_calls_than_it_may_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backbones, "MAX_CALLS", 10)
+    with pytest.raises(ModelError, match="more layers than any CNN has"):
+        build_backbone("squeezenet1_1", {}, device="meta")
+    with backbones._Building():
+        for _ in range(10):
+            torch.zeros(1)
+        with pytest.raises(ValueError, match="more layers"):
+            torch.zeros(1)
+
+
+def test_a_network_is_built_on_the_processor_unless_told_otherwise() -> None:
+    places = {
+        parameter.device.type for parameter in build_backbone("squeezenet1_1", {}).parameters()
+    }
+    assert places == {"cpu"}
+
+
+def test_the_builders_reason_is_told_on_one_line() -> None:
+    with pytest.raises(ModelError, match=r"got an unexpected keyword argument 'psychic'$"):
+        build_backbone("resnet18", {"psychic": True}, device="meta")
+
+
 @pytest.mark.parametrize(
     ("name", "suggestion"),
     [("resnet5O", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("EfficientNet_B0", "net_b0")],
@@ -335,6 +361,8 @@ def test_an_unknown_backbone_suggests_a_known_one(name: str, suggestion: str) ->
     with pytest.raises(ModelError, match="did you mean") as error:
         check_backbone(name)
     assert name in str(error.value)
+    with pytest.raises(ModelError, match=r"^encoder\.backbone: torchvision has no"):
+        build_backbone(name, {}, device="meta")
     suggestions = str(error.value).partition("did you mean")[2]
     assert suggestion in suggestions
     assert suggestions.count(" or ") == 2
