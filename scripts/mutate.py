@@ -42,7 +42,8 @@ NO_NUMBERS = "models/test_no_numbers.py::test_a_step_without_numbers_spoils_its_
 OTHERS = "models/test_no_numbers.py::test_the_others_of_a_batch_keep_their_captions"
 METRICS = ("metrics/test_metric_parity.py", "metrics/test_metric_properties.py")
 QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 or resnet18))"
-BUILT = "regnet_y_400mf or squeezenet1_1 or builder or backbone or unknown or kinds or auxiliary"
+JOB = ("inference/test_job.py", "not (twenty_random or flipped_bit)")
+BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or backbone or kinds or auxiliary"
 TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps which of their tests
     "training/update.py": ("training/test_update.py",),
     "training/bptt.py": ("training/test_bptt.py",),
@@ -58,8 +59,8 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "metrics/cider.py": METRICS,
     "metrics/bootstrap.py": ("metrics/test_bootstrap.py",),
     "metrics/scoring.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
-    "inference/job.py": ("inference/test_job.py", "not twenty_random"),
-    "inference/journal.py": ("inference/test_job.py", "not twenty_random"),
+    "inference/job.py": JOB,
+    "inference/journal.py": ("inference/test_journal.py", *JOB),
 }
 
 
