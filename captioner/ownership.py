@@ -157,8 +157,13 @@ def clear(folder: Path, kind: str) -> None:
     _delete_files(folder, kind)
     for name, inner in _INNER.get(kind, {}).items():
         within = folder / name
-        if within.is_dir() and _delete_files(within, inner) and not within.is_symlink():
-            with suppress(OSError):  # something of somebody else's is in it
+        if not within.is_dir() or not _delete_files(within, inner) or within.is_symlink():
+            continue
+        left = [path.name for path in within.iterdir()]
+        if left == [MARKER] and owns(within, inner):
+            (within / MARKER).unlink()
+        if left in ([], [MARKER]):  # else something of somebody else's is in it
+            with suppress(OSError):
                 within.rmdir()
 
 
@@ -172,8 +177,6 @@ def _delete_files(folder: Path, kind: str) -> bool:
         for path in folder.iterdir()
         if not path.is_symlink() and owns(path, kinds.get(path.name, f"in {kind}"))
     ]
-    if kind in _IN_MARKED and kind not in _INNER:
-        ours.append(folder / MARKER)
     for path in ours:
         path.unlink()
     return bool(ours)

@@ -45,7 +45,9 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 )
 @click.option("--extension", default=".txt", show_default=True, help="txt: of the files beside.")
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
-@click.option("--overwrite", is_flag=True, help="Start over; txt: replace files that exist.")
+@click.option(
+    "--overwrite", is_flag=True, help="Give up what was done and start over; txt: replace captions."
+)
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),

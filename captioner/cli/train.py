@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<config name>]"
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
-@click.option("--overwrite", is_flag=True, help="Delete the run in the folder and start over.")
+@click.option(
+    "--overwrite", is_flag=True, help="Delete the run in the folder, nothing else, and start over."
+)
 @device_option
 def command(
     config: str | None,

@@ -106,7 +106,7 @@ def check_store(stored: Floats, fresh: Floats) -> Check:
         "feature store",
         "problem",
         f"{wrong:,} of {len(fresh):,} stored features are not those of their images",
-        "delete this encoder's folder in the store (named above) and train again",
+        "move this encoder's folder in the store (named above) away and train again",
     )
 
 

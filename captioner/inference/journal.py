@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import no_stream
+from captioner.files import no_stream, room, whole_file
 from captioner.foreign import excerpt, plain
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
@@ -110,7 +110,8 @@ class Journal:
             with _usable(path):
                 connection = _open(path, text)
                 connection.execute("SELECT count(*) FROM listing").fetchone()
-                _check(path, _identity(connection), identity)
+                rows = connection.execute("SELECT count(*) FROM records").fetchone()[0]
+                _check(path, _identity(connection), identity, f"the {rows:,} images that are done")
             self.journals[path] = connection
         self.places = {path: _place(path) for path in self.journals}
         self.connection = self.journals[self.own]
@@ -167,8 +168,8 @@ class Journal:
         except sqlite3.Error as error:
             self.check_place()
             raise DataError(
-                f"{self.own}: cannot be written ({plain(error)}); what was done before is kept: "
-                f"free some space and run the same command again"
+                f"{self.own}: cannot be written ({plain(error)}{room(error)}); what was done "
+                f"before is kept, and the same command goes on"
             ) from error
         self.check_place()
 
@@ -279,16 +280,15 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
             if problem is None:
                 continue
             kept, lost = _sound_rows(damaged, _key(text))
-        fresh = output.with_name(f".{output.name}.{os.getpid()}.journal.part")
-        with _usable(path), closing(sqlite3.connect(fresh)) as db:
-            _begin(db, text)
-            with db:
-                db.executemany(ADD, kept)
-        aside = _free_name(path)
-        for ending in ("-shm", "-wal", ""):
-            with suppress(FileNotFoundError):
-                Path(f"{path}{ending}").rename(f"{aside}{ending}")
-        fresh.rename(path)
+        with whole_file(path, "journal") as fresh:
+            with _usable(path), closing(sqlite3.connect(fresh)) as db:
+                _begin(db, text)
+                with db:
+                    db.executemany(ADD, kept)
+            aside = _free_name(path)
+            for ending in (*ENDINGS, ""):
+                with suppress(FileNotFoundError):
+                    Path(f"{path}{ending}").rename(f"{aside}{ending}")
         yield (
             f"{path}: damaged ({problem}): {len(kept):,} sound row(s) kept, {lost}; the damaged "
             f"file is {aside} now"
@@ -304,7 +304,7 @@ def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) ->
     except DAMAGE as error:
         _refuse_if_not_damage(error)
         return _one_line(error)
-    _check(path, began, identity)
+    _check(path, began, identity, "what was done")
     key = _key(json.dumps(began, sort_keys=True))
     try:
         found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -490,7 +490,7 @@ def _one_line(problem: object) -> str:
     return plain(problem)
 
 
-def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any], done: str) -> None:
     differing = [
         _difference(key, began.get(key), value)
         for key, value in identity.items()
@@ -498,8 +498,8 @@ def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any]) ->
     ]
     if differing:
         raise ConfigError(
-            f"{path}: this job was begun otherwise ({'; '.join(differing)}); --overwrite starts "
-            f"over, --output FILE writes elsewhere"
+            f"{path}: this job was begun otherwise ({'; '.join(differing)}); --output FILE "
+            f"writes elsewhere, --overwrite gives up {done}"
         )
 
 

@@ -150,7 +150,7 @@ def _unless_taken(
         what = "COCO id" if format == "coco" else "text file"
         reason = f"another image has the same {what}, {place}; choose jsonl or csv"
     elif format == "txt" and place.exists() and not overwrite:
-        reason = f"{place} exists; --overwrite replaces it if it is one line of text"
+        reason = f"{place} exists; --overwrite replaces it"
     else:
         taken.add(place)
         return record

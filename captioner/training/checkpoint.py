@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,10 @@ def read_newest(folder: Path) -> Saved | None:
     try:
         return read_checkpoint(found[-1])
     except DamagedError as error:
-        offer = "; there is none before it: start over with --overwrite"
+        steps = int(found[-1].stem[5:])
+        offer = f"; there is none before it: --overwrite starts over, its {steps:,} steps are lost"
         if len(found) > 1:
-            offer = f"; delete it, and --resume goes on from {found[-2].name} before it"
+            offer = f"; move it away, and --resume goes on from {found[-2].name} before it"
         raise CheckpointError(f"{error}{offer}") from error
 
 
@@ -286,7 +288,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         DamagedError: if it is missing, cut off or altered.
+        CheckpointError: if the system does not let it be read.
     """
+    try:
+        with suppress(FileNotFoundError), path.open("rb") as readable:
+            readable.read(1)
+    except OSError as error:  # what cannot be read now is not damaged
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})

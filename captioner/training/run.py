@@ -14,7 +14,7 @@ from torch import Tensor
 from captioner.config import Config, home_path, load_config
 from captioner.errors import ConfigError, within_memory
 from captioner.files import sweep, sweep_marked, write_text
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
@@ -102,7 +102,9 @@ def train(
         world.wait()
         log = RunLog(folder, silent=not world.leads)
         if foreign := left_alone(folder / "checkpoints"):
-            log.say(f"{folder / 'checkpoints'}: no checkpoints, left alone: {', '.join(foreign)}")
+            log.say(
+                f"{folder / 'checkpoints'}: no checkpoints, left alone: {plain(', '.join(foreign))}"
+            )
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
         if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
             check_identity(saved, known, folder)  # before all images are encoded in vain
