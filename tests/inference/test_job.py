@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from captioner.errors import ConfigError, DataError
-from captioner.inference.job import caption_to_file
+from captioner.inference.job import caption_to_file, going_on
 from captioner.inference.journal import Journal, journals_of
 from captioner.inference.local import Done, Record, caption_files
 from captioner.inference.sources import list_images
@@ -204,6 +204,50 @@ def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):
         with pytest.raises(ConfigError, match="no file of captions that captioner wrote"):
             run(model, pictures, output, overwrite=overwrite)
         assert output.read_text() == "mine"
+
+
+def test_an_output_without_its_journal_is_given_up_only_when_told(model, pictures, tmp_path):
+    output = tmp_path / "new" / "folder" / "out.jsonl"
+    run(model, pictures, output)
+    before = output.read_bytes()
+    for path in journals_of(output):
+        path.unlink()
+    with pytest.raises(
+        ConfigError, match=f"has no journal.*--overwrite gives up the {IMAGES} line"
+    ):
+        run(model, pictures, output)
+    assert output.read_bytes() == before
+    assert run(model, pictures, output, overwrite=True).fresh == IMAGES
+    assert output.read_bytes() == before
+    assert not list(output.parent.glob(".*"))
+
+
+def test_a_lock_that_holds_something_is_not_ours(model, pictures, tmp_path):
+    lock = tmp_path / ".out.jsonl.captioner.lock"
+    lock.write_text("mine")
+    with pytest.raises(ConfigError, match="is where the job is locked, and holds something"):
+        run(model, pictures, tmp_path / "out.jsonl")
+    assert lock.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [lock.name]
+
+
+def test_as_many_captions_are_written_as_were_asked_for(model, pictures, tmp_path):
+    output = tmp_path / "out.jsonl"
+    run(model, pictures, output, n_best=2)
+    plain = caption_files(
+        Captioner.load(model, "cpu"),
+        list_images([str(pictures)]),
+        batch_size=4,
+        beam_size=2,
+        n_best=2,
+    )
+    assert rows(output) == [as_dict(record, n_best=2) for record in plain]
+    assert len(rows(output)[0]["n_best"]) == 2
+
+
+def test_how_a_job_goes_on():
+    assert going_on(False) == "what was done is kept, the same command goes on"
+    assert going_on(True) == ("what was done is kept, the same command without --overwrite goes on")
 
 
 def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):

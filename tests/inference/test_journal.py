@@ -9,7 +9,7 @@ import pytest
 
 from captioner.errors import ConfigError, DataError
 from captioner.inference import journal as module
-from captioner.inference.journal import Journal, forget, journals_of
+from captioner.inference.journal import Journal, check_journals, forget, journals_of
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 
@@ -131,6 +131,22 @@ def test_positions_and_images_must_pair_up(tmp_path: Path) -> None:
             journal.add(positions, [good("a.png"), good("b.png")])
     assert journal.digests("a.png") == frozenset()
     journal.close()
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal"])
+def test_what_belongs_to_no_journal_is_not_taken_for_the_rest_of_one(
+    tmp_path: Path, ending: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    stranger = tmp_path / f"out.jsonl.journal{ending}"
+    check_journals(output)
+    stranger.write_text("mine")
+    with pytest.raises(ConfigError, match=f"{stranger.name}: belongs to no journal; move it away"):
+        check_journals(output)
+    stranger.unlink()
+    Journal(output, 0, {}).close()
+    stranger.write_text("what a killed process left")
+    check_journals(output)
 
 
 FULL = sqlite3.OperationalError("database or disk is full")
