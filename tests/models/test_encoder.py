@@ -256,6 +256,7 @@ def test_elsewhere_than_on_a_processor_a_batch_goes_through_at_once(
     assert encoder._form is not None
     meta = torch.device("meta")  # stands in for a GPU: it computes shapes alone
     assert encoder.to_device(meta) is encoder
+    assert encoder._form is not None
     assert encoder.device == meta
     assert encoder.arithmetic == "fp32 by PyTorch"
     encoder.network.register_forward_pre_hook(count)
@@ -264,6 +265,23 @@ def test_elsewhere_than_on_a_processor_a_batch_goes_through_at_once(
     assert encoder(pixels(32, count=0)).shape[0] == 0
     assert calls == [("meta", 7), ("meta", 0)]
     assert make_encoder("resnet18", image_size=32, precision="bf16").images_per_pass == 8
+
+
+def test_the_arithmetic_is_named_after_what_computes(
+    make_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named() -> tuple[str, FrozenEncoder]:
+        encoder = make_encoder("shufflenet_v2_x0_5", image_size=32)
+        return encoder.arithmetic, encoder
+
+    for fused, name in ((True, "oneDNN"), (False, "PyTorch")):
+        monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_, fused=fused: fused)
+        assert named()[0] == f"fp32 by {name}"
+    sevens = torch.full((4, 1024), 7.0)
+    monkeypatch.setattr("captioner.models.encoder.compile_network", lambda *_: lambda _: sevens)
+    name, encoder = named()
+    assert name == "fp32 by OpenVINO"
+    assert encoder(pixels(32)) is sevens
 
 
 def test_the_fingerprint_of_a_known_network_stays_as_it_is() -> None:
