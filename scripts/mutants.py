@@ -32,6 +32,8 @@ def mutants(source: str) -> dict[tuple[str, str], str]:
         node = holder[key]
         for other in (*_swapped(node), *_without(node)):
             texts = [" ".join(ast.unparse(each).split()) for each in (node, other)]
+            if texts[0] == texts[1]:
+                continue
             start = max(0, len(commonprefix(texts)) - CONTEXT)  # noqa: RUF071
             before, after = (text[start : start + SHOWN] for text in texts)
             change, count = f"{before} -> {after}", 1
