@@ -1,16 +1,19 @@
 """What the frozen CNN said about each image, computed once and stored.
 
-A store is a folder with two growing files: `rows.f16`, one fp16 feature vector after another,
-and `rows.key`, the 16-byte key of each. The key is a digest of the image file's content and of
-the view taken of it (as it is, or mirrored). The folder's name is the encoder's fingerprint:
-another backbone, other weights, another transform or other arithmetic is another store. Rows
-are appended before their keys, so after a crash the unkeyed tail is simply written again.
+A store is a folder with three growing files: `rows.f16`, one fp16 feature vector after another,
+`rows.key`, the 16-byte key of each, and `rows.sum`, an 8-byte checksum of each with its key. The
+key is a digest of the image file's content and of the view taken of it (as it is, or mirrored).
+The folder's name is the encoder's fingerprint: another backbone, other weights, another transform
+or other arithmetic is another store. Rows are appended before their checksums and those before
+their keys, so after a crash the unkeyed tail is simply written again. A row is held against its
+checksum whenever it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +22,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import psutil
@@ -29,8 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.errors import DataError, ImageError, ModelError
-from captioner.files import read_json, write_text
+from captioner.errors import ConfigError, DataError, ImageError, ModelError
+from captioner.files import read_json, whole_file, write_text
+from captioner.foreign import excerpt
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
@@ -38,6 +42,12 @@ from captioner.ownership import begin, mark, owns
 from captioner.workers import cores, on_cores, workers
 
 KEY_BYTES = 16
+SUM_BYTES = 8
+ROWS, KEYS, SUMS = "rows.f16", "rows.key", "rows.sum"
+ABOUT = "about.json"
+LIMIT = "CAPTIONER_CACHE_LIMIT"  # in the environment: GB that all stores may take
+USUAL_LIMIT = 100.0
+CHUNK = 4096  # rows that are checked at once
 PLAIN, MIRRORED = "plain", "mirrored"
 T = TypeVar("T")
 
@@ -49,6 +59,10 @@ def cache_folder() -> Path:
         return Path(root).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "captioner"
+
+
+class AlteredError(DataError):
+    """Stored features are not what was written."""
 
 
 class FeatureStore:
@@ -66,12 +80,12 @@ class FeatureStore:
         """
         self.folder = folder
         self.feature_size = feature_size
-        if _is_unmarked_store(folder):
+        if is_unmarked_store(folder):
             mark(folder, "store")
         begin(folder, "store", DataError)
-        self._rows = folder / "rows.f16"
-        self._keys = folder / "rows.key"
+        self._rows, self._keys, self._sums = (folder / name for name in (ROWS, KEYS, SUMS))
         self._index: dict[bytes, int] = {}
+        self._checksums = bytearray()
         self._count = 0
         self.refresh()
 
@@ -95,21 +109,27 @@ class FeatureStore:
         about = {
             "encoder": one_or_list([asdict(part.spec) for part in encoder.parts]),
             "arithmetic": encoder.arithmetic,
+            "feature_size": encoder.feature_size,
         }
         write_text(store.folder / "about.json", json.dumps(about, indent=2) + "\n", "in store")
         return store
 
     def refresh(self) -> None:
         """Learn of the rows that other processes have added."""
-        if not (self._keys.exists() and self._rows.exists()):
+        if not all(path.exists() for path in (self._keys, self._sums, self._rows)):
             return
-        with self._keys.open("rb") as index:
+        with self._keys.open("rb") as index, self._sums.open("rb") as sums:
             index.seek(self._count * KEY_BYTES)
             keys = index.read()
+            sums.seek(self._count * SUM_BYTES)
+            checksums = sums.read()
         written = self._rows.stat().st_size // self._row_bytes
-        for i in range(min(len(keys) // KEY_BYTES, written - self._count)):
-            self._index[keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = self._count
-            self._count += 1
+        new = min(len(keys) // KEY_BYTES, len(checksums) // SUM_BYTES, written - self._count)
+        for i in range(new):
+            self._index[keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = self._count + i
+        if new > 0:
+            self._checksums += checksums[: new * SUM_BYTES]
+            self._count += new
 
     @property
     def _row_bytes(self) -> int:
@@ -129,9 +149,13 @@ class FeatureStore:
 
         Returns:
             float16 (N, F).
+
+        Raises:
+            AlteredError: if one was altered since it was written.
         """
-        table, positions = self._mapped(), self._positions(keys)
-        return np.asarray(table[positions])
+        rows = np.asarray(self._mapped()[self._positions(keys)])
+        self._check(keys, rows)
+        return rows
 
     def table(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor]:
         """Return stored features in memory where they fit, else where they lie on disk.
@@ -142,17 +166,97 @@ class FeatureStore:
         Returns:
             fp16 (R, F), and the row of each key in it, int64 (N,). In memory the rows are those
             asked for; on disk they are the whole store, read through a memory map.
+
+        Raises:
+            AlteredError: if one that is asked for was altered since it was written.
         """
         wanted = list(dict.fromkeys(keys))
         if fits(len(wanted) * self._row_bytes, torch.device("cpu")):
             place = {key: row for row, key in enumerate(wanted)}
             rows = torch.tensor([place[key] for key in keys], dtype=torch.int64)
             return torch.from_numpy(self.rows(wanted)), rows
+        for start in range(0, len(wanted), CHUNK):
+            self.rows(wanted[start : start + CHUNK])  # checked once, then trusted
         return torch.from_numpy(self._mapped()), torch.from_numpy(self._positions(keys))
+
+    def _check(self, keys: Sequence[bytes], rows: NDArray[np.float16]) -> None:
+        """Refuse rows that are not what was written, or no numbers."""
+        bad = len(keys) - int(self.sound(keys, rows).sum())
+        if bad:
+            raise AlteredError(
+                f"{self.folder}: {bad:,} stored row(s) of features were altered since they were "
+                f"written, or are no numbers; `captioner features --prune` drops them, to be "
+                f"encoded again; --check looks at all, --clear deletes the store"
+            )
+
+    def sound(self, keys: Sequence[bytes], rows: NDArray[np.float16]) -> NDArray[np.bool_]:
+        """Say of each row whether it is what was written, and finite.
+
+        Args:
+            keys: N row keys, each in the store.
+            rows: float16 (N, F), as they were read.
+
+        Returns:
+            bool (N,).
+        """
+        sums = self._checksums
+        same = [
+            _checksum(key, row) == sums[at * SUM_BYTES : (at + 1) * SUM_BYTES]
+            for key, row, at in zip(keys, rows, self._positions(keys).tolist(), strict=True)
+        ]
+        return np.array(same, np.bool_) & np.isfinite(rows).all(1)
+
+    def keys(self) -> list[bytes]:
+        """Return the keys of all rows, in the order of the rows."""
+        return sorted(self._index, key=self._index.__getitem__)
+
+    def drop_damaged(self) -> int:
+        """Drop the rows that are damaged, for good; the others stay. Nobody may fill meanwhile.
+
+        Returns:
+            How many were dropped.
+        """
+        with FileLock(self.folder / "append.lock"):
+            self.refresh()
+            good: list[bytes] = []
+            count = 0
+            # Files that are not whole have no keys: what a crash leaves here is encoded again.
+            with self._aside(self._rows) as rows, self._aside(self._sums) as sums:
+                for keys, table in self.chunks():
+                    for key, row, sound in zip(keys, table, self.sound(keys, table), strict=True):
+                        count += 1
+                        if sound:
+                            good.append(key)
+                            rows.write(row.tobytes())
+                            sums.write(_checksum(key, row))
+                self._keys.unlink(missing_ok=True)
+            with self._aside(self._keys) as index:
+                index.write(b"".join(good))
+        self._index, self._checksums, self._count = {}, bytearray(), 0
+        self.refresh()
+        return count - len(good)
+
+    @contextmanager
+    def _aside(self, path: Path) -> Iterator[IO[bytes]]:
+        """Write a file whole, in the place of the one there is."""
+        with whole_file(path, "in store") as aside, aside.open("wb") as file:
+            yield file
+
+    def chunks(self) -> Iterator[tuple[list[bytes], NDArray[np.float16]]]:
+        """Yield all rows with their keys, unchecked, some thousands at a time."""
+        keys, table = self.keys(), self._mapped()
+        for start in range(0, len(keys), CHUNK):
+            some = keys[start : start + CHUNK]
+            yield some, np.asarray(table[self._positions(some)])
 
     def _mapped(self) -> NDArray[np.float16]:
         if not self._count:  # an empty file cannot be mapped
             return np.empty((0, self.feature_size), np.float16)
+        if self._rows.stat().st_size < self._count * self._row_bytes:
+            raise AlteredError(
+                f"{self.folder}: {ROWS} was cut off while it was in use; what is missing is "
+                f"encoded again when you give the same command again"
+            )
         # Copy on write: torch wants memory that could be written to.
         return np.memmap(self._rows, np.float16, mode="c", shape=(self._count, self.feature_size))
 
@@ -165,21 +269,37 @@ class FeatureStore:
         Args:
             keys: N row keys; those that another process has added meanwhile are left out.
             features: float16 (N, F).
+
+        Raises:
+            ModelError: if a feature is no number.
         """
-        lock = FileLock(self.folder / "append.lock")
-        with lock, self._rows.open("ab") as rows, self._keys.open("ab") as index:
+        table = np.ascontiguousarray(features, np.float16)
+        if not np.isfinite(table).all():
+            raise ModelError(f"{self.folder}: features that are no numbers are not stored")
+        with FileLock(self.folder / "append.lock"):
+            if not self._sums.exists():
+                # Rows without checksums, of an older captioner: who maps them keeps them so.
+                self._rows.unlink(missing_ok=True)
+                self._keys.unlink(missing_ok=True)
             self.refresh()
             new = [i for i, key in enumerate(keys) if key not in self._index]
-            # What a crash left behind the last keyed row is cut off first.
-            rows.truncate(self._count * self._row_bytes)
-            index.truncate(self._count * KEY_BYTES)
-            rows.write(np.ascontiguousarray(features[new], np.float16).tobytes())
-            rows.flush()
-            os.fsync(rows.fileno())
-            index.write(b"".join(keys[i] for i in new))
-            index.flush()
-            os.fsync(index.fileno())
+            sums = b"".join(_checksum(keys[i], table[i]) for i in new)
+            self._append(self._rows, self._count * self._row_bytes, table[new].tobytes())
+            self._append(self._sums, self._count * SUM_BYTES, sums)
+            self._append(self._keys, self._count * KEY_BYTES, b"".join(keys[i] for i in new))
         self.refresh()
+
+    def _append(self, path: Path, end: int, content: bytes) -> None:
+        """Write behind the last keyed row; what a crash left there is cut off first."""
+        with path.open("ab") as file:
+            file.truncate(end)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _checksum(key: bytes, row: NDArray[np.float16]) -> bytes:
+    return hashlib.blake2b(row.tobytes(), key=key, digest_size=SUM_BYTES).digest()
 
 
 def free_memory(device: torch.device) -> int:
@@ -189,7 +309,7 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _is_unmarked_store(folder: Path) -> bool:
+def is_unmarked_store(folder: Path) -> bool:
     """Whether a captioner that marked no folders yet filled a folder."""
     try:
         about = read_json(folder / "about.json")
@@ -243,7 +363,7 @@ def fill_store(
         The row keys of each readable image (plain first), and what is wrong with the others.
 
     Raises:
-        DataError: if not one image can be read.
+        DataError: if not one image can be read, or the stores would outgrow their limit.
         ModelError: if a feature is not a number that fp16 can hold.
     """
     views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
@@ -269,6 +389,7 @@ def fill_store(
         size = len(todo) * len(views) * store.feature_size * 2
         known = len(keys) - len(todo)
         if todo:
+            _check_limit(store, size)
             say(
                 f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
                 f"{store.folder}), {known:,} stored already"
@@ -318,6 +439,42 @@ def _encode(
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
     return broken
+
+
+def limit() -> int:
+    """Return the bytes that all stores together may take: `$CAPTIONER_CACHE_LIMIT` GB, else 100.
+
+    Raises:
+        ConfigError: if what is given is no number above 0.
+    """
+    given = os.environ.get(LIMIT, "").strip()
+    try:
+        gigabytes = float(given or USUAL_LIMIT)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes <= 1e9:
+        raise ConfigError(f"${LIMIT}: must be GB above 0, such as 50, given {excerpt(given, 60)}")
+    return int(gigabytes * 1e9)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of a store's files."""
+    return sum(
+        (folder / name).stat().st_size
+        for name in (ROWS, KEYS, SUMS, ABOUT)
+        if (folder / name).is_file()
+    )
+
+
+def _check_limit(store: FeatureStore, more: int) -> None:
+    """Refuse to encode what would take the stores beyond their limit, before any is encoded."""
+    taken = sum(size_of(path) for path in store.folder.parent.iterdir() if path.is_dir())
+    if taken + more > limit():
+        raise DataError(
+            f"{store.folder.parent}: with {more / 1e9:,.2f} GB more the feature stores would take "
+            f"{(taken + more) / 1e9:,.2f} GB, over their limit of {limit() / 1e9:g} GB; `captioner "
+            f"features --check` lists them, --clear NAME deletes one, ${LIMIT} raises the limit"
+        )
 
 
 def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:

@@ -181,13 +181,17 @@ def filled(
     return paths, store, [keys[path][0] for path in paths]
 
 
-ROW, KEY = 1024 * 2, 16
+ROW, KEY, SUM = 1024 * 2, 16, 8
 
 
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(rows=st.integers(0, COUNT * ROW), keys=st.integers(0, COUNT * KEY))
+@given(
+    rows=st.integers(0, COUNT * ROW),
+    keys=st.integers(0, COUNT * KEY),
+    sums=st.integers(0, COUNT * SUM),
+)
 def test_a_store_cut_anywhere_is_filled_up_to_the_same_rows(
     filled: tuple[list[Path], FeatureStore, list[bytes]],
     tiny_encoder: FrozenEncoder,
@@ -195,15 +199,16 @@ def test_a_store_cut_anywhere_is_filled_up_to_the_same_rows(
     tmp_path_factory: pytest.TempPathFactory,
     rows: int,
     keys: int,
+    sums: int,
 ) -> None:
     paths, whole, order = filled
     root = tmp_path_factory.mktemp("cut")
     folder = root / whole.folder.name
     begin(folder, "store")
-    for name, length in (("rows.f16", rows), ("rows.key", keys)):
+    for name, length in (("rows.f16", rows), ("rows.key", keys), ("rows.sum", sums)):
         (folder / name).write_bytes((whole.folder / name).read_bytes()[:length])
     store = FeatureStore.for_encoder(tiny_encoder, root)
-    kept = min(rows // ROW, keys // KEY)
+    kept = min(rows // ROW, keys // KEY, sums // SUM)
     assert len(store) == kept
     np.testing.assert_array_equal(store.rows(order[:kept]), whole.rows(order[:kept]))
     counted.clear()
@@ -211,7 +216,7 @@ def test_a_store_cut_anywhere_is_filled_up_to_the_same_rows(
     assert sum(counted) == COUNT - kept
     for reader in (store, FeatureStore.for_encoder(tiny_encoder, root)):
         np.testing.assert_array_equal(reader.rows(order), whole.rows(order))
-    for name in ("rows.f16", "rows.key"):
+    for name in ("rows.f16", "rows.key", "rows.sum"):
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 

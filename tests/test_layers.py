@@ -20,6 +20,7 @@ LAYERS = (
     ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),
     ("datasets", "models"),
     ("features",),
+    ("stores",),
     ("training", "inference"),
     ("evaluation",),
     ("cli",),

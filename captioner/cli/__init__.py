@@ -21,7 +21,7 @@ COMMANDS = {
     "compare": "Say which of two systems is better, and how surely.",
     "doctor": "Find out why captions are poor, or all the same.",
     "gradients": "Show how gradients travel back through time, vanish and explode.",
-    "features": "Fill the feature store, so that training starts at once.",
+    "features": "Fill the feature store ahead of training; check, clear or prune stores.",
 }
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ends

@@ -106,7 +106,7 @@ def check_store(stored: Floats, fresh: Floats) -> Check:
         "feature store",
         "problem",
         f"{wrong:,} of {len(fresh):,} stored features are not those of their images",
-        "move this encoder's folder in the store (named above) away and train again",
+        "`captioner features --clear NAME` (named above) has them computed again; then train again",
     )
 
 

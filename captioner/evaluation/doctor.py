@@ -19,7 +19,7 @@ from captioner.datasets import Example
 from captioner.errors import ImageError
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
-from captioner.features import FeatureStore
+from captioner.features import AlteredError, FeatureStore
 from captioner.images import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
@@ -60,7 +60,12 @@ def examine(
     dataset = open_dataset(config.data)
     usual = (config.data.split_dev, config.data.split_test)
     split = split or next((name for name in usual if name in dataset.splits), usual[0])
-    table = read_split(dataset, split, encoder, batch_size=config.encoder.batch_size, say=say)
+    preprocessing = _check_preprocessing(encoder, folder.resolve().parent)
+    try:
+        table = read_split(dataset, split, encoder, batch_size=config.encoder.batch_size, say=say)
+    except AlteredError as error:
+        advice = "drop the damaged rows with `captioner features --prune`, and train again"
+        return [preprocessing, Check("feature store", "problem", str(error), advice)]
     say(f"{split}: {len(table.examples):,} images of {dataset.root}")
     say(f"features: {FeatureStore.for_encoder(encoder).folder}")
     rng = np.random.default_rng(seed)
@@ -74,7 +79,7 @@ def examine(
     tokens = [tokenize(caption) for caption in captions]
     coverage = words.coverage(caption for image in table.references for caption in image)
     return [
-        _check_preprocessing(encoder, folder.resolve().parent),
+        preprocessing,
         checks.check_store(
             table.features[torch.from_numpy(sample)].float().numpy(),
             _encode(captioner, [table.examples[i] for i in sample.tolist()]),

@@ -161,13 +161,31 @@ def test_a_model_of_an_older_captioner_is_not_called_ill(home):
     assert result.exit_code == 0
 
 
-@pytest.mark.parametrize("rows", [slice(None), slice(0, 1)])
-def test_a_store_with_altered_rows(home, rows):
+def test_a_store_whose_rows_were_altered_is_the_problem(home):
     model = Captioner.load(home / "run", "cpu")
     path = FeatureStore.for_encoder(model.encoder).folder / "rows.f16"
-    table = np.fromfile(path, np.float16).reshape(-1, model.encoder.feature_size)
-    table[rows] = np.roll(table, 1, axis=0)[rows]  # those of other images
+    table = np.fromfile(path, np.float16)
+    table[:] = table[::-1]
     table.tofile(path)
+    result, found = visit(home)
+    # Names are padded to the longest that is shown.
+    names = {name.split("  ")[0]: status for name, status in found.items()}
+    assert names == {"preprocessing": "ok", "feature store": "problem"}
+    assert str(path.parent) in result.stdout
+    assert "captioner features --prune" in result.stdout
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 1)])
+def test_a_store_with_rows_of_other_images(home, rows):
+    model = Captioner.load(home / "run", "cpu")
+    store = FeatureStore.for_encoder(model.encoder)
+    keys = store.keys()
+    table = store.rows(keys)
+    table[rows] = np.roll(table, 1, axis=0)[rows]
+    for name in ("rows.f16", "rows.key", "rows.sum"):
+        (store.folder / name).unlink()
+    FeatureStore.for_encoder(model.encoder).append(keys, table)
     split = "dev" if rows == slice(None) else "train"
     result, found = visit(home, "--split", split)
     assert found["feature store"] == "problem"
