@@ -49,6 +49,8 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if kind != "sidecar":  # whose folders may hold millions of pictures
+        sweep(path)
     with _aside(path) as folder:
         aside = folder / path.name
         yield aside

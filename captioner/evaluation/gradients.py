@@ -185,7 +185,7 @@ def study_model(
         name=f"{name} {settings['nonlinearity']}" if name in ("rnn", "elman") else name,
         before=_stage(fresh, batch, training),
         after=_stage(captioner.decoder, batch, training),
-        log=_read_log(folder.resolve().parent / "metrics.jsonl", training.clip_norm),
+        log=_read_log(folder.resolve().parent / "metrics.jsonl", training.clip_norm, say),
     )
     return _study(batch, training, None, [cell])
 
@@ -244,8 +244,8 @@ def _log(losses: list[float], norms: list[float], clip_norm: float) -> TrainingL
     return TrainingLog(losses, norms, len(over) / len(norms), factor)
 
 
-def _read_log(path: Path, clip_norm: float) -> TrainingLog | None:
-    lines = [line for line in read_metrics(path) if line["kind"] == "step"]
+def _read_log(path: Path, clip_norm: float, say: Callable[[str], None]) -> TrainingLog | None:
+    lines = [line for line in read_metrics(path, say) if line["kind"] == "step"]
     if not lines:
         return None
     log = _log([x["loss"] for x in lines], [x["grad_norm"] for x in lines], clip_norm)
