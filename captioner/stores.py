@@ -109,6 +109,8 @@ def clear(stored: Stored) -> bool:
         if not alone:
             return False
         ownership.clear(stored.folder, "store")
+        if ownership.owns(stored.folder, "store"):
+            (stored.folder / ownership.MARKER).unlink()
     if not any(stored.folder.iterdir()):
         stored.folder.rmdir()
     return True
