@@ -19,11 +19,12 @@ _NAMES = COLUMNS[:2]
 _BELOW_SPACE = r"\x00-\x1f"
 _OBEYED = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff"
 _SURROGATES = r"\ud800-\udfff"  # bytes that are not UTF-8, as Python holds them
-CELL = re.compile(rf"[{_BELOW_SPACE}{_OBEYED}{_SURROGATES}]|\A[=+\-@＝＋－＠]")
+CONTROL = re.compile(f"[{_BELOW_SPACE}{_OBEYED}{_SURROGATES}]")
+CELL = re.compile(rf"{CONTROL.pattern}|\A[=+\-@＝＋－＠]")
 # Flickr's token files number the captions of a picture: the name before `#0` is another's.
 LINE_NAME = re.compile(rf"{CELL.pattern}|#(?=\d+\Z)")
 NOT_UTF8 = re.compile(f"[{_SURROGATES}]")
-_IN_JSON = re.compile(f"[{_OBEYED}{_SURROGATES}]")  # what `json` leaves as it is
+OBEYED = re.compile(f"[{_OBEYED}{_SURROGATES}]")  # what JSON and YAML would leave as it is
 
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n"}
 _READ = {written: character for character, written in _SHORT.items()}
@@ -52,6 +53,11 @@ def unescape(text: str) -> str:
     if "\\" not in text or not _ESCAPED.fullmatch(text):
         return text
     return re.sub(_ESCAPE, _read, text)
+
+
+def visible(text: str) -> str:
+    """Write escapes for control characters alone, for people to read: not to be undone."""
+    return CONTROL.sub(_written, text)
 
 
 def utf8_name(name: str) -> str:
@@ -94,7 +100,7 @@ def to_json(value: Any, **options: Any) -> str:
         **options: of `json.dumps`.
     """
     text = json.dumps(value, ensure_ascii=False, **options)
-    return _IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _written(match: re.Match[str]) -> str:

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from captioner.cells import OBEYED
 from captioner.errors import ConfigError
 from captioner.foreign import excerpt, plain
 
@@ -314,7 +315,9 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return every value, defaults included, as YAML that `load_config` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(values, sort_keys=False) if OBEYED.search(text) else text
 
 
 def bundled(name: str) -> Path:
@@ -385,7 +388,7 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
         mistakes += _explain(error)
     if mistakes:
         source += " with --set" if overrides else ""
-        raise ConfigError("\n".join([f"{source}: {len(mistakes)} mistake(s)", *mistakes]))
+        raise ConfigError(f"{source}: {len(mistakes)} mistake(s)", *mistakes)
     return config
 
 

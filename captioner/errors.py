@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
-from captioner.foreign import message as fit
+from captioner.foreign import bounded
 
 ImageErrorKind: TypeAlias = Literal[
     "missing",  # no such file, nothing matches
@@ -38,10 +38,18 @@ IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)
 
 
 class CaptionerError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package.
 
-    def __init__(self, message: str):
-        super().__init__(fit(message))
+    Args:
+        message: one line; line ends in it, of a file's name perhaps, are shown as escapes.
+        *lines: further lines, of a list of mistakes.
+    """
+
+    def __init__(self, message: str, *lines: str):
+        super().__init__(*bounded([message, *lines]))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ConfigError(CaptionerError):

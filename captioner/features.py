@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.files import read_json, whole_file, write_text
-from captioner.foreign import excerpt
+from captioner.foreign import excerpt, plain
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
@@ -399,7 +399,7 @@ def fill_store(
     if not keys.keys() - broken.keys():
         first = next(iter(broken.items()), None)
         raise DataError(
-            "no image could be read" + (f"; first: {first[0]}: {first[1]}" if first else "")
+            "no image could be read" + (f"; first: {plain(first[0])}: {first[1]}" if first else "")
         )
     return {path: key for path, key in keys.items() if path not in broken}, broken
 
@@ -482,9 +482,9 @@ def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
     bad = ~rows.isfinite().all(1)
     if bad.any():
         raise ModelError(
-            f"{images[int(bad.nonzero()[0])]}: its features are not numbers that fp16 can hold "
-            f"(up to {torch.finfo(torch.float16).max:,.0f}); the weights do not suit the backbone, "
-            f"or set encoder.precision to fp32"
+            f"{plain(images[int(bad.nonzero()[0])])}: its features are not numbers that fp16 can "
+            f"hold (up to {torch.finfo(torch.float16).max:,.0f}); the weights do not suit the "
+            f"backbone, or set encoder.precision to fp32"
         )
     return np.asarray(rows.numpy())
 

@@ -7,8 +7,7 @@ bytes that are not UTF-8. A message shows all these as escapes such as `\x1b`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 LIMIT = 300  # characters of anything foreign
 MAX_LINE = 900  # characters of a line of a message, a few foreign things in it
@@ -51,16 +50,25 @@ def excerpt(value: object, limit: int = LIMIT) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+def printable(text: str) -> str:
+    """The same lines, of any length and number, without what a terminal obeys."""
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
 def message(text: str) -> str:
     """A whole message: printable, its lines of bounded length and number.
 
     Args:
         text: lines of our own; what is foreign in them is better cut before.
     """
-    lines = text.split("\n")
-    left = len(lines) - MAX_LINES
-    shown = [plain(line, MAX_LINE) for line in islice(lines, MAX_LINES)]
-    return "\n".join([*shown, f"... and {left:,} more"] if left > 0 else shown)
+    return "\n".join(bounded(text.split("\n")))
+
+
+def bounded(lines: Sequence[str]) -> list[str]:
+    """Return printable lines of bounded length and number; the last says how many are left out."""
+    most = MAX_LINES if len(lines) <= MAX_LINES else MAX_LINES - 1
+    shown = [plain(line, MAX_LINE) for line in lines[:most]]
+    return [*shown, f"... and {len(lines) - most:,} more"] if most < len(lines) else shown
 
 
 def _escaped(text: str) -> str:

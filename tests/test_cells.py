@@ -77,7 +77,7 @@ def written(name: str, caption: str, format: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("format", "suffix"), [("text", ".txt"), ("csv", ".csv"), ("jsonl", ".jsonl")]
+    ("format", "suffix"), [("text", ".txt"), ("text", ".tsv"), ("csv", ".csv"), ("jsonl", ".jsonl")]
 )
 @given(name=NAMES, caption=CAPTIONS)
 @example("photo#1", "a dog")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 import unicodedata
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, ConfigError
 from captioner.foreign import LIMIT, MAX_LINE, MAX_LINES, excerpt, message, plain
 
 ANY_TEXT = st.text(st.characters(), max_size=50)  # surrogates and control characters as well
@@ -71,14 +72,23 @@ def test_a_message_keeps_its_lines_and_bounds_them() -> None:
     assert message("a\x1bb\tc\r\nd") == "a\\x1bb\\tc\\r\nd"
     long = message("\n".join(["x" * 5000] * 10_090))
     lines = long.split("\n")
-    assert len(lines) == MAX_LINES + 1
+    assert len(lines) == MAX_LINES
     assert max(map(len, lines)) == MAX_LINE
-    assert lines[-1] == "... and 9,990 more"
+    assert lines[-1] == "... and 9,991 more"
 
 
-@given(ANY_TEXT)
-def test_a_message_made_fit_twice_is_the_same(text: str) -> None:
-    assert message(message(text)) == message(text)
+@given(ANY_TEXT, st.sampled_from([1, 99, 100, 101, 5000]))
+def test_a_message_made_fit_twice_is_the_same(text: str, times: int) -> None:
+    once = message(f"{text}\n" * times)
+    assert message(once) == once
+
+
+@given(ANY_TEXT, st.lists(ANY_TEXT, max_size=3))
+def test_an_error_has_the_lines_it_was_given_and_no_others(text: str, lines: list[str]) -> None:
+    error = ConfigError(text, *lines)
+    assert str(error).count("\n") == len(lines)
+    assert printable(str(error).replace("\n", ""))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_every_error_of_ours_is_fit_to_be_printed() -> None:

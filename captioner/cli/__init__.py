@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from captioner import __version__
 from captioner.errors import CaptionerError, ConfigError, within_memory
+from captioner.foreign import MAX_LINE, message, plain
 
 # What each verb does, in the order people meet them; here, so that --help imports none of them.
 COMMANDS = {
@@ -50,21 +53,41 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Turn every foreseen error into its message and an exit code."""
         try:
-            with within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
+            with _usage_errors(), within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
                 return super().invoke(ctx)
         except CaptionerError as error:
-            click.echo(f"captioner: error: {error}", err=True)
+            _say(f"error: {error}")
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as stop:  # click would only say that it aborted
-            click.echo(f"captioner: {stop if stop.args else 'stopped'}", err=True)
+            _say(f"{stop if stop.args else 'stopped'}")
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our captions has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as error:  # a folder that cannot be written to, a full disk
-            where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"captioner: error: {where}{error.strerror or error}", err=True)
+            where = f"{plain(error.filename)}: " if error.filename else ""
+            _say(f"error: {where}{error.strerror or plain(error)}")
             ctx.exit(1)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line before a verb."""
+        with _usage_errors():
+            return super().make_context(*args, **kwargs)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Make what click says of arguments as short and printable as our own errors are."""
+    try:
+        yield
+    except click.ClickException as error:
+        text = plain(error.format_message(), MAX_LINE)
+        error.format_message = lambda: text  # type: ignore[method-assign]
+        raise
+
+
+def _say(text: str) -> None:
+    click.echo(message(f"captioner: {text}"), err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import say
+from captioner.cli.options import say, show
 from captioner.cli.scoring import (
     metrics_option,
     resamples_option,
@@ -15,6 +15,7 @@ from captioner.cli.scoring import (
     show_signatures,
     write_json,
 )
+from captioner.foreign import plain
 
 if TYPE_CHECKING:
     from captioner.evaluation.compare import Change, Pair
@@ -75,14 +76,14 @@ def command(
         say(f"warning: {warning}")
     for side, system in (("A", pair.a), ("B", pair.b)):
         decode = system.about("decode")
-        click.echo(f"{side}: {system.name}{f' ({decode})' if decode else ''}")
-    click.echo("")
+        show(f"{side}: {system.name}{f' ({plain(decode)})' if decode else ''}")
+    show()
     _show_scores(pair)
-    click.echo("")
+    show()
     show_signatures(pair.scores)
     _show_changes(f"improved most ({pair.ranked_by}, B - A)", pair.improved)
     _show_changes(f"got worse most ({pair.ranked_by}, B - A)", pair.worsened)
-    click.echo(f"\nVerdict: {conclusion(pair.scores)}")
+    show(f"\nVerdict: {conclusion(pair.scores)}")
     if output:
         write_json(output, pair.as_dict(), "comparison")
 
@@ -95,10 +96,10 @@ def _show_scores(pair: Pair) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
     for name, score in pair.scores.items():
         if score.note:
-            click.echo(f"{name}: undefined ({score.note})")
+            show(f"{name}: undefined ({score.note})")
 
 
 def _row(name: str, score: Comparison, verdict: str) -> tuple[str, ...]:
@@ -112,8 +113,8 @@ def _row(name: str, score: Comparison, verdict: str) -> tuple[str, ...]:
 def _show_changes(title: str, changes: list[Change]) -> None:
     if not changes:
         return
-    click.echo(f"\n{title}")
+    show(f"\n{title}")
     for change in changes:
-        click.echo(f"  {change.difference:+.3f}  {change.image}")
-        click.echo(f"          A  {change.a}")
-        click.echo(f"          B  {change.b}")
+        show(f"  {change.difference:+.3f}  {plain(change.image)}")
+        show(f"          A  {plain(change.a)}")
+        show(f"          B  {plain(change.b)}")

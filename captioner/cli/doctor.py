@@ -13,6 +13,7 @@ from captioner.cli.options import (
     model_option,
     say,
     set_option,
+    show,
 )
 
 
@@ -45,9 +46,9 @@ def command(
     checks = examine(captioner, config, folder, split, say=say)
     width = max(len(check.name) for check in checks)
     for check in checks:
-        click.echo(f"{check.status:7}  {check.name:{width}}  {check.finding}")
+        show(f"{check.status:7}  {check.name:{width}}  {check.finding}")
         if check.advice:
-            click.echo(f"{'':7}  {'':{width}}  -> {check.advice}")
-    click.echo(f"\nVerdict: {verdict(checks)}")
+            show(f"{'':7}  {'':{width}}  -> {check.advice}")
+    show(f"\nVerdict: {verdict(checks)}")
     if any(check.status == "problem" for check in checks):
         raise SystemExit(1)

@@ -16,6 +16,7 @@ from captioner.cli.options import (
     models_option,
     say,
     set_option,
+    show,
 )
 from captioner.cli.scoring import show_signatures
 
@@ -76,11 +77,9 @@ def command(
     scores = result.scores
     width = max(map(len, scores))
     for name, score in scores.items():
-        click.echo(f"{name:{width}}  {score}")
+        show(f"{name:{width}}  {score}")
     if result.truth is not None:
-        click.echo(
-            f"{'truth':{width}}  {result.truth:.3f} of the captions are true in every attribute"
-        )
+        show(f"{'truth':{width}}  {result.truth:.3f} of the captions are true in every attribute")
     show_signatures(scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
     say(f"report: {report}")

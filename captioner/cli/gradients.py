@@ -13,6 +13,7 @@ from captioner.cli.options import (
     load_captioner,
     say,
     set_option,
+    show,
 )
 
 STEPS = 300
@@ -77,7 +78,7 @@ def command(
         output = output or Path("gradients") / Path(name).stem
         check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
-    click.echo(describe_study(study))
+    show(describe_study(study))
     draw_study(study, output / "gradients.png")
     write_json(study, output / "gradients.json")
     say(f"wrote {output / 'gradients.png'} and {output / 'gradients.json'}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from captioner.foreign import message, printable
+
 if TYPE_CHECKING:
     from captioner.models.captioner import Captioner
 
@@ -124,6 +126,11 @@ def load_captioner(folders: Path | list[Path], device: str) -> Captioner:
     return Captioner.load(folders, device)
 
 
-def say(message: str) -> None:
-    """Everything that is not a caption goes to stderr."""
-    click.echo(message, err=True)
+def say(text: str) -> None:
+    """What is no result goes to stderr, as errors do: printable and of bounded length."""
+    click.echo(message(text), err=True)
+
+
+def show(text: str = "") -> None:
+    """Results for people go to stdout, printable."""
+    click.echo(printable(text))

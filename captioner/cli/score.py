@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import say
+from captioner.cli.options import say, show
 from captioner.cli.scoring import (
     metrics_option,
     resamples_option,
@@ -56,7 +56,7 @@ def command(
         say(f"{done.empty:,} of the captions are without a word and score 0")
     width = max(map(len, done.scores))
     for name, score in done.scores.items():
-        click.echo(f"{name:{width}}  {score}")
+        show(f"{name:{width}}  {score}")
     show_signatures(done.scores)
     if output:
         rows = {name: score.as_dict() for name, score in done.scores.items()}

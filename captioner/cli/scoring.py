@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import click
 
-from captioner.cli.options import say
+from captioner.cli.options import say, show
 
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, which --help does not import
 
@@ -58,7 +58,7 @@ def show_signatures(scores: Mapping[str, Signed]) -> None:
         name, _, fields = score.signature.partition("|")
         names.setdefault(fields, []).append(name)
     for fields, made_alike in names.items():
-        click.echo(f"{','.join(made_alike)}|{fields}")
+        show(f"{','.join(made_alike)}|{fields}")
 
 
 def write_json(path: Path, content: Mapping[str, Any], kind: str) -> None:

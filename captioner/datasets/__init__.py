@@ -122,8 +122,8 @@ def _choose(root: Path, format: str) -> Format:
                 return known
     except OSError as error:
         raise DataError(f"{root}: cannot read it: {error.strerror}") from error
-    sought = "".join(f"\n  {name}: {known.looks_for}" for name, known in FORMATS.items())
-    raise DataError(f"{root}: no known data set there; looked for{sought}")
+    sought = [f"  {name}: {known.looks_for}" for name, known in FORMATS.items()]
+    raise DataError(f"{root}: no known data set there; looked for", *sought)
 
 
 def _hold_out(dataset: Dataset, share: float) -> Dataset:

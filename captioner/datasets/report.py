@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from captioner.datasets.base import Dataset, Problem
 from captioner.errors import DataError
+from captioner.foreign import plain
 
 
 def describe(dataset: Dataset, extra: Iterable[tuple[str, str]] = ()) -> str:
@@ -22,17 +23,17 @@ def describe(dataset: Dataset, extra: Iterable[tuple[str, str]] = ()) -> str:
     captions: Counter[str] = Counter()
     for example in dataset.examples:
         captions[example.split] += len(example.captions)
-    counts = [(split, n, captions[split]) for split, n in dataset.splits.items()]
+    counts = [(plain(split, 40), n, captions[split]) for split, n in dataset.splits.items()]
     counts.append(("total", len(dataset.examples), captions.total()))
     extra = list(extra)
     width = max(map(len, ["skipped", *(row[0] for row in counts), *(row[0] for row in extra)]))
     lines = [
-        f"{'data':{width}}  {dataset.name} ({dataset.format}), {dataset.root}",
+        f"{'data':{width}}  {plain(dataset.name)} ({dataset.format}), {plain(dataset.root)}",
         f"{'':{width}}  {'images':>9}  {'captions':>9}",
         *(f"{label:{width}}  {images:>9,}  {texts:>9,}" for label, images, texts in counts),
-        *(f"{label:{width}}  {text}" for label, text in extra),
+        *(f"{label:{width}}  {plain(text)}" for label, text in extra),
         *(f"{'skipped':{width}}  {line}" for line in _summary(dataset.problems) or ["nothing"]),
-        *(f"{'note':{width}}  {note}" for note in dataset.notes),
+        *(f"{'note':{width}}  {plain(note)}" for note in dataset.notes),
     ]
     return "\n".join(lines)
 
@@ -51,8 +52,8 @@ def refuse_problems(dataset: Dataset, most: int = 10) -> None:
     if problems:
         listed = [f"  {problem.where}: {problem.kind}: {problem.detail}" for problem in problems]
         shown = [*listed[:most], *(["  ..."] if len(listed) > most else [])]
-        head = f"{dataset.root}: {len(problems):,} problems in strict mode (data.strict)"
-        raise DataError("\n".join([head, *shown]))
+        head = f"{plain(dataset.root)}: {len(problems):,} problems in strict mode (data.strict)"
+        raise DataError(head, *shown)
 
 
 def _summary(problems: tuple[Problem, ...]) -> list[str]:

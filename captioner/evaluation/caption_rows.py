@@ -46,8 +46,8 @@ def read_captions(path: Path) -> Iterator[Row]:
     """Read a file of captions by what its ending says it is.
 
     Args:
-        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`, else text;
-            named by the user, so it may be a pipe.
+        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`, else text, as
+            is a `.tsv` without column names; named by the user, so it may be a pipe.
 
     Raises:
         DataError: if it cannot be read, naming file and line.
@@ -65,7 +65,7 @@ def read_captions(path: Path) -> Iterator[Row]:
             if line.strip():
                 where = f"{path}:{number}"
                 yield _object_row(where, own_fields(_parse(where, line)))
-    elif suffix in (".csv", ".tsv"):
+    elif suffix == ".csv" or (suffix == ".tsv" and _has_header(lines)):
         yield from _table_rows(path, lines)
     else:
         yield from _text_rows(path, lines)
@@ -117,12 +117,18 @@ def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
         yield _object_row(where, dict(zip(header, own or map(_cell, cells), strict=True)))
 
 
+def _has_header(lines: list[str]) -> bool:
+    """Say whether a TSV begins with column names; the one that captioner writes does not."""
+    names = {name.strip().lower() for name in lines[0].split("\t")} if lines else set()
+    return not names.isdisjoint((*CAPTION_COLUMNS, *ID_COLUMNS, *IMAGE_COLUMNS, REFERENCES))
+
+
 def _cell(text: str) -> object:
     """A cell may hold a JSON list of captions."""
     if text.startswith("[") and text.endswith("]"):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 

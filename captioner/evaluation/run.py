@@ -15,6 +15,7 @@ from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError, ImageError, within_memory
 from captioner.files import write_text
+from captioner.foreign import plain
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
 from captioner.ownership import check_files
@@ -124,7 +125,7 @@ def caption_split(
             for found in captioner.search_each(features, n_best=n_best, **decoding):
                 if isinstance(found, ImageError):
                     path = table.examples[len(captions)].image
-                    raise ImageError(f"{path}: {found}; nothing is scored", kind=found.kind)
+                    raise ImageError(f"{plain(path)}: {found}; nothing is scored", kind=found.kind)
                 captions.append(found)
             bar.update(len(features))
     return captions
@@ -145,7 +146,7 @@ def config_of_model(
     """
     path = folder.resolve().parent / "config.yaml"
     if data:
-        overrides = (f"data.root={data}", "data.format=auto", *overrides)
+        overrides = (f"data.root={json.dumps(data)}", "data.format=auto", *overrides)
     elif not path.is_file():
         raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
     return load_config(str(path) if path.is_file() else None, overrides)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from captioner.datasets.reading import read_json
 from captioner.errors import DataError
 from captioner.evaluation.caption_rows import Row, read_captions
+from captioner.foreign import plain
 from captioner.metrics import Signature
 from captioner.text import tokenize
 
@@ -38,7 +39,7 @@ class CaptionSet:
 
     def label(self, image: int) -> str:
         """Return what to call an image: its id, else its line."""
-        return self.ids[image] if self.ids else f"line {image + 1}"
+        return plain(self.ids[image], 100) if self.ids else f"line {image + 1}"
 
     def about(self, key: str) -> str | None:
         """Return a field of the stored signature, such as `decode`; None where nobody knows."""
@@ -231,4 +232,4 @@ def _stored_signature(path: Path, images: int) -> Signature | None:
 
 def _listed(keys: Sequence[str]) -> str:
     more = f" and {len(keys) - LISTED:,} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more
+    return ", ".join(plain(key, 60) for key in keys[:LISTED]) + more

@@ -73,7 +73,7 @@ def to_picture(image: ImageLike) -> Image.Image:
             return read_image(Path(image))
         except ImageError as error:
             hint = "; addresses are not read here" if "://" in str(image) else ""
-            name = str(image) or "an empty path"
+            name = plain(image) or "an empty path"
             raise ImageError(f"{name}: {error}{hint}", kind=error.kind) from error
     image = _content(image)
     if isinstance(image, bytes):

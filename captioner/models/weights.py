@@ -204,4 +204,6 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(plain(name, 100) for name in names[:5]) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )

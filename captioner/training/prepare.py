@@ -14,6 +14,7 @@ from captioner.config import Config, DataConfig, resolve_path
 from captioner.datasets import Dataset, Example, describe, load_dataset
 from captioner.errors import DataError
 from captioner.features import FeatureStore, fill_store
+from captioner.foreign import plain
 from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary, tokenize
@@ -139,7 +140,7 @@ def store_features(
         world.wait()
     keys, broken = fill()
     for path, error in broken.items():
-        say(f"skipped: {path}: {error}")
+        say(f"skipped: {plain(path)}: {error}")
     if broken and strict:
         raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
     kept = tuple(example for example in examples if example.image in keys)

@@ -282,9 +282,7 @@ def _check_same(folder: Path, asked: Config) -> None:
         for key, value in values.items()
         if value != theirs[section][key]
     ]
-    raise ConfigError(
-        "\n".join([f"{folder}: a run is resumed with its own settings only", *differing])
-    )
+    raise ConfigError(f"{folder}: a run is resumed with its own settings only", *differing)
 
 
 __all__ = ["Stopped", "Summary", "train"]

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from captioner.files import whole_file
+from captioner.foreign import message
 from captioner.ownership import begin
 from captioner.training.board import Board
 
@@ -57,14 +58,15 @@ class RunLog:
             begin(folder, "tensorboard")
             self.board = Board(folder, step)
 
-    def say(self, message: str) -> None:
+    def say(self, text: str) -> None:
         """Print a message above any progress bar, and keep it with its time."""
         if self.silent:
             return
-        tqdm.write(message, file=sys.stderr)
+        text = message(text)
+        tqdm.write(text, file=sys.stderr)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         with self.text.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{stamp}  {line}\n" for line in message.splitlines()))
+            file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
 
     def record(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`, and its numbers to TensorBoard."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from captioner.cells import visible
 from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
 from captioner.files import whole_file
@@ -94,6 +95,7 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -104,6 +106,11 @@ def _template() -> Any:
         environment.globals[kind] = Markup(text)
         environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
     return environment.get_template("page.html")
+
+
+def _visible(value: Any) -> Any:
+    """Return a text without control characters; what is HTML or JSON already as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _loss_chart(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Markup:
