@@ -133,6 +133,17 @@ def test_positions_and_images_must_pair_up(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_row_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    journal.add([0], [good("a.png")])
+    with journal.connection as db:
+        db.execute("UPDATE records SET row = CAST(x'ff00ff' AS TEXT)")
+    for read in (lambda: journal.digests("a.png"), lambda: list(journal.merged(1))):
+        with pytest.raises(DataError, match=r"a damaged journal \(a row is not what was written\)"):
+            read()
+    journal.close()
+
+
 @pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal"])
 def test_what_belongs_to_no_journal_is_not_taken_for_the_rest_of_one(
     tmp_path: Path, ending: str
