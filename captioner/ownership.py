@@ -157,14 +157,30 @@ def clear(folder: Path, kind: str) -> None:
     _delete_files(folder, kind)
     for name, inner in _INNER.get(kind, {}).items():
         within = folder / name
-        if not within.is_dir() or not _delete_files(within, inner) or within.is_symlink():
-            continue
-        left = [path.name for path in within.iterdir()]
-        if left == [MARKER] and owns(within, inner):
-            (within / MARKER).unlink()
-        if left in ([], [MARKER]):  # else something of somebody else's is in it
-            with suppress(OSError):
-                within.rmdir()
+        if within.is_dir() and (_delete_files(within, inner) or owns(within, inner)):
+            left = [path.name for path in within.iterdir()]
+            if left == [MARKER] and owns(within, inner):
+                (within / MARKER).unlink()
+            _remove_if_empty(within)  # else it goes on to be captioner's, with what is left in it
+
+
+def remove(folder: Path, kind: str) -> None:
+    """Delete what captioner wrote into a folder, its marker too, and the folder if that is all.
+
+    Args:
+        folder: one that is not captioner's is left as it is.
+        kind: of a folder with a marker.
+    """
+    if owns(folder, kind):
+        _delete_files(folder, kind)
+        (folder / MARKER).unlink()
+        _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not folder.is_symlink():
+        with suppress(OSError):  # something of somebody else's is in it
+            folder.rmdir()
 
 
 def _delete_files(folder: Path, kind: str) -> bool:

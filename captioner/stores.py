@@ -108,11 +108,7 @@ def clear(stored: Stored) -> bool:
     with _alone(stored.folder) as alone:
         if not alone:
             return False
-        ownership.clear(stored.folder, "store")
-        if ownership.owns(stored.folder, "store"):
-            (stored.folder / ownership.MARKER).unlink()
-    if not any(stored.folder.iterdir()):
-        stored.folder.rmdir()
+        ownership.remove(stored.folder, "store")
     return True
 
 
