@@ -6,7 +6,14 @@ import torch
 from captioner.errors import CheckpointError
 from captioner.ownership import MARKER
 from captioner.training import bptt
-from captioner.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from captioner.training.checkpoint import (
+    Progress,
+    left_alone,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+    saved_steps,
+)
 
 import toys
 
@@ -123,3 +130,36 @@ def test_the_scale_of_fp16_gradients_comes_back(tmp_path):
     other = torch.amp.GradScaler("cpu", init_scale=2.0)
     restore(read_checkpoint(tmp_path / "step-1.safetensors"), scaler=other, **parts)
     assert other.state_dict() == scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("step-564 (copy).safetensors", "step-abc.safetensors", "step-.safetensors"),
+        *(
+            "step-007.safetensors",
+            "step-٣.safetensors",
+            "step--1.safetensors",
+            f"step-{10**30}.safetensors",
+        ),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_files_of_other_names_are_no_checkpoints_and_stay(saved, name, folder):
+    path, decoder, optimizer, _ = saved
+    other = path.with_name(name)
+    other.mkdir() if folder else other.write_bytes(b"mine")
+    path.with_name("step-31.safetensors").mkdir()
+    for step_number in (40, 50, 60):
+        save_checkpoint(
+            path.parent,
+            modules={"decoder": decoder},
+            optimizer=optimizer,
+            scaler=SCALER,
+            progress=Progress(step=step_number),
+            identity={},
+        )
+    kept = ["step-50.safetensors", "step-60.safetensors"]
+    assert [found.name for found in saved_steps(path.parent)] == kept
+    assert left_alone(path.parent) == sorted(["step-31.safetensors", name])
+    assert other.exists()
