@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import config_argument, device_option, say, set_option
+from captioner.cli.options import config_argument, device_option, say, set_option, show
 
 if TYPE_CHECKING:
     from captioner.stores import Stored
@@ -85,12 +85,12 @@ def _check() -> None:
         damaged += bool(damage)
         sound = "sound" if stored.feature_size else "without checksums (of an older captioner)"
         used = datetime.fromtimestamp(stored.used, UTC).strftime("%Y-%m-%d")
-        click.echo(
+        show(
             f"{stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
             f"{stored.size / 1e6:,.1f} MB  used {used}  {damage or sound}"
         )
     total = sum(stored.size for stored in found)
-    click.echo(
+    show(
         f"{len(found)} store(s) in {parent}, {total / 1e6:,.1f} MB of at most "
         f"{limit() / 1e9:g} GB (${LIMIT}), {damaged} damaged"
     )
@@ -117,7 +117,7 @@ def _prune() -> None:
         if dropped is None:
             say(f"{stored.folder.name}: in use, left alone")
         elif dropped:
-            click.echo(f"{stored.folder.name}: dropped {dropped:,} damaged row(s)")
+            show(f"{stored.folder.name}: dropped {dropped:,} damaged row(s)")
     _delete(over_limit(stores(parent)))
 
 
@@ -127,10 +127,10 @@ def _delete(going: list[Stored]) -> None:
     gone = [stored for stored in going if clear(stored)]
     for stored in going:
         what = "deleted" if stored in gone else "in use, left alone"
-        click.echo(
+        show(
             f"{what}: {stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
             f"{stored.size / 1e6:,.1f} MB"
         )
-    click.echo(f"{sum(stored.size for stored in gone) / 1e6:,.1f} MB freed")
+    show(f"{sum(stored.size for stored in gone) / 1e6:,.1f} MB freed")
     if len(gone) < len(going):
         raise SystemExit(1)

@@ -95,7 +95,7 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
                 # An annotation's own `id` is not an image's.
                 row = _object_row(where, annotation, id_columns=("image_id",))
                 file = files.get(row.image_id or "")
-                yield Row(where, row.captions, row.image_id, file)
+                yield Row(where, row.captions, row.image_id, None if file is None else str(file))
         case _:
             raise DataError(
                 f"{path}: neither COCO results ([{{image_id, caption}}, ...]) nor COCO captions "

@@ -197,3 +197,14 @@ def test_ten_thousand_mistakes_are_counted(tmp_path: Path) -> None:
     assert "10000 mistake(s)" in lines[0]
     assert lines[-1] == "... and 9,902 more"
     assert len(lines) < 110
+
+
+def test_a_file_name_that_is_no_text_is_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "coco.json"
+    for name in ([2], {"a": 1}, 7, True):
+        content = {
+            "annotations": [{"image_id": 1, "caption": "a dog"}],
+            "images": [{"id": 1, "file_name": name}],
+        }
+        path.write_text(json.dumps(content))
+        assert run("score", str(path), str(path)).exit_code == 0
