@@ -74,7 +74,8 @@ def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
     token_ids = torch.tensor([[5, 6, 5, 6], [6, 5, 6, 1], [0, 0, 0, 0]])
     lengths = torch.tensor([4, 3, 1])
     with torch.device("meta"):  # nothing may be made elsewhere than where the tokens are
-        first, _ = ngram_keys(token_ids[None, :2], lengths[None, :2], 2)
+        first, real = ngram_keys(token_ids[None, :2], lengths[None, :2], 2)
+    assert first.shape == real.shape == (1, 2, 3)
     # Models hold keys: they must stay as they are.
     assert (
         first[0, 1, 2].item() == (((2 * MULTIPLIER + 6) * MULTIPLIER + 1) + 2**63) % 2**64 - 2**63
