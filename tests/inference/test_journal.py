@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,3 +192,36 @@ def test_damage_is_told_from_what_only_stands_in_the_way(error: Exception, said:
     else:
         with pytest.raises(type(error)):
             module._refuse_if_not_damage(error)
+
+
+@pytest.mark.parametrize(
+    "where", ["sqlite_master", "integrity_check", "FROM records", "FROM listing"]
+)
+@pytest.mark.parametrize("error", [FULL, BUSY, CORRUPT])
+def test_salvage_gives_no_row_up_because_of_a_lock_or_a_full_disk(
+    tmp_path: Path, where: str, error: sqlite3.Error
+) -> None:
+    journal = Journal(tmp_path / "out.jsonl", 0, {})
+    journal.add([0], [good("a.png")])
+    journal.close()
+
+    class Failing(sqlite3.Connection):
+        def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+            if where in query:
+                raise error
+            return super().execute(query, *values)
+
+    with closing(sqlite3.connect(journal.own, factory=Failing)) as db:
+
+        def look() -> tuple[str | None, str | None]:
+            in_rows = where in ("FROM records", "FROM listing")
+            lost = module._sound_rows(db, journal.key)[1] if in_rows else None
+            return module._problem(journal.own, db, {}), lost
+
+        if error is CORRUPT:
+            problem, lost = look()
+            assert problem == (None if where == "FROM listing" else str(error))
+            assert lost is None or lost.endswith(" or more lost")
+        else:
+            with pytest.raises(type(error)):
+                look()
