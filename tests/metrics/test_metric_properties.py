@@ -380,6 +380,10 @@ def test_every_metric_has_its_own_names() -> None:
     prepared = PreparedReferences([[["a"]], [["b"]]])
     names = [name for make in METRICS.values() for name in make(prepared).names]
     assert len(set(names)) == len(names)
+    for metric in (METRICS[name](prepared) for name in JAVA_FREE):
+        statistics = metric.statistics([["a"], ["b"]])
+        assert metric.combine(statistics).shape == (2, len(metric.names))
+        assert metric.combine(statistics.sum(axis=0)).shape == (len(metric.names),)
 
 
 def test_rewards_are_fast_once_references_are_prepared() -> None:
