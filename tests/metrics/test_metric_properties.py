@@ -384,6 +384,8 @@ def test_every_metric_has_its_own_names() -> None:
         statistics = metric.statistics([["a"], ["b"]])
         assert metric.combine(statistics).shape == (2, len(metric.names))
         assert metric.combine(statistics.sum(axis=0)).shape == (len(metric.names),)
+        with pytest.raises(DataError, match="1 hypotheses for 2 images"):
+            metric.statistics([["a"]])
 
 
 def test_rewards_are_fast_once_references_are_prepared() -> None:
