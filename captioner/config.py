@@ -25,8 +25,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from captioner.cells import OBEYED
 from captioner.errors import ConfigError
+from captioner.escapes import OBEYED
 from captioner.foreign import excerpt, plain
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 from captioner import __version__
-from captioner.cells import COLUMNS
 from captioner.errors import CaptionerError, ConfigError
+from captioner.escapes import COLUMNS
 from captioner.foreign import plain
 
 MARKER = ".captioner.json"

@@ -16,8 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from captioner.cells import to_json
 from captioner.errors import ModelError
+from captioner.escapes import to_json
 from captioner.files import read_json, write_text
 from captioner.foreign import excerpt, plain
 

@@ -14,7 +14,7 @@ import pytest
 import captioner
 
 ROOT = Path(captioner.__file__).parent
-LOWEST = (("foreign", "cells"), ("__init__", "errors"), ("ownership",), ("files",))
+LOWEST = (("foreign", "escapes"), ("__init__", "errors"), ("ownership",), ("files",))
 LAYERS = (
     *LOWEST,
     ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),

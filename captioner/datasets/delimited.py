@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from captioner.cells import own_cells
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import guess_delimiter, is_utf8, read_lines, read_rows
 from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
+from captioner.escapes import own_cells
 from captioner.foreign import excerpt
 
 LOOKS_FOR = (

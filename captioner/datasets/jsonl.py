@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from captioner.cells import own_fields
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
 from captioner.datasets.reading import read_lines
 from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
+from captioner.escapes import own_fields
 from captioner.foreign import excerpt, plain
 
 LOOKS_FOR = (

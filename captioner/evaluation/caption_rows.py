@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.cells import own_cells, own_fields, unescape
 from captioner.datasets.reading import (
     guess_delimiter,
     is_utf8,
@@ -18,6 +17,7 @@ from captioner.datasets.reading import (
 )
 from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
 from captioner.errors import DataError
+from captioner.escapes import own_cells, own_fields, unescape
 from captioner.foreign import excerpt, plain
 
 REFERENCES = "references"  # of a prediction, in the same JSON object

@@ -10,10 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captioner.cells import to_json, utf8_name
 from captioner.config import Config, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError, ImageError, within_memory
+from captioner.escapes import to_json, utf8_name
 from captioner.files import write_text
 from captioner.foreign import plain
 from captioner.metrics import PreparedReferences, Score, score_captions

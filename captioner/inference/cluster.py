@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from captioner import __version__
-from captioner.cells import to_json
 from captioner.errors import CaptionerError, ConfigError
+from captioner.escapes import to_json
 from captioner.files import MOVED, whole_file
 from captioner.foreign import excerpt
 from captioner.inference.failures import ERRORS, failure_list

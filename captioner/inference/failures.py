@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from captioner.cells import to_json, utf8_name
 from captioner.errors import DataError
+from captioner.escapes import to_json, utf8_name
 from captioner.files import no_stream, whole_file
 from captioner.foreign import plain
 from captioner.ownership import check

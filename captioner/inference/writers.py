@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from captioner.cells import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.errors import DataError, ImageError
+from captioner.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.files import write_text
 from captioner.inference.local import Record
 from captioner.inference.sources import Item

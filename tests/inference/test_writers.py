@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cells import unescape
 from captioner.errors import DataError, ImageError
+from captioner.escapes import unescape
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 from captioner.inference.writers import FORMATS, as_dict, untaken, write_records

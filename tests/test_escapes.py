@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from captioner.cells import COLUMNS, escape, own_cells, own_fields, to_json, unescape, utf8_name
 from captioner.datasets import load_dataset
+from captioner.escapes import COLUMNS, escape, own_cells, own_fields, to_json, unescape, utf8_name
 from captioner.evaluation.caption_rows import read_captions
 from captioner.inference.local import Record
 from captioner.inference.sources.tables import table_images
