@@ -93,6 +93,7 @@ def test_any_training_takes_a_step(config):
 
 @QUICK
 @given(sections("decoder", small={}))
+@pytest.mark.slow
 def test_any_decoder_is_built_or_refused(config):
     assert config_edges.USES["decoder"](config) is None
 

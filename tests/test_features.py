@@ -313,6 +313,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_copy(tmp_path: Path, photos: Photos) -> None:
     paths = photos(COUNT)
     done = subprocess.run(

@@ -74,6 +74,7 @@ def test_ci_runs_what_the_readme_promises():
     assert "python -m pytest" in script
 
 
+@pytest.mark.slow
 def test_the_main_job_runs_on_the_bundled_default_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CAPTIONER_MODEL", raising=False)

@@ -332,6 +332,7 @@ def test_help_and_version():
     assert run("--version").stdout.startswith("captioner, version")
 
 
+@pytest.mark.slow
 def test_as_a_program_a_closed_pipe_is_not_a_traceback(home):
     command = f"{sys.executable} -m captioner caption '{home}' --batch-size 1 | head -1"
     environment = os.environ | {"PYTHONPATH": str(Path(captioner.__file__).parents[1])}

@@ -10,6 +10,8 @@ from captioner.cli import main
 
 import toys
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words):
     result = CliRunner().invoke(main, list(words))

@@ -193,6 +193,7 @@ def components(filled: np.ndarray) -> list[np.ndarray]:
 
 @unhurried
 @given(any_scene, st.integers(0, 10_000))
+@pytest.mark.slow
 def test_the_picture_shows_what_the_scene_says(scene: Scene, seed: int) -> None:
     picture = draw(scene, random.Random(seed))
     assert picture.mode == "P"
@@ -387,6 +388,7 @@ def cnn() -> torch.nn.Module:
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_a_linear_layer_reads_unseen_combinations_off_the_cnn() -> None:
     images, answers = [], []
     examples = {e.image_id: e for e in load_dataset(ROOT).examples}

@@ -246,6 +246,7 @@ def run(*words):
     return CliRunner().invoke(main, ["gradients", *words, "--device", "cpu"])
 
 
+@pytest.mark.slow
 def test_the_command_studies_every_cell_and_writes_table_figure_and_figures(folder):
     result = run("toy.yaml", "--steps", "3", "--set", "training.clip_norm=0.001")
     assert result.exit_code == 0, result.output

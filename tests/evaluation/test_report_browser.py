@@ -27,7 +27,7 @@ from report_toys import (
 )
 
 pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER), pytest.mark.slow]
 
 SCRIPT = "<script>window.hacked=1</script><img src=x onerror=hack()>"
 CAPTIONS = [

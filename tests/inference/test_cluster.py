@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore:.*:ResourceWarning:ray"),
     pytest.mark.filterwarnings("ignore:.*:UserWarning:ray"),
+    pytest.mark.slow,
 ]
 BATCH = 4
 

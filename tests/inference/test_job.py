@@ -65,6 +65,7 @@ def work(model, pictures, output) -> None:
     run(model, pictures, output)
 
 
+@pytest.mark.slow
 def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_bytes(model, pictures, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed" / "out.jsonl"
     for _ in range(2):  # the first also loads the fork server
@@ -452,6 +453,7 @@ def flip(path: Path, dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "-wal"])
+@pytest.mark.slow
 def test_a_flipped_bit_never_ends_in_other_captions_and_salvage_goes_on(
     ending, model, pictures, tmp_path
 ):

@@ -12,6 +12,8 @@ import captioner
 
 import toys
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(captioner.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",

@@ -12,6 +12,8 @@ import pytest
 from captioner.metrics import score_captions
 from captioner.metrics.coco import Meteor, Spice
 
+pytestmark = pytest.mark.slow
+
 REFERENCES = [
     [c.split() for c in captions]
     for captions in (

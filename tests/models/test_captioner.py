@@ -436,6 +436,7 @@ def tell(box, captioner):
 
 # A forked child hung for ever: it waited for threads that only its parent had.
 @pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.slow
 def test_a_captioner_that_was_used_goes_on_in_another_process(captioner, start):
     expected = list(captioner.caption(PICTURES))
     context = multiprocessing.get_context(start)

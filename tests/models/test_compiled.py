@@ -21,6 +21,8 @@ from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
 from captioner.models.fused import fold
 from captioner.models.preprocess import Preprocess
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.conftest import MakeState
 

@@ -126,6 +126,7 @@ def test_the_walk_met_both_kinds() -> None:
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.slow
 def test_the_fast_form_gives_torchvisions_features(backbone: str, make_state: MakeState) -> None:
     head, side = FAMILIES[backbone]
     spec, images = spec_of(backbone, side), pixels(side)

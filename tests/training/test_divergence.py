@@ -196,6 +196,7 @@ def test_dev_pictures_without_numbers_count_as_without_a_caption(config, tmp_pat
     assert "dev: 1 picture(s) count as without a caption" in said
 
 
+@pytest.mark.slow
 def test_all_processes_stop_together(config, tmp_path):
     words = command(change(config, learning_rate=1e6, epochs=40), tmp_path / "run")
     done = subprocess.run(

@@ -19,6 +19,8 @@ from captioner.training.run import train
 
 import toys
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 60
 # A fork server that has torch loaded already: twenty restarts cost little.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -21,6 +21,8 @@ from captioner.world import World
 
 import toys
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(captioner.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",
