@@ -74,7 +74,8 @@ def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> 
         CaptionerError: if it may not be written.
     """
     if kind in FILES:
-        free = not place.exists() or (place.is_file() and not place.stat().st_size)
+        empty = kind != "failures" and place.is_file() and not place.stat().st_size
+        free = not place.exists() or empty
         allowed = free or (kind not in _REGULAR and not place.is_dir() and not place.is_file())
     else:
         allowed = not os.path.lexists(place) or (place.is_dir() and is_empty(place))
@@ -99,7 +100,12 @@ def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigErr
     if folder.exists() and not folder.is_dir():
         raise error(f"{folder}: not a folder; name another place")
     for name, inner in _CONTENT[kind].items():
-        check(folder / name, inner, error)
+        place = folder / name
+        if place.exists() and not owns(place, inner):  # empty or not: nobody typed its name
+            raise error(
+                f"{place}: {_what_stands(place, inner)}; nothing was changed: name another place, "
+                f"or move away what is there"
+            )
 
 
 def _what_stands(place: Path, kind: str) -> str:
@@ -302,7 +308,8 @@ def _is_journal(path: Path) -> bool:
 
 def _is_failures(path: Path) -> bool:
     with path.open("rb") as file:
-        return all(map(_is_failure, file))
+        lines = [_is_failure(line) for line in file]
+    return bool(lines) and all(lines)  # an empty list is deleted, so an empty file is another's
 
 
 def _is_failure(line: bytes) -> bool:

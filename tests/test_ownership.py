@@ -50,6 +50,17 @@ def test_nothing_of_somebody_elses_changes_by_a_byte(tools, seed, name):
         assert changed(before, snapshot(folder)) == [], said
 
 
+def test_an_empty_file_whose_name_nobody_typed_is_left_alone(tools, tmp_path):
+    (tmp_path / "errors.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"errors\.jsonl"):
+        tools.caption(tmp_path / "o.jsonl")
+    (tmp_path / "report.html").touch()
+    with pytest.raises(ConfigError, match=r"report\.html"):
+        tools.evaluate(tmp_path)
+    held = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert held == {"errors.jsonl": 0, "report.html": 0}
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[*HealthCheck])
 @given(seed=st.integers(0, 2**32), how=st.sampled_from([{"overwrite": True}, {"resume": True}, {}]))
 def test_what_somebody_put_into_a_run_stays(tools, seed, how):
