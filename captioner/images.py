@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +41,11 @@ warnings.filterwarnings("ignore", module="PIL")
 
 
 def read_image(
-    source: Path | bytes, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None
+    source: Path | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
+    claim: Callable[[int], None] = lambda size: None,  # noqa: ARG005
 ) -> Image.Image:
     """Decode one image.
 
@@ -54,6 +58,7 @@ def read_image(
             which takes a fraction of the time. Of twice what the picture is then resized to,
             the resized pixels differ by 1 of 255 at most, on average, on photographs; of just
             what it is, by 3. None: at full size.
+        claim: told before the picture is decoded how many bytes that takes at most; may wait.
 
     Returns:
         RGB image, 8 bits per channel, upright.
@@ -68,7 +73,7 @@ def read_image(
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
     with _one_error(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _decoded(image, max_pixels, at_least)
+        return _decoded(image, max_pixels, at_least, claim)
 
 
 def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -85,11 +90,17 @@ def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         return _decoded(image, max_pixels, None)
 
 
-def _decoded(image: Image.Image, max_pixels: int, at_least: int | None) -> Image.Image:
+def _decoded(
+    image: Image.Image,
+    max_pixels: int,
+    at_least: int | None,
+    claim: Callable[[int], None] = lambda size: None,  # noqa: ARG005
+) -> Image.Image:
     _check_size(image, max_pixels)
     if at_least is not None:
         # Only JPEGs have drafts. No mode is asked for: it would become the picture's.
         image.draft(None, _enough(image.size, at_least))
+    claim(image.width * image.height * _bytes_per_pixel(image))
     image.load()
     _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
     return to_rgb(_upright(image))
@@ -160,6 +171,13 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"{size}: nothing to see", kind="no_pixels")
     if image.width * image.height > max_pixels:
         raise ImageError(f"{size}, more than the limit of {max_pixels:,}", kind="too_large")
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """What decoding takes: Pillow's four bytes, once more for a decoder's own or a turned copy."""
+    layers = 5 if image.has_transparency_data else 2
+    # Of these the coefficients of all scans are kept.
+    return 4 * layers + 6 * ("progressive" in image.info)
 
 
 def _enough(size: tuple[int, int], at_least: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ LOWEST = (("foreign", "escapes"), ("__init__", "errors"), ("ownership",), ("file
 LAYERS = (
     *LOWEST,
     ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),
+    ("memory",),
     ("datasets", "models"),
     ("features",),
     ("stores",),

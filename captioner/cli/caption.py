@@ -87,6 +87,12 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
     type=click.IntRange(1, 1024),
     help="Threads that read and decode; without a GPU they do all.",
 )
+@click.option(
+    "--max-memory",
+    metavar="SIZE",
+    help="For images being read and decoded, like 2G; with ray, of each worker.  "
+    "[default: by cores and what is free]",
+)
 @decoding_options
 @device_option
 def command(
@@ -108,6 +114,7 @@ def command(
     num_gpus: float | None,
     batch_size: int,
     num_workers: int | None,
+    max_memory: str | None,
     device: str,
     **decoding: Any,
 ) -> None:
@@ -131,13 +138,18 @@ def command(
         say(f"model: {folders[0]}")
 
     from captioner.inference.sources import list_images
+    from captioner.memory import Memory, bytes_of
     from captioner.models.captioner import choose_device
     from captioner.world import joined
 
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths are bytes, and only a line feed ends one.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-    items = list_images(images, recursive=recursive, stdin=sys.stdin, image_column=image_column)
+    limit = None if max_memory is None else bytes_of(max_memory)
+    memory = None if engine == "ray" else Memory(limit)
+    items = list_images(
+        images, recursive=recursive, stdin=sys.stdin, image_column=image_column, memory=memory
+    )
     options: dict[str, Any] = {
         "num_workers": num_workers,
         "batch_size": batch_size,
@@ -149,8 +161,10 @@ def command(
     started = time.perf_counter()
     if engine == "ray":
         assert output
+        options["max_memory"] = limit
         failed = _with_ray(folders, items, output, format, overwrite, num_gpus, started, options)
         raise SystemExit(int(failed > 0))
+    options["memory"] = memory
     # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
     # ranks that would wait for a dead one.
     with joined(choose_device(device), timedelta(days=365)) as (world, own_device):

@@ -26,9 +26,10 @@ from captioner.files import MOVED, whole_file
 from captioner.foreign import excerpt
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import BATCH_SIZE, Record, caption_files
-from captioner.inference.shares import last_line, to_item, to_table
+from captioner.inference.shares import items_of, last_line, to_row, to_table
 from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
+from captioner.memory import Memory, usual_limit
 from captioner.models.captioner import Captioner, model_folder
 from captioner.models.compiled import SWITCH
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARE = 8  # batches that a worker is handed together: it reads one while it searches another
+SHARE_BYTES = 2**28  # of members of archives, from which on a share has no further batch
 # What the cluster is given at a time. Names, and the bytes of members of archives, lie in Ray's
 # store, which spills to disk; this process holds one share. Each window starts its workers anew.
 WINDOW_IMAGES, WINDOW_BYTES = 2**20, 2**32
@@ -68,6 +70,7 @@ def caption_with_ray(
     batch_size: int = BATCH_SIZE,
     num_workers: int | None = None,
     num_gpus: float = 0,
+    max_memory: int | None = None,
     concurrency: int | tuple[int, int] | None = None,
     n_best: int = 1,
     address: str | None = None,
@@ -91,6 +94,8 @@ def caption_with_ray(
         batch_size: images per forward pass of the CNN.
         num_workers: threads of each worker that read and decode, for which a worker without a GPU
             asks for cores; None: one, or one per core of its machine where it has a GPU.
+        max_memory: bytes of images that a worker reads and decodes at a time; None: the usual
+            share of what is free there.
         num_gpus: of each worker, 0.5 for two on one; 0: workers on processors.
         concurrency: workers, or the fewest and the most; None: from one to as many as fit.
         n_best: captions per image.
@@ -126,6 +131,7 @@ def caption_with_ray(
         "name": captioner.name,
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
+        "max_memory": max_memory,
         "openvino": os.environ.get(SWITCH, ""),
     }
     listed = count = failed = 0
@@ -162,11 +168,11 @@ def caption_with_ray(
             worker["models"] = ray.put(worker["models"])
             rows = (
                 row
-                for window in _windows(items, SHARE * batch_size, put)
+                for window in _windows(items, batch_size, put)
                 for row in ray.data.from_arrow_refs(window)
                 .map_batches(
                     _Worker,
-                    batch_size=SHARE * batch_size,  # one block: batches begin where they should
+                    batch_size=None,  # a share: batches begin where they should
                     batch_format="pyarrow",
                     compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
                     fn_constructor_kwargs=worker,
@@ -191,7 +197,15 @@ MOST_GPUS = 1024  # of a worker
 class _Worker:
     """Holds a model and captions what it is handed."""
 
-    def __init__(self, models: Any, name: str, device: str, options: dict[str, Any], openvino: str):
+    def __init__(
+        self,
+        models: Any,
+        name: str,
+        device: str,
+        options: dict[str, Any],
+        max_memory: int | None,
+        openvino: str,
+    ):
         import ray
 
         os.environ[SWITCH] = openvino  # as where the job was started
@@ -205,12 +219,15 @@ class _Worker:
             self.captioner = Captioner.load(folders, device)
         self.captioner.name = name
         self.options = options
+        self.max_memory = max_memory or usual_limit(options["num_workers"])
 
     def __call__(self, share: pa.Table) -> pa.Table:
         """Caption a share: a table of `to_table` -> a table of position, line, kind of error."""
         import pyarrow as pa
 
-        records = caption_files(self.captioner, map(to_item, share.to_pylist()), **self.options)
+        memory = Memory(self.max_memory)
+        items = items_of(share, memory)
+        records = caption_files(self.captioner, items, memory=memory, **self.options)
         made = [
             (to_json(as_dict(record, self.options["n_best"])), record.kind) for record in records
         ]
@@ -223,12 +240,14 @@ class _Worker:
         )
 
 
-def _windows(items: Iterable[Item], share: int, put: Callable[[pa.Table], Any]) -> Iterator[Any]:
+def _windows(
+    items: Iterable[Item], batch_size: int, put: Callable[[pa.Table], Any]
+) -> Iterator[Any]:
     """Cut the items into shares, put each into the store, and list those of one window."""
-    source, first = iter(items), 0
+    source, first = map(to_row, items), 0
     window: list[Any] = []
     images = size = 0
-    while part := list(islice(source, share)):
+    while part := _share(source, batch_size):
         table = to_table(part, first)
         window.append(put(table))
         first, images, size = first + len(part), images + len(part), size + table.nbytes
@@ -237,6 +256,19 @@ def _windows(items: Iterable[Item], share: int, put: Callable[[pa.Table], Any]) 
             window, images, size = [], 0, 0
     if window:
         yield window
+
+
+def _share(rows: Iterator[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """Take whole batches, as many as belong together or are enough bytes."""
+    share: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        share.append(row)
+        size += len(row.get("bytes", b""))
+        whole, batches = len(share) % batch_size == 0, len(share) // batch_size
+        if whole and (batches == SHARE or size >= SHARE_BYTES):
+            break
+    return share
 
 
 def _write_jsonl(lines: Iterable[str], path: Path, n_best: int) -> None:  # noqa: ARG001

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from captioner.inference.journal import Journal, check_journals, forget, journal
 from captioner.inference.local import BATCH_SIZE, Record, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
+from captioner.memory import Memory
 from captioner.models.captioner import Captioner
-from captioner.models.pipeline import batched
+from captioner.models.pipeline import in_turn
 from captioner.models.preprocess import RESIZING
 from captioner.ownership import check
 from captioner.world import World
@@ -64,6 +65,7 @@ def caption_to_file(
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     num_workers: int | None = None,
+    memory: Memory | None = None,
     max_pixels: int = MAX_PIXELS,
     scaled_decoding: bool = False,
     **decoding: Any,
@@ -90,6 +92,7 @@ def caption_to_file(
         tell: told every record that is made in this sitting.
         say: told what was salvaged.
         num_workers: see `caption_batches`.
+        memory: see `caption_batches`.
         max_pixels: larger images are refused.
         scaled_decoding: see `caption_batches`.
         **decoding: overrides of the model's own settings.
@@ -114,28 +117,30 @@ def caption_to_file(
         sitting = world.share(os.urandom(16))
         journal = Journal(output, world.rank, identity, sitting)
         world.wait()  # for all to have looked at what was there
-        fresh = 0
-        places: list[range] = []
+        fresh = listed = 0
+        places: deque[list[int]] = deque()
 
-        def known(batch: Sequence[Item]) -> list[frozenset[bytes]]:
-            again = retry_errors or stop_on_error
-            before = [journal.digests(item.name, failures=not again) for item in batch]
-            # Of drawn captions a batch is drawn whole or not at all, to be what it was.
-            return before if all(before) or not settings["sample"] else [frozenset()] * len(batch)
+        def known(item: Item) -> frozenset[bytes]:
+            return journal.digests(item.name, failures=not (retry_errors or stop_on_error))
 
         try:
             done = caption_batches(
                 captioner,
                 _share(items, batch_size, world, places),
                 known=known,
+                together=settings["sample"],  # drawn anew, to be what it was
+                memory=memory,
                 n_best=n_best,
                 num_workers=num_workers,
                 **reading,
                 **decoding,
             )
             batches = tqdm(done, unit="batch", disable=None if world.leads else True)
-            for index, batch in enumerate(batches):
-                journal.add(places[index], batch)
+            for batch in batches:
+                # An item that ended the listing has a position, and nothing came of it.
+                positions = places.popleft()[: len(batch)]
+                listed += len(positions)
+                journal.add(positions, batch)
                 records = [image.record for image in batch if image.record]
                 fresh += len(records)
                 for record in records:
@@ -147,7 +152,7 @@ def caption_to_file(
                         )
         finally:
             journal.close()
-        counts = torch.tensor([fresh, sum(map(len, places))], device=captioner.device)
+        counts = torch.tensor([fresh, listed + sum(map(len, places))], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
         totals = _write(journal, format, n_best, fresh, listed) if world.leads else None
         return world.share(totals) or Totals(0, 0, fresh, None)
@@ -205,16 +210,24 @@ def going_on(overwrite: bool) -> str:
 
 
 def _share(
-    items: Iterable[Item], size: int, world: World, places: list[range]
-) -> Iterator[list[Item]]:
-    """Yield this process's batches, and note where they stand in the listing.
+    items: Iterable[Item], size: int, world: World, places: deque[list[int]]
+) -> Iterator[Iterator[Item]]:
+    """Yield this process's batches, and note where their items stand in the listing.
 
     Batches are cut from the whole listing, so they are the same for any number of processes.
     """
-    for batch, start in zip(batched(items, size), count(0, size), strict=False):
-        if start // size % world.size == world.rank:
-            places.append(range(start, start + len(batch)))
-            yield batch
+
+    def noted(batch: Iterator[tuple[int, Item]], positions: list[int]) -> Iterator[Item]:
+        for position, item in batch:
+            positions.append(position)
+            yield item
+
+    for number, batch in enumerate(in_turn(enumerate(items), size)):
+        if number % world.size == world.rank:
+            places.append([])
+            yield noted(batch, places[-1])
+        else:
+            deque(batch, maxlen=0)  # none of it is kept
 
 
 def _write(journal: Journal, format: str, n_best: int, fresh: int, listed: int) -> Totals:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from captioner.errors import ImageError, ImageErrorKind
-from captioner.images import MAX_PIXELS, read_file, read_image
+from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
+from captioner.memory import Held, Memory
 from captioner.models.captioner import Caption, Captioner
-from captioner.models.pipeline import batched, captions_of
+from captioner.models.pipeline import captions_of, in_turn
 
 DIGEST_BYTES = 16
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
@@ -84,18 +87,20 @@ def caption_files(
     Raises:
         ConfigError: if a decoding setting is unknown or impossible.
     """
-    for batch in caption_batches(captioner, batched(items, batch_size), **options):
+    for batch in caption_batches(captioner, in_turn(items, batch_size), **options):
         yield from (done.record for done in batch if done.record)
 
 
 def caption_batches(
     captioner: Captioner,
-    batches: Iterable[Sequence[Item]],
+    batches: Iterable[Iterable[Item]],
     *,
     num_workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     scaled_decoding: bool = False,
-    known: Callable[[Sequence[Item]], Sequence[frozenset[bytes]]] | None = None,
+    known: Callable[[Item], frozenset[bytes]] = lambda item: frozenset(),  # noqa: ARG005
+    together: bool = False,
+    memory: Memory | None = None,
     n_best: int = 1,
     **decoding: Any,
 ) -> Iterator[list[Done]]:
@@ -106,14 +111,17 @@ def caption_batches(
 
     Args:
         captioner: on its device.
-        batches: read only as they are needed, so that memory does not grow with their number.
+        batches: read only as they are needed, so that memory does not grow with their number;
+            a batch may be an iterator.
         num_workers: threads that read and decode and, on a processor, encode and search; None:
             one per core.
         max_pixels: larger images are refused.
         scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as twice
             what the CNN sees remains: much faster, and its pixels differ by less than 1 of 255.
-        known: tells for each item of a batch the digests of what its name has held when it was
-            captioned before; None: nothing is known.
+        known: tells the digests of what an item's name has held when it was captioned before.
+        together: a batch is captioned whole or, if all of it is known, not at all.
+        memory: asked for room to read and decode, the one that `list_images` asks; None: one of
+            the usual size.
         n_best: captions per image.
         **decoding: overrides of the model's own settings, such as beam_size=5.
 
@@ -126,27 +134,45 @@ def caption_batches(
     preprocess = captioner.encoder.preprocess
     at_least = preprocess.enough if scaled_decoding else None
 
-    def read(asked: tuple[Item, frozenset[bytes]]) -> tuple[Done, Tensor | None]:
-        item, before = asked
+    memory = memory or Memory()
+
+    def read(asked: tuple[Item, frozenset[bytes], int]) -> tuple[tuple[Done, bool], Tensor | None]:
+        item, before, number = asked
         digest = b""
+        claim = partial(memory.claim, number=number)
         try:
-            data = _content(item)
+            data = _content(item, claim)
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-            if digest in before:
-                return Done(item.name, digest, None), None
-            picture = read_image(data, max_pixels=max_pixels, at_least=at_least)
-            return Done(item.name, digest, None), preprocess.pixels(picture)
+            if digest in before and not together:
+                return (Done(item.name, digest, None), True), None
+            picture = read_image(data, max_pixels=max_pixels, at_least=at_least, claim=claim)
+            return (Done(item.name, digest, None), digest in before), preprocess.pixels(picture)
         except ImageError as error:
             failure = Record(item.name, error=str(error), kind=error.kind)
-            return Done(item.name, digest, None if digest in before else failure), None
+            return (Done(item.name, digest, failure), digest in before), None
+        finally:
+            if isinstance(item.source, Held):
+                item.source.give_back()
+            memory.leave(number)
 
-    asked = (list(zip(batch, (known or _nothing)(batch), strict=True)) for batch in batches)
+    asked = (((item, known(item), memory.join()) for item in batch) for batch in batches)
     for batch in captions_of(
-        captioner, asked, read, num_workers=num_workers, n_best=n_best, **decoding
+        captioner,
+        asked,
+        read,
+        needed=lambda made: not all(before for _, before in made),
+        num_workers=num_workers,
+        n_best=n_best,
+        **decoding,
     ):
+        all_known = all(before for (_, before), _ in batch)
         yield [
-            replace(done, record=_record(done.name, found)) if found else done
-            for done, found in batch
+            replace(done, record=_record(done.name, found))
+            if found
+            else replace(done, record=None)
+            if before and (all_known or not together)
+            else done
+            for (done, before), found in batch
         ]
 
 
@@ -156,13 +182,16 @@ def _record(name: str, found: list[Caption] | ImageError) -> Record:
     return Record(name, tuple(found))
 
 
-def _content(item: Item) -> bytes:
-    if isinstance(item.source, ImageError):
-        raise item.source
-    if isinstance(item.source, bytes):
-        return item.source
-    return read_file(item.source) if isinstance(item.source, Path) else item.source.read_bytes()
-
-
-def _nothing(batch: Sequence[Item]) -> list[frozenset[bytes]]:
-    return [frozenset()] * len(batch)
+def _content(item: Item, claim: Callable[[int], None]) -> bytes:
+    source = item.source
+    if isinstance(source, ImageError):
+        raise source
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Path):
+        with suppress(OSError, ValueError):  # reading it says what is wrong
+            claim(min(source.stat().st_size, MAX_BYTES))
+        return read_file(source)
+    if not isinstance(source, Held):
+        claim(source.size)
+    return source.read_bytes()

@@ -7,6 +7,7 @@ members of other archives travel themselves.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from captioner.errors import ImageError
 from captioner.images import check_bytes, read_file
-from captioner.inference.sources import Item, Slice
+from captioner.inference.sources import Item, Packed, Slice
+from captioner.memory import Held, Memory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def to_table(items: list[Item], first: int) -> pa.Table:
-    """Put items into a table; names are bytes, for not all are UTF-8.
+def to_table(rows: list[dict[str, Any]], first: int) -> pa.Table:
+    """Put rows into a table; names are bytes, for not all are UTF-8.
 
     Args:
-        items: images, or what could not be found.
+        rows: of `to_row`.
         first: position of the first in the listing of the job.
     """
     import pyarrow as pa
@@ -41,14 +43,20 @@ def to_table(items: list[Item], first: int) -> pa.Table:
         "error": pa.binary(),
         "kind": pa.string(),
     }
-    rows = [_row(item) | {"position": place} for place, item in enumerate(items, first)]
+    for place, row in enumerate(rows, first):
+        row["position"] = place
     return pa.Table.from_pylist(rows, pa.schema(kinds.items()))
 
 
-def _row(item: Item) -> dict[str, Any]:
+def to_row(item: Item) -> dict[str, Any]:
     """Put an item into a row of `to_table`; what it has not is left out."""
     row: dict[str, Any] = {"file_name": _bytes(item.name)}
     source = item.source
+    if isinstance(source, Packed):
+        try:
+            source = source.read_bytes()
+        except ImageError as error:
+            source = error
     if isinstance(source, Slice):
         row |= {"start": source.start, "size": source.size}
         source = source.path
@@ -59,6 +67,24 @@ def _row(item: Item) -> dict[str, Any]:
     elif isinstance(source, ImageError):
         row |= {"error": _bytes(str(source)), "kind": source.kind}
     return row
+
+
+def items_of(share: pa.Table, memory: Memory) -> Iterator[Item]:
+    """Take the items out of a table of `to_table`, each in its turn.
+
+    Args:
+        share: of any number of rows.
+        memory: is asked for room before bytes are taken out.
+    """
+    for part in share.to_batches(max_chunksize=1):
+        content = part.column("bytes")[0]
+        size = content.as_buffer().size if content.is_valid else 0
+        if size:
+            memory.claim(size)
+        item = to_item(part.to_pylist()[0])
+        if size and isinstance(item.source, bytes):
+            item = Item(item.name, Held(item.source, memory, size))
+        yield item
 
 
 def to_item(row: dict[str, Any]) -> Item:
@@ -86,6 +112,8 @@ def _text(content: bytes) -> str:
 
 class _Remote:
     """Bytes behind a URI, read by the threads that read files."""
+
+    size = 2**24  # most pictures are smaller; nobody says before it is opened
 
     def __init__(self, uri: str):
         self.uri = uri

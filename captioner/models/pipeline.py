@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,9 +30,10 @@ SEARCHED = 128  # images a core searches for together; fixed, as random draws de
 
 def captions_of(
     captioner: Captioner,
-    batches: Iterable[Sequence[T]],
+    batches: Iterable[Iterable[T]],
     read: Callable[[T], tuple[R, Tensor | None]],
     *,
+    needed: Callable[[list[R]], bool] = lambda made: True,  # noqa: ARG005
     num_workers: int | None = None,
     n_best: int = 1,
     **decoding: Any,
@@ -42,9 +44,11 @@ def captions_of(
 
     Args:
         captioner: on its device.
-        batches: taken only as they are needed, so that memory does not grow with their number.
+        batches: taken only as they are needed, so that memory does not grow with their number;
+            an image is on its way to be read before the next of its batch is asked for.
         read: called by the threads; what it makes of an image, and pixels, uint8 (3, S, S), or
             None where there is nothing to caption. It raises nothing.
+        needed: told what `read` made of a batch; False: its pixels are dropped.
         num_workers: threads; None: one for each core. On a processor they also encode and search.
         n_best: captions per image.
         **decoding: overrides of the model's own settings, such as beam_size=5.
@@ -91,14 +95,20 @@ def captions_of(
         def read_ahead() -> None:
             nonlocal ended
             while ended is None and len(waiting) < AHEAD:
+                begun: list[Future[tuple[R, Tensor | None]]] = []
                 try:
-                    waiting.append([pool.submit(read, image) for image in next(source)])
+                    for image in next(source):
+                        begun.append(pool.submit(read, image))
                 except Exception as error:  # StopIteration as a rule
                     ended = error
+                if begun:
+                    waiting.append(begun)
 
         read_ahead()
         while waiting:
             ready = [image.result() for image in waiting.popleft()]
+            if not needed([made for made, _ in ready]):
+                ready = [(made, None) for made, _ in ready]
             read_ahead()
             with within_memory("to caption"):
                 found = caption([pixels for _, pixels in ready if pixels is not None])
@@ -133,9 +143,24 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     Raises:
         ConfigError: at once, if the size is not 1 to 65,536.
     """
+    _check_size(size)
+    return _batches(iter(items), size)
+
+
+def in_turn(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
+    """Cut items into batches of a size that are taken item by item, each whole before the next.
+
+    Raises:
+        ConfigError: at once, if the size is not 1 to 65,536.
+    """
+    _check_size(size)
+    source = iter(items)
+    return (chain([first], islice(source, size - 1)) for first in source)
+
+
+def _check_size(size: int) -> None:
     if not isinstance(size, int) or not 1 <= size <= MOST_TOGETHER:
         raise ConfigError(f"batch_size: must be 1 to {MOST_TOGETHER:,}, given {excerpt(size, 60)}")
-    return _batches(iter(items), size)
 
 
 def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import ImageError
-from captioner.inference.sources import Item, Slice, list_images
+from captioner.inference.sources import Item, Packed, Slice, list_images
 
 Member = tuple[str, bytes] | tarfile.TarInfo
 
 
 def listed(*sources: str, **options: Any) -> list[str]:
     """Names of items; failures as `name! reason`."""
-    return [
-        f"{item.name}! {item.source}" if isinstance(item.source, ImageError) else item.name
-        for item in list_images(sources, **options)
-    ]
+    found = [(item.name, content(item)) for item in list_images(sources, **options)]
+    return [f"{name}! {held}" if isinstance(held, ImageError) else name for name, held in found]
 
 
 def content(item: Item) -> object:
     """What an item holds, read if it is a part of an archive."""
-    return item.source.read_bytes() if isinstance(item.source, Slice) else item.source
+    if not isinstance(item.source, Slice | Packed):
+        return item.source
+    try:
+        return item.source.read_bytes()
+    except ImageError as error:
+        return error
 
 
 def contents(*sources: str) -> dict[str, object]:

@@ -299,10 +299,10 @@ def test_an_archive_that_shrinks_while_it_is_read_costs_the_member() -> None:
     os.truncate("s.tar", second.source.start + 7)
     assert content(first) == b"first"
     with pytest.raises(ImageError, match="cut off while it was read"):
-        content(second)
+        second.source.read_bytes()
     Path("s.tar").unlink()
     with pytest.raises(ImageError, match="cannot be read: No such file"):
-        content(second)
+        second.source.read_bytes()
 
 
 def test_a_named_pipe_is_a_tar_stream() -> None:

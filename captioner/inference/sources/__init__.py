@@ -27,9 +27,10 @@ from captioner.inference.sources.item import (
 from captioner.inference.sources.tables import SUFFIXES as TABLES
 from captioner.inference.sources.tables import table_images
 from captioner.inference.sources.tar import COMMAND, command_images, tar_images
-from captioner.inference.sources.zip import zip_images
+from captioner.inference.sources.zip import Packed, zip_images
+from captioner.memory import Memory
 
-__all__ = ["Item", "Slice", "files_only", "list_images", "typed"]
+__all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]
 
 # How JPEG, PNG, gzip and ZIP files begin, read as names.
 NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
@@ -41,6 +42,7 @@ def list_images(
     recursive: bool = False,
     stdin: Iterable[str] = (),
     image_column: str | None = None,
+    memory: Memory | None = None,
 ) -> Iterator[Item]:
     """Find the images meant by files, folders, globs, archives, tables, commands and `-`.
 
@@ -50,6 +52,8 @@ def list_images(
         recursive: also look into folders of folders.
         stdin: paths, one a line; or, if the first line has a zero byte in it, between zero bytes.
         image_column: of tables; None: guessed among the usual names.
+        memory: is asked for room before a member of a stream is read, where who takes the items
+            has them captioned one after the other. None: nobody is asked.
 
     Yields:
         Each image; or, for what leads to none, its name and what is wrong with it. A folder's
@@ -61,17 +65,17 @@ def list_images(
             try:
                 for name in _names(stdin):
                     if name not in ("", "-"):
-                        yield from _named(name, recursive, image_column)
+                        yield from _named(name, recursive, image_column, memory)
             except ImageError as error:
                 yield Item(source, error)
             continue
         for name in typed(source):
             if name.startswith(COMMAND) and not os.path.lexists(name):
-                yield from command_images(name)
+                yield from command_images(name, memory=memory)
             elif kind_of(name) == "pipe":
-                yield from tar_images(name, stream=True)
+                yield from tar_images(name, stream=True, memory=memory)
             else:
-                yield from _named(name, recursive, image_column)
+                yield from _named(name, recursive, image_column, memory)
 
 
 def typed(source: str) -> Iterable[str]:
@@ -110,12 +114,14 @@ def _names(stdin: Iterable[str]) -> Iterator[str]:
     yield rest
 
 
-def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Item]:
+def _named(
+    name: str, recursive: bool, image_column: str | None, memory: Memory | None
+) -> Iterator[Item]:
     kind, ending = kind_of(name), name.lower()
     if kind == "folder":
         yield from folder_images(Path(name), recursive)
     elif kind == "file" and ending.endswith(TARS):
-        yield from tar_images(name)
+        yield from tar_images(name, memory=memory)
     elif kind == "file" and ending.endswith(ZIPS):
         yield from zip_images(name)
     elif kind == "file" and ending.endswith(TABLES):
@@ -126,7 +132,7 @@ def _named(name: str, recursive: bool, image_column: str | None) -> Iterator[Ite
         found = False
         for match in matches(name):
             found = True
-            yield from _named(match, recursive, image_column)
+            yield from _named(match, recursive, image_column, memory)
         if not found:
             yield failure(name, "no file matches this pattern", "missing")
     elif "://" in name:

@@ -21,6 +21,10 @@ Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 class Remote(Protocol):
     """What lies elsewhere and is read when its turn comes."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that the content takes, as far as is known before it is read."""
+
     def read_bytes(self) -> bytes:
         """Return the whole content, or raise `ImageError`."""
 

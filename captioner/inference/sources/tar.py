@@ -14,19 +14,21 @@ import lzma
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
-from typing import Self
+from typing import IO, Any, Self, cast
 
 from captioner.errors import ImageError
 from captioner.files import no_stream
 from captioner.foreign import plain
 from captioner.inference.sources.item import Item, Slice, failure
-from captioner.inference.sources.members import is_image, name_in, refusal
+from captioner.inference.sources.members import bomb, is_image, name_in, refusal
+from captioner.memory import Held, Memory
 
 COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
+_CHUNK = 2**18  # bytes that are read at a time
 MAX_HEADER = 2**20  # bytes of a long name or of pax records, which tarfile reads at once
 _READ_AT_ONCE = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -34,12 +36,13 @@ _READ_AT_ONCE = (
 )
 
 
-def tar_images(name: str, *, stream: bool = False) -> Iterator[Item]:
+def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None) -> Iterator[Item]:
     """List the images of a tar file or of a named pipe that carries one.
 
     Args:
         name: of the file or the pipe; its compression is known by its first bytes.
         stream: whether it is a pipe, which only the user may name.
+        memory: is asked for room before a member's bytes are read.
 
     Yields:
         Images in the order of the archive, with their bytes or where they lie; then, if it is
@@ -47,18 +50,19 @@ def tar_images(name: str, *, stream: bool = False) -> Iterator[Item]:
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
-            yield from _members(name, file)
+            yield from _members(name, file, memory)
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
 
 
-def command_images(source: str) -> Iterator[Item]:
+def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Item]:
     """List the images of a tar stream that a shell command writes.
 
     Args:
         source: `pipe:` and the command, from the hands of the user and of nobody else.
+        memory: see `tar_images`.
 
     Yields:
         As `tar_images`; a command that ends with another status than 0 is one failure.
@@ -78,7 +82,7 @@ def command_images(source: str) -> Iterator[Item]:
     try:
         with os.fdopen(process.stdout.fileno(), "rb", closefd=False) as stream:
             try:
-                yield from _members(source, stream)
+                yield from _members(source, stream, memory)
             except ImageError as error:
                 problem = error
             if problem is None:  # a command that could not write everything would fail
@@ -96,7 +100,7 @@ def command_images(source: str) -> Iterator[Item]:
         yield Item(source, problem)
 
 
-def _members(name: str, file: BufferedReader) -> Iterator[Item]:
+def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator[Item]:
     """List the images of one stream.
 
     Raises:
@@ -104,8 +108,10 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
     """
     found = False
     try:
-        with _unpacked(file) as stream:
+        packed = _Counting(file)
+        with _unpacked(file, packed) as stream:
             lies_open = stream is file and file.seekable()
+            stored = None if stream is file else lambda: packed.count
             length = os.fstat(file.fileno()).st_size if lies_open else None
             with tarfile.open(
                 fileobj=file if lies_open else _Ending(stream),
@@ -116,7 +122,10 @@ def _members(name: str, file: BufferedReader) -> Iterator[Item]:
                 errors="surrogateescape",
             ) as archive:
                 for member in _headers(archive, length):
-                    if is_image(member.name) and (item := _item(name, archive, member, length)):
+                    item = None  # what was yielded before need not be kept
+                    if is_image(member.name):
+                        item = _item(name, archive, member, length, stored, memory)
+                    if item:
                         found = True
                         yield item
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
@@ -159,36 +168,82 @@ def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.T
 
 
 def _item(
-    name: str, archive: tarfile.TarFile, member: tarfile.TarInfo, length: int | None
+    name: str,
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    length: int | None,
+    stored: Callable[[], int] | None,
+    memory: Memory | None,
 ) -> Item | None:
     full = name_in(name, member.name)
     if member.issym() or member.islnk():
         return failure(full, "a link to another file, which is not followed", "unreadable")
     if not member.isreg():
         return None
-    if reason := refusal(member.name, member.size):
-        return failure(full, reason)
-    if length is not None and not member.issparse():
+    sparse = member.issparse()
+    parts = sum(size for _, size in cast(Any, member).sparse) if sparse else None
+    if refused := refusal(member.name, member.size, parts):
+        return Item(full, refused)
+    if length is not None and not sparse:
         if member.offset_data + member.size > length:
             raise tarfile.ReadError("it is cut off")
         return Item(full, Slice(Path(name), member.offset_data, member.size))
-    content = archive.extractfile(member)
-    assert content is not None
-    return Item(full, content.read())
+    if memory:
+        memory.claim(member.size)
+    try:
+        content = _content(archive, member, stored)
+    except BaseException:
+        if memory:
+            memory.give_back(member.size)
+        raise
+    if isinstance(content, ImageError):
+        if memory:
+            memory.give_back(member.size)
+        return Item(full, content)
+    return Item(full, Held(content, memory, member.size) if memory else content)
 
 
-def _unpacked(file: BufferedReader) -> AbstractContextManager[BufferedIOBase]:
+def _content(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, stored: Callable[[], int] | None
+) -> bytes | ImageError:
+    file = archive.extractfile(member)
+    assert file is not None
+    content, before = BytesIO(), stored() if stored else 0
+    while part := file.read(_CHUNK):
+        content.write(part)
+        if stored and (refused := bomb(content.tell(), stored() - before + _CHUNK)):
+            return refused
+    return content.getvalue()
+
+
+def _unpacked(file: BufferedReader, packed: _Counting) -> AbstractContextManager[BufferedIOBase]:
     """Open the stream without its compression, if it has any; the file itself stays open."""
     # tarfile's own detection, `r|*`, reads only the first of several joined gzip or xz streams
     # (pigz, bgzip and cat write such) and checks no checksums.
     start = file.peek(10)
     if start.startswith(b"\x1f\x8b\x08"):
-        return gzip.GzipFile(fileobj=file)
+        return gzip.GzipFile(fileobj=packed)
     if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
-        return bz2.BZ2File(file)
+        return bz2.BZ2File(packed)
     if start.startswith(b"\xfd7zXZ"):
-        return lzma.LZMAFile(file)
+        return lzma.LZMAFile(cast(IO[bytes], packed))
     return nullcontext(file)
+
+
+class _Counting(BufferedIOBase):
+    """A compressed stream that knows how many bytes were read of it."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self.stream = stream
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self.stream.read(size)
+        self.count += len(data)
+        return data
 
 
 class _Ending(BufferedIOBase):
