@@ -112,7 +112,8 @@ def test_settings_are_the_same_in_any_order_and_others_are_named(tmp_path: Path)
             Journal(output, rank, {"model": "n", "beam_size": 4, "top_p": 1.0})
         assert str(error.value) == (
             f"{output}.journal: this job was begun otherwise (with another model; beam_size was 3, "
-            f"is 4); --overwrite starts over, --output FILE writes elsewhere"
+            f"is 4); --output FILE writes elsewhere, --overwrite gives up the 0 images that are "
+            f"done"
         )
 
 
