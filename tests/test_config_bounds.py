@@ -32,7 +32,20 @@ from captioner.training.update import check_room
 import toys
 
 NUMBERS = [each for each in config_edges.settings() if each.kind in (int, float)]
-DEVICES = ["meta", "cuda:99", "xpu", "", "cpu:x", "no such", "vulkan", "-1", "cuda:-1", "CPU"]
+DEVICES = [
+    "meta",
+    "hpu",
+    "privateuseone",
+    "cuda:99",
+    "xpu",
+    "",
+    "cpu:x",
+    "no such",
+    "vulkan",
+    "-1",
+    "cuda:-1",
+    "CPU",
+]
 
 
 @pytest.mark.parametrize("section", list(config_edges.USES))

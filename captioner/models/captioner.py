@@ -517,9 +517,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-        if chosen.type not in DEVICES:  # some, such as meta, hold no numbers
+        if chosen.type not in DEVICES:  # some, such as meta, hold no numbers; others need a module
             raise ValueError(f"{chosen.type} computes nothing here")
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         known += ["mps"] if torch.backends.mps.is_available() else []
