@@ -232,7 +232,7 @@ class FrozenEncoder(Encoder):
     def _take_form(self, threads: int) -> Form:
         assert isinstance(self.network, fx.GraphModule)
         form: Form = "PyTorch"
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self._is_finite():
             preprocess = self.spec.preprocess
             self._compiled = compile_network(self.network, preprocess, self.dtype, threads)
             if self._compiled:
@@ -241,6 +241,19 @@ class FrozenEncoder(Encoder):
             form = "oneDNN" if fuse(self.network, self.dtype) else "PyTorch"
         self.network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         return form
+
+    @torch.inference_mode()
+    def _is_finite(self) -> bool:
+        """Say whether the features of a picture of noise are numbers.
+
+        Where weights overflow, the fast forms' activations make zeros of what is no number, and
+        the features look sound; PyTorch's own leave it to be seen.
+        """
+        size = self.spec.preprocess.crop_size
+        noise = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (1, 3, size, size), generator=noise, dtype=torch.uint8)
+        features = self.network(self.spec.preprocess.normalize(pixels, torch.float32))
+        return bool(features.isfinite().all())
 
     @property
     def arithmetic(self) -> str:
