@@ -21,7 +21,7 @@ import psutil
 from captioner.errors import ConfigError
 from captioner.workers import cores
 
-PER_CORE = 160 * 2**20  # bytes: room to decode a photograph of 12 megapixels, half of it kept free
+PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
 LARGE = 2**26  # bytes; so many are given back to the system at once
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE | re.ASCII)
