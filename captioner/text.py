@@ -62,6 +62,8 @@ _ATOM = re.compile(
     rf"|(?:{'|'.join(map(re.escape, _ABBREVIATIONS.split()))})\."
 )
 
+_LONGEST_CHUNK = 1000  # characters; no word, and some rules take off one at a time
+
 # Tried in order; the first that changes a chunk splits it, and its pieces start over.
 _RULES = [
     (re.compile(r"[,;:]+$|(?<![.?!])[.?!]$"), " "),
@@ -107,6 +109,7 @@ def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-cased PTB tokens without punctuation, as the COCO evaluation does.
 
     Every whitespace-separated chunk is split by itself, so a token tokenised again is itself.
+    Chunks of more than 1,000 characters are cut first.
 
     Args:
         caption: any text; may be empty.
@@ -115,23 +118,36 @@ def tokenize(caption: str) -> list[str]:
         The tokens, for example `["a", "man", "'s", "hat"]`.
     """
     chunks = caption.lower().translate(_FOLD).split()
-    return [token for chunk in chunks for token in _pieces(chunk)]
+    return [
+        token
+        for chunk in chunks
+        for start in range(0, len(chunk), _LONGEST_CHUNK)
+        for token in _pieces(chunk[start : start + _LONGEST_CHUNK])
+    ]
 
 
 @lru_cache(maxsize=1 << 16)
 def _pieces(chunk: str) -> tuple[str, ...]:
     """Split one chunk without white space until no piece can be split further."""
+    tokens, left = [], [chunk]
+    while left:
+        piece = left.pop()
+        pieces = _split(piece)
+        if pieces != [piece]:
+            left += reversed(pieces)
+        elif piece not in PUNCTUATION:
+            tokens.append(piece)
+    return tuple(tokens)
+
+
+def _split(chunk: str) -> list[str]:
     if _ATOM.fullmatch(chunk):
-        return (chunk,)
+        return [chunk]
     for pattern, replacement in _RULES:
         pieces = pattern.sub(replacement, chunk).split()
         if pieces != [chunk]:
-            break
-    else:
-        pieces = _treebank()(chunk)
-    if pieces == [chunk]:
-        return () if chunk in PUNCTUATION else (chunk,)
-    return tuple(token for piece in pieces for token in _pieces(piece))
+            return pieces
+    return _treebank()(chunk)
 
 
 @lru_cache(maxsize=1)

@@ -68,6 +68,15 @@ def test_known_tokens(caption: str, tokens: str) -> None:
     assert tokenize(caption) == tokens.split()
 
 
+@pytest.mark.parametrize("mark", ["/", "+", "/'"])
+def test_a_chunk_without_end_is_split_like_a_short_one(mark: str) -> None:
+    assert tokenize(mark * 2000) == tokenize(mark * 10) * 200
+
+
+def test_a_chunk_that_is_no_word_is_cut() -> None:
+    assert tokenize("w" * 2500) == ["w" * 1000, "w" * 1000, "w" * 500]
+
+
 @given(TEXTS)
 def test_a_token_tokenised_again_is_itself(text: str) -> None:
     tokens = tokenize(text)
