@@ -75,6 +75,7 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
     if name in ("googlenet", "inception_v3"):
         # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
         args = {"aux_logits": False, "init_weights": False} | args
+    gradients = torch.is_grad_enabled()
     try:
         with torch.device(device), _Building():
             network: nn.Module = models.get_model(name, weights=None, **args)
@@ -83,6 +84,9 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
         reason = " ".join(str(error).split())
         message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(reason)}"
         raise ModelError(message) from error
+    finally:
+        # Builders switch gradients off and on; the second may be the call that is refused.
+        torch.set_grad_enabled(gradients)
     return network
 
 

@@ -360,6 +360,18 @@ def test_a_builder_that_makes_more_calls_than_it_may_is_stopped(
             torch.zeros(1)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_builder_that_is_stopped_anywhere_leaves_gradients_as_they_were(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.set_grad_enabled(enabled):
+        for calls in range(40):
+            monkeypatch.setattr(backbones, "MAX_CALLS", calls)
+            with pytest.raises(ModelError, match="more layers than any CNN has"):
+                build_backbone("squeezenet1_1", {}, device="meta")
+            assert torch.is_grad_enabled() == enabled
+
+
 def test_a_network_is_built_on_the_processor_unless_told_otherwise() -> None:
     places = {
         parameter.device.type for parameter in build_backbone("squeezenet1_1", {}).parameters()
