@@ -133,6 +133,14 @@ def test_nothing_trains_on_altered_features(tmp_path):
     train(config, tmp_path / "other", device="cpu", resume=True)
 
 
+def test_an_empty_store_is_sound(tiny_encoder):
+    FeatureStore.for_encoder(tiny_encoder)
+    done = run("--check")
+    assert "0 rows" in done.stdout
+    assert "sound" in done.stdout
+    assert run("--prune").exit_code == 0
+
+
 def test_a_store_without_checksums_is_encoded_again(filled, tiny_encoder):
     store, paths = filled
     before = {name: (store.folder / name).read_bytes() for name in FILES}

@@ -83,7 +83,11 @@ def _check() -> None:
     for stored in found:
         damage = stored.damage()
         damaged += bool(damage)
-        sound = "sound" if stored.feature_size else "without checksums (of an older captioner)"
+        sound = (
+            "sound"
+            if stored.feature_size or not stored.rows
+            else "without checksums (of an older captioner)"
+        )
         used = datetime.fromtimestamp(stored.used, UTC).strftime("%Y-%m-%d")
         show(
             f"{stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "

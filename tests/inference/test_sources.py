@@ -62,6 +62,10 @@ def test_a_file_named_like_a_pattern_is_that_file() -> None:
     assert listed("*.jpg") == ["[a].jpg", "b.jpg"]
 
 
+def test_a_pattern_longer_than_any_path_is_no_file() -> None:
+    assert "no such file" in listed("[" * 100_000)[0]
+
+
 def test_a_dash_stands_for_the_lines_of_stdin() -> None:
     lines = ["b.jpg\n", "\n", "sub\n", "missing.jpg\n", "*.PNG\n", "-\n", " spaced.jpg \n", "c.txt"]
     assert listed("a.PNG", "-", "b.jpg", stdin=lines) == [

@@ -34,6 +34,7 @@ __all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]
 
 # How JPEG, PNG, gzip and ZIP files begin, read as names.
 NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
+LONGEST = 4096  # characters of a path; a longer pattern matches nothing, and takes long to read
 
 
 def list_images(
@@ -128,7 +129,7 @@ def _named(
         yield from table_images(name, image_column)
     elif os.path.lexists(name):
         yield file_item(name)
-    elif glob.has_magic(name):
+    elif len(name) <= LONGEST and glob.has_magic(name):
         found = False
         for match in matches(name):
             found = True
