@@ -136,10 +136,10 @@ def caption_batches(
 
     memory = memory or Memory()
 
-    def read(asked: tuple[Item, frozenset[bytes], int]) -> tuple[tuple[Done, bool], Tensor | None]:
-        item, before, number = asked
+    def look(
+        item: Item, before: frozenset[bytes], claim: Callable[[int], None]
+    ) -> tuple[tuple[Done, bool], Tensor | None]:
         digest = b""
-        claim = partial(memory.claim, number=number)
         try:
             data = _content(item, claim)
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
@@ -150,7 +150,12 @@ def caption_batches(
         except ImageError as error:
             failure = Record(item.name, error=str(error), kind=error.kind)
             return (Done(item.name, digest, failure), digest in before), None
-        finally:
+
+    def read(asked: tuple[Item, frozenset[bytes], int]) -> tuple[tuple[Done, bool], Tensor | None]:
+        item, before, number = asked
+        try:
+            return look(item, before, partial(memory.claim, number=number))
+        finally:  # where the bytes and the picture are gone already
             if isinstance(item.source, Held):
                 item.source.give_back()
             memory.leave(number)

@@ -22,6 +22,7 @@ from captioner.inference.journal import Journal, journals_of
 from captioner.inference.local import Done, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
+from captioner.memory import Memory
 from captioner.models.captioner import Captioner
 from captioner.models.pipeline import WithinMemory
 
@@ -624,3 +625,32 @@ def test_where_memory_is_short_batches_are_halved_and_stay_so():
     assert asked == [9, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1]
     with pytest.raises(torch.OutOfMemoryError):
         WithinMemory(lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError()))(torch.ones(1))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_with_room_for_less_than_one_image_the_same_is_written(model, pictures, tmp_path, sampled):
+    shutil.make_archive(str(tmp_path / "p"), "gztar", pictures)
+    shutil.make_archive(str(tmp_path / "p"), "zip", pictures)
+    written = []
+    for limit in (None, 1):
+        memory = Memory(limit)
+        output = tmp_path / f"{limit}.jsonl"
+        items = list_images(
+            [str(pictures), str(tmp_path / "p.tar.gz"), str(tmp_path / "p.zip")], memory=memory
+        )
+        options = {"sample": True, "temperature": 3.0} if sampled else {}
+        totals = caption_to_file(
+            Captioner.load(model, "cpu"),
+            items,
+            output,
+            model="toy",
+            format="jsonl",
+            batch_size=16,
+            num_workers=4,
+            memory=memory,
+            **options,
+        )
+        assert totals.images == 3 * IMAGES
+        assert memory.used == 0
+        written.append(output.read_bytes())
+    assert written[0] == written[1]

@@ -8,6 +8,7 @@ import random
 import tarfile
 import threading
 import time
+import weakref
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -217,3 +218,24 @@ def test_what_is_no_size_is_one_line(text):
 
 def test_the_usual_limit_is_a_part_of_what_is_free():
     assert 0 < usual_limit(1) <= usual_limit(4)
+
+
+def test_room_is_given_back_when_the_picture_is_gone(pictures, tmp_path, monkeypatch):
+    there: list[weakref.ref] = []
+    left = []
+
+    def noted(*args, **options):
+        picture = read_image(*args, **options)
+        there.append(weakref.ref(picture))
+        return picture
+
+    class Watched(Memory):
+        def leave(self, number: int) -> None:
+            left.append([picture() for picture in there])
+            super().leave(number)
+
+    monkeypatch.setattr("captioner.inference.local.read_image", noted)
+    items = list_images([str(archives(tmp_path, pictures)[0])])
+    list(caption_files(toys.captioner(), items, memory=Watched(1), num_workers=1))
+    assert there
+    assert not any(picture for each in left for picture in each)

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from captioner.errors import ImageError
 from captioner.inference.sources import files_only, list_images, tar
 from captioner.inference.sources.braces import expand
+from captioner.inference.sources.members import UNFOLDED
+from captioner.memory import Held, Memory
 
 from source_toys import content, contents, entry, listed, memory_below, tar_bytes, write
 
@@ -449,3 +452,35 @@ def test_members_have_no_place_beside_them() -> None:
     first, second = files_only(list_images(["s.tar", "a.jpg"]))
     assert str(first.source) == "no file can stand beside it; choose a format of one file"
     assert second.source == Path("a.jpg")
+
+
+def test_a_sparse_member_of_nothing_is_a_bomb(tmp_path: Path) -> None:
+    for name, size in (("a.jpg", UNFOLDED), ("b.jpg", UNFOLDED + 1)):
+        Path(name).touch()
+        os.truncate(name, size)
+    for format in ("gnu", "posix"):
+        command = ["tar", "--sparse", f"--format={format}", "-cf", "s.tar", "a.jpg", "b.jpg"]
+        subprocess.run(command, check=True)
+        good, bad = list_images(["s.tar"])
+        assert good.source == bytes(UNFOLDED)
+        assert isinstance(bad.source, ImageError)
+        assert (bad.name, bad.source.kind) == ("s.tar/b.jpg", "too_large")
+
+
+def test_a_stream_waits_for_room_before_it_reads_a_member() -> None:
+    write("s.tar", tar_bytes([(f"{n}.jpg", bytes(1000)) for n in range(9)], "w:gz"))
+    memory = Memory(4000)
+    most = 0
+    with ThreadPoolExecutor(2) as pool:
+        for item in list_images(["s.tar"], memory=memory):
+            assert isinstance(item.source, Held)
+            most = max(most, memory.used)
+
+            def work(number: int, held: Held) -> None:
+                time.sleep(0.01)
+                held.give_back()
+                memory.leave(number)
+
+            pool.submit(work, memory.join(), item.source)
+    assert most <= 2000
+    assert memory.used == 0

@@ -7,6 +7,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,13 @@ def test_any_damaged_byte_is_no_more_than_failures(place: int, value: int, metho
     for item in items:
         held = content(item)
         assert isinstance(held, ImageError) or held in (b"a" * 99, b"b" * 99)
+
+
+def test_members_are_not_read_when_listed_and_by_any_number_of_threads_after() -> None:
+    names = [f"{n}.jpg" for n in range(40)]
+    write("p.zip", zip_bytes(*((name, name.encode() * 9999) for name in names), method=8))
+    with memory_below(2**20):
+        items = list(list_images(["p.zip"]))
+    Path("p.zip").unlink()  # it stays open as long as a member of it is there
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(content, items)) == [name.encode() * 9999 for name in names]
