@@ -21,6 +21,7 @@ from captioner.escapes import own_cells, own_fields, unescape
 from captioner.foreign import excerpt, plain
 
 REFERENCES = "references"  # of a prediction, in the same JSON object
+MAX_CAPTION = 10_000  # characters; scores compare all words of two captions
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,19 @@ def read_captions(path: Path) -> Iterator[Row]:
             is a `.tsv` without column names; named by the user, so it may be a pipe.
 
     Raises:
-        DataError: if it cannot be read, naming file and line.
+        DataError: if it cannot be read, or holds what is no caption, naming file and line.
     """
+    for row in _rows(path):
+        longest = max(map(len, (*row.captions, *(row.references or ()))), default=0)
+        if longest > MAX_CAPTION:
+            raise DataError(
+                f"{row.where}: a caption of {longest:,} characters, more than the limit of "
+                f"{MAX_CAPTION:,}"
+            )
+        yield row
+
+
+def _rows(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         yield from _json_rows(path, read_json(path, stream=True))

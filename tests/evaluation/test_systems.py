@@ -323,3 +323,9 @@ def test_compare_refuses_other_images_and_other_references(write):
     assert pair.scores["bleu_4"].a == pytest.approx(
         score_file(a, [], metrics=["bleu"], resamples=0).scores["bleu_4"].value
     )
+
+
+def test_what_is_far_too_long_for_a_caption_is_refused(write):
+    lines = write("long.txt", "a dog runs\n" + "dog " * 2_501 + "\n")
+    with pytest.raises(DataError, match=r"long\.txt:2: a caption of 10,00\d characters, more than"):
+        read_references([lines])
