@@ -60,6 +60,17 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def same_captions(one: Path, other: Path) -> None:
+    """Hold outputs against each other of which images met others in their batches.
+
+    The last digit of a score may then be another; nothing else is.
+    """
+    for row, wanted in zip(rows(one), rows(other), strict=True):
+        if wanted["score"] is not None:
+            assert row.pop("score") == pytest.approx(wanted.pop("score"), abs=2e-6)
+        assert row == wanted
+
+
 def work(model, pictures, output) -> None:
     torch.set_num_threads(1)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
@@ -486,7 +497,7 @@ def test_a_flipped_bit_never_ends_in_other_captions_and_salvage_goes_on(
             assert len(said[-1].splitlines()) == 1
             assert not output.exists()
             run(model, pictures, output, salvage=True)
-        assert output.read_bytes() == whole.read_bytes()
+        same_captions(output, whole)
     assert len(said) > 5 or ending  # SQLite itself drops what its log holds from a flip on
 
 
