@@ -12,7 +12,9 @@ import heapq
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple
@@ -39,6 +41,15 @@ CREATE TABLE IF NOT EXISTS listing (
     position INTEGER PRIMARY KEY, name BLOB, digest BLOB, checksum BLOB
 );
 """
+
+# What a journal's header may say at a place: first, what a whole one says. SQLite takes some
+# flipped bits there for a file that is not its own, or that it may not write.
+HEADER = {
+    0: (b"SQLite format 3\0",),
+    16: (b"\x10\0\x02\x02\0\x40\x20\x20", b"\x10\0\x01\x01\0\x40\x20\x20"),
+    44: (b"\0\0\0\x04", bytes(4)),
+    56: (b"\0\0\0\x01", bytes(4)),
+}
 
 # What was said first stays: an image may be listed again, and drawn captions would be others.
 ADD = """
@@ -279,7 +290,8 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
             problem = _problem(path, damaged, identity)
             if problem is None:
                 continue
-            kept, lost = _sound_rows(damaged, _key(text))
+            with _mended(path) as copy:
+                kept, lost = _sound_rows(copy, _key(text))
         with whole_file(path, "journal") as fresh:
             with _usable(path), closing(sqlite3.connect(fresh)) as db:
                 _begin(db, text)
@@ -295,9 +307,39 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+@contextmanager
+def _mended(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy of a damaged journal, with the header of a sound one."""
+    with _usable(path), tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        for ending in ("", "-wal", "-journal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{ending}", f"{copy}{ending}")
+        with copy.open("r+b") as file:
+            for place, (content, *_) in HEADER.items():
+                file.seek(place)
+                file.write(content)
+        with closing(_connect(copy)) as db:
+            yield db
+
+
+def _check_header(path: Path) -> None:
+    """Look at what SQLite does not tell from a missing permission.
+
+    Raises:
+        ValueError: if a header is not what was written.
+    """
+    with open(path, "rb", opener=no_stream) as file:
+        header = file.read(100)
+    for place, contents in HEADER.items() if header else ():
+        if not header.startswith(contents, place):
+            raise ValueError("its header is not what was written")
+
+
 def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> str | None:
     """Say what is damaged in a journal, if anything is."""
     try:
+        _check_header(path)
         if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             return None  # killed when it was about to begin
         began = _identity(db)
@@ -422,6 +464,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _open(path: Path, identity: str) -> sqlite3.Connection:
     connection = _connect(path)
+    _check_header(path)
     # First of all: whoever finds the file can tell what it is.
     if connection.execute("PRAGMA application_id").fetchone() != (JOURNAL_ID,):
         connection.execute(f"PRAGMA application_id = {JOURNAL_ID}")

@@ -11,7 +11,7 @@ import pytest
 
 from captioner.errors import ConfigError, DataError
 from captioner.inference import journal as module
-from captioner.inference.journal import Journal, check_journals, forget, journals_of
+from captioner.inference.journal import Journal, check_journals, forget, journals_of, salvaged
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
 
@@ -226,3 +226,21 @@ def test_salvage_gives_no_row_up_because_of_a_lock_or_a_full_disk(
         else:
             with pytest.raises(type(error)):
                 look()
+
+
+@pytest.mark.parametrize("place", [*range(24), *range(44, 48), *range(56, 60)])
+def test_a_flipped_bit_in_the_header_is_damage_and_loses_no_row(tmp_path: Path, place: int) -> None:
+    output = tmp_path / "out.jsonl"
+    with closing(Journal(output, 0, {"model": "m"})) as journal:
+        journal.add(range(2), [good("a.png"), bad("b.png")])
+    content = bytearray(journal.own.read_bytes())
+    content[place] ^= 2
+    journal.own.write_bytes(content)
+    check_journals(output)  # it is captioner's, if damaged
+    with pytest.raises(DataError, match="--salvage"):
+        Journal(output, 0, {"model": "m"})
+    (said,) = salvaged(output, {"model": "m"})
+    assert "2 sound row(s) kept, 0 lost" in said
+    assert (tmp_path / "out.jsonl.journal.damaged").read_bytes() == content
+    with closing(Journal(output, 0, {"model": "m"})) as journal:
+        assert journal.digests("a.png") == journal.digests("b.png") == {A}
