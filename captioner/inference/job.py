@@ -184,10 +184,10 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
                 sweep(output.with_name(ERRORS))
                 if overwrite:
                     forget(output)
-                elif _rows(output) and not journals_of(output):
+                elif not journals_of(output) and (rows := _rows(output)):
                     raise ConfigError(
                         f"{output}: exists, and has no journal to go on with; --output FILE writes "
-                        f"elsewhere, --overwrite gives up the {_rows(output):,} lines in it"
+                        f"elsewhere, --overwrite gives up the {rows:,} lines in it"
                     )
                 yield
             finally:
