@@ -81,10 +81,7 @@ def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> 
     else:
         allowed = not os.path.lexists(place) or (place.is_dir() and is_empty(place))
     if not allowed and not owns(place, kind):
-        raise error(
-            f"{place}: {_what_stands(place, kind)}; nothing was changed: name another place, or "
-            f"move away what is there"
-        )
+        raise _refusal(place, kind, error)
 
 
 def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
@@ -103,10 +100,14 @@ def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigErr
     for name, inner in _CONTENT[kind].items():
         place = folder / name
         if place.exists() and not owns(place, inner):  # empty or not: nobody typed its name
-            raise error(
-                f"{place}: {_what_stands(place, inner)}; nothing was changed: name another place, "
-                f"or move away what is there"
-            )
+            raise _refusal(place, inner, error)
+
+
+def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerError:
+    return error(
+        f"{place}: {_what_stands(place, kind)}; nothing was changed: name another place, or move "
+        f"away what is there"
+    )
 
 
 def _what_stands(place: Path, kind: str) -> str:

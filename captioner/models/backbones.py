@@ -81,8 +81,7 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
             network: nn.Module = models.get_model(name, weights=None, **args)
     # Builders check little: impossible arguments make them raise nearly anything.
     except Exception as error:
-        reason = " ".join(str(error).split())
-        message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(reason)}"
+        message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(error)}"
         raise ModelError(message) from error
     finally:
         # Builders switch gradients off and on; the second may be the call that is refused.
