@@ -53,6 +53,7 @@ from captioner.models.captioner import Captioner
 from captioner.training.run import train
 
 import toys
+from hostile_tars import sparse_member
 
 SECONDS = 60  # that one attack may take; all of them end within a few
 MAX_LINE, MAX_LINES = 1000, 40  # characters of a line, and lines, that an error may have
@@ -487,17 +488,7 @@ def toys_png(colour: str, shade: int) -> bytes:
 
 def bombs_of(work: Path) -> Iterator[tuple[str, Path]]:
     """Write small archives that hold, or claim, very much."""
-    # A sparse member as GNU tar writes it: one block, and a size of 500 MB.
-    sparse = b""
-    for number in range(6):
-        info = tarfile.TarInfo(f"{number}.jpg")
-        info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
-        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-        header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
-        header[483:495] = b"%011o\0" % (500 * 2**20)
-        header[148:156] = b" " * 8
-        header[148:156] = b"%06o\0 " % sum(header)
-        sparse += bytes(header) + b"\xff\xd8\xff" + bytes(509)
+    sparse = b"".join(sparse_member(f"{number}.jpg", 500 * 2**20) for number in range(6))
     (work / "sparse.tar").write_bytes(sparse + bytes(1024))
     yield "sparse tar, 6 x 500 MB", work / "sparse.tar"
     zeros = io.BytesIO()

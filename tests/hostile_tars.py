@@ -21,6 +21,18 @@ class TarCase:
     members: tuple[tuple[str, str], ...]
 
 
+def sparse_member(name: str, size: int) -> bytes:
+    """Return a member as GNU tar writes it for a file of holes: one block, and the claimed size."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"\xff\xd8\xff" + bytes(509)
+
+
 def make_tars(folder: Path) -> list[TarCase]:
     """Write archives whose members would get out, or are no files; nothing is ever unpacked."""
 

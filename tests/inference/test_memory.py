@@ -23,6 +23,7 @@ from captioner.inference.sources import list_images
 from captioner.memory import Held, Memory, bytes_of, usual_limit
 
 import toys
+from hostile_tars import sparse_member
 
 
 @settings(max_examples=30, deadline=None)
@@ -139,14 +140,7 @@ def listed(path):
 
 
 def test_a_sparse_member_is_refused_by_what_it_stores(tmp_path):
-    info = tarfile.TarInfo("a.jpg")
-    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
-    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    header[386:398], header[398:410] = b"%011o\0" % 0, b"%011o\0" % 512
-    header[483:495] = b"%011o\0" % (500 * 2**20)
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(512) + bytes(1024))
+    (tmp_path / "a.tar").write_bytes(sparse_member("a.jpg", 500 * 2**20) + bytes(1024))
     (refused,) = listed(tmp_path / "a.tar")
     assert isinstance(refused, ImageError)
     assert refused.kind == "too_large"
