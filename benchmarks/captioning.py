@@ -57,7 +57,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import models, transforms
 
-from captioner.config import load_config
+from captioner.config import DecoderConfig, load_config
 from captioner.images import read_image
 from captioner.inference.local import caption_files
 from captioner.inference.sources import Item
@@ -146,9 +146,7 @@ def random_scene(folder: Path) -> Scene:
     encoder = FrozenEncoder.create("mobilenet_v2", str(weights), image_size=size)
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
     vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
-    decoder = Decoder(
-        vocab_size=WORDS, feature_size=encoder.feature_size, **config.decoder.model_dump()
-    )
+    decoder = Decoder(config.decoder, vocab_size=WORDS, feature_size=encoder.feature_size)
     decoding = config.decoding.model_copy(update=NOT_RANKED)
     captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
     features = torch.cat([encoder(batch) for batch in pixels.split(32)])
@@ -183,6 +181,7 @@ def choose_bias(captioner: Captioner, features: Tensor) -> float:
     while high - low > 0.05:
         middle = (low + high) / 2
         decoder.output.bias[captioner.vocabulary.eos_id] = middle
+        captioner.to(DEVICE)  # lays the weights out anew
         low, high = (middle, high) if mean(words_of(captioner, features)) > 10 else (low, middle)
     return middle
 
@@ -567,7 +566,7 @@ def memory_part(_: Scene) -> bool:
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
     vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
     encoder = FrozenEncoder.create("squeezenet1_1", "none", image_size=64)
-    decoder = Decoder(vocab_size=WORDS, feature_size=encoder.feature_size)
+    decoder = Decoder(DecoderConfig(), vocab_size=WORDS, feature_size=encoder.feature_size)
     with torch.no_grad():
         decoder.output.bias[vocabulary.eos_id] = 4  # short captions: this is not about speed
     with tempfile.TemporaryDirectory() as name:

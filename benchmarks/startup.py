@@ -62,6 +62,7 @@ def make_model(folder: Path) -> Path:
     import torch
     from torchvision import models
 
+    from captioner.config import DecoderConfig
     from captioner.models.captioner import Captioner
     from captioner.models.decoder import Decoder
     from captioner.models.encoder import FrozenEncoder
@@ -72,7 +73,9 @@ def make_model(folder: Path) -> Path:
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
     vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
     encoder = FrozenEncoder.create("mobilenet_v2", str(state))
-    decoder = Decoder(vocab_size=len(vocabulary), feature_size=encoder.feature_size)
+    decoder = Decoder(
+        DecoderConfig(), vocab_size=len(vocabulary), feature_size=encoder.feature_size
+    )
     Captioner(encoder, decoder, vocabulary).save(folder / "model")
     return state
 

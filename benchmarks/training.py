@@ -102,11 +102,8 @@ class Ours:
     ) -> None:
         # No picture is looked at here: any CNN will do.
         encoder = FrozenEncoder.create("squeezenet1_1", "none")
-        decoder = Decoder(
-            vocab_size=len(vocabulary),
-            feature_size=table.features.shape[1],
-            **config.decoder.model_dump(),
-        )
+        sizes = {"vocab_size": len(vocabulary), "feature_size": table.features.shape[1]}
+        decoder = Decoder(config.decoder, **sizes)
         captioner = Captioner(encoder, decoder, vocabulary, config.decoding).to(device)
         dev = SplitTable((), table.features[:0], [])
         self.tokens = tokens_of(table)

@@ -37,7 +37,7 @@ def step(length: int, window: int | None) -> int:
     from captioner.training.telemetry import peak_memory
 
     config = load_config("flickr8k")
-    decoder = Decoder(vocab_size=WORDS, feature_size=FEATURES, **config.decoder.model_dump())
+    decoder = Decoder(config.decoder, vocab_size=WORDS, feature_size=FEATURES)
     for tokens in (10, length) if length else (10,):
         ids = torch.randint(4, WORDS, (BATCH, tokens + 1))
         batch = Batch(torch.randn(BATCH, FEATURES), ids[:, :-1], ids[:, 1:], BATCH * tokens)

@@ -255,15 +255,15 @@ def _step(config: Config) -> str | None:
 
 def _build(config: Config) -> str | None:
     """Build without memory; say how much it would take where that is too much."""
-    about = {"vocab_size": 20, "feature_size": 6} | config.decoder.model_dump()
+    sizes = {"vocab_size": 20, "feature_size": 6}
     with torch.device("meta"):
-        Decoder(**about)
+        Decoder(config.decoder, **sizes)
     try:
-        check_room(about, config.training, torch.device("cpu"))
+        check_room(config.decoder, config.training, torch.device("cpu"), **sizes)
     except ConfigError as error:
         return None if " GB are free" in str(error) and "\n" not in str(error) else str(error)
-    if max(about["hidden_size"], about["embed_size"]) <= 2**10:
-        decoder = Decoder(**about).eval()
+    if max(config.decoder.hidden_size, config.decoder.embed_size) <= 2**10:
+        decoder = Decoder(config.decoder, **sizes).eval()
         logits, _ = decoder(torch.tensor([[1, 2]]), decoder.init_hidden(torch.ones(1, 6)))
         return None if logits.isfinite().all() else "a score is no number"
     return None

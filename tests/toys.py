@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captioner.config import Config
+from captioner.config import Config, DecoderConfig
 from captioner.models.backbones import build_backbone
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
@@ -56,8 +56,8 @@ def decoder(
     *, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, **changes: Any
 ) -> Decoder:
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"hidden_size": 8, "embed_size": 5, "dropout": 0.0} | changes
-    return Decoder(vocab_size=vocab_size, feature_size=feature_size, **settings)
+    config = DecoderConfig(**{"hidden_size": 8, "embed_size": 5, "dropout": 0.0} | changes)
+    return Decoder(config, vocab_size=vocab_size, feature_size=feature_size)
 
 
 def pair() -> Encoder:

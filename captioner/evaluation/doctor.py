@@ -23,6 +23,7 @@ from captioner.features import AlteredError, FeatureStore
 from captioner.images import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import Captioner
+from captioner.models.decoder import Decoder
 from captioner.models.encoder import DTYPES, Encoder, Form, arithmetic_of
 from captioner.models.preprocess import one_or_list
 from captioner.text import Vocabulary, tokenize
@@ -55,8 +56,10 @@ def examine(
 
     Raises:
         DataError: if the split cannot be used.
+        ModelError: if the captioner is an ensemble.
     """
     encoder, words = captioner.encoder, captioner.vocabulary
+    decoder = captioner.single_decoder("examined; examine its models one by one")
     dataset = open_dataset(config.data)
     usual = (config.data.split_dev, config.data.split_test)
     split = split or next((name for name in usual if name in dataset.splits), usual[0])
@@ -71,11 +74,11 @@ def examine(
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(table.examples))[:RECOMPUTED]
     try:
-        captions, initial, outputs = _run(captioner, table.features)
+        captions, initial, outputs = _run(captioner, decoder, table.features)
     except ImageError as error:
         advice = "restore model.safetensors, or train again with a lower training.learning_rate"
         return [Check("numbers", "problem", str(error), advice)]
-    start = captioner.decoder.init_hidden
+    start = decoder.init_hidden
     tokens = [tokenize(caption) for caption in captions]
     coverage = words.coverage(caption for image in table.references for caption in image)
     return [
@@ -146,7 +149,7 @@ def _check_shuffle(
 
 @torch.inference_mode()
 def _run(
-    captioner: Captioner, features: Tensor
+    captioner: Captioner, decoder: Decoder, features: Tensor
 ) -> tuple[list[str], tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:
     """Caption a split.
 
@@ -159,10 +162,10 @@ def _run(
     for batch in features.split(CHUNK):
         found = [best[0].text for best in captioner.search(batch)]
         captions += found
-        hidden = captioner.decoder.init_hidden(batch.to(captioner.device))
+        hidden = decoder.init_hidden(batch.to(captioner.device))
         initial.update(hidden.transpose(0, 1).flatten(1))  # (L, B, H) -> (B, L * H)
         token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in found])
-        read, _ = captioner.decoder.run_cell(token_ids.to(captioner.device), hidden)
+        read, _ = decoder.run_cell(token_ids.to(captioner.device), hidden)
         outputs.update(read[token_ids != Vocabulary.pad_id])
     return captions, initial.arrays(), outputs.arrays()
 

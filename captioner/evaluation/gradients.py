@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
-from captioner.config import Config, TrainingConfig
+from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.errors import DataError
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
@@ -135,19 +135,20 @@ def study_cells(
     table = _table(prepared.train, length)
     training = config.training
     batch = longest_batch(table, training.batch_size, seed=training.seed)
-    cells = []
+    cells, vocab_size = [], len(prepared.vocabulary)
     with tqdm(total=len(CELLS) * steps, unit="step", disable=None) as bar:
         for kind in CELLS:
             name = f"rnn {kind['nonlinearity']}" if kind["cell"] == "rnn" else kind["cell"]
             bar.set_description(name)
-            settings = {
-                "vocab_size": len(prepared.vocabulary),
-                "feature_size": encoder.feature_size,
-                **config.decoder.model_dump(),
-                **kind,
-            }
-            check_room(settings, training, chosen)
-            decoder = _fresh(settings, training.seed, table).to(chosen)
+            cell = config.decoder.model_copy(update=kind)
+            check_room(
+                cell,
+                training,
+                chosen,
+                vocab_size=vocab_size,
+                feature_size=encoder.feature_size,
+            )
+            decoder = _fresh(cell, vocab_size, table, training.seed).to(chosen)
             before = _stage(decoder, batch, training)
             log = _train(decoder, table.to(chosen), training, steps, bar)
             after = _stage(decoder, batch, training)
@@ -168,7 +169,7 @@ def study_model(
         say: told what happens.
 
     Raises:
-        CaptionerError: if the data cannot be used.
+        CaptionerError: if the data cannot be used, or the captioner is an ensemble.
     """
     prepared = prepare(config, captioner.encoder, say)
     if prepared.vocabulary.words != captioner.vocabulary.words:
@@ -178,13 +179,13 @@ def study_model(
         )
     table, training = _table(prepared.train, length), config.training
     batch = longest_batch(table, training.batch_size, seed=training.seed)
-    settings = captioner.decoder.settings
-    fresh = _fresh(settings, training.seed, table)
-    name = settings["cell"]
+    decoder = captioner.single_decoder("studied; study its models one by one")
+    fresh = _fresh(decoder.config, decoder.vocab_size, table, training.seed)
+    name = decoder.config.cell
     cell = CellStudy(
-        name=f"{name} {settings['nonlinearity']}" if name in ("rnn", "elman") else name,
+        name=f"{name} {decoder.config.nonlinearity}" if name in ("rnn", "elman") else name,
         before=_stage(fresh, batch, training),
-        after=_stage(captioner.decoder, batch, training),
+        after=_stage(decoder, batch, training),
         log=_read_log(folder.resolve().parent / "metrics.jsonl", training.clip_norm, say),
     )
     return _study(batch, training, None, [cell])
@@ -194,9 +195,9 @@ def _table(table: CaptionTable, length: int | None) -> CaptionTable:
     return join_captions(table, length) if length else table
 
 
-def _fresh(settings: dict[str, Any], seed: int, table: CaptionTable) -> Decoder:
+def _fresh(config: DecoderConfig, vocab_size: int, table: CaptionTable, seed: int) -> Decoder:
     torch.manual_seed(seed)
-    decoder = Decoder(**settings)
+    decoder = Decoder(config, vocab_size=vocab_size, feature_size=table.features.shape[1])
     decoder.init_hidden.measure(table.features, table.rows.unique())
     return decoder
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from captioner.config import DRAWING, DecodingConfig
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.foreign import excerpt
-from captioner.models.decoder import Decoder
+from captioner.models.decoder import Decoder, SearchDecoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
@@ -24,7 +24,7 @@ from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.pipeline import batched, captions_of
 from captioner.models.scoring import embeddings, log_likelihoods
-from captioner.search import Hypotheses, beam_search, sample
+from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
@@ -72,7 +72,7 @@ class Captioner:
     def __init__(
         self,
         encoder: Encoder,
-        decoder: Decoder,
+        decoder: SearchDecoder,
         vocabulary: Vocabulary,
         decoding: DecodingConfig | None = None,
         neighbours: Neighbours | None = None,
@@ -93,6 +93,7 @@ class Captioner:
         self.neighbours = neighbours
         self.device = torch.device("cpu")
         self.name = "the model"
+        self._steps: dict[torch.dtype, Step] = {}
 
     @property
     def num_models(self) -> int:
@@ -108,6 +109,7 @@ class Captioner:
         self.device = choose_device(device)
         self.encoder.to_device(self.device)
         self.decoder.to(self.device)
+        self._steps.clear()
         self.neighbours = self.neighbours and self.neighbours.to(self.device)
         return self
 
@@ -191,7 +193,7 @@ class Captioner:
         words = self.vocabulary
         features = features.to(self.device)
         hidden = self.decoder.init_hidden(features)
-        step = self.decoder.stepper(self._dtype(settings.precision))
+        step = self._step(self._dtype(settings.precision))
         ids: dict[str, Any] = {
             "bos_id": words.bos_id,
             "eos_id": words.eos_id,
@@ -241,9 +243,15 @@ class Captioner:
             for best, each in zip(captions, flags, strict=True)
         ]
 
+    def _step(self, dtype: torch.dtype) -> Step:
+        """Return the decoder's step, laid out once for each dtype: its weights stay as they are."""
+        if dtype not in self._steps:
+            self._steps[dtype] = self.decoder.stepper(dtype)
+        return self._steps[dtype]
+
     def _dtype(self, precision: str) -> torch.dtype:
         """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
-        small = self.decoder.settings["hidden_size"] < LARGE
+        small = self.decoder.hidden_size < LARGE
         return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
     def _read(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
@@ -426,7 +434,7 @@ class Captioner:
         for batch in batched(map(to_picture, each(many)), BATCH):
             hidden = self.decoder.init_hidden(self.encode(batch))
             self._refuse(~hidden.isfinite().all(2).all(0), STATES)
-            likely = log_likelihoods(self.decoder, hidden, texts).cpu()
+            likely = log_likelihoods(self._step(torch.float32), hidden, texts).cpu()
             self._refuse(likely.isnan().any(1), SCORES)
             scores.append(likely)
         tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])
@@ -446,15 +454,24 @@ class Captioner:
         """
         if isinstance(captions, str):
             return self.embed([captions])[0]
-        self._check_alone("asked for embeddings; ask one of its models")
-        states = embeddings(self.decoder, self._token_ids(captions)).cpu()
+        decoder = self.single_decoder("asked for embeddings; ask one of its models")
+        states = embeddings(decoder, self._token_ids(captions)).cpu()
         if not states.isfinite().all():
             raise ModelError(f"{self.name} gives no numbers for a caption: {STATES}; {OVERFLOW}")
         return states
 
-    def _check_alone(self, what: str) -> None:
-        if self.num_models > 1:
-            raise ModelError(f"an ensemble cannot be {what}")
+    def single_decoder(self, purpose: str) -> Decoder:
+        """Return the decoder of a captioner that is one model.
+
+        Args:
+            purpose: what an ensemble cannot be, for the error.
+
+        Raises:
+            ModelError: if this is an ensemble.
+        """
+        if not isinstance(self.decoder, Decoder):
+            raise ModelError(f"an ensemble cannot be {purpose}")
+        return self.decoder
 
     def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:
         texts = list(captions) if isinstance(captions, Iterable) else [captions]
@@ -473,8 +490,8 @@ class Captioner:
         Raises:
             ModelError: if something else stands there, or it cannot be written.
         """
-        self._check_alone("saved; its models are there already")
-        parts = Parts(self.encoder, self.decoder, self.vocabulary, self.decoding, self.neighbours)
+        decoder = self.single_decoder("saved; its models are there already")
+        parts = Parts(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
         write_model(Path(folder), parts)
 
     @classmethod
@@ -496,8 +513,9 @@ class Captioner:
             raise ModelError("no model directory is named; name one, or several")
         with within_memory("to load the model"):
             models = [(Path(each), read_model(each)) for each in folders]
-            parts = join(models) if len(models) > 1 else models[0][1]
-            captioner = cls(*parts)
+            captioner = cls(*models[0][1])
+            if len(models) > 1:
+                captioner.encoder, captioner.decoder = join(models)
             captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
             return captioner.to(device)
 

@@ -8,29 +8,31 @@ training see a single hidden state whatever the cell.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioner.config import DecoderConfig
 from captioner.models.stepping import Stepper
-from captioner.recurrence import Elman, Phi
+from captioner.recurrence import Elman
 from captioner.search import Step
 from captioner.text import Vocabulary
 
 
 class Dropout(nn.Module):
-    """Zero a share of the values while training, and scale up the others to keep the mean.
+    """Zero values at random while training, and scale up the others to keep the mean.
 
     Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
     Overfitting". What `nn.Dropout` does; but on a processor that draws a random number for every
     value, which took a seventh of a training step. Here each 64-bit number decides for four.
     """
 
-    def __init__(self, share: float):
+    def __init__(self, rate: float):
         super().__init__()
-        self.share = share
+        self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
         """Drop out.
@@ -41,14 +43,14 @@ class Dropout(nn.Module):
         Returns:
             The values, some of them zero; all of them as they were in evaluation mode.
         """
-        if not self.training or not self.share:
+        if not self.training or not self.rate:
             return values
         if values.device.type != "cpu":
-            return functional.dropout(values, self.share)
+            return functional.dropout(values, self.rate)
         draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         draws = draws.view(torch.int16)[: values.numel()].view_as(values)
-        kept = draws >= round(self.share * 2**16) - 2**15
-        return values * kept.to(values.dtype).div_(1 - self.share)
+        kept = draws >= round(self.rate * 2**16) - 2**15
+        return values * kept.to(values.dtype).div_(1 - self.rate)
 
 
 class InitialState(nn.Module):
@@ -61,23 +63,13 @@ class InitialState(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        *,
-        feature_size: int,
-        hidden_size: int,
-        num_layers: int,
-        has_cell_state: bool,
-        norm: str,
-        dropout: float,
-    ):
+    def __init__(self, config: DecoderConfig, feature_size: int):
         super().__init__()
-        self.norm = norm
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.dropout = Dropout(dropout)
-        states = 2 * num_layers if has_cell_state else num_layers
-        self.projection = nn.Linear(feature_size, states * hidden_size)
+        self.norm = config.feature_norm
+        self.hidden_size, self.num_layers = config.hidden_size, config.num_layers
+        self.dropout = Dropout(config.feature_dropout)
+        states = 2 * self.num_layers if config.cell == "lstm" else self.num_layers
+        self.projection = nn.Linear(feature_size, states * self.hidden_size)
         self.register_buffer("mean", torch.zeros(feature_size))
         self.register_buffer("std", torch.ones(feature_size))
 
@@ -119,73 +111,50 @@ class InitialState(nn.Module):
         return torch.cat((h, states[self.num_layers :])).contiguous()
 
 
+class SearchDecoder(Protocol):
+    """What searching and scoring need of a decoder; a `Decoder` has it, and an `Ensemble`."""
+
+    hidden_size: int
+
+    @property
+    def init_hidden(self) -> Callable[[Tensor], Tensor]:
+        """Maps features (B, F) to an initial hidden state (S, B, H)."""
+
+    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
+        """Return what advances the decoder by one token; see `Decoder.stepper`."""
+
+    def eval(self) -> Self:
+        """Leave training mode."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move to a device."""
+
+
 class Decoder(nn.Module):
     """Word vectors -> recurrent cell -> scores of the next word."""
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        feature_size: int,
-        cell: Literal["rnn", "gru", "lstm", "elman"] = "lstm",
-        nonlinearity: Phi = "tanh",
-        hidden_size: int = 512,
-        num_layers: int = 1,
-        embed_size: int = 256,
-        dropout: float = 0.5,
-        feature_dropout: float = 0.0,
-        tie_weights: bool = True,
-        feature_norm: Literal["standardize", "none"] = "standardize",
-    ):
-        """Build a decoder.
+    def __init__(self, config: DecoderConfig, *, vocab_size: int, feature_size: int):
+        """Build a decoder with random weights.
 
         Args:
+            config: the cell, its sizes and its dropout.
             vocab_size: V.
             feature_size: F of the encoder.
-            cell: recurrent cell; `elman` is `rnn` with its gradients written out by hand.
-            nonlinearity: phi of `rnn` and `elman`.
-            hidden_size: H, units per layer.
-            num_layers: stacked layers.
-            embed_size: width of a word vector.
-            dropout: share of word vectors, of outputs and between layers that is dropped.
-            feature_dropout: share of the features that is dropped.
-            tie_weights: score words by their word vectors, through a projection H -> embed_size.
-            feature_norm: `standardize` scales each feature to mean 0 and deviation 1.
         """
         super().__init__()
-        # Everything needed to build this decoder again, for the model directory.
-        self.settings: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "feature_size": feature_size,
-            "cell": cell,
-            "nonlinearity": nonlinearity,
-            "hidden_size": hidden_size,
-            "num_layers": num_layers,
-            "embed_size": embed_size,
-            "dropout": dropout,
-            "feature_dropout": feature_dropout,
-            "tie_weights": tie_weights,
-            "feature_norm": feature_norm,
-        }
-        self.is_lstm = cell == "lstm"
-        self.num_layers = num_layers
-        self.num_states = 2 * num_layers if self.is_lstm else num_layers
+        self.config = config
+        self.vocab_size, self.feature_size = vocab_size, feature_size
+        self.hidden_size, self.num_layers = config.hidden_size, config.num_layers
+        self.is_lstm = config.cell == "lstm"
+        self.num_states = 2 * self.num_layers if self.is_lstm else self.num_layers
+        embed_size, tie_weights = config.embed_size, config.tie_weights
         self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
-        self._stepper: Step | None = None
-        self._made_from: list[object] = []
-        self.cell = _build_cell(cell, nonlinearity, embed_size, hidden_size, num_layers, dropout)
-        self.init_hidden = InitialState(
-            feature_size=feature_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            has_cell_state=self.is_lstm,
-            norm=feature_norm,
-            dropout=feature_dropout,
-        )
-        self.dropout = Dropout(dropout)
-        self.output = nn.Linear(embed_size if tie_weights else hidden_size, vocab_size)
+        self.cell = _build_cell(config)
+        self.init_hidden = InitialState(config, feature_size)
+        self.dropout = Dropout(config.dropout)
+        self.output = nn.Linear(embed_size if tie_weights else self.hidden_size, vocab_size)
         # Tied: hidden -> word-vector space, then the scores are products with the word vectors.
-        self.to_embed = nn.Linear(hidden_size, embed_size, bias=False) if tie_weights else None
+        self.to_embed = nn.Linear(self.hidden_size, embed_size, bias=False) if tie_weights else None
         # Scores start near zero, so the first loss is about log V.
         nn.init.normal_(self.embedding.weight, std=embed_size**-0.5)
         with torch.no_grad():
@@ -253,41 +222,31 @@ class Decoder(nn.Module):
         logits, hidden = self(token_ids.unsqueeze(1), hidden)
         return logits.squeeze(1), hidden
 
+    @torch.no_grad()
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return `step` in its fast form, for many steps with the weights as they are now.
+        """Return `step` in its fast form, with the weights as they are now.
+
+        Making it costs as much as some steps: keep it while the weights stay as they are.
 
         Args:
             dtype: of matrix products; those of a cell without a fast form stay in float32.
         """
         if not isinstance(self.cell, nn.RNNBase):
             return self.step
-        weights = list(self.parameters())
-        # In-place changes count the version up; a move to another device shows in the address.
-        # Tensors made in inference mode have no version: nothing may be remembered of them.
-        counted = not any(weight.is_inference() for weight in weights)
-        made_from = [dtype, *((w.data_ptr(), w._version, w.device) for w in weights if counted)]
-        if self._stepper is None or not counted or self._made_from != made_from:
-            with torch.no_grad():
-                self._stepper = Stepper(
-                    self.embedding, self.cell, self.to_embed, self.output, dtype
-                )
-            self._made_from = made_from
-        return self._stepper
+        return Stepper(self.embedding, self.cell, self.to_embed, self.output, dtype)
 
 
-def _build_cell(
-    cell: str, nonlinearity: Phi, embed_size: int, hidden_size: int, num_layers: int, dropout: float
-) -> nn.Module:
-    between = dropout if num_layers > 1 else 0.0
-    shape = (embed_size, hidden_size, num_layers)
-    if cell == "elman":
-        return Elman(*shape, nonlinearity=nonlinearity, dropout=between)
-    if cell == "rnn":
-        rnn = nn.RNN(*shape, nonlinearity=nonlinearity, batch_first=True, dropout=between)
+def _build_cell(config: DecoderConfig) -> nn.Module:
+    shape = (config.embed_size, config.hidden_size, config.num_layers)
+    between = config.dropout if config.num_layers > 1 else 0.0
+    if config.cell == "elman":
+        return Elman(*shape, nonlinearity=config.nonlinearity, dropout=between)
+    if config.cell == "rnn":
+        rnn = nn.RNN(*shape, nonlinearity=config.nonlinearity, batch_first=True, dropout=between)
         # Its two biases only ever appear as their sum: one is enough, as in the textbook.
-        for layer in range(num_layers):
+        for layer in range(config.num_layers):
             bias = rnn.get_parameter(f"bias_hh_l{layer}")
             nn.init.zeros_(bias).requires_grad_(False)
         return rnn
-    kinds: dict[str, type[nn.GRU | nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
-    return kinds[cell](*shape, batch_first=True, dropout=between)
+    cell = nn.GRU if config.cell == "gru" else nn.LSTM
+    return cell(*shape, batch_first=True, dropout=between)

@@ -132,7 +132,11 @@ def _write(folder: Path, parts: Parts) -> None:
         "captioner_version": __version__,
         "encoder": one_or_list(about),
         "mirrored": encoder.mirrored,
-        "decoder": decoder.settings,
+        "decoder": {
+            "vocab_size": decoder.vocab_size,
+            "feature_size": decoder.feature_size,
+            **decoder.config.model_dump(),
+        },
         "decoding": decoding.model_dump(),
     }
     alone = len(encoder.parts) == 1
@@ -142,7 +146,7 @@ def _write(folder: Path, parts: Parts) -> None:
         for name, tensor in part.state.items()
     }
     for name, tensor in decoder.state_dict().items():
-        if not (name == TIED and decoder.settings["tie_weights"]):
+        if not (name == TIED and decoder.config.tie_weights):
             tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
     for name, tensor in (neighbours.tensors() if neighbours else {}).items():
         tensors[f"neighbours.{name}"] = tensor.cpu().contiguous()
@@ -171,29 +175,29 @@ def read_model(folder: str | Path) -> Parts:
     try:
         cnns = _cnns_of(config["encoder"], preprocess)
         mirrored = _is(config.get("mirrored", False))
-        settings = _decoder_of(config["decoder"])
+        decoder_config, sizes = _decoder_of(config["decoder"])
         decoding = DecodingConfig.model_validate(config["decoding"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be used: {_reason(error)}") from error
-    if settings["vocab_size"] != len(vocabulary):
+    if sizes["vocab_size"] != len(vocabulary):
         raise ModelError(
-            f"{folder}: config.json expects {settings['vocab_size']} words, "
+            f"{folder}: config.json expects {sizes['vocab_size']} words, "
             f"vocab.json has {len(vocabulary)}"
         )
     weights = folder / "model.safetensors"
     states = _read_weights(weights)
     encoder = _load_encoder(cnns, states["encoder"], weights)
     encoder.mirrored = mirrored
-    if settings["feature_size"] != encoder.feature_size:
+    if sizes["feature_size"] != encoder.feature_size:
         raise ModelError(
-            f"{folder}: config.json expects {settings['feature_size']} features, "
+            f"{folder}: config.json expects {sizes['feature_size']} features, "
             f"{encoder.name} gives {encoder.feature_size}"
         )
-    decoder = _load_decoder(settings, states["decoder"], weights)
+    decoder = _load_decoder(decoder_config, sizes, states["decoder"], weights)
     neighbours = None
     if stored := states.get("neighbours"):
         try:
-            neighbours = Neighbours.read(stored, decoder.num_states * settings["hidden_size"])
+            neighbours = Neighbours.read(stored, decoder.num_states * decoder.hidden_size)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
     return Parts(encoder, decoder, vocabulary, decoding, neighbours)
@@ -243,14 +247,14 @@ def _cnn_of(about: dict[str, Any], where: str, preprocess: Preprocess) -> CNN:
     return EncoderSpec(preprocess=preprocess, **{name: about[name] for name in kinds}), precision
 
 
-def _decoder_of(about: dict[str, Any]) -> dict[str, Any]:
+def _decoder_of(about: dict[str, Any]) -> tuple[DecoderConfig, dict[str, int]]:
     """Return the settings of the decoder, each of a kind and in a range that it may have."""
     sizes = {name: about[name] for name in ("vocab_size", "feature_size")}
     for name, size in sizes.items():
         if type(size) is not int:
             raise ValueError(f"decoder.{name}: not a whole number, given {excerpt(size)}")
     rest = {name: value for name, value in about.items() if name not in sizes}
-    return sizes | DecoderConfig.model_validate(rest).model_dump()
+    return DecoderConfig.model_validate(rest), sizes
 
 
 def _is(value: Any) -> bool:
@@ -309,25 +313,26 @@ def _load_encoder(cnns: dict[str, CNN], state: dict[str, Tensor], where: Path) -
         raise ModelError(f"{where.parent}: {error}") from error
 
 
-def _load_decoder(settings: dict[str, Any], state: dict[str, Tensor], where: Path) -> Decoder:
-    if settings["tie_weights"] and "embedding.weight" in state:
+def _load_decoder(
+    config: DecoderConfig, sizes: dict[str, int], state: dict[str, Tensor], where: Path
+) -> Decoder:
+    if config.tie_weights and "embedding.weight" in state:
         state[TIED] = state["embedding.weight"]
     misfit = f"{where}: does not fit config.json"
-    if settings["num_layers"] > len(state):
-        raise ModelError(f"{misfit}: it has no {settings['num_layers']} layers")
+    if config.num_layers > len(state):
+        raise ModelError(f"{misfit}: it has no {config.num_layers} layers")
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}")
     try:
         # Without memory first: only what the file really holds is allocated.
         with torch.device("meta"):
-            empty = Decoder(**settings)
+            empty = Decoder(config, **sizes)
         empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
-        decoder = Decoder(**settings)
+        decoder = Decoder(config, **sizes)
         decoder.load_state_dict(state)
     except (TypeError, ValueError, KeyError) as error:
-        config = where.parent / "config.json"
-        raise ModelError(f"{config}: decoder: {plain(error)}") from error
+        raise ModelError(f"{where.parent / 'config.json'}: decoder: {plain(error)}") from error
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = " ".join(line.strip() for line in lines[1:4] or lines)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 from captioner.errors import ModelError
 from captioner.models.decoder import Decoder
 from captioner.models.directory import Parts
-from captioner.models.encoder import FrozenEncoder
+from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.models.neighbours import flat
 from captioner.models.side_by_side import side_by_side
 from captioner.search import Step
 
 
 class Ensemble(nn.Module):
-    """Decoders that write one caption together; a `Decoder` as far as search is concerned."""
+    """Decoders that write one caption together; a `SearchDecoder`."""
 
     def __init__(self, members: Sequence[Decoder], columns: Sequence[Tensor]):
         """Put decoders together.
@@ -37,7 +36,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self._members, self._columns = tuple(members), tuple(columns)
         self.members = nn.ModuleList(members)
-        self.settings = {"hidden_size": min(each.settings["hidden_size"] for each in members)}
+        self.hidden_size = min(member.hidden_size for member in members)
 
     def init_hidden(self, features: Tensor) -> Tensor:
         """Start every member.
@@ -58,7 +57,7 @@ class Ensemble(nn.Module):
         """Return what advances all members by one token; see `Decoder.stepper`."""
         steps = [member.stepper(dtype) for member in self._members]
         depths = [member.num_states for member in self._members]
-        widths = [member.num_states * member.settings["hidden_size"] for member in self._members]
+        widths = [member.num_states * member.hidden_size for member in self._members]
 
         def step(token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
             probs: list[Tensor] = []
@@ -74,17 +73,16 @@ class Ensemble(nn.Module):
         return step
 
 
-def join(models: Sequence[tuple[Path, Parts]]) -> Parts:
-    """Make one captioner of several.
+def join(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
+    """Make one encoder and one decoder of several models.
 
-    A CNN that several of them look through looks once. How to search is the first one's say, and
-    the neighbours are its own.
+    A CNN that several models share runs once.
 
     Args:
         models: where each came from, and its parts; two or more.
 
     Raises:
-        ModelError: if they have other words, or do not see the same pixels.
+        ModelError: if their vocabularies differ, or they do not see the same pixels.
     """
     (first, about), *others = models
     for folder, parts in others:
@@ -110,6 +108,4 @@ def join(models: Sequence[tuple[Path, Parts]]) -> Parts:
     columns = [torch.cat([places[key] for key, _ in own]) for own in seen]
     encoder = side_by_side(list(cnns.values()))
     encoder.mirrored = about.encoder.mirrored
-    together = Ensemble([parts.decoder for _, parts in models], columns)
-    # A Decoder for all that search and scoring ask of one.
-    return about._replace(encoder=encoder, decoder=cast(Decoder, together))
+    return encoder, Ensemble([parts.decoder for _, parts in models], columns)

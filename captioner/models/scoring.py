@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from captioner.models.decoder import Decoder
+from captioner.search import Step
 from captioner.search.common import no_numbers
 from captioner.text import Vocabulary
 
@@ -17,11 +18,11 @@ ROWS = 1024  # captions read together, for one image or for several
 
 
 @torch.inference_mode()
-def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
+def log_likelihoods(step: Step, hidden: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
     """Compute how probable every image makes every caption, by teacher forcing.
 
     Args:
-        decoder: in evaluation mode.
+        step: of a decoder in evaluation mode.
         hidden: from `init_hidden`, (S, N, H); S is L, or 2L for an LSTM.
         captions: the token ids of C captions, without start and end token.
 
@@ -32,7 +33,6 @@ def log_likelihoods(decoder: Decoder, hidden: Tensor, captions: Sequence[Sequenc
     images, device = hidden.shape[1], hidden.device
     if not captions:
         return torch.empty(images, 0, device=device)
-    step = decoder.stepper()
     ids = [torch.tensor([Vocabulary.bos_id, *words, Vocabulary.eos_id]) for words in captions]
     tokens = pad_sequence(ids, batch_first=True, padding_value=Vocabulary.pad_id).to(device)
     sums = []

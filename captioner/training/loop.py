@@ -82,7 +82,7 @@ class Trainer:
         self.written = written
         self.world = world or World()
         self.captioner = captioner
-        self.decoder = captioner.decoder
+        self.decoder = captioner.single_decoder("trained")
         self.config = config
         self.log = log
         self.identity = identity

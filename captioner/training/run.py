@@ -146,11 +146,10 @@ def _build(
     begun: bool,
 ) -> Trainer:
     settings = config.training
-    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
-    about = sizes | config.decoder.model_dump()
-    check_room(about, settings, device)
+    vocab_size, feature_size = len(prepared.vocabulary), encoder.feature_size
+    check_room(config.decoder, settings, device, vocab_size=vocab_size, feature_size=feature_size)
     torch.manual_seed(settings.seed)
-    decoder = Decoder(**about)
+    decoder = Decoder(config.decoder, vocab_size=vocab_size, feature_size=feature_size)
     table = prepared.train
     written = None
     if config.decoding.neighbours:

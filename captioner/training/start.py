@@ -35,11 +35,11 @@ def start_weights(
         ConfigError: if there is no usable model, or it does not fit the run.
     """
     start, misfits = _read(folder, encoder, vocabulary)
-    theirs = start.settings
+    theirs = start.config.model_dump()
     misfits += [
         f"decoder.{name} is {excerpt(theirs[name])}, {value!r} here"
-        for name, value in decoder.settings.items()
-        if name not in (*FREE, "vocab_size", "feature_size") and theirs[name] != value
+        for name, value in decoder.config.model_dump().items()
+        if name not in FREE and theirs[name] != value
     ]
     if misfits:
         raise ConfigError(

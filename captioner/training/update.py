@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captioner.config import TrainingConfig
+from captioner.config import DecoderConfig, TrainingConfig
 from captioner.errors import ConfigError
 from captioner.features import free_memory
 from captioner.models.decoder import Decoder
 from captioner.training import bptt
 
 
-def check_room(settings: dict[str, Any], config: TrainingConfig, device: torch.device) -> None:
+def check_room(
+    decoder: DecoderConfig,
+    training: TrainingConfig,
+    device: torch.device,
+    *,
+    vocab_size: int,
+    feature_size: int,
+) -> None:
     """Refuse a decoder whose training would fill the memory, before any of it is allocated.
 
     Args:
-        settings: of the decoder.
-        config: the `training` section.
+        decoder: the `decoder` section.
+        training: the `training` section.
         device: to train on.
+        vocab_size: of the decoder.
+        feature_size: of the encoder.
 
     Raises:
-        ConfigError: saying how much it needs, and how much there is.
+        ConfigError: saying how much memory training needs, and how much is free.
     """
     with torch.device("meta"):
-        weights = sum(p.numel() for p in Decoder(**settings).parameters())
-    copies = 5 if config.ema_decay else 4  # gradients and two moments beside the weights
+        empty = Decoder(decoder, vocab_size=vocab_size, feature_size=feature_size)
+    weights = sum(p.numel() for p in empty.parameters())
+    copies = 5 if training.ema_decay else 4  # gradients and two moments beside the weights
     needed, free = 4 * copies * weights, free_memory(device)
     if needed > free:
-        sizes = ", ".join(
-            f"decoder.{name} {settings[name]:,}"
-            for name in ("hidden_size", "num_layers", "embed_size")
-        )
         raise ConfigError(
-            f"{sizes}: to train {weights:,} weights takes {needed / 1e9:,.1f} GB, "
-            f"{free / 1e9:,.1f} GB are free; lower them"
+            f"decoder.hidden_size {decoder.hidden_size:,}, decoder.num_layers "
+            f"{decoder.num_layers:,}, decoder.embed_size {decoder.embed_size:,}: to train "
+            f"{weights:,} weights takes {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
+            f"lower them"
         )
 
 
@@ -108,9 +115,6 @@ class Updater:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        # Fused AdamW changes the weights without counting their versions up, by which
-        # `Decoder.stepper` knows that they changed.
-        torch.autograd.graph.increment_version(list(self.decoder.parameters()))
         if self.average is not None:
             # Early on the average follows closely, so that it does not remember the start.
             decay = min(config.ema_decay, (1 + step) / (10 + step))

@@ -136,6 +136,20 @@ def test_an_unknown_word_is_never_written_even_if_it_is_the_likeliest(picture):
         assert set(best.text.split()) <= set(words.words)
 
 
+def test_weights_are_laid_out_once_for_each_precision(monkeypatch):
+    captioner, made = toys.captioner(), []
+    stepper = captioner.decoder.stepper
+    monkeypatch.setattr(
+        captioner.decoder, "stepper", lambda dtype: made.append(dtype) or stepper(dtype)
+    )
+    features = torch.randn(3, captioner.encoder.feature_size)
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        captioner.search(features, precision=precision)
+    assert made == [torch.float32, torch.bfloat16]
+    captioner.to("cpu").search(features, precision="fp32")
+    assert made == [torch.float32, torch.bfloat16, torch.float32]
+
+
 def test_sampling_is_seeded(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")])
 

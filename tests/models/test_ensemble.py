@@ -25,6 +25,11 @@ def parts(captioner):
     return Parts(captioner.encoder, captioner.decoder, captioner.vocabulary, captioner.decoding)
 
 
+def together(models):
+    encoder, decoder = join(models)
+    return Captioner(encoder, decoder, models[0][1].vocabulary, models[0][1].decoding)
+
+
 def test_a_step_averages_the_distributions_and_keeps_every_state():
     members = decoders()
     width = toys.batch().features.shape[1]
@@ -45,7 +50,7 @@ def test_a_step_averages_the_distributions_and_keeps_every_state():
 
 def test_a_model_agrees_with_itself():
     one = toys.captioner()
-    both = Captioner(*join([("a", parts(one)), ("b", parts(one))]))
+    both = together([("a", parts(one)), ("b", parts(one))])
     assert both.encoder is one.encoder  # looks once
     features = torch.randn(7, one.encoder.feature_size)
     for captions, expected in zip(both.search(features), one.search(features), strict=True):
@@ -75,7 +80,7 @@ def test_a_member_may_look_through_one_cnn_twice():
     doubled = one._replace(
         encoder=twice, decoder=toys.decoder(feature_size=twice.feature_size, vocab_size=15).eval()
     )
-    both = Captioner(*join([("a", one), ("b", doubled)]))
+    both = together([("a", one), ("b", doubled)])
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     assert both.encoder.feature_size == cnn.feature_size  # and yet it looks once
     start = both.decoder.init_hidden(both.encoder(pixels))
@@ -86,7 +91,7 @@ def test_a_member_may_look_through_one_cnn_twice():
 
 def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
     one, other = toys.captioner(), toys.captioner()
-    ensemble = Captioner(*join([("a", parts(one)), ("b", parts(other))]))
+    ensemble = together([("a", parts(one)), ("b", parts(other))])
     with pytest.raises(ModelError, match="an ensemble cannot be saved"):
         ensemble.save(tmp_path / "c")
     with pytest.raises(ModelError, match="an ensemble cannot be asked for embeddings"):

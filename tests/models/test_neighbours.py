@@ -156,7 +156,7 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     kept = captioner.neighbours
     assert kept is not None
     assert captioner.decoding.neighbours == 3.0
-    states = captioner.decoder.num_states * captioner.decoder.settings["hidden_size"]
+    states = captioner.decoder.num_states * captioner.decoder.hidden_size
     assert kept.states.shape == (len(kept.captions.starts) - 1, states)
     torch.testing.assert_close(kept.states.float().norm(dim=1), torch.ones(len(kept.states)),
                                atol=1e-2, rtol=0)  # fmt: skip

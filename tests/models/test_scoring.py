@@ -45,7 +45,7 @@ def test_it_is_the_sum_of_the_steps(cell, layers, hidden):
     decoder = toys.decoder(cell=cell, num_layers=layers).eval()
     with torch.inference_mode():
         states = hidden(decoder)
-        found = log_likelihoods(decoder, states, CAPTIONS)
+        found = log_likelihoods(decoder.stepper(), states, CAPTIONS)
         assert found.shape == (5, len(CAPTIONS))
         for image in range(5):
             for i, caption in enumerate(CAPTIONS):
@@ -60,9 +60,10 @@ def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
     decoder = toys.decoder().eval()
     with torch.inference_mode():
         states = hidden(decoder)
-        whole = log_likelihoods(decoder, states, CAPTIONS)
+        step = decoder.stepper()
+        whole = log_likelihoods(step, states, CAPTIONS)
         monkeypatch.setattr(scoring, "ROWS", rows)
-        assert torch.allclose(log_likelihoods(decoder, states, CAPTIONS), whole, atol=1e-5)
+        assert torch.allclose(log_likelihoods(step, states, CAPTIONS), whole, atol=1e-5)
         assert torch.allclose(embeddings(decoder, CAPTIONS), embed_one_by_one(decoder), atol=1e-6)
 
 
@@ -73,10 +74,10 @@ def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
 def test_the_company_of_other_captions_changes_nothing(captions, i):
     decoder = toys.decoder(cell="gru").eval()
     states = decoder.init_hidden(torch.ones(2, 6)).detach()
-    together = log_likelihoods(decoder, states, captions)
+    together = log_likelihoods(decoder.stepper(), states, captions)
     assert together.shape == (2, len(captions))
     if i < len(captions):
-        alone = log_likelihoods(decoder, states, [captions[i]])
+        alone = log_likelihoods(decoder.stepper(), states, [captions[i]])
         assert torch.allclose(together[:, i : i + 1], alone, atol=1e-5)
 
 
@@ -90,7 +91,8 @@ def test_the_probabilities_of_all_captions_add_up():
     captions = [[]]
     for _ in range(7):
         captions += [[*c, w] for c in captions if len(c) == len(captions[-1]) for w in (3, 4, 5)]
-    found = log_likelihoods(decoder, decoder.init_hidden(torch.ones(1, 6)).detach(), captions)
+    hidden = decoder.init_hidden(torch.ones(1, 6)).detach()
+    found = log_likelihoods(decoder.stepper(), hidden, captions)
     assert found.exp().sum().item() == pytest.approx(1, abs=2e-3)
     assert found.exp().sum() <= 1 + 1e-5
 
@@ -100,7 +102,7 @@ def test_long_captions_are_read_to_their_end():
     torch.manual_seed(0)
     caption = torch.randint(4, 20, (300,)).tolist()
     states = decoder.init_hidden(torch.ones(1, 6)).detach()
-    (found,) = log_likelihoods(decoder, states, [caption])[0].tolist()
+    (found,) = log_likelihoods(decoder.stepper(), states, [caption])[0].tolist()
     with torch.inference_mode():
         logits, _ = decoder(torch.tensor([[Vocabulary.bos_id, *caption]]), states)
         expected = logits[0].log_softmax(-1)[range(301), [*caption, Vocabulary.eos_id]].sum()

@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy_over_real_tokens():
 def test_padding_teaches_nothing():
     decoder, batch = toys.decoder(), toys.batch()
     _, grads = gradients(decoder, batch)
-    assert (grads["embedding.weight"][0] == 0).all() or decoder.settings["tie_weights"]
+    assert (grads["embedding.weight"][0] == 0).all() or decoder.config.tie_weights
     wider = copy.copy(batch)
     pad = torch.zeros(len(batch.inputs), 3, dtype=torch.long)
     object.__setattr__(wider, "inputs", torch.cat((batch.inputs, pad), 1))

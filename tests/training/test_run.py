@@ -84,6 +84,27 @@ def test_the_saved_model_is_the_best_epoch_not_the_last(config, tmp_path, monkey
     assert not all(torch.equal(saved[name], states[2][name]) for name in saved)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_dev_split_is_captioned_with_the_weights_of_the_epoch(
+    config, tmp_path, monkeypatch, ema_decay
+):
+    written = []
+    dev_scores = loop.Trainer._dev_scores
+
+    def compared(self):
+        scores = dev_scores(self)
+        parts = (self.captioner.encoder, copy.deepcopy(self.evaluated), self.captioner.vocabulary)
+        fresh = Captioner(*parts, self.captioner.decoding).search(self.dev.features)
+        written.append([best.text for best, *_ in fresh])
+        assert self.samples == written[-1][: len(self.samples)]
+        return scores
+
+    monkeypatch.setattr(loop.Trainer, "_dev_scores", compared)
+    config = change(config, "training", epochs=4, ema_decay=ema_decay)
+    train(config, tmp_path / "run", device="cpu")
+    assert written[0] != written[-1]
+
+
 def test_patience_ends_a_run_that_gets_no_better(config, tmp_path, monkeypatch):
     scores = iter([0.5, 0.6, 0.4, 0.4, 0.9])
     monkeypatch.setattr(
