@@ -52,7 +52,8 @@ class Section(BaseModel):
     def _drop_removed(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        section = cls.__name__.removesuffix("Config").lower()
+        owner = next(each for each in cls.__mro__ if "removed" in vars(each))
+        section = owner.__name__.removesuffix("Config").lower()
         for name, off in cls.removed.items():
             if given.get(name, off) != off:
                 raise ValueError(

@@ -16,10 +16,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Discriminator, Tag, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,7 +46,42 @@ from captioner.text import Vocabulary
 
 FORMAT_VERSION = 1
 TIED = "output.weight"
-CNN = tuple[EncoderSpec, str]  # what to build, and its precision
+
+
+class CnnConfig(BaseModel):
+    """One CNN in `config.json`; fields of later versions are ignored."""
+
+    backbone: str
+    builder_args: dict[str, Any]
+    weights: str
+    precision: Precision = "auto"
+
+
+class SizedDecoderConfig(DecoderConfig):
+    """The decoder in `config.json`: its settings, and the sizes of what it is built for."""
+
+    vocab_size: int
+    feature_size: int
+
+
+class ModelConfig(BaseModel):
+    """`config.json`; fields of later versions are ignored."""
+
+    format_version: int = FORMAT_VERSION
+    captioner_version: str = __version__
+    encoder: Annotated[
+        Annotated[CnnConfig, Tag("one")] | Annotated[list[CnnConfig], Tag("several")],
+        Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
+    ]
+    mirrored: bool = False
+    decoder: SizedDecoderConfig
+    decoding: DecodingConfig
+
+    def cnns(self) -> dict[str, CnnConfig]:
+        """Return the CNNs by what their weights' names begin with."""
+        if isinstance(self.encoder, list):
+            return {f"encoder.{number}": cnn for number, cnn in enumerate(self.encoder)}
+        return {"encoder": self.encoder}
 
 
 class Parts(NamedTuple):
@@ -118,32 +153,29 @@ def write_model(folder: Path, parts: Parts) -> None:
 
 def _write(folder: Path, parts: Parts) -> None:
     encoder, decoder, vocabulary, decoding, neighbours = parts
-    about = [
-        {
-            "backbone": part.spec.backbone,
-            "builder_args": part.spec.builder_args,
-            "weights": part.spec.weights,
-            "precision": part.precision,
-        }
-        for part in encoder.parts
+    cnns = [
+        CnnConfig(
+            backbone=cnn.spec.backbone,
+            builder_args=cnn.spec.builder_args,
+            weights=cnn.spec.weights,
+            precision=cnn.precision,
+        )
+        for cnn in encoder.parts
     ]
-    config = {
-        "format_version": FORMAT_VERSION,
-        "captioner_version": __version__,
-        "encoder": one_or_list(about),
-        "mirrored": encoder.mirrored,
-        "decoder": {
-            "vocab_size": decoder.vocab_size,
-            "feature_size": decoder.feature_size,
+    config = ModelConfig(
+        encoder=one_or_list(cnns),
+        mirrored=encoder.mirrored,
+        decoder=SizedDecoderConfig(
+            vocab_size=decoder.vocab_size,
+            feature_size=decoder.feature_size,
             **decoder.config.model_dump(),
-        },
-        "decoding": decoding.model_dump(),
-    }
-    alone = len(encoder.parts) == 1
+        ),
+        decoding=decoding,
+    )
     tensors = {
-        f"encoder.{name}" if alone else f"encoder.{number}.{name}": tensor
-        for number, part in enumerate(encoder.parts)
-        for name, tensor in part.state.items()
+        f"{prefix}.{name}": tensor
+        for prefix, cnn in zip(config.cnns(), encoder.parts, strict=True)
+        for name, tensor in cnn.state.items()
     }
     for name, tensor in decoder.state_dict().items():
         if not (name == TIED and decoder.config.tie_weights):
@@ -152,10 +184,10 @@ def _write(folder: Path, parts: Parts) -> None:
         tensors[f"neighbours.{name}"] = tensor.cpu().contiguous()
     with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config, indent=2) + "\n"
+        text = json.dumps(config.model_dump(), indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
-        save_preprocess(aside, [part.spec.preprocess for part in encoder.parts])
+        save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.parts])
 
 
 def read_model(folder: str | Path) -> Parts:
@@ -168,110 +200,61 @@ def read_model(folder: str | Path) -> Parts:
         ModelError: if a file is missing, damaged, or does not fit the others.
     """
     folder = model_folder(folder)
-    path = folder / "config.json"
-    config = _read_config(path)
+    config = _read_config(folder / "config.json")
     vocabulary = Vocabulary.load(folder / "vocab.json")
     preprocess = load_preprocess(folder)
-    try:
-        cnns = _cnns_of(config["encoder"], preprocess)
-        mirrored = _is(config.get("mirrored", False))
-        decoder_config, sizes = _decoder_of(config["decoder"])
-        decoding = DecodingConfig.model_validate(config["decoding"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be used: {_reason(error)}") from error
-    if sizes["vocab_size"] != len(vocabulary):
+    cnns, sizes = config.cnns(), config.decoder
+    if len(cnns) != len(preprocess):
         raise ModelError(
-            f"{folder}: config.json expects {sizes['vocab_size']} words, "
+            f"{folder}: config.json has {len(cnns)} CNN(s), {PREPROCESSOR} is of {len(preprocess)}"
+        )
+    if sizes.vocab_size != len(vocabulary):
+        raise ModelError(
+            f"{folder}: config.json expects {sizes.vocab_size} words, "
             f"vocab.json has {len(vocabulary)}"
         )
     weights = folder / "model.safetensors"
     states = _read_weights(weights)
-    encoder = _load_encoder(cnns, states["encoder"], weights)
-    encoder.mirrored = mirrored
-    if sizes["feature_size"] != encoder.feature_size:
+    encoder = _load_encoder(cnns, preprocess, states["encoder"], weights)
+    encoder.mirrored = config.mirrored
+    if sizes.feature_size != encoder.feature_size:
         raise ModelError(
-            f"{folder}: config.json expects {sizes['feature_size']} features, "
+            f"{folder}: config.json expects {sizes.feature_size} features, "
             f"{encoder.name} gives {encoder.feature_size}"
         )
-    decoder = _load_decoder(decoder_config, sizes, states["decoder"], weights)
+    decoder = _load_decoder(config.decoder, states["decoder"], weights)
     neighbours = None
     if stored := states.get("neighbours"):
         try:
             neighbours = Neighbours.read(stored, decoder.num_states * decoder.hidden_size)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
-    return Parts(encoder, decoder, vocabulary, decoding, neighbours)
+    return Parts(encoder, decoder, vocabulary, config.decoding, neighbours)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> ModelConfig:
     try:
         config = read_json(path)
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a captioner model config: {_reason(error)}") from error
+        reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
+        raise ModelError(f"{path}: not a captioner model config: {reason}") from error
     if version != FORMAT_VERSION:
         raise ModelError(
             f"{path}: format version {excerpt(version)}, this captioner reads {FORMAT_VERSION}; "
             f"update captioner or convert the model"
         )
-    assert isinstance(config, dict)
-    return config
-
-
-def _cnns_of(about: Any, preprocess: list[Preprocess]) -> dict[str, CNN]:
-    """Return what to build of the encoder, by what names it in config.json and in the weights.
-
-    Args:
-        about: `encoder` of config.json.
-        preprocess: of each CNN.
-    """
-    each = {"encoder": about}
-    if isinstance(about, list):
-        each = {f"encoder.{number}": one for number, one in enumerate(about)}
-    if len(each) != len(preprocess):
-        raise ValueError(f"encoder: {len(each)} CNN(s), {PREPROCESSOR} is of {len(preprocess)}")
-    return {
-        name: _cnn_of(one, name, seen)
-        for (name, one), seen in zip(each.items(), preprocess, strict=True)
-    }
-
-
-def _cnn_of(about: dict[str, Any], where: str, preprocess: Preprocess) -> CNN:
-    kinds = {"backbone": str, "builder_args": dict, "weights": str}
-    for name, kind in kinds.items():
-        if not isinstance(about[name], kind):
-            raise ValueError(f"{where}.{name}: not a {kind.__name__}, given {excerpt(about[name])}")
-    precision = about.get("precision", "auto")
-    if precision not in get_args(Precision):
-        raise ValueError(f"{where}.precision: there is no {excerpt(precision)}")
-    return EncoderSpec(preprocess=preprocess, **{name: about[name] for name in kinds}), precision
-
-
-def _decoder_of(about: dict[str, Any]) -> tuple[DecoderConfig, dict[str, int]]:
-    """Return the settings of the decoder, each of a kind and in a range that it may have."""
-    sizes = {name: about[name] for name in ("vocab_size", "feature_size")}
-    for name, size in sizes.items():
-        if type(size) is not int:
-            raise ValueError(f"decoder.{name}: not a whole number, given {excerpt(size)}")
-    rest = {name: value for name, value in about.items() if name not in sizes}
-    return DecoderConfig.model_validate(rest), sizes
-
-
-def _is(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"mirrored: neither true nor false, given {excerpt(value)}")
-    return value
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        section = error.title.removesuffix("Config").lower()
-        name = ".".join(map(plain, (section, *first["loc"])))
-        return f"{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
-    return plain(error)
+    try:
+        return ModelConfig.model_validate(config, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(plain(part) for part in first["loc"] if part not in ("one", "several"))
+        reason = f"{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
+        if first["type"] == "missing":
+            reason = f"{name} is missing"
+        elif first["type"] == "value_error":  # one of our own validators, which names the setting
+            reason = plain(first["ctx"]["error"])
+        raise ModelError(f"{path}: cannot be used: {reason}") from error
 
 
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -293,29 +276,32 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     return states
 
 
-def _load_encoder(cnns: dict[str, CNN], state: dict[str, Tensor], where: Path) -> Encoder:
-    states: dict[str, dict[str, Tensor]] = {name: {} for name in cnns}
+def _load_encoder(
+    cnns: dict[str, CnnConfig],
+    preprocess: list[Preprocess],
+    state: dict[str, Tensor],
+    where: Path,
+) -> Encoder:
+    states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in cnns}
     for name, tensor in state.items():
         number, _, rest = name.partition(".")
-        whose, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
-        if whose not in states:
+        prefix, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
+        if prefix not in states:
             raise ModelError(
                 f"{where}: does not fit config.json: encoder.{plain(name)} is of no CNN there"
             )
-        states[whose][within] = tensor
-    parts = [
-        FrozenEncoder(spec, state_of(states.pop(name)), precision)
-        for name, (spec, precision) in cnns.items()
-    ]
+        states[prefix][within] = tensor
+    networks = []
+    for (prefix, cnn), transform in zip(cnns.items(), preprocess, strict=True):
+        spec = EncoderSpec(cnn.backbone, cnn.builder_args, transform, cnn.weights)
+        networks.append(FrozenEncoder(spec, state_of(states.pop(prefix)), cnn.precision))
     try:
-        return side_by_side(parts)
+        return side_by_side(networks)
     except ModelError as error:
         raise ModelError(f"{where.parent}: {error}") from error
 
 
-def _load_decoder(
-    config: DecoderConfig, sizes: dict[str, int], state: dict[str, Tensor], where: Path
-) -> Decoder:
+def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: Path) -> Decoder:
     if config.tie_weights and "embedding.weight" in state:
         state[TIED] = state["embedding.weight"]
     misfit = f"{where}: does not fit config.json"
@@ -324,15 +310,15 @@ def _load_decoder(
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}")
+    sizes = {"vocab_size": config.vocab_size, "feature_size": config.feature_size}
+    settings = DecoderConfig(**config.model_dump(exclude=set(sizes)))
     try:
         # Without memory first: only what the file really holds is allocated.
         with torch.device("meta"):
-            empty = Decoder(config, **sizes)
+            empty = Decoder(settings, **sizes)
         empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
-        decoder = Decoder(config, **sizes)
+        decoder = Decoder(settings, **sizes)
         decoder.load_state_dict(state)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"{where.parent / 'config.json'}: decoder: {plain(error)}") from error
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = " ".join(line.strip() for line in lines[1:4] or lines)

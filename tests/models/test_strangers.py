@@ -287,8 +287,10 @@ def test_as_many_cnns_as_weights(pair, count):
 
 @pytest.mark.parametrize("each", [[5, 5], ["ab", "cd"], [None, None], [[], []], {"0": {}, "1": {}}])
 def test_what_is_no_list_of_cnns(pair, each):
+    good = (pair / "config.json").read_text()
     change(pair, None, encoder=each)
     assert "config.json" in refused(pair)
+    (pair / "config.json").write_text(good)
     (pair / "preprocessor_config.json").write_text(json.dumps(each))
     assert "preprocessor_config.json" in refused(pair)
 
