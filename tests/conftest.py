@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ os.environ.pop("CAPTIONER_OPENVINO", None)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("captioner", deadline=None)
+settings.load_profile("captioner")
+
 MakeState = Callable[..., "dict[str, Tensor]"]
 MakeEncoder = Callable[..., "FrozenEncoder"]
 MakePhotos = Callable[..., "list[Path]"]
@@ -39,6 +44,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path_factory.mktemp("cache")))
     for name in ("XDG_CACHE_HOME", "TORCH_HOME", "CAPTIONER_MODEL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_numbers() -> None:
+    """What a test draws does not depend on the tests before it."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 def draw(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

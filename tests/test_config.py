@@ -223,7 +223,7 @@ def test_every_setting_says_what_it_means() -> None:
             assert setting.description, f"{name}.{key}"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     root=TEXT,
     args=st.dictionaries(
@@ -248,7 +248,7 @@ def test_yaml_reads_back_as_it_was(
     assert load_config(path) == config
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text() | st.text(st.sampled_from("data:{}[]&*!|>-?'\"\n #1.,=~"), max_size=12))
 def test_no_text_raises_anything_but_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, text: str

@@ -89,7 +89,7 @@ def sections(draw, section: str, *, small: dict[str, int]) -> Config:
     return Config.model_validate({section: chosen})
 
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @QUICK

@@ -184,9 +184,7 @@ def filled(
 ROW, KEY, SUM = 1024 * 2, 16, 8
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(0, COUNT * ROW),
     keys=st.integers(0, COUNT * KEY),

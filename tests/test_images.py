@@ -285,7 +285,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(1, len(data)))])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=64) | damaged())
 def test_no_bytes_raise_anything_but_an_image_error(data: bytes) -> None:
     try:

@@ -38,7 +38,7 @@ def test_all_that_is_written_where_nothing_stands_is_known_again_and_replaced(to
         assert (said is None) == (again is None) or name == "caption txt", (name, said)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=150, suppress_health_check=[*HealthCheck])
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(COMMANDS)))
 def test_nothing_of_somebody_elses_changes_by_a_byte(tools, seed, name):
     with TemporaryDirectory() as top:
@@ -61,7 +61,7 @@ def test_an_empty_file_whose_name_nobody_typed_is_left_alone(tools, tmp_path):
     assert held == {"errors.jsonl": 0, "report.html": 0}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=40, suppress_health_check=[*HealthCheck])
 @given(seed=st.integers(0, 2**32), how=st.sampled_from([{"overwrite": True}, {"resume": True}, {}]))
 def test_what_somebody_put_into_a_run_stays(tools, seed, how):
     with TemporaryDirectory() as top:
@@ -254,7 +254,7 @@ BROKEN = (
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=30, suppress_health_check=[*HealthCheck])
 @given(lines=st.lists(st.sampled_from(BROKEN), max_size=5), tail=st.booleans())
 @example(lines=list(BROKEN), tail=True)
 def test_lines_that_no_run_wrote_are_counted_and_kept(tools, lines, tail):

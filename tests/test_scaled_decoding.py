@@ -46,7 +46,7 @@ def difference(data: bytes, preprocess: Preprocess) -> float:
     return (pixels[0] - pixels[1]).abs().mean().item()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 100), st.sampled_from("LRC"))
 def test_enough_always_remains_and_the_fraction_is_exact(
     width: int, height: int, at_least: int, mode: str
@@ -79,7 +79,7 @@ def test_kinds_of_jpeg(mode: str, options: dict[str, Any]) -> None:
     assert difference(jpeg(whole, **{"quality": 90} | options), Preprocess()) < 1.5
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.generate])  # a smaller one tells no more
+@settings(max_examples=10, phases=[Phase.generate])  # a smaller one tells no more
 @given(st.integers(0, 2**32), st.integers(250, 400), st.integers(250, 400), st.integers(100, 125))
 def test_the_final_pixels_hardly_differ(seed: int, width: int, height: int, side: int) -> None:
     data = jpeg(photograph(seed, 2 * width, 2 * height), quality=90)

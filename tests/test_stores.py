@@ -61,7 +61,7 @@ def filled(tiny_encoder: FrozenEncoder, photos: Photos) -> tuple[FeatureStore, l
     return store, paths
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(FILES), st.data())
 def test_any_flipped_bit_is_refused_or_its_row_unknown(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("store")

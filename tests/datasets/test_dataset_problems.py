@@ -354,9 +354,7 @@ ANY = st.one_of(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=ANY, format=st.sampled_from(["flickr", "karpathy", "coco", "csv", "jsonl"]))
 def test_any_content_gives_examples_or_one_clear_error(
     tmp_path: Path, content: bytes, format: str

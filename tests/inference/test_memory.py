@@ -26,7 +26,7 @@ import toys
 from hostile_tars import sparse_member
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 4))
 def test_all_but_the_first_in_line_stay_within_half_of_the_limit(sizes, limit, threads):
     memory = Memory(limit)

@@ -149,7 +149,7 @@ def test_a_chain_of_headers_does_not_overflow_the_stack() -> None:
 
 
 @given(cut=st.integers(0, 10239), mode=st.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cut_anywhere_what_came_before_stands_and_one_failure_names_the_shard(
     cut: int, mode: str
 ) -> None:
@@ -173,7 +173,7 @@ def test_cut_anywhere_what_came_before_stands_and_one_failure_names_the_shard(
 
 
 @given(place=st.integers(0, 6143), value=st.integers(0, 255), mode=st.sampled_from(["w", "w:gz"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_damaged_byte_is_at_most_one_failure_more(place: int, value: int, mode: str) -> None:
     data = bytearray(tar_bytes([(f"{i}.jpg", bytes([i]) * 700) for i in range(4)], mode))
     data[place % len(data)] = value

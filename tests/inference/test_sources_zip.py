@@ -130,7 +130,7 @@ def test_what_is_no_archive_or_cut_off_is_one_failure(data: bytes) -> None:
 
 
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255), method=st.sampled_from(METHODS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_damaged_byte_is_no_more_than_failures(place: int, value: int, method: int) -> None:
     data = bytearray(zip_bytes(("a.jpg", b"a" * 99), ("b.jpg", b"b" * 99), method=method))
     data[place % len(data)] = value

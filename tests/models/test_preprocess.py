@@ -90,7 +90,7 @@ def test_every_cnn_of_torchvision_has_a_transform_that_can_be_stored(tmp_path: P
             assert load_preprocess(tmp_path) == [preprocess]
 
 
-@settings(deadline=None)
+@settings()
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_any_shape_of_picture_gives_the_same_shape_of_pixels(width: int, height: int) -> None:
     preprocess = Preprocess(32, 32)

@@ -67,7 +67,7 @@ def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
         assert torch.allclose(embeddings(decoder, CAPTIONS), embed_one_by_one(decoder), atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.lists(st.sampled_from([3, 4, 5, 6]), max_size=6), max_size=12), st.integers(0, 11)
 )

@@ -103,9 +103,7 @@ def test_no_weights_at_all_is_one_line(tmp_path: Path, name: str, content: bytes
     assert "\n" not in str(error.value)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(["w.pth", "old.pth", "w.safetensors"]))
 def test_no_damage_raises_anything_but_a_model_error(
     tmp_path: Path, data: st.DataObject, name: str

@@ -72,7 +72,7 @@ def searches(draw):
 
 
 @given(searches())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_equals_plain_search_without_early_exit(search):
     step, hidden, options = search
     found = beam_search(step, hidden, **IDS, **options)
@@ -82,7 +82,7 @@ def test_equals_plain_search_without_early_exit(search):
 
 
 @given(searches())
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_hypotheses_are_what_they_say(search):
     step, hidden, options = search
     found = beam_search(step, hidden, **IDS, **options)
