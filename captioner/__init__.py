@@ -2,24 +2,68 @@
 
 >>> from captioner import Captioner                                    # doctest: +SKIP
 >>> Captioner.load("runs/scenes/model").caption("image.jpg")           # doctest: +SKIP
+
+`__all__` names everything that is meant to be used from outside.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from captioner.models.captioner import Captioner
+    from captioner.config import DecodingConfig
+    from captioner.datasets import load_dataset
+    from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
+    from captioner.inference.cluster import caption_with_ray
+    from captioner.inference.local import Record, caption_files
+    from captioner.inference.sources import list_images
+    from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
+    from captioner.models.captioner import Caption, Captioner
+    from captioner.text import detokenize, tokenize
 
-__all__ = ["Captioner", "__version__"]
+# The modules of the names above: importing captioner alone imports neither torch nor nltk.
+_MODULES = {
+    "config": ["DecodingConfig"],
+    "datasets": ["load_dataset"],
+    "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
+    "inference.cluster": ["caption_with_ray"],
+    "inference.local": ["Record", "caption_files"],
+    "inference.sources": ["list_images"],
+    "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
+    "models.captioner": ["Caption", "Captioner"],
+    "text": ["detokenize", "tokenize"],
+}
+
+__all__ = [
+    "Caption",
+    "Captioner",
+    "CaptionerError",
+    "CiderD",
+    "ConfigError",
+    "DataError",
+    "DecodingConfig",
+    "ImageError",
+    "ModelError",
+    "PreparedReferences",
+    "Record",
+    "__version__",
+    "caption_files",
+    "caption_with_ray",
+    "compare_captions",
+    "detokenize",
+    "list_images",
+    "load_dataset",
+    "score_captions",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Captioner`, and with it torch, only when somebody asks for it."""
-    if name == "Captioner":
-        from captioner.models.captioner import Captioner
-
-        return Captioner
+    """Import a public name, and with it what it needs, only when somebody asks for it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"captioner.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
