@@ -5,7 +5,7 @@
 Writes a report with 5 references and 5 captions an image and noise that compresses like
 photographs, and opens it several times, each time in a fresh profile. Measured inside the page,
 from the start of the navigation: until the first cards are made, and until the whole file is read
-(target: under 2 seconds). Needs Chromium and Playwright, see docs/report.md.
+(target: under 2 seconds). Needs Chromium and Playwright, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

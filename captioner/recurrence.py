@@ -4,7 +4,7 @@ r"""The recurrence written out: an Elman network and its gradients, derived by h
     O_t = H_t W_ho + b_o
     L   = sum over t of l(O_t, Y_t)
 
-`docs/recurrence.md` derives every line of the backward pass; the tests prove it equal to
+`docs/learn/recurrence.md` derives every line of the backward pass; the tests prove it equal to
 `torch.nn.RNN` and to autograd. `Elman` trains the real captioner with it.
 
 The worked example, 3 samples of 5 features through 7 hidden units with relu. One step, with

@@ -1,7 +1,8 @@
 """Captions as words, words as ids: one tokeniser and one vocabulary for training and scoring.
 
 `tokenize` gives the tokens of the COCO evaluation (Stanford's PTB tokeniser, lower-cased, its
-punctuation removed) without Java or downloads. `docs/metrics.md` lists where they still differ.
+punctuation removed) without Java or downloads. `docs/reference/metrics.md` lists where they still
+differ.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The public names are there, and a checker sees them too."""
+"""The names that docs and README promise are there, and docs use no others."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import captioner
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", captioner.__all__)
@@ -38,3 +42,22 @@ def test_importing_captioner_alone_imports_nothing_large():
     code = "import captioner, sys; print(*{'torch', 'nltk', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_docs_and_readme_import_public_names_only():
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("captioner"):
+                    assert node.module == "captioner", f"{page.name}: {node.module}"
+                    found += [alias.name for alias in node.names]
+    assert found
+    assert set(found) <= set(captioner.__all__)
+
+
+def test_the_python_page_describes_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^::: captioner\.(\w+)$", page, re.MULTILINE))
+    assert described == set(captioner.__all__) - {"__version__"}

@@ -113,7 +113,7 @@ def test_worked_example() -> None:
 
 
 def test_examples_of_the_page() -> None:
-    page = Path(__file__).parents[1] / "docs" / "recurrence.md"
+    page = Path(__file__).parents[1] / "docs" / "learn" / "recurrence.md"
     results = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
     assert results.attempted > 0
     assert results.failed == 0

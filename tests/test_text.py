@@ -158,9 +158,13 @@ def test_known_tokens_are_those_of_java() -> None:
 
 
 def documented_differences() -> dict[str, tuple[list[str], list[str]]]:
-    """Read the table of docs/metrics.md: caption to Java's tokens and ours."""
-    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    table = page.split("| kind | caption | Java PTB | here |")[1].split("\n\n")[0]
+    """Read the table of docs/reference/metrics.md: caption to Java's tokens and ours."""
+    page = Path(__file__).parents[1] / "docs" / "reference" / "metrics.md"
+    table = (
+        page.read_text(encoding="utf-8")
+        .split("| kind | caption | Java PTB | here |")[1]
+        .split("\n\n")[0]
+    )
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     return {
         caption.strip("`"): (java.strip("`").split(), here.strip("`").split())

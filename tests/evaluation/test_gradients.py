@@ -312,6 +312,6 @@ def test_a_model_of_other_words_and_impossible_wishes_are_refused(folder):
 
 
 def test_the_example_in_the_page_prints_what_it_says():
-    page = Path(__file__).parents[2] / "docs" / "gradients.md"
+    page = Path(__file__).parents[2] / "docs" / "learn" / "gradients.md"
     results = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
     assert (results.failed, results.attempted) == (0, 2)

@@ -1,0 +1,232 @@
+"""Draw the pictures of README and docs from what the program really says.
+
+    python scripts/pictures.py [RUN]
+
+takes a run of `captioner train` on the bundled scenes, or trains one (about two minutes), gives it
+the commands of the README, and writes SVG files for light and dark pages into docs/pictures:
+
+- `session`: the terminal, and three test images with their captions
+- `words`: the probabilities of the next word, step by step
+- `follows`: how probable each of four images makes each of four captions
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from html import escape
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from captioner import Captioner, tokenize
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "pictures"
+SCENES = Path("data/scenes/images")
+THEMES = {
+    "light": {
+        "page": "#ffffff",
+        "box": "#f6f8fa",
+        "line": "#d0d7de",
+        "text": "#1f2328",
+        "quiet": "#59636e",
+        "accent": "#3f51b5",
+        "soft": "#c5cae9",
+    },
+    "dark": {
+        "page": "#0d1117",
+        "box": "#161b22",
+        "line": "#3d444d",
+        "text": "#e6edf3",
+        "quiet": "#9198a1",
+        "accent": "#9fa8da",
+        "soft": "#303a6b",
+    },
+}
+MONO = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
+SANS = "system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif"
+SHOWN = (0, 1, 7)  # test images with their captions
+CONTRASTED = (0, 1, 7, 8)
+Color = dict[str, str]
+
+
+def run(command: str, folder: Path) -> list[str]:
+    """Run a command of captioner; return the lines of its stdout."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def text(x: float, y: float, words: str, fill: str, *, size: float = 13, more: str = "") -> str:
+    """Return one line of text."""
+    return f'<text x="{x}" y="{y}" fill="{fill}" font-size="{size}" {more}>{escape(words)}</text>'
+
+
+def svg(width: float, height: float, label: str, body: list[str]) -> str:
+    """Return a whole SVG file."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(label)}" font-family="{SANS}">'
+        + "\n".join(body)
+        + "</svg>\n"
+    )
+
+
+def image(path: Path, x: float, y: float, side: int, color: Color) -> str:
+    """Return a drawn scene, embedded, so that the file needs no other."""
+    data = base64.b64encode((ROOT / path).read_bytes()).decode()
+    place = f'x="{x}" y="{y}" width="{side}" height="{side}"'
+    return (
+        f'<image {place} href="data:image/png;base64,{data}"/>'
+        f'<rect {place} fill="none" stroke="{color["line"]}"/>'
+    )
+
+
+def scene(index: int) -> Path:
+    """Return the path of a test image."""
+    return SCENES / f"test-{index:04d}.png"
+
+
+def session(color: Color, captions: dict[int, str], lines: list[tuple[str, str]]) -> str:
+    """Draw the terminal and the captioned images below it."""
+    width, step, top = 720, 20, 52
+    inner = top + step * len(lines)
+    body = [
+        f'<rect width="{width}" height="{inner + 240}" rx="10" fill="{color["page"]}"/>',
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{inner}" rx="10" fill="{color["box"]}" '
+        f'stroke="{color["line"]}"/>',
+        *(f'<circle cx="{22 + 18 * i}" cy="20" r="5.5" fill="{color["line"]}"/>' for i in range(3)),
+        f'<g font-family="{MONO}">',
+    ]
+    for row, (kind, line) in enumerate(lines):
+        y, words = top + step * row, line.replace(" ", "\N{NO-BREAK SPACE}")  # columns stay
+        if kind == "command":
+            body.append(text(20, y, "$", color["accent"], more='font-weight="bold"'))
+            body.append(text(36, y, words, color["text"], more='font-weight="bold"'))
+        else:
+            body.append(text(20, y, words, color["quiet" if kind == "note" else "text"]))
+    body.append("</g>")
+    side, gap = 128, width / len(captions)
+    for place, (index, caption) in enumerate(captions.items()):
+        middle = gap * (place + 0.5)
+        body.append(image(scene(index), middle - side / 2, inner + 24, side, color))
+        for row, words in enumerate(halves(caption)):
+            where = inner + side + 50 + 20 * row
+            body.append(text(middle, where, words, color["text"], more='text-anchor="middle"'))
+    return svg(width, inner + 24 + side + 58, "captioner at work", body)
+
+
+def halves(caption: str) -> list[str]:
+    """Break a long caption into two lines."""
+    if len(caption) <= 30:
+        return [caption]
+    cut = caption.rfind(" ", 0, len(caption) // 2 + 4)
+    return [caption[:cut], caption[cut + 1 :]]
+
+
+def words(color: Color, index: int, steps: list[list[tuple[str, float]]]) -> str:
+    """Draw the most probable next words at each step; the first of each is written."""
+    across, bar, left, row = 112, 92, 150, 6
+    down = 46 + 34 * len(steps[0])
+    width, height = left + across * row, down * -(-len(steps) // row)
+    body = [f'<rect width="{width}" height="{height}" rx="10" fill="{color["page"]}"/>']
+    body.append(image(scene(index), 14, 46, 112, color))
+    for step, candidates in enumerate(steps):
+        x, top = left + across * (step % row), down * (step // row)
+        body.append(text(x, top + 26, f"step {step + 1}", color["quiet"], size=12))
+        for rank, (word, probability) in enumerate(candidates):
+            y = top + 46 + 34 * rank
+            fill = color["accent"] if rank == 0 else color["soft"]
+            weight = 'font-weight="bold"' if rank == 0 else ""
+            number, right = f"{probability:.3f}", 'text-anchor="end"'
+            long = f'width="{max(1.5, bar * probability):.1f}"'
+            body.append(text(x, y + 11, word, color["text"], size=12, more=weight))
+            body.append(text(x + bar, y + 11, number, color["quiet"], size=11, more=right))
+            body.append(f'<rect x="{x}" y="{y + 16}" {long} height="6" rx="2" fill="{fill}"/>')
+    return svg(width, height, "probabilities of the next word", body)
+
+
+def follows(color: Color, captions: dict[int, str], scores: torch.Tensor) -> str:
+    """Draw a table of images by captions, with the mean log-likelihood of a word in each cell."""
+    left, across, down = 300, 96, 44
+    width, height = left + across * len(captions) + 16, 124 + down * len(captions)
+    body = [f'<rect width="{width}" height="{height}" rx="10" fill="{color["page"]}"/>']
+    for column, index in enumerate(captions):
+        body.append(image(scene(index), left + across * column + 8, 12, 80, color))
+    for row, caption in enumerate(captions.values()):
+        y = 104 + down * row
+        for place, line in enumerate(halves(caption)):
+            body.append(text(12, y + 19 + 16 * place, line, color["text"]))
+        for column in range(len(captions)):
+            x, value = left + across * column, scores[column, row].item()
+            own = row == column
+            body.append(
+                f'<rect x="{x + 4}" y="{y}" width="{across - 8}" height="{down - 8}" rx="4" '
+                f'fill="{color["soft"] if own else color["box"]}"/>'
+            )
+            more = 'text-anchor="middle"' + (' font-weight="bold"' if own else "")
+            body.append(text(x + across / 2, y + 23, f"{value:.2f}", color["text"], more=more))
+    return svg(width, height, "log-likelihoods of captions", body)
+
+
+def next_words(captioner: Captioner, index: int, caption: str) -> list[list[tuple[str, float]]]:
+    """Return the five most probable words at each step of a caption."""
+    vocabulary = captioner.vocabulary
+    ids = [vocabulary.bos_id, *vocabulary.encode(tokenize(caption))]
+    with torch.no_grad():
+        with Image.open(ROOT / scene(index)) as picture:
+            features = captioner.encode([picture.convert("RGB")])
+        logits, _ = captioner.decoder(torch.tensor([ids]), captioner.decoder.init_hidden(features))
+    logits[..., list(vocabulary.unwritable)] = float("-inf")
+    steps = []
+    for chances in logits[0].softmax(-1):
+        values, places = chances.topk(5)
+        found = [vocabulary.decode([place]) or ["(end)"] for place in places.tolist()]
+        steps.append([(word, value) for [word], value in zip(found, values.tolist(), strict=True)])
+    return steps
+
+
+def commands(work: Path) -> list[tuple[str, str]]:
+    """Return the three commands of the README and what they print in a folder with a run."""
+    log = (work / "runs/scenes/train.log").read_text(encoding="utf-8").splitlines()
+    lines = [("command", "captioner train"), *(("note", line[21:]) for line in log[-2:])]
+    first = f"captioner caption {scene(SHOWN[0])}"
+    lines += [("command", first), *(("", line.expandtabs(4)) for line in run(first, work))]
+    scores = [line for line in run("captioner evaluate", work) if "(95%)" in line or "true" in line]
+    return [*lines, ("command", "captioner evaluate"), *(("", line) for line in scores)]
+
+
+def main(given: Path | None) -> None:
+    """Run the commands, ask the model, and write every picture in both themes."""
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "data").symlink_to(ROOT / "data")
+        if given:
+            shutil.copytree(given, work / "runs" / "scenes")
+        else:
+            run("captioner train", work)
+        lines = commands(work)
+        captioner = Captioner.load(work / "runs" / "scenes")
+    every = sorted({*SHOWN, *CONTRASTED})
+    texts = dict(zip(every, captioner.caption([ROOT / scene(i) for i in every]), strict=True))
+    steps = next_words(captioner, CONTRASTED[1], texts[CONTRASTED[1]])
+    contrasted = {index: texts[index] for index in CONTRASTED}
+    likely = captioner.score([ROOT / scene(index) for index in contrasted], contrasted.values())
+    FOLDER.mkdir(exist_ok=True)
+    for theme, color in THEMES.items():
+        for title, drawn in (
+            ("session", session(color, {index: texts[index] for index in SHOWN}, lines)),
+            ("words", words(color, CONTRASTED[1], steps)),
+            ("follows", follows(color, contrasted, likely)),
+        ):
+            (FOLDER / f"{title}-{theme}.svg").write_text(drawn, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)
