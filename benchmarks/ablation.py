@@ -182,9 +182,7 @@ def scored(
             return captions
 
         captioner.search = timed  # type: ignore[method-assign]
-        result = evaluate(
-            captioner, config, output, split="dev", resamples=resamples, **decoding.model_dump()
-        )
+        result = evaluate(captioner, config, output, decoding, split="dev", resamples=resamples)
         for each in SCORES:
             score = result.scores[each]
             found[each] = score.value

@@ -47,7 +47,7 @@ from safetensors.torch import load_file, save_file
 from captioner.errors import CaptionerError
 from captioner.inference.job import caption_to_file
 from captioner.inference.journal import journals_of
-from captioner.inference.local import caption_files
+from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
 from captioner.models.captioner import Captioner
 from captioner.training.run import train
@@ -433,7 +433,8 @@ def archives(count: int, dice: random.Random, work: Path) -> Tally:
             path.write_bytes(damage(honest[ending], dice))
 
         def read() -> str | None:
-            records = list(caption_files(captioner, list_images([str(path)]), batch_size=8))
+            small = CaptioningOptions(batch_size=8)
+            records = list(caption_files(captioner, list_images([str(path)]), how=small))
             if not records:
                 raise ValueError("nothing came of it")
             for record in records:
@@ -539,13 +540,14 @@ class Zeros(io.RawIOBase):
         return bytes(size)
 
 
-def job(model: Path, pictures: Path, output: Path, **options: Any) -> None:
+def job(model: Path, pictures: Path, output: Path) -> None:
     """Caption a folder into a file."""
     torch.set_num_threads(1)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     items = list_images([str(pictures)])
-    settings = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | options
-    caption_to_file(Captioner.load(model, "cpu"), items, output, **settings)
+    captioner = Captioner.load(model, "cpu")
+    asked = captioner.settings(beam_size=2), CaptioningOptions(batch_size=4)
+    caption_to_file(captioner, items, output, *asked, model="toy", format="jsonl")
 
 
 def run_train(config: Any, folder: Path) -> None:
@@ -861,7 +863,7 @@ def settings(count: int, dice: random.Random, work: Path) -> Tally:
 
         def use(section: str = section, name: str = name, value: Any = value) -> None:
             if section == "decoding":
-                captioner.search(features, **{name: value})
+                captioner.search(features, captioner.settings(**{name: value}))
             else:
                 text = json.dumps(value) if isinstance(value, str | list | dict) else str(value)
                 load_config(None, [f"{section}.{name}={text}"])

@@ -188,7 +188,7 @@ def choose_bias(captioner: Captioner, features: Tensor) -> float:
 
 def words_of(captioner: Captioner, features: Tensor) -> list[int]:
     """Return the lengths of the captions."""
-    captions = captioner.search(features, beam_size=3)
+    captions = captioner.search(features, captioner.settings(beam_size=3))
     return [len(best.text.split()) for best, *_ in captions]
 
 
@@ -228,7 +228,7 @@ def files_part(scene: Scene) -> bool:
     encoder, sizes = scene.captioner.encoder, (8, 64) if DEVICE == "cpu" else (64, 256)
     contestants = {
         "JPEG to caption, beam 3": lambda: list(
-            caption_files(scene.captioner, scene.items(), beam_size=3)
+            caption_files(scene.captioner, scene.items(), scene.captioner.settings(beam_size=3))
         ),
         "decoding alone": lambda: decode(encoder, scene.files),
         **{
@@ -241,7 +241,8 @@ def files_part(scene: Scene) -> bool:
             else {}
         ),
         "search alone, beam 3": lambda: [
-            scene.captioner.search(some, beam_size=3) for some in scene.features.split(256)
+            scene.captioner.search(some, scene.captioner.settings(beam_size=3))
+            for some in scene.features.split(256)
         ],
     }
     whole, decoding, *cnn, _ = race(
@@ -492,9 +493,10 @@ class Plain:
 def plain_part(scene: Scene) -> bool:
     plain = Plain(scene.captioner)
     some = scene.files[:24]
+    five = scene.captioner.settings(beam_size=5)
     ours, theirs = race({
         "ours, JPEG to caption, beam 5": (
-            lambda: list(caption_files(scene.captioner, scene.items(), beam_size=5)),
+            lambda: list(caption_files(scene.captioner, scene.items(), five)),
             len(scene.files),
         ),
         "an image at a time, beam 5": (lambda: [plain.caption(f, 5) for f in some], len(some)),
@@ -505,9 +507,10 @@ def plain_part(scene: Scene) -> bool:
 def search_part(scene: Scene) -> bool:
     plain = Plain(scene.captioner)
     features = scene.features[:64]
+    five = scene.captioner.settings(beam_size=5)
     ours, theirs, together = race({
         "batched beam search, 64 images": (
-            lambda: scene.captioner.search(features, beam_size=5),
+            lambda: scene.captioner.search(features, five),
             len(features),
         ),
         "a hypothesis at a time": (
@@ -520,7 +523,7 @@ def search_part(scene: Scene) -> bool:
         ),
     }).values()  # fmt: skip
     lengths = [len(plain.search(f[None], 5)) - 2 for f in features]
-    same = [len(best.text.split()) for best, *_ in scene.captioner.search(features, beam_size=5)]
+    same = [len(best.text.split()) for best, *_ in scene.captioner.search(features, five)]
     print(f"  words per caption: ours {mean(same):.1f}, theirs {mean(lengths):.1f}")
     print(f"ours / an image's hypotheses together: {ours / together:.2f}")
     return check("ours / a hypothesis at a time", ours / theirs, at_least=15)
@@ -542,9 +545,11 @@ def transformers_part(scene: Scene) -> bool:
     large = torch.rand(batch, 3, 384, 384, device=DEVICE)
     small = torch.rand(batch, 3, 224, 224, device=DEVICE)
 
+    greedy = scene.captioner.settings(beam_size=1)
+
     def ours() -> None:
         for some in scene.pixels.split(64):
-            scene.captioner.search(scene.captioner.encoder(some), beam_size=1)
+            scene.captioner.search(scene.captioner.encoder(some), greedy)
 
     def blip_base() -> None:
         blip.generate(pixel_values=large, do_sample=False, num_beams=1, **tokens)

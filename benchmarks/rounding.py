@@ -58,7 +58,8 @@ def main() -> None:
         (f"features in {encoder.dtype}", rough, "fp32"),
         ("search rounded too", rough, "auto"),
     ):
-        captions = [c[0].text for c in caption_split(captioner, table, precision=precision)]
+        options = captioner.settings(precision=precision)
+        captions = [c[0].text for c in caption_split(captioner, table, options)]
         first = first or captions
         scores = score_captions([*map(tokenize, captions)], references, metrics=("bleu", "cider"))
         same = sum(caption == other for caption, other in zip(captions, first, strict=True))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from captioner.datasets import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.inference.cluster import caption_with_ray
-    from captioner.inference.local import Record, caption_files
+    from captioner.inference.local import CaptioningOptions, Record, caption_files
     from captioner.inference.sources import list_images
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
     from captioner.models.captioner import Caption, Captioner
@@ -30,7 +30,7 @@ _MODULES = {
     "datasets": ["load_dataset"],
     "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
     "inference.cluster": ["caption_with_ray"],
-    "inference.local": ["Record", "caption_files"],
+    "inference.local": ["CaptioningOptions", "Record", "caption_files"],
     "inference.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "models.captioner": ["Caption", "Captioner"],
@@ -41,6 +41,7 @@ __all__ = [
     "Caption",
     "Captioner",
     "CaptionerError",
+    "CaptioningOptions",
     "CiderD",
     "ConfigError",
     "DataError",

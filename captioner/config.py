@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -259,14 +259,35 @@ class TrainingConfig(Section):
         return self
 
 
-DRAWING = frozenset({"temperature", "top_k", "top_p"})  # who sets one asks for drawing
+class DecodingOverrides(TypedDict, total=False):
+    """Settings of `DecodingConfig` that a call changes; the others stay the model's own."""
+
+    search: Literal["beam", "sample"]
+    beam_size: int
+    length_penalty: float
+    max_length: int
+    no_repeat_ngram_size: int
+    neighbours: float
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
 
 
 class DecodingConfig(Section):
     """How words are searched."""
 
     removed = {"consensus": 0, "draws": 1}
+    # The settings that a search does not look at.
+    idle: ClassVar[Mapping[str, frozenset[str]]] = {
+        "beam": frozenset({"temperature", "top_k", "top_p"}),
+        "sample": frozenset({"beam_size", "length_penalty", "no_repeat_ngram_size", "neighbours"}),
+    }
 
+    search: Literal["beam", "sample"] = Field(
+        "beam", description="beam: the most probable captions; sample: captions drawn at random"
+    )
     beam_size: Few = Field(3, description="hypotheses kept per image; 1 is greedy")
     length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
         0.7, description="a: score = log-probability / length^a"
@@ -283,7 +304,6 @@ class DecodingConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
     )
-    sample: bool = Field(False, description="draw words at random instead of searching")
     temperature: Annotated[float, Field(ge=1e-3, le=1000)] = Field(
         1.0, description="sampling: below 1 sharper, above 1 flatter"
     )
@@ -295,10 +315,24 @@ class DecodingConfig(Section):
     )
     seed: Seed = Field(0, description="sampling: of the draws")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_sample(cls, given: Any) -> Any:
+        # Version 0.1 wrote `sample: true` or `false`.
+        if not isinstance(given, dict) or "sample" not in given:
+            return given
+        sample = given["sample"]
+        if not isinstance(sample, bool) or (sample and given.get("search", "sample") != "sample"):
+            raise ValueError(
+                f"decoding.sample: now `decoding.search: sample` or `beam`, given {excerpt(sample)}"
+            )
+        rest = {name: value for name, value in given.items() if name != "sample"}
+        return {"search": "sample"} | rest if sample else rest
+
     def summary(self) -> str:
         """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
-        if self.sample:
+        if self.search == "sample":
             return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}"

@@ -42,10 +42,10 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "bleu_weight": {"objective": "scst", "start_from": "runs/a"},
     "objective": {"start_from": "runs/a"},
     "nonlinearity": {"cell": "rnn"},
-    "temperature": {"sample": True},
-    "top_k": {"sample": True},
-    "top_p": {"sample": True},
-    "seed": {"sample": True},
+    "temperature": {"search": "sample"},
+    "top_k": {"search": "sample"},
+    "top_p": {"search": "sample"},
+    "seed": {"search": "sample"},
 }
 # YAML that is no number of any setting.
 NO_NUMBERS = (".nan", ".inf", "-.inf", "1e400", "-1e400", "word", "true", "[]", "{}", "2026-11-27")
@@ -222,8 +222,7 @@ def _search(config: Config) -> str | None:
     features = torch.randn(
         2, model.encoder.feature_size, generator=torch.Generator().manual_seed(0)
     )
-    options = config.decoding.model_dump()
-    for found in model.search_each(features, **options):
+    for found in model.search_each(features, config.decoding):
         if isinstance(found, ImageError):
             return str(found)
         if not all(math.isfinite(c.log_prob) and math.isfinite(c.score) for c in found):

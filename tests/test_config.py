@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from captioner.cli.train import command as train_command
-from captioner.config import Backbone, Config, bundled, find_config, load_config, resolve_path
+from captioner.config import (
+    Backbone,
+    Config,
+    DecodingConfig,
+    bundled,
+    find_config,
+    load_config,
+    resolve_path,
+)
 from captioner.errors import ConfigError
 from captioner.foreign import plain
 
@@ -312,10 +320,22 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
     for overrides, summary in (
         ([], "beam3,lp0.7"),
         (["beam_size=5", "length_penalty=0", "no_repeat_ngram_size=2"], "beam5,lp0.0,no_repeat2"),
-        (["sample=true", "top_k=9", "seed=4"], "sample,t1.0,k9,p1.0,seed4"),
+        (["search=sample", "top_k=9", "seed=4"], "sample,t1.0,k9,p1.0,seed4"),
     ):
         config = load_config(None, [f"decoding.{override}" for override in overrides])
         assert config.decoding.summary() == summary
+
+
+def test_the_sample_of_older_versions_is_read_as_a_search() -> None:
+    for old, search in ((True, "sample"), (False, "beam")):
+        assert DecodingConfig.model_validate({"sample": old}) == DecodingConfig(search=search)
+        config = load_config(None, [f"decoding.sample={str(old).lower()}"])
+        assert config.decoding.search == search
+    for wrong in ("decoding.sample=3", "decoding.sample=[]"):
+        with pytest.raises(ConfigError, match=r"decoding\.sample: now `decoding\.search: sample`"):
+            load_config(None, [wrong])
+    with pytest.raises(ConfigError, match=r"decoding\.sample: now"):
+        load_config(None, ["decoding.sample=true", "decoding.search=beam"])
 
 
 @pytest.mark.parametrize(

@@ -184,10 +184,13 @@ def test_a_number_outside_is_a_usage_error(model, picture, words, monkeypatch, t
 @pytest.mark.parametrize(
     "words",
     [
-        "--temperature 0.001", "--temperature 1000", "--top-p 1e-6", "--top-k 1000000000",
-        "--length-penalty 10", "--length-penalty 0", f"--top-k 2 --seed {2**63 - 1}",
+        *(f"--search sample {words}" for words in (
+            "--temperature 0.001", "--temperature 1000", "--top-p 1e-6", "--top-k 1000000000",
+            f"--top-k 2 --seed {2**63 - 1}", "--top-k 3 --n-best 1000",
+        )),
+        "--length-penalty 10", "--length-penalty 0",
         "--beam-size 1000", "--max-length 1000", "--no-repeat-ngram-size 1000",
-        "--batch-size 65536", f"--max-pixels {2**40}", "--top-k 3 --n-best 1000",
+        "--batch-size 65536", f"--max-pixels {2**40}",
     ],
 )  # fmt: skip
 def test_a_number_at_its_bound_captions(model, picture, words):
@@ -261,12 +264,14 @@ def test_python_has_the_same_bounds(options, picture):
         ({"n_best": 0}, "n_best: must be 1 to"),
         ({"n_best": 10**9}, "n_best: must be 1 to"),
         ({"n_best": 1.5}, "n_best: must be 1 to"),
-        ({"n_best": 10**9, "sample": True}, "n_best: must be 1 to 1,000"),
+        ({"n_best": 10**9, "search": "sample"}, "n_best: must be 1 to 1,000"),
     ],
 )
 def test_files_are_captioned_within_bounds(options, words, picture):
     with pytest.raises(ConfigError, match=words):
-        list(caption_files(toys.captioner(), list_images([str(picture)]), **options))
+        captioner = toys.captioner()
+        asked = toys.options(captioner, **options)
+        list(caption_files(captioner, list_images([str(picture)]), *asked))
 
 
 @pytest.mark.parametrize("gpus", [math.nan, math.inf, -1, 10**30])

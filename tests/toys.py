@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captioner.config import Config, DecoderConfig
+from captioner.config import Config, DecoderConfig, DecodingConfig
+from captioner.inference.local import CaptioningOptions
 from captioner.models.backbones import build_backbone
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
@@ -72,6 +73,13 @@ def captioner(eyes: Encoder | None = None, **changes: Any) -> Captioner:
     eyes, words = eyes or encoder(), vocabulary()
     writer = decoder(vocab_size=len(words), feature_size=eyes.feature_size, **changes)
     return Captioner(eyes, writer, words)
+
+
+def options(captioner: Captioner, **wish: Any) -> tuple[DecodingConfig, CaptioningOptions]:
+    """How to search and how to caption many, each from its own keywords."""
+    names = {field.name for field in fields(CaptioningOptions)}
+    how = CaptioningOptions(**{name: wish.pop(name) for name in names & wish.keys()})
+    return captioner.settings(n_best=how.n_best, **wish), how
 
 
 def batch(*, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, size: int = 4) -> Batch:

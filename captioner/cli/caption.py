@@ -16,7 +16,6 @@ from captioner.cli.options import (
     decoding_options,
     device_option,
     find_models,
-    given,
     load_captioner,
     models_option,
     say,
@@ -24,11 +23,12 @@ from captioner.cli.options import (
 from captioner.foreign import excerpt, plain
 
 if TYPE_CHECKING:
+    from captioner.config import DecodingConfig, DecodingOverrides
     from captioner.inference.job import Totals
-    from captioner.inference.local import Record
+    from captioner.inference.local import CaptioningOptions, Record
     from captioner.inference.sources import Item
+    from captioner.memory import Memory
     from captioner.models.captioner import Captioner
-    from captioner.world import World
 
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 
@@ -116,7 +116,7 @@ def command(
     num_workers: int | None,
     max_memory: str | None,
     device: str,
-    **decoding: Any,
+    decoding: DecodingOverrides,
 ) -> None:
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
@@ -137,6 +137,8 @@ def command(
     if not models:
         say(f"model: {folders[0]}")
 
+    from captioner.images import MAX_PIXELS
+    from captioner.inference.local import CaptioningOptions
     from captioner.inference.sources import list_images
     from captioner.memory import Memory, bytes_of
     from captioner.models.captioner import choose_device
@@ -150,21 +152,16 @@ def command(
     items = list_images(
         images, recursive=recursive, stdin=sys.stdin, image_column=image_column, memory=memory
     )
-    options: dict[str, Any] = {
-        "num_workers": num_workers,
-        "batch_size": batch_size,
-        "scaled_decoding": scaled_decoding,
-        "n_best": n_best,
-        **({"max_pixels": max_pixels} if max_pixels else {}),
-        **given(decoding),
-    }
+    how = CaptioningOptions(
+        n_best, batch_size, num_workers, max_pixels or MAX_PIXELS, scaled_decoding, limit
+    )
     started = time.perf_counter()
     if engine == "ray":
         assert output
-        options["max_memory"] = limit
-        failed = _with_ray(folders, items, output, format, overwrite, num_gpus, started, options)
+        failed = _with_ray(
+            folders, items, output, decoding, how, format, overwrite, num_gpus, started
+        )
         raise SystemExit(int(failed > 0))
-    options["memory"] = memory
     # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
     # ranks that would wait for a dead one.
     with joined(choose_device(device), timedelta(days=365)) as (world, own_device):
@@ -173,14 +170,17 @@ def command(
                 "several processes need --output, and images not from stdin or a named pipe"
             )
         captioner = load_captioner(folders, str(own_device))
+        options = captioner.settings(n_best=n_best, **decoding)
         if output:
             done = _to_file(
                 captioner,
                 items,
                 output,
-                folders,
-                world,
                 options,
+                how,
+                models=folders,
+                world=world,
+                memory=memory,
                 format=format,
                 overwrite=overwrite,
                 retry_errors=retry_errors,
@@ -194,9 +194,10 @@ def command(
                 captioner,
                 items,
                 options,
+                how,
+                memory=memory,
                 stop=on_error == "fail",
                 format=format,
-                n_best=n_best,
                 overwrite=overwrite,
                 extension=extension,
             )
@@ -218,10 +219,12 @@ def _to_file(
     captioner: Captioner,
     items: Iterator[Item],
     output: Path,
+    options: DecodingConfig,
+    how: CaptioningOptions,
+    *,
     models: list[Path],
-    world: World,
-    options: dict[str, Any],
-    **how: Any,
+    overwrite: bool,
+    **job: Any,
 ) -> Totals:
     """Caption into a file, with a journal; say what holds if the user stops it."""
     from captioner.inference.job import caption_to_file, going_on
@@ -233,25 +236,28 @@ def _to_file(
             captioner,
             items,
             output,
+            options,
+            how,
             model=model,
-            world=world,
+            overwrite=overwrite,
             tell=_report,
             say=say,
-            **how | options,
+            **job,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {going_on(how['overwrite'])}") from None
+        raise KeyboardInterrupt(f"stopped; {going_on(overwrite)}") from None
 
 
 def _with_ray(
     models: list[Path],
     items: Iterator[Item],
     output: Path,
+    decoding: DecodingOverrides,
+    how: CaptioningOptions,
     format: str,
     overwrite: bool,
     num_gpus: float | None,
     started: float,
-    options: dict[str, Any],
 ) -> int:
     from captioner.inference.cluster import caption_with_ray
     from captioner.ownership import check
@@ -263,7 +269,14 @@ def _with_ray(
         )
     kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
     done = caption_with_ray(
-        models, items, output, format=kind, num_gpus=num_gpus or 0, tell=_report, **options
+        models,
+        items,
+        output,
+        decoding,
+        how,
+        format=kind,
+        num_gpus=num_gpus or 0,
+        tell=_report,
     )
     _say_totals(done.images, done.failed, done.images, started, _where(output, done.errors))
     return done.failed
@@ -276,8 +289,10 @@ def _where(output: Path, errors: Path | None) -> str:
 def _to_stdout(
     captioner: Captioner,
     items: Iterator[Item],
-    options: dict[str, Any],
+    options: DecodingConfig,
+    how: CaptioningOptions,
     *,
+    memory: Memory | None,
     stop: bool,
     format: str,
     **writing: Any,
@@ -299,9 +314,9 @@ def _to_stdout(
 
     if format == "txt":
         items = untaken(files_only(items), extension, overwrite=writing["overwrite"], leave=leave)
-    records = caption_files(captioner, items, **options)
+    records = caption_files(captioner, items, options, how, memory=memory)
     count = failed = 0
-    for record in write_records(records, sys.stdout, format=format, **writing):
+    for record in write_records(records, sys.stdout, format=format, n_best=how.n_best, **writing):
         count += 1
         failed += record.error is not None
         _report(record)

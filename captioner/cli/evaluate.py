@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,6 @@ from captioner.cli.options import (
     decoding_options,
     device_option,
     find_models,
-    given,
     load_captioner,
     models_option,
     say,
@@ -19,6 +18,9 @@ from captioner.cli.options import (
     show,
 )
 from captioner.cli.scoring import show_signatures
+
+if TYPE_CHECKING:
+    from captioner.config import DecodingOverrides
 
 
 @click.command("evaluate")
@@ -47,7 +49,7 @@ def command(
     overrides: tuple[str, ...],
     n_best: int,
     device: str,
-    **decoding: Any,
+    decoding: DecodingOverrides,
 ) -> None:
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
@@ -60,14 +62,18 @@ def command(
 
     config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folders, device)
+    options = captioner.settings(n_best=n_best, **decoding)
+    own = captioner.decoding.beam_size
+    if options.beam_size > own and "beam_size" not in decoding:
+        say(f"beam: {options.beam_size} wide instead of {own}, for as many captions")
     result = evaluate(
         captioner,
         config,
         output or folder.parent / "evaluation",
+        options,
         split=split,
         n_best=n_best,
         say=say,
-        **given(decoding),
     )
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +14,6 @@ from captioner.foreign import message, printable
 
 if TYPE_CHECKING:
     from captioner.models.captioner import Captioner
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 config_argument = click.argument("config", required=False)
 set_option = click.option(
@@ -40,53 +39,57 @@ models_option = click.option(
     help="Model or run directory; of several, the average decides on every word.  [default: "
     "$CAPTIONER_MODEL, else the newest run under runs/]",
 )
-_DECODING = (
-    click.option("--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."),
-    click.option("--length-penalty", type=float, help="a: score = log-probability / length^a."),
-    click.option("--max-length", type=int, help="Most tokens of a caption, end included."),
-    click.option("--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."),
-    click.option(
+_DECODING = {
+    "search": click.option(
+        "--search",
+        type=click.Choice(["beam", "sample"]),
+        help="The most probable captions, or captions drawn at random.",
+    ),
+    "beam_size": click.option(
+        "--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."
+    ),
+    "length_penalty": click.option(
+        "--length-penalty", type=float, help="a: score = log-probability / length^a."
+    ),
+    "max_length": click.option(
+        "--max-length", type=int, help="Most tokens of a caption, end included."
+    ),
+    "no_repeat_ngram_size": click.option(
+        "--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."
+    ),
+    "neighbours": click.option(
         "--neighbours",
         type=float,
         help="Weight of what people wrote about similar training images; 0: none.",
     ),
-    click.option("--precision", help="auto, fp32, bf16 or fp16: of the decoder's matrix products."),
-    click.option("--temperature", type=float, help="Sample, sharper below 1, flatter above."),
-    click.option("--top-k", type=int, help="Sample from the k most probable words."),
-    click.option("--top-p", type=float, help="Sample from the words that hold this probability."),
-    click.option("--seed", type=int, help="Seed of the sampling."),
-)
+    "precision": click.option(
+        "--precision", help="auto, fp32, bf16 or fp16: of the decoder's matrix products."
+    ),
+    "temperature": click.option(
+        "--temperature", type=float, help="Sampling: sharper below 1, flatter above."
+    ),
+    "top_k": click.option(
+        "--top-k", type=int, help="Sampling: only the k most probable words; 0: all."
+    ),
+    "top_p": click.option(
+        "--top-p", type=float, help="Sampling: only the words that hold this probability."
+    ),
+    "seed": click.option("--seed", type=int, help="Sampling: seed of the draws."),
+}
 
 
-def decoding_options(command: F) -> F:
-    """Add the options of the search; those not given stay as the model was trained to have them."""
-    for option in reversed(_DECODING):
-        command = option(command)
-    return command
+def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the search; the command gets those that are given as `decoding`."""
 
+    @wraps(command)
+    def collected(**options: Any) -> None:
+        asked = {name: options.pop(name) for name in _DECODING}
+        given = {name: value for name, value in asked.items() if value is not None}
+        command(decoding=given, **options)
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Keep the decoding options that were given.
-
-    Raises:
-        UsageError: if some of them would have no effect.
-    """
-    from captioner.config import DRAWING
-
-    chosen = {name: value for name, value in options.items() if value is not None}
-    sampling = set(chosen.keys() & DRAWING)
-    if not sampling:
-        return chosen
-    idle = chosen.keys() & {"beam_size", "no_repeat_ngram_size", "length_penalty", "neighbours"}
-    if idle:
-        raise click.UsageError(
-            f"{_flags(idle)}: no effect on sampling ({_flags(sampling)}); leave it out"
-        )
-    return chosen
-
-
-def _flags(names: set[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+    for option in reversed(_DECODING.values()):
+        collected = option(collected)
+    return collected
 
 
 def find_model(model: Path | None) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captioner.config import Config, load_config
+from captioner.config import Config, DecodingConfig, load_config
 from captioner.datasets import Dataset
 from captioner.errors import ConfigError, DataError, ImageError, within_memory
 from captioner.escapes import to_json, utf8_name
@@ -53,12 +53,12 @@ def evaluate(
     captioner: Captioner,
     config: Config,
     output: Path,
+    options: DecodingConfig | None = None,
     *,
     split: str | None = None,
     n_best: int = 1,
     resamples: int = 1000,
     say: Callable[[str], None] = print,
-    **decoding: Any,
 ) -> Evaluation:
     """Caption a split and score the captions.
 
@@ -66,31 +66,28 @@ def evaluate(
         captioner: on its device.
         config: whose `data` section names the data set.
         output: folder to write to.
+        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
         split: name; None: the test split where there is one, else dev.
         n_best: captions kept per image.
         resamples: of the bootstrap behind the intervals.
         say: told what happens.
-        **decoding: overrides of the model's own settings, such as beam_size=5.
 
     Raises:
         DataError: if the split cannot be used.
-        ConfigError: if a decoding setting is impossible, or something stands in the output's place.
+        ConfigError: if the options do not fit the model, or something stands in the output's place.
         ImageError: if the model gives no numbers for an image.
     """
     check_files(output, "evaluation")
-    settings = captioner.settings(n_best=n_best, **decoding)
-    if settings.beam_size > captioner.decoding.beam_size and "beam_size" not in decoding:
-        own = captioner.decoding.beam_size
-        say(f"beam: {settings.beam_size} wide instead of {own}, for as many captions")
+    options = options or captioner.settings(n_best=n_best)
     dataset = open_dataset(config.data)
     split = split or _default_split(dataset, config)
     table = read_split(
         dataset, split, captioner.encoder, batch_size=config.encoder.batch_size, say=say
     )
-    captions = caption_split(captioner, table, n_best=n_best, **settings.model_dump())
+    captions = caption_split(captioner, table, options, n_best=n_best)
     texts = [best[0].text for best in captions]
     together = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    decode = settings.summary() + together
+    decode = options.summary() + together
     scores = score_captions(
         [tokenize(text) for text in texts],
         PreparedReferences(table.references),
@@ -109,7 +106,7 @@ def evaluate(
 
 
 def caption_split(
-    captioner: Captioner, table: SplitTable, *, n_best: int = 1, **decoding: Any
+    captioner: Captioner, table: SplitTable, options: DecodingConfig, *, n_best: int = 1
 ) -> list[list[Caption]]:
     """Caption every image of a split from its stored features.
 
@@ -122,7 +119,7 @@ def caption_split(
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(CHUNK):
-            for found in captioner.search_each(features, n_best=n_best, **decoding):
+            for found in captioner.search_each(features, options, n_best=n_best):
                 if isinstance(found, ImageError):
                     path = table.examples[len(captions)].image
                     raise ImageError(f"{plain(path)}: {found}; nothing is scored", kind=found.kind)

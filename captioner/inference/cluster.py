@@ -13,19 +13,20 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from captioner import __version__
+from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError
 from captioner.escapes import to_json
 from captioner.files import MOVED, whole_file
 from captioner.foreign import excerpt
 from captioner.inference.failures import ERRORS, failure_list
-from captioner.inference.local import BATCH_SIZE, Record, caption_files
+from captioner.inference.local import CaptioningOptions, Record, caption_files
 from captioner.inference.shares import items_of, last_line, to_row, to_table
 from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
@@ -65,18 +66,15 @@ def caption_with_ray(
     model: str | Path | Sequence[str | Path],
     items: Iterable[Item],
     output: Path,
+    overrides: DecodingOverrides | None = None,
+    how: CaptioningOptions | None = None,
     *,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    batch_size: int = BATCH_SIZE,
-    num_workers: int | None = None,
     num_gpus: float = 0,
-    max_memory: int | None = None,
     concurrency: int | tuple[int, int] | None = None,
-    n_best: int = 1,
     address: str | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     worker_options: Mapping[str, Any] | None = None,
-    **options: Any,
 ) -> Totals:
     """Caption images on a Ray cluster, or on this machine where there is none.
 
@@ -90,21 +88,18 @@ def caption_with_ray(
             together.
         items: images; listed as they are needed.
         output: file to write, whole or not at all.
+        overrides: settings of the search to change, such as {"beam_size": 5}.
+        how: how each worker captions; None: the defaults. A worker without a GPU asks for as many
+            cores as `num_workers`, by default one; one with a GPU has one thread per core of its
+            machine.
         format: `jsonl`, the same lines as without Ray, or `parquet`, the same columns.
-        batch_size: images per forward pass of the CNN.
-        num_workers: threads of each worker that read and decode, for which a worker without a GPU
-            asks for cores; None: one, or one per core of its machine where it has a GPU.
-        max_memory: bytes of images that a worker reads and decodes at a time; None: the usual
-            share of what is free there.
         num_gpus: of each worker, 0.5 for two on one; 0: workers on processors.
         concurrency: workers, or the fewest and the most; None: from one to as many as fit.
-        n_best: captions per image.
         address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, a cluster that runs
             on this machine, else one started for this call. A program that is connected already
             stays so.
         tell: told every failure.
         worker_options: further options of Ray's for its workers, such as `accelerator_type`.
-        **options: of `caption_files`, such as beam_size=5.
 
     Returns:
         How many images there were, and what came of them.
@@ -119,19 +114,21 @@ def caption_with_ray(
     if not 0 <= num_gpus <= MOST_GPUS:  # what is no number neither
         raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
     # Both kinds at once are an experiment of Ray's.
-    resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_workers or 1}
-    num_workers = num_workers or (None if num_gpus else 1)
-    options |= {"batch_size": batch_size, "num_workers": num_workers, "n_best": n_best}
+    how = how or CaptioningOptions()
+    if not num_gpus:
+        how = replace(how, num_workers=how.num_workers or 1)
+    resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": how.num_workers}
     models = [model] if isinstance(model, str | Path) else list(model)
     # A mistake is found here at once, not on the cluster after a while.
     captioner = Captioner.load(models, "cpu")
-    next(caption_files(captioner, (), **options), None)
+    options = captioner.settings(n_best=how.n_best, **(overrides or {}))
+    next(caption_files(captioner, (), options, how), None)
     worker: dict[str, Any] = {
         "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
         "name": captioner.name,
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
-        "max_memory": max_memory,
+        "how": how,
         "openvino": os.environ.get(SWITCH, ""),
     }
     listed = count = failed = 0
@@ -168,7 +165,7 @@ def caption_with_ray(
             worker["models"] = ray.put(worker["models"])
             rows = (
                 row
-                for window in _windows(items, batch_size, put)
+                for window in _windows(items, how.batch_size, put)
                 for row in ray.data.from_arrow_refs(window)
                 .map_batches(
                     _Worker,
@@ -181,7 +178,7 @@ def caption_with_ray(
                 .iter_rows()
             )
             write = _write_parquet if format == "parquet" else _write_jsonl
-            write(lines(rows), aside, n_best)
+            write(lines(rows), aside, how.n_best)
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
@@ -202,8 +199,8 @@ class _Worker:
         models: Any,
         name: str,
         device: str,
-        options: dict[str, Any],
-        max_memory: int | None,
+        options: DecodingConfig,
+        how: CaptioningOptions,
         openvino: str,
     ):
         import ray
@@ -219,7 +216,8 @@ class _Worker:
             self.captioner = Captioner.load(folders, device)
         self.captioner.name = name
         self.options = options
-        self.max_memory = max_memory or usual_limit(options["num_workers"])
+        self.how = how
+        self.max_memory = how.max_memory or usual_limit(how.num_workers)
 
     def __call__(self, share: pa.Table) -> pa.Table:
         """Caption a share: a table of `to_table` -> a table of position, line, kind of error."""
@@ -227,10 +225,8 @@ class _Worker:
 
         memory = Memory(self.max_memory)
         items = items_of(share, memory)
-        records = caption_files(self.captioner, items, memory=memory, **self.options)
-        made = [
-            (to_json(as_dict(record, self.options["n_best"])), record.kind) for record in records
-        ]
+        records = caption_files(self.captioner, items, self.options, self.how, memory=memory)
+        made = [(to_json(as_dict(record, self.how.n_best)), record.kind) for record in records]
         return pa.table(
             {
                 "position": share["position"],

@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, DataError
 from captioner.files import sweep, whole_file
 from captioner.foreign import plain
-from captioner.images import MAX_PIXELS
 from captioner.inference.failures import ERRORS, failure_list, lines_of_others
 from captioner.inference.journal import Journal, check_journals, forget, journals_of, salvaged
-from captioner.inference.local import BATCH_SIZE, Record, caption_batches
+from captioner.inference.local import CaptioningOptions, Record, caption_batches
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_records
 from captioner.memory import Memory
@@ -52,11 +51,11 @@ def caption_to_file(
     captioner: Captioner,
     items: Iterable[Item],
     output: Path,
+    options: DecodingConfig | None = None,
+    how: CaptioningOptions | None = None,
     *,
     model: str,
     format: str,
-    batch_size: int = BATCH_SIZE,
-    n_best: int = 1,
     overwrite: bool = False,
     retry_errors: bool = False,
     stop_on_error: bool = False,
@@ -64,11 +63,7 @@ def caption_to_file(
     world: World | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
-    num_workers: int | None = None,
     memory: Memory | None = None,
-    max_pixels: int = MAX_PIXELS,
-    scaled_decoding: bool = False,
-    **decoding: Any,
 ) -> Totals:
     """Caption images into a file, in their order.
 
@@ -79,10 +74,10 @@ def caption_to_file(
         captioner: on its device.
         items: images, listed alike by all processes.
         output: file to write.
+        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
+        how: how to caption many; None: the defaults.
         model: fingerprint of the model; another does not go on with the job.
         format: one of `writers.FORMATS` that is one file.
-        batch_size: images per pass; lowered where memory is short.
-        n_best: captions per image.
         overwrite: forget what was done, replace what was written.
         retry_errors: try again what failed.
         stop_on_error: end the job at the first failure; what was done is kept.
@@ -91,11 +86,7 @@ def caption_to_file(
         world: the processes that share the job; each takes its share of the batches.
         tell: told every record that is made in this sitting.
         say: told what was salvaged.
-        num_workers: see `caption_batches`.
         memory: see `caption_batches`.
-        max_pixels: larger images are refused.
-        scaled_decoding: see `caption_batches`.
-        **decoding: overrides of the model's own settings.
 
     Raises:
         ConfigError: if the output is not this job's, or a setting is impossible.
@@ -103,13 +94,21 @@ def caption_to_file(
             journal is damaged, or was moved or removed while the job ran.
     """
     world = world or World()
-    reading: dict[str, Any] = {"max_pixels": max_pixels, "scaled_decoding": scaled_decoding}
-    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
+    how = how or CaptioningOptions()
+    options = options or captioner.settings(n_best=how.n_best)
+    drawn = options.search == "sample"
     arithmetic = world.share(captioner.encoder.arithmetic)  # ranks may have other hardware
-    identity = {"model": model, "arithmetic": arithmetic, "n_best": n_best, **settings, **reading}
-    identity["resizing"] = RESIZING
-    if settings["sample"]:
-        identity["batch_size"] = batch_size  # draws depend on the place in a batch
+    identity = {
+        "model": model,
+        "arithmetic": arithmetic,
+        "n_best": how.n_best,
+        **options.model_dump(),
+        "max_pixels": how.max_pixels,
+        "scaled_decoding": how.scaled_decoding,
+        "resizing": RESIZING,
+    }
+    if drawn:
+        identity["batch_size"] = how.batch_size  # draws depend on the place in a batch
     with _claimed(output, overwrite) if world.leads else nullcontext():
         if salvage and world.leads:
             for said in salvaged(output, identity):
@@ -126,14 +125,12 @@ def caption_to_file(
         try:
             done = caption_batches(
                 captioner,
-                _share(items, batch_size, world, places),
+                _share(items, how.batch_size, world, places),
+                options,
+                how,
                 known=known,
-                together=settings["sample"],  # drawn anew, to be what it was
+                together=drawn,  # drawn anew, to be what it was
                 memory=memory,
-                n_best=n_best,
-                num_workers=num_workers,
-                **reading,
-                **decoding,
             )
             batches = tqdm(done, unit="batch", disable=None if world.leads else True)
             for batch in batches:
@@ -154,7 +151,7 @@ def caption_to_file(
             journal.close()
         counts = torch.tensor([fresh, listed + sum(map(len, places))], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
-        totals = _write(journal, format, n_best, fresh, listed) if world.leads else None
+        totals = _write(journal, format, how.n_best, fresh, listed) if world.leads else None
         return world.share(totals) or Totals(0, 0, fresh, None)
 
 

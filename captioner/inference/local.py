@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from captioner.config import DecodingConfig
 from captioner.errors import ImageError, ImageErrorKind
 from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
@@ -21,6 +21,29 @@ from captioner.models.pipeline import captions_of, in_turn
 
 DIGEST_BYTES = 16
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
+
+
+@dataclass(frozen=True, slots=True)
+class CaptioningOptions:
+    """How to caption many images.
+
+    Attributes:
+        n_best: captions per image.
+        batch_size: images per pass; fewer where memory is short.
+        num_workers: threads that read and decode and, on a processor, encode and search; None:
+            one per core.
+        max_pixels: larger images are refused.
+        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as twice
+            what the CNN sees remains: much faster, and its pixels differ by less than 1 of 255.
+        max_memory: bytes of images that are read and decoded at a time; None: `usual_limit`.
+    """
+
+    n_best: int = 1
+    batch_size: int = BATCH_SIZE
+    num_workers: int | None = None
+    max_pixels: int = MAX_PIXELS
+    scaled_decoding: bool = False
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +94,44 @@ class Done:
 
 
 def caption_files(
-    captioner: Captioner, items: Iterable[Item], *, batch_size: int = BATCH_SIZE, **options: Any
+    captioner: Captioner,
+    items: Iterable[Item],
+    options: DecodingConfig | None = None,
+    how: CaptioningOptions | None = None,
+    *,
+    memory: Memory | None = None,
 ) -> Iterator[Record]:
     """Caption images; a bad one costs its own record and nothing else.
 
     Args:
         captioner: on its device.
         items: images; or what could not be found, passed through as failures.
-        batch_size: images per pass; fewer where memory is short.
-        **options: see `caption_batches`.
+        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
+        how: how to caption many; None: the defaults.
+        memory: see `caption_batches`.
 
     Yields:
         One record per item, in order.
 
     Raises:
-        ConfigError: if a decoding setting is unknown or impossible.
+        ConfigError: if a number is out of bounds, or the options do not fit the model or n_best.
     """
-    for batch in caption_batches(captioner, in_turn(items, batch_size), **options):
+    how = how or CaptioningOptions()
+    options = options or captioner.settings(n_best=how.n_best)
+    batches = in_turn(items, how.batch_size)
+    for batch in caption_batches(captioner, batches, options, how, memory=memory):
         yield from (done.record for done in batch if done.record)
 
 
 def caption_batches(
     captioner: Captioner,
     batches: Iterable[Iterable[Item]],
+    options: DecodingConfig,
+    how: CaptioningOptions,
     *,
-    num_workers: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    scaled_decoding: bool = False,
     known: Callable[[Item], frozenset[bytes]] = lambda item: frozenset(),  # noqa: ARG005
     together: bool = False,
     memory: Memory | None = None,
-    n_best: int = 1,
-    **decoding: Any,
 ) -> Iterator[list[Done]]:
     """Caption images batch by batch; threads read the next batches meanwhile.
 
@@ -113,28 +142,23 @@ def caption_batches(
         captioner: on its device.
         batches: read only as they are needed, so that memory does not grow with their number;
             a batch may be an iterator.
-        num_workers: threads that read and decode and, on a processor, encode and search; None:
-            one per core.
-        max_pixels: larger images are refused.
-        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as twice
-            what the CNN sees remains: much faster, and its pixels differ by less than 1 of 255.
+        options: how to search.
+        how: how to caption many.
         known: tells the digests of what an item's name has held when it was captioned before.
         together: a batch is captioned whole or, if all of it is known, not at all.
         memory: asked for room to read and decode, the one that `list_images` asks; None: one of
-            the usual size.
-        n_best: captions per image.
-        **decoding: overrides of the model's own settings, such as beam_size=5.
+            its own.
 
     Yields:
         What came of each batch, in order.
 
     Raises:
-        ConfigError: if a decoding setting is unknown or impossible.
+        ConfigError: if a number is out of bounds, or the options do not fit the model or n_best.
     """
     preprocess = captioner.encoder.preprocess
-    at_least = preprocess.enough if scaled_decoding else None
+    at_least = preprocess.enough if how.scaled_decoding else None
 
-    memory = memory or Memory()
+    memory = memory or Memory(how.max_memory)
 
     def look(
         item: Item, before: frozenset[bytes], claim: Callable[[int], None]
@@ -145,7 +169,7 @@ def caption_batches(
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
             if digest in before and not together:
                 return (Done(item.name, digest, None), True), None
-            picture = read_image(data, max_pixels=max_pixels, at_least=at_least, claim=claim)
+            picture = read_image(data, max_pixels=how.max_pixels, at_least=at_least, claim=claim)
             return (Done(item.name, digest, None), digest in before), preprocess.pixels(picture)
         except ImageError as error:
             failure = Record(item.name, error=str(error), kind=error.kind)
@@ -165,10 +189,10 @@ def caption_batches(
         captioner,
         asked,
         read,
+        options,
         needed=lambda made: not all(before for _, before in made),
-        num_workers=num_workers,
-        n_best=n_best,
-        **decoding,
+        num_workers=how.num_workers,
+        n_best=how.n_best,
     ):
         all_known = all(before for (_, before), _ in batch)
         yield [

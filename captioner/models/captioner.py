@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, overload
+from typing import Any, Literal, Self, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from captioner.config import DRAWING, DecodingConfig
+from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder, SearchDecoder
@@ -143,23 +143,24 @@ class Captioner:
             where = f"picture {int(broken.nonzero()[0]) + 1} of {len(broken)}: "
             raise ImageError((where if len(broken) > 1 else "") + str(error), kind=error.kind)
 
-    def search(self, features: Tensor, *, n_best: int = 1, **decoding: Any) -> list[list[Caption]]:
+    def search(
+        self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
+    ) -> list[list[Caption]]:
         """Write captions for features.
 
         Args:
             features: (B, F).
-            n_best: captions per image; at most beam_size where that is given, else the beam is
-                made as wide.
-            **decoding: overrides of the model's own `DecodingConfig`, such as beam_size=5.
+            options: how to search, such as `settings(beam_size=5)`; None: as the model does.
+            n_best: captions per image.
 
         Returns:
             For each of the B images, up to n_best captions, best first.
 
         Raises:
-            ConfigError: if a setting is unknown or impossible.
+            ConfigError: if the options do not fit the model or n_best.
             ImageError: if the model gives no numbers for an image; `search_each` tells which.
         """
-        found = self.search_each(features, n_best=n_best, **decoding)
+        found = self.search_each(features, options, n_best=n_best)
         for number, captions in enumerate(found, 1):
             if isinstance(captions, ImageError):
                 where = f"picture {number} of {len(found)}: " if len(found) > 1 else ""
@@ -168,7 +169,7 @@ class Captioner:
 
     @torch.inference_mode()
     def search_each(
-        self, features: Tensor, *, n_best: int = 1, **decoding: Any
+        self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
     ) -> list[list[Caption] | ImageError]:
         """Write captions for features; an image that the model gives no numbers for has an error.
 
@@ -177,51 +178,25 @@ class Captioner:
 
         Args:
             features: see `search`.
+            options: see `search`.
             n_best: see `search`.
-            **decoding: see `search`.
 
         Returns:
             For each of the B images, up to n_best captions, best first; or what is wrong.
 
         Raises:
-            ConfigError: if a setting is unknown or impossible.
+            ConfigError: if the options do not fit the model or n_best.
         """
-        settings = self.settings(n_best=n_best, **decoding)
+        options = options or self.settings(n_best=n_best)
+        self._check_fit(options, n_best)
         size = self.encoder.feature_size
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
-        words = self.vocabulary
         features = features.to(self.device)
         hidden = self.decoder.init_hidden(features)
-        step = self._step(self._dtype(settings.precision))
-        ids: dict[str, Any] = {
-            "bos_id": words.bos_id,
-            "eos_id": words.eos_id,
-            "suppress_ids": words.unwritable,
-            "max_length": settings.max_length,
-        }
-        voters = None if settings.sample or not settings.neighbours else self.neighbours
-        if settings.sample:
-            found = sample(
-                step,
-                hidden,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                n_samples=n_best,
-                generator=torch.Generator(self.device).manual_seed(settings.seed),
-                **ids,
-            )
-        else:
-            found = beam_search(
-                step,
-                hidden,
-                beam_size=settings.beam_size,
-                length_penalty=settings.length_penalty,
-                no_repeat_ngram_size=settings.no_repeat_ngram_size,
-                n_best=settings.beam_size if voters else n_best,
-                **ids,
-            )
+        votes = options.search == "beam" and options.neighbours
+        voters = self.neighbours if votes else None
+        found = self._hypotheses(hidden, options, options.beam_size if voters else n_best)
         # Checked before anything is ranked by them.
         sound = [
             (FEATURES, features.isfinite().all(1)),
@@ -229,8 +204,39 @@ class Captioner:
             (SCORES, (found.log_probs > -torch.inf).any(1)),
         ]
         if voters:
-            found = voters.rank(found, hidden, settings.neighbours)
+            found = voters.rank(found, hidden, options.neighbours)
         return self._checked(self._read(found, n_best), sound)
+
+    def _hypotheses(self, hidden: Tensor, options: DecodingConfig, n_best: int) -> Hypotheses:
+        """Search from initial hidden states, (L, B, H)."""
+        words = self.vocabulary
+        step = self._step(self._dtype(options.precision))
+        if options.search == "sample":
+            return sample(
+                step,
+                hidden,
+                bos_id=words.bos_id,
+                eos_id=words.eos_id,
+                suppress_ids=words.unwritable,
+                max_length=options.max_length,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                n_samples=n_best,
+                generator=torch.Generator(self.device).manual_seed(options.seed),
+            )
+        return beam_search(
+            step,
+            hidden,
+            bos_id=words.bos_id,
+            eos_id=words.eos_id,
+            suppress_ids=words.unwritable,
+            max_length=options.max_length,
+            beam_size=options.beam_size,
+            length_penalty=options.length_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            n_best=n_best,
+        )
 
     def _checked(
         self, captions: list[list[Caption]], sound: list[tuple[str, Tensor]]
@@ -267,43 +273,57 @@ class Captioner:
                 captions[-1].append(Caption(text, log_prob, score, finished))
         return captions
 
-    def settings(self, *, n_best: int = 1, **decoding: Any) -> DecodingConfig:
-        """Return the model's decoding settings with some of them changed.
+    def settings(
+        self, *, n_best: int = 1, **overrides: Unpack[DecodingOverrides]
+    ) -> DecodingConfig:
+        """Return how to search: the model's own settings, with some of them changed.
 
         Args:
             n_best: captions that will be asked for; the model's own beam grows to as many.
-            **decoding: overrides.
+            **overrides: the settings to change, such as beam_size=5.
 
         Raises:
-            ConfigError: if a setting is unknown or impossible.
+            ConfigError: if a setting is unknown, impossible, or has no effect on this search.
         """
         try:
-            asked = self.decoding.model_dump() | decoding
-            if "sample" not in decoding:
-                asked["sample"] |= bool(decoding.keys() & DRAWING)
-            if "beam_size" not in decoding and not asked["sample"] and isinstance(n_best, int):
-                asked["beam_size"] = max(asked["beam_size"], min(n_best, MOST))
-            settings = DecodingConfig.model_validate(asked)
+            options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "value_error":
+                raise ConfigError(str(first["ctx"]["error"])) from error
             name = ".".join(map(str, first["loc"]))
             raise ConfigError(
                 f"decoding.{name}: {first['msg'].lower()}, given {excerpt(first['input'], 60)}"
             ) from error
-        most = MOST if settings.sample else settings.beam_size
-        if not isinstance(n_best, int) or not 1 <= n_best <= most:
-            limit = f"{MOST:,}" if settings.sample else f"the beam size ({settings.beam_size})"
+        for name in sorted(overrides.keys() & DecodingConfig.idle[options.search]):
+            other = "beam" if options.search == "sample" else "sample"
+            raise ConfigError(
+                f"decoding.{name}: needs decoding.search {other} (--search {other}); has no effect "
+                f"with {options.search}"
+            )
+        if options.search == "beam" and "beam_size" not in overrides and isinstance(n_best, int):
+            beam_size = max(options.beam_size, min(n_best, MOST))
+            options = options.model_copy(update={"beam_size": beam_size})
+        self._check_fit(options, n_best)
+        return options
+
+    def _check_fit(self, options: DecodingConfig, n_best: int) -> None:
+        """Refuse a search that this model cannot do, or that finds fewer captions than wanted."""
+        drawn = options.search == "sample"
+        if not isinstance(n_best, int) or not 1 <= n_best <= (MOST if drawn else options.beam_size):
+            limit = f"{MOST:,}" if drawn else f"the beam size ({options.beam_size})"
             raise ConfigError(f"n_best: must be 1 to {limit}, given {excerpt(n_best, 60)}")
-        if settings.neighbours and self.neighbours is None:
+        if options.neighbours and self.neighbours is None:
             which = "the first of the models" if self.num_models > 1 else "this model"
             raise ConfigError(
                 f"decoding.neighbours: {which} keeps nothing of what people wrote; choose 0, or "
                 f"train it with decoding.neighbours above 0"
             )
-        return settings
 
-    @overload
-    def caption(self, images: ImageLike, **decoding: Any) -> str: ...
+    @overload  # a string is an iterable of strings too: the first to fit decides
+    def caption(  # type: ignore[overload-overlap]
+        self, images: ImageLike, **overrides: Unpack[DecodingOverrides]
+    ) -> str: ...
     @overload
     def caption(
         self,
@@ -311,7 +331,7 @@ class Captioner:
         *,
         batch_size: int = BATCH,
         on_error: Literal["raise"] = "raise",
-        **decoding: Any,
+        **overrides: Unpack[DecodingOverrides],
     ) -> Iterator[str]: ...
     @overload
     def caption(
@@ -320,7 +340,7 @@ class Captioner:
         *,
         batch_size: int = BATCH,
         on_error: Literal["skip"],
-        **decoding: Any,
+        **overrides: Unpack[DecodingOverrides],
     ) -> Iterator[str | None]: ...
     def caption(
         self,
@@ -328,7 +348,7 @@ class Captioner:
         *,
         batch_size: int = BATCH,
         on_error: Literal["raise", "skip"] = "raise",
-        **decoding: Any,
+        **overrides: Unpack[DecodingOverrides],
     ) -> str | Iterator[str] | Iterator[str | None]:
         """Caption one image, or any number of them lazily.
 
@@ -343,7 +363,7 @@ class Captioner:
                 many rows there are: an image may be captioned otherwise, rarely, in other company.
             on_error: "skip" gives None for one of many images that cannot be read, or that the
                 model gives no numbers for.
-            **decoding: overrides of the model's own settings, such as beam_size=5.
+            **overrides: settings of the search to change, such as beam_size=5; see `settings`.
 
         Returns:
             The best caption of the one image, or an iterator over those of many.
@@ -353,22 +373,22 @@ class Captioner:
                 after the captions of those before, as is anything that their iterator raises.
             ConfigError: at once, if a setting is unknown or impossible.
         """
-        if "n_best" in decoding:
+        if "n_best" in overrides:
             raise ConfigError(
                 "n_best: `caption` gives the best alone; `inference.local.caption_files` and "
                 "`search(encode(pictures), n_best=...)` give several"
             )
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
-        self.settings(**decoding)
+        options = self.settings(**overrides)
         if is_one(images):
             with within_memory("to caption"):
-                return self.search(self.encode([to_picture(images)]), **decoding)[0][0].text
+                return self.search(self.encode([to_picture(images)]), options)[0][0].text
         batches = batched(map(as_it_is, each(cast(Iterable[ImageLike], images))), batch_size)
-        return self._captions(batches, on_error == "skip", decoding)
+        return self._captions(batches, on_error == "skip", options)
 
     def _captions(
-        self, batches: Iterable[list[Any]], skip: bool, decoding: dict[str, Any]
+        self, batches: Iterable[list[Any]], skip: bool, options: DecodingConfig
     ) -> Iterator[Any]:
         def read(image: Any) -> tuple[ImageError | None, Tensor | None]:
             if isinstance(image, ImageError):
@@ -378,7 +398,7 @@ class Captioner:
             except ImageError as error:
                 return error, None
 
-        for batch in captions_of(self, batches, read, **decoding):
+        for batch in captions_of(self, batches, read, options):
             for unread, captions in batch:
                 error = captions if isinstance(captions, ImageError) else unread
                 if error and not skip:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, is_shortage, within_memory
 from captioner.foreign import excerpt
 from captioner.workers import cores, on_cores, workers
@@ -32,11 +33,11 @@ def captions_of(
     captioner: Captioner,
     batches: Iterable[Iterable[T]],
     read: Callable[[T], tuple[R, Tensor | None]],
+    options: DecodingConfig,
     *,
     needed: Callable[[list[R]], bool] = lambda made: True,  # noqa: ARG005
     num_workers: int | None = None,
     n_best: int = 1,
-    **decoding: Any,
 ) -> Iterator[list[tuple[R, list[Caption] | ImageError]]]:
     """Caption batch by batch.
 
@@ -48,17 +49,17 @@ def captions_of(
             an image is on its way to be read before the next of its batch is asked for.
         read: called by the threads; what it makes of an image, and pixels, uint8 (3, S, S), or
             None where there is nothing to caption. It raises nothing.
+        options: how to search.
         needed: told what `read` made of a batch; False: its pixels are dropped.
         num_workers: threads; None: one for each core. On a processor they also encode and search.
         n_best: captions per image.
-        **decoding: overrides of the model's own settings, such as beam_size=5.
 
     Yields:
         For each image of a batch what `read` made of it, and its captions, best first; none
         where there were no pixels, an error where the model gives no numbers.
 
     Raises:
-        ConfigError: if a setting is unknown or impossible.
+        ConfigError: if `num_workers` is out of bounds.
         Exception: what the iterator of batches raises, after the captions of those before.
     """
     if num_workers is not None and not (
@@ -67,9 +68,8 @@ def captions_of(
         raise ConfigError(
             f"num_workers: must be 1 to {MOST_WORKERS:,}, given {excerpt(num_workers, 60)}"
         )
-    settings = captioner.settings(n_best=n_best, **decoding).model_dump()
     encode = WithinMemory(captioner.encoder.see)
-    search = WithinMemory(partial(captioner.search_each, n_best=n_best, **settings))
+    search = WithinMemory(partial(captioner.search_each, options=options, n_best=n_best))
     together = captioner.encoder.images_per_pass
     source = iter(batches)
 

@@ -287,7 +287,8 @@ def test_features_are_filled_once(home):
         (["caption", "dev_red_5.png", "--device", "quantum"], 2, "--device quantum"),
         (["caption", "dev_red_5.png", "--beam-size", "0"], 2, "decoding.beam_size"),
         (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
-        (["caption", "x.png", "--top-k", "3", "--beam-size", "2"], 2, "--beam-size: no effect on"),
+        (["caption", "x.png", "--temperature", "2"], 2, "decoding.temperature: needs decoding.se"),
+        (["caption", "x.png", "--search", "sample", "--beam-size", "2"], 2, "beam_size: needs dec"),
         (["dream"], 2, "No such command"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
 from captioner.inference.cluster import Totals, caption_with_ray
-from captioner.inference.local import Record, caption_files
+from captioner.inference.local import CaptioningOptions, Record, caption_files
 from captioner.inference.shares import _Remote
 from captioner.inference.sources import Item, Slice, list_images
 from captioner.inference.writers import write_records
@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 BATCH = 4
+HOW = CaptioningOptions(batch_size=BATCH)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,8 @@ def plain(models: list[Path], items: list[Item], n_best: int) -> str:
     """What `captioner caption --format jsonl` writes."""
     file = io.StringIO()
     captioner = Captioner.load(models, "cpu")
-    records = caption_files(captioner, items, batch_size=BATCH, n_best=n_best, beam_size=3)
+    options = toys.options(captioner, batch_size=BATCH, n_best=n_best, beam_size=3)
+    records = caption_files(captioner, items, *options)
     list(write_records(records, file, format="jsonl", n_best=n_best))
     return file.getvalue()
 
@@ -97,10 +99,9 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
         model,
         iter(items),
         output,
-        batch_size=BATCH,
+        {"beam_size": 3},
+        CaptioningOptions(n_best=2, batch_size=BATCH),
         concurrency=2,
-        n_best=2,
-        beam_size=3,
         tell=heard.append,
     )
     assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
@@ -119,9 +120,7 @@ def test_several_models_caption_together_as_without_ray(small_cluster, model, it
     other = tmp_path / "other"
     toys.captioner(seed=1).save(other)
     output = tmp_path / "captions.jsonl"
-    caption_with_ray(
-        [model, other], items[:6], output, batch_size=BATCH, concurrency=1, beam_size=3
-    )
+    caption_with_ray([model, other], items[:6], output, {"beam_size": 3}, HOW, concurrency=1)
     together = output.read_text(encoding="utf-8")
     assert together == plain([model, other], items[:6], 1) != plain([model], items[:6], 1)
     assert not output.with_name("errors.jsonl").exists()
@@ -133,7 +132,7 @@ def test_pictures_without_numbers_are_the_same_lines_too(small_cluster, items, t
     broken.save(tmp_path / "broken")
     output = tmp_path / "captions.jsonl"
     totals = caption_with_ray(
-        tmp_path / "broken", items[:6], output, batch_size=BATCH, concurrency=1, beam_size=3
+        tmp_path / "broken", items[:6], output, {"beam_size": 3}, HOW, concurrency=1
     )
     assert totals.failed == 6
     lines = output.read_text(encoding="utf-8")
@@ -154,7 +153,7 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
     listed = list(list_images([*uris, missing, "nobody://reads/this.png"]))
     assert all(isinstance(item.source, ImageError) for item in listed)
     totals = caption_with_ray(
-        model, listed, output, format="parquet", batch_size=BATCH, concurrency=1, beam_size=3
+        model, listed, output, {"beam_size": 3}, HOW, format="parquet", concurrency=1
     )
     assert (totals.images, totals.captioned, totals.failed) == (13, 10, 3)
     rows = read_table(output).to_pylist()
@@ -179,7 +178,13 @@ def test_nothing_to_caption_is_an_empty_file(small_cluster, model, tmp_path):
 def test_mistakes_are_found_before_the_cluster_is(model, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     monkeypatch.setattr(cluster, "_connected", None)
-    for wrong in ({"beam_size": 0}, {"n_best": 0}, {"concurrency": 0}, {"concurrency": (3, 2)}):
+    for wrong in (
+        {"overrides": {"beam_size": 0}},
+        {"how": CaptioningOptions(n_best=0)},
+        {"how": CaptioningOptions(batch_size=0)},
+        {"concurrency": 0},
+        {"concurrency": (3, 2)},
+    ):
         with pytest.raises(ConfigError):
             caption_with_ray(model, (), tmp_path / "captions.jsonl", **wrong)
     assert not (tmp_path / "captions.jsonl").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from captioner.errors import IMAGE_ERROR_KINDS, ImageError
 from captioner.images import read_image
-from captioner.inference.local import caption_files
+from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import Item
 
 import toys
@@ -97,7 +97,9 @@ def test_the_good_ones_are_upright_and_of_the_right_colours(cases):
 
 def test_all_in_one_job_are_one_record_each(cases, captioner):
     items = [item(case.path) for case in cases]
-    records = list(caption_files(captioner, items, batch_size=8, num_workers=2))
+    records = list(
+        caption_files(captioner, items, how=CaptioningOptions(batch_size=8, num_workers=2))
+    )
     assert [record.file_name for record in records] == [str(case.path) for case in cases]
     for case, record in zip(cases, records, strict=True):
         allowed = {"ok" if kind == "ok" else "error" for kind in case.expected}
@@ -109,7 +111,9 @@ def test_all_in_one_job_are_one_record_each(cases, captioner):
             assert str(case.path) not in record.error
         else:
             # Good pictures among bad ones get what they get alone.
-            (alone,) = caption_files(captioner, [item(case.path)], num_workers=1)
+            (alone,) = caption_files(
+                captioner, [item(case.path)], how=CaptioningOptions(num_workers=1)
+            )
             assert record.caption == alone.caption, case.name
             assert record.captions[0].log_prob == pytest.approx(alone.captions[0].log_prob, 1e-4)
 

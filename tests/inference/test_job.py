@@ -19,7 +19,7 @@ import torch
 from captioner.errors import ConfigError, DataError
 from captioner.inference.job import caption_to_file, going_on
 from captioner.inference.journal import Journal, journals_of
-from captioner.inference.local import Done, Record, caption_files
+from captioner.inference.local import CaptioningOptions, Done, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
 from captioner.memory import Memory
@@ -50,10 +50,14 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def run(folder, pictures, output, **options):
-    options = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | options
-    items = list_images([str(pictures)])
-    return caption_to_file(Captioner.load(folder, "cpu"), items, output, **options)
+WISHES = {"batch_size", "n_best", "beam_size", "max_pixels", "scaled_decoding"}
+
+
+def run(folder, pictures, output, **job):
+    job = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | job
+    captioner = Captioner.load(folder, "cpu")
+    options = toys.options(captioner, **{name: job.pop(name) for name in WISHES & job.keys()})
+    return caption_to_file(captioner, list_images([str(pictures)]), output, *options, **job)
 
 
 def rows(path: Path) -> list[dict]:
@@ -138,9 +142,9 @@ def test_done_once_it_costs_nothing_and_only_what_is_new_or_changed_is_done(
 def test_the_output_is_what_captioning_without_a_journal_gives(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
-    plain = caption_files(
-        Captioner.load(model, "cpu"), list_images([str(pictures)]), batch_size=4, beam_size=2
-    )
+    captioner = Captioner.load(model, "cpu")
+    options = toys.options(captioner, batch_size=4, beam_size=2)
+    plain = caption_files(captioner, list_images([str(pictures)]), *options)
     assert rows(output) == [as_dict(record) for record in plain]
 
 
@@ -247,13 +251,9 @@ def test_a_lock_that_holds_something_is_not_ours(model, pictures, tmp_path):
 def test_as_many_captions_are_written_as_were_asked_for(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output, n_best=2)
-    plain = caption_files(
-        Captioner.load(model, "cpu"),
-        list_images([str(pictures)]),
-        batch_size=4,
-        beam_size=2,
-        n_best=2,
-    )
+    captioner = Captioner.load(model, "cpu")
+    options = toys.options(captioner, batch_size=4, beam_size=2, n_best=2)
+    plain = caption_files(captioner, list_images([str(pictures)]), *options)
     assert rows(output) == [as_dict(record, n_best=2) for record in plain]
     assert len(rows(output)[0]["n_best"]) == 2
 
@@ -296,7 +296,8 @@ def test_images_are_not_lost_by_an_impossible_batch(model, pictures):
     captioner = Captioner.load(model, "cpu")
     for size in (0, -1, 2.5):
         with pytest.raises(ConfigError, match="batch_size: must be 1 to"):
-            list(caption_files(captioner, list_images(pictures), batch_size=size))
+            how = CaptioningOptions(batch_size=size)
+            list(caption_files(captioner, list_images(pictures), how=how))
 
 
 def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
@@ -583,17 +584,10 @@ def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pic
             if made == stop_after:
                 raise KeyboardInterrupt
 
-        caption_to_file(
-            Captioner.load(model, "cpu"),
-            list_images(listed),
-            output,
-            model="toy",
-            format="jsonl",
-            batch_size=batch_size,
-            tell=tell,
-            sample=True,
-            temperature=3.0,
-        )
+        captioner = Captioner.load(model, "cpu")
+        drawn = toys.options(captioner, batch_size=batch_size, search="sample", temperature=3.0)
+        items = list_images(listed)
+        caption_to_file(captioner, items, output, *drawn, model="toy", format="jsonl", tell=tell)
 
     work(tmp_path / "whole.jsonl")
     whole = rows(tmp_path / "whole.jsonl")
@@ -613,9 +607,8 @@ def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, t
     output = tmp_path / "out.jsonl"
     items = list_images([str(picture)] * 2)
     captioner = Captioner.load(model, "cpu")
-    totals = caption_to_file(
-        captioner, items, output, model="toy", format="jsonl", batch_size=1, num_workers=1
-    )
+    how = CaptioningOptions(batch_size=1, num_workers=1)
+    totals = caption_to_file(captioner, items, output, how=how, model="toy", format="jsonl")
     assert totals.images == 2
     assert len(set(output.read_text().splitlines())) == 1
 
@@ -649,17 +642,11 @@ def test_with_room_for_less_than_one_image_the_same_is_written(model, pictures, 
         items = list_images(
             [str(pictures), str(tmp_path / "p.tar.gz"), str(tmp_path / "p.zip")], memory=memory
         )
-        options = {"sample": True, "temperature": 3.0} if sampled else {}
+        captioner = Captioner.load(model, "cpu")
+        wish = {"search": "sample", "temperature": 3.0} if sampled else {}
+        options = toys.options(captioner, batch_size=16, num_workers=4, **wish)
         totals = caption_to_file(
-            Captioner.load(model, "cpu"),
-            items,
-            output,
-            model="toy",
-            format="jsonl",
-            batch_size=16,
-            num_workers=4,
-            memory=memory,
-            **options,
+            captioner, items, output, *options, model="toy", format="jsonl", memory=memory
         )
         assert totals.images == 3 * IMAGES
         assert memory.used == 0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from captioner.errors import ConfigError, ImageError
 from captioner.images import read_image
-from captioner.inference.local import caption_files
+from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
 from captioner.memory import Held, Memory, bytes_of, usual_limit
 
@@ -110,12 +110,13 @@ def test_a_bound_of_any_size_changes_no_caption_and_no_order(limit, pictures, tm
     for source in archives(tmp_path, pictures):
         memory = Memory(limit)
         items = list_images([str(source)], memory=memory)
-        records = list(caption_files(captioner, items, batch_size=5, memory=memory, num_workers=3))
+        how = CaptioningOptions(batch_size=5, num_workers=3)
+        records = list(caption_files(captioner, items, how=how, memory=memory))
         assert [record.file_name[-6:] for record in records] == list(pictures)
         written.append([record.captions for record in records])
         assert memory.used == 0
     assert all(each == written[0] for each in written)
-    plain = list(caption_files(captioner, list_images([str(tmp_path / "files")]), batch_size=5))
+    plain = list(caption_files(captioner, list_images([str(tmp_path / "files")]), how=how))
     assert written[0] == [record.captions for record in plain]
 
 
@@ -230,6 +231,10 @@ def test_room_is_given_back_when_the_picture_is_gone(pictures, tmp_path, monkeyp
 
     monkeypatch.setattr("captioner.inference.local.read_image", noted)
     items = list_images([str(archives(tmp_path, pictures)[0])])
-    list(caption_files(toys.captioner(), items, memory=Watched(1), num_workers=1))
+    list(
+        caption_files(
+            toys.captioner(), items, how=CaptioningOptions(num_workers=1), memory=Watched(1)
+        )
+    )
     assert there
     assert not any(picture for each in left for picture in each)

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import pickle
 import tempfile
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from captioner.config import DecodingConfig
+from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.pictures import to_picture
@@ -113,7 +114,8 @@ def test_many_images_are_read_as_captions_are_asked_for(captioner, picture):
 
 def test_captions_are_ranked_and_never_hold_special_tokens(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")] * 2)
-    for captions in captioner.search(features, beam_size=5, n_best=5, length_penalty=0.5):
+    options = captioner.settings(beam_size=5, length_penalty=0.5)
+    for captions in captioner.search(features, options, n_best=5):
         scores = [caption.score for caption in captions]
         assert scores == sorted(scores, reverse=True)
         assert len({caption.text for caption in captions}) == len(captions) == 5
@@ -128,8 +130,8 @@ def test_an_unknown_word_is_never_written_even_if_it_is_the_likeliest(picture):
         captioner.decoder.output.bias[[words.unk_id, words.bos_id, words.pad_id]] = 50.0
         captioner.decoder.output.bias[words.eos_id] = -50.0
     features = captioner.encode([Image.open(picture).convert("RGB")])
-    for options in ({"beam_size": 1}, {"beam_size": 4}, {"temperature": 1.0, "sample": True}):
-        (best,) = captioner.search(features, max_length=6, **options)[0]
+    for wish in ({"beam_size": 1}, {"beam_size": 4}, {"temperature": 1.0, "search": "sample"}):
+        (best,) = captioner.search(features, captioner.settings(max_length=6, **wish))[0]
         # it never ends either: cut off at six words, and still a caption
         assert len(best.text.split()) == 6
         assert not best.finished
@@ -144,9 +146,9 @@ def test_weights_are_laid_out_once_for_each_precision(monkeypatch):
     )
     features = torch.randn(3, captioner.encoder.feature_size)
     for precision in ("fp32", "bf16", "fp32", "bf16"):
-        captioner.search(features, precision=precision)
+        captioner.search(features, captioner.settings(precision=precision))
     assert made == [torch.float32, torch.bfloat16]
-    captioner.to("cpu").search(features, precision="fp32")
+    captioner.to("cpu").search(features, captioner.settings(precision="fp32"))
     assert made == [torch.float32, torch.bfloat16, torch.float32]
 
 
@@ -154,7 +156,8 @@ def test_sampling_is_seeded(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")])
 
     def draw(seed):
-        return captioner.search(features, n_best=8, sample=True, top_p=0.9, seed=seed)
+        options = captioner.settings(search="sample", top_p=0.9, seed=seed)
+        return captioner.search(features, options, n_best=8)
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -162,7 +165,7 @@ def test_sampling_is_seeded(captioner, picture):
 
 def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
     features = captioner.encode([Image.open(picture).convert("RGB")])
-    (best,) = captioner.search(features, beam_size=3, length_penalty=1.0)[0]
+    (best,) = captioner.search(features, captioner.settings(beam_size=3, length_penalty=1.0))[0]
     words = captioner.vocabulary
     ids = [words.bos_id, *words.encode(best.text.split()), words.eos_id]
     with torch.inference_mode():
@@ -189,7 +192,15 @@ def test_log_prob_is_the_sum_over_the_tokens(captioner, picture):
 )
 def test_impossible_settings_are_named(captioner, options, message):
     with pytest.raises(ConfigError, match=message):
-        captioner.search(torch.zeros(1, 512), **options)
+        captioner.settings(**options)
+
+
+def test_a_search_that_does_not_fit_the_model_is_refused(captioner):
+    features = torch.zeros(1, 512)
+    with pytest.raises(ConfigError, match=r"n_best: must be 1 to the beam size \(3\), given 4"):
+        captioner.search(features, DecodingConfig(beam_size=3), n_best=4)
+    with pytest.raises(ConfigError, match="keeps nothing of what people wrote"):
+        captioner.search(features, DecodingConfig(neighbours=1.0))
 
 
 def test_a_broken_image_is_one_clear_error(captioner, tmp_path):
@@ -299,7 +310,7 @@ def test_pixels_of_any_kind_are_the_same_picture():
 def test_the_beam_grows_to_the_captions_asked_for(captioner):
     assert captioner.settings(n_best=7).beam_size == 7
     assert captioner.settings(n_best=2).beam_size == captioner.decoding.beam_size
-    assert captioner.settings(n_best=7, sample=True).beam_size == captioner.decoding.beam_size
+    assert captioner.settings(n_best=7, search="sample").beam_size == captioner.decoding.beam_size
     features = torch.randn(2, captioner.encoder.feature_size)
     assert [len(found) for found in captioner.search(features, n_best=7)] == [7, 7]
 
@@ -397,11 +408,30 @@ def test_what_is_no_table_of_features_is_refused(captioner, features):
         captioner.search(features)
 
 
-def test_who_asks_how_to_draw_asks_for_drawing(captioner):
-    assert captioner.settings(temperature=0.5).sample
-    assert captioner.settings(top_k=3).sample
-    assert not captioner.settings(temperature=0.5, sample=False).sample
-    assert not captioner.settings(beam_size=2).sample
+@pytest.mark.parametrize("search", ["beam", "sample"])
+def test_an_override_without_effect_is_refused(captioner, search):
+    values = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "beam_size": 2, "length_penalty": 1.0}
+    values |= {"no_repeat_ngram_size": 2, "neighbours": 0.0, "max_length": 5, "seed": 1}
+    assert values.keys() | {"search", "precision"} == DecodingConfig.model_fields.keys()
+    drawing = {"temperature", "top_k", "top_p"}
+    idle = drawing if search == "beam" else {*values} - drawing - {"max_length", "seed"}
+    assert DecodingConfig.idle[search] == idle
+    captioner.decoding = DecodingConfig(search=search)  # as a model may be trained to
+    for name, value in values.items():
+        if name in idle:
+            other = "sample" if search == "beam" else "beam"
+            with pytest.raises(ConfigError, match=rf"decoding\.{name}: needs .*--search {other}\)"):
+                captioner.settings(**{name: value})
+            assert captioner.settings(search=other, **{name: value}).search == other
+        else:
+            assert getattr(captioner.settings(**{name: value}), name) == value
+
+
+def test_overrides_are_the_settings_of_the_search():
+    hints = get_type_hints(DecodingOverrides)
+    assert hints.keys() == DecodingConfig.model_fields.keys()
+    for name, field in DecodingConfig.model_fields.items():
+        assert hints[name] == field.annotation
 
 
 def test_several_captions_are_not_asked_of_caption(captioner):

@@ -165,7 +165,7 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     again = Captioner.load(tmp_path / "model", "cpu")
     found = captioner.search(features, n_best=3)
     assert again.search(features, n_best=3) == found
-    alone = captioner.search(features, n_best=3, neighbours=0)
+    alone = captioner.search(features, captioner.settings(neighbours=0), n_best=3)
     assert found != alone
     assert all(a.score >= b.score for own in found for a, b in pairwise(own))
 
@@ -182,7 +182,9 @@ def test_an_ensemble_asks_the_neighbours_of_its_first_model(trained, tmp_path):
     other.save(tmp_path / "second")
     both = Captioner.load([tmp_path / "first", tmp_path / "second"], "cpu")
     features = torch.randn(4, captioner.encoder.feature_size)
-    plain, voted = (both.search(features, n_best=3, neighbours=each) for each in (0.0, 3.0))
+    plain, voted = (
+        both.search(features, both.settings(neighbours=each), n_best=3) for each in (0.0, 3.0)
+    )
     states = flat(captioner.decoder.init_hidden(features))
     for image in range(4):
         for caption in voted[image]:
@@ -235,7 +237,7 @@ def test_the_views_of_a_picture_are_seen_as_one(trained, tmp_path, monkeypatch):
 def test_asking_for_votes_that_nobody_can_give_is_refused():
     captioner = toys.captioner()
     with pytest.raises(ConfigError, match=r"decoding\.neighbours: this model keeps nothing"):
-        captioner.search(torch.randn(1, captioner.encoder.feature_size), neighbours=2.0)
+        captioner.settings(neighbours=2.0)
 
 
 WRAPPED = torch.tensor([2**63 - 1, -(2**63)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from captioner.cli import main
 from captioner.errors import ImageError, ModelError
 from captioner.inference.job import caption_to_file
-from captioner.inference.local import caption_files
+from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
 from captioner.models.captioner import Captioner
 from captioner.search import beam_search, sample
@@ -55,7 +55,15 @@ def broken(request) -> Captioner:
     return overflow(toys.captioner(cell="gru"), request.param)
 
 
-@pytest.mark.parametrize("decoding", [{}, {"beam_size": 1}, {"temperature": 0.5}, {"top_k": 2}])
+SEARCHES = [
+    {},
+    {"beam_size": 1},
+    {"search": "sample", "temperature": 0.5},
+    {"search": "sample", "top_k": 2},
+]
+
+
+@pytest.mark.parametrize("decoding", SEARCHES)
 def test_every_way_to_caption_says_so(broken, pictures, decoding):
     with pytest.raises(ImageError, match="the model gives no numbers for this picture") as error:
         broken.caption(pictures[0], **decoding)
@@ -64,7 +72,8 @@ def test_every_way_to_caption_says_so(broken, pictures, decoding):
     with pytest.raises(ImageError, match="gives no numbers"):
         list(broken.caption(pictures, **decoding))
     assert list(broken.caption(pictures, on_error="skip", **decoding)) == [None] * len(pictures)
-    records = list(caption_files(broken, list_images([str(pictures[0].parent)]), **decoding))
+    items = list_images([str(pictures[0].parent)])
+    records = list(caption_files(broken, items, broken.settings(**decoding)))
     assert [(r.status, r.kind, r.captions) for r in records] == [("error", "not_a_number", ())] * 6
 
 
@@ -106,15 +115,17 @@ def test_what_overflows_in_any_layer_of_the_cnn_is_seen(layer, precision):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(
-    "decoding", [{"beam_size": 3}, {"beam_size": 1}, {"sample": True}, {"top_k": 2}]
+    "decoding",
+    [{"beam_size": 3}, {"beam_size": 1}, {"search": "sample"}, {"search": "sample", "top_k": 2}],
 )
 def test_the_others_of_a_batch_keep_their_captions(value, decoding):
     captioner = toys.captioner(hidden_size=16)
     torch.manual_seed(1)
     features = 3 * torch.randn(8, captioner.encoder.feature_size)
-    whole = captioner.search_each(features, seed=3, **decoding)
+    options = captioner.settings(seed=3, **decoding)
+    whole = captioner.search_each(features, options)
     features[[2, 5], 7] = value
-    found = captioner.search_each(features, seed=3, **decoding)
+    found = captioner.search_each(features, options)
     assert [i for i, each in enumerate(found) if isinstance(each, ImageError)] == [2, 5]
     assert all(isinstance(each, list) for each in whole)
     if "beam_size" in decoding:  # draws depend on their company
@@ -174,8 +185,8 @@ def test_a_job_goes_on_with_the_same_bytes(pictures, tmp_path):
             list_images([str(pictures[0].parent)]),
             tmp_path / name,
             model="toy",
+            how=CaptioningOptions(batch_size=2),
             format="jsonl",
-            batch_size=2,
         )
         assert (done.failed, done.images) == (6, 6)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
