@@ -67,7 +67,7 @@ from captioner.models.compiled import SWITCH
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.text import Vocabulary
-from captioner.workers import on_cores, workers
+from captioner.workers import WithinMemory, workers
 
 WORDS = 2540
 IMAGES = 512
@@ -345,8 +345,8 @@ def core_each(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     """Return what encodes as captioning does: pieces of a batch, each on one core."""
 
     def run(pixels: Tensor) -> Tensor:
-        with workers(None, encoder.device) as pool:
-            return torch.cat(on_cores(pool, encoder, pixels, encoder.images_per_pass))
+        with workers(None, encoder.device) as crew:
+            return torch.cat(crew.compute(WithinMemory(encoder), pixels, encoder.images_per_pass))
 
     return run
 

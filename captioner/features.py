@@ -15,14 +15,12 @@ import hashlib
 import json
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 import psutil
@@ -37,9 +35,10 @@ from captioner.files import read_json, whole_file, write_text
 from captioner.foreign import excerpt, plain
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
+from captioner.models.pipeline import batched
 from captioner.models.preprocess import one_or_list
 from captioner.ownership import begin, mark, owns
-from captioner.workers import cores, on_cores, workers
+from captioner.workers import WithinMemory, Workers, cores, workers
 
 KEY_BYTES = 16
 SUM_BYTES = 8
@@ -47,9 +46,9 @@ ROWS, KEYS, SUMS = "rows.f16", "rows.key", "rows.sum"
 ABOUT = "about.json"
 LIMIT = "CAPTIONER_CACHE_LIMIT"  # in the environment: GB that all stores may take
 USUAL_LIMIT = 100.0
+READ_TOGETHER = 128  # files whose keys are computed together
 CHUNK = 4096  # rows that are checked at once
 PLAIN, MIRRORED = "plain", "mirrored"
-T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -370,17 +369,18 @@ def fill_store(
     keys: dict[Path, tuple[bytes, ...]] = {}
     broken: dict[Path, ImageError] = {}
 
-    def keys_of(path: Path) -> tuple[bytes, ...] | ImageError:
+    def keys_of(path: Path) -> tuple[Path, tuple[bytes, ...] | ImageError]:
         try:
             data = read_file(path)
         except ImageError as error:
-            return error
-        return tuple(image_key(data, view) for view in views)
+            return path, error
+        return path, tuple(image_key(data, view) for view in views)
 
     alone = store.filling() if share[1] == 1 else nullcontext()
     encoder.prepare(cores())
-    with alone, workers(None, encoder.device) as pool:
-        for path, found in zip(images, _ahead(pool, keys_of, images, 256), strict=True):
+    with alone, workers(None, encoder.device) as crew:
+        read = crew.map_ahead(keys_of, batched(images, READ_TOGETHER))
+        for path, found in chain.from_iterable(read):
             if isinstance(found, ImageError):
                 broken[path] = found
             else:
@@ -395,7 +395,7 @@ def fill_store(
                 f"{store.folder}), {known:,} stored already"
             )
             mine = todo[share[0] :: share[1]]
-            broken |= _encode(store, encoder, mine, keys, pool, batch_size)
+            broken |= _encode(store, encoder, mine, keys, crew, batch_size)
     if not keys.keys() - broken.keys():
         first = next(iter(broken.items()), None)
         raise DataError(
@@ -409,20 +409,20 @@ def _encode(
     encoder: Encoder,
     todo: Sequence[Path],
     keys: dict[Path, tuple[bytes, ...]],
-    pool: ThreadPoolExecutor,
+    crew: Workers,
     batch_size: int,
 ) -> dict[Path, ImageError]:
     broken: dict[Path, ImageError] = {}
 
-    def pixels_of(path: Path) -> Tensor | ImageError:
+    def pixels_of(path: Path) -> tuple[Path, Tensor | ImageError]:
         try:
-            return encoder.preprocess.pixels(read_image(path))
+            return path, encoder.preprocess.pixels(read_image(path))
         except ImageError as error:
-            return error
+            return path, error
 
-    decoded = zip(todo, _ahead(pool, pixels_of, todo, 2 * batch_size), strict=True)
+    encode = WithinMemory(encoder)
     with tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05, disable=None) as bar:
-        while batch := list(islice(decoded, batch_size)):
+        for batch in crew.map_ahead(pixels_of, batched(todo, batch_size)):
             broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
             good = {path: found for path, found in batch if isinstance(found, Tensor)}
             for view in range(len(keys[batch[0][0]])):
@@ -431,11 +431,8 @@ def _encode(
                 if new:
                     pixels = torch.stack([good[path] for path in new.values()])
                     pixels = pixels.flip(-1) if view else pixels
-                    if encoder.device.type == "cpu":
-                        parts = on_cores(pool, encoder, pixels, encoder.images_per_pass)
-                        features = torch.cat(parts)
-                    else:
-                        features = encoder(pixels)
+                    parts = crew.compute(encode, pixels, encoder.images_per_pass)
+                    features = torch.cat(parts)
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
     return broken
@@ -487,14 +484,3 @@ def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
             f"backbone, or set encoder.precision to fp32"
         )
     return np.asarray(rows.numpy())
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Path], T], items: Iterable[Path], depth: int
-) -> Iterator[T]:
-    """Map in order on a pool with at most `depth` results waiting, so memory stays bounded."""
-    source = iter(items)
-    waiting = deque(pool.submit(work, item) for item in islice(source, depth))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(work, item) for item in islice(source, 1))

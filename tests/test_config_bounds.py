@@ -23,11 +23,11 @@ from captioner.inference.local import caption_files
 from captioner.inference.sources import list_images
 from captioner.metrics.bootstrap import paired_test, resampled_sums
 from captioner.models.captioner import Captioner, choose_device
-from captioner.models.pipeline import WithinMemory
 from captioner.training import run as training_run
 from captioner.training.run import train
 from captioner.training.tables import epoch_order
 from captioner.training.update import check_room
+from captioner.workers import WithinMemory
 
 import toys
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from torch import Tensor
 
 from captioner.config import DecodingConfig
-from captioner.errors import ImageError, ImageErrorKind
+from captioner.errors import ConfigError, ImageError, ImageErrorKind
+from captioner.foreign import excerpt
 from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.memory import Held, Memory
 from captioner.models.captioner import Caption, Captioner
-from captioner.models.pipeline import captions_of, in_turn
+from captioner.models.pipeline import in_turn
 
 DIGEST_BYTES = 16
+MOST_WORKERS = 1024
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
 
 
@@ -44,6 +46,18 @@ class CaptioningOptions:
     max_pixels: int = MAX_PIXELS
     scaled_decoding: bool = False
     max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse threads that no machine has.
+
+        Raises:
+            ConfigError: if so.
+        """
+        count = self.num_workers
+        if count is not None and not (isinstance(count, int) and 1 <= count <= MOST_WORKERS):
+            raise ConfigError(
+                f"num_workers: must be 1 to {MOST_WORKERS:,}, given {excerpt(count, 60)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +199,7 @@ def caption_batches(
             memory.leave(number)
 
     asked = (((item, known(item), memory.join()) for item in batch) for batch in batches)
-    for batch in captions_of(
-        captioner,
+    for batch in captioner.captions_of(
         asked,
         read,
         options,
@@ -197,7 +210,7 @@ def caption_batches(
         all_known = all(before for (_, before), _ in batch)
         yield [
             replace(done, record=_record(done.name, found))
-            if found
+            if found is not None
             else replace(done, record=None)
             if before and (all_known or not together)
             else done

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, cast, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
 from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
-from captioner.models.pipeline import batched, captions_of
+from captioner.models.pipeline import batched, run
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
+from captioner.workers import cores
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BATCH = 128  # images that are captioned together
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -387,6 +392,42 @@ class Captioner:
         batches = batched(map(as_it_is, each(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", options)
 
+    def captions_of(
+        self,
+        batches: Iterable[Iterable[T]],
+        read: Callable[[T], tuple[R, Tensor | None]],
+        options: DecodingConfig,
+        *,
+        n_best: int = 1,
+        needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
+        num_workers: int | None = None,
+    ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
+        """Caption batch by batch; threads read the next batches meanwhile.
+
+        Args:
+            batches: see `pipeline.run`.
+            read: see `pipeline.run`.
+            options: how to search.
+            n_best: captions per image.
+            needed: see `pipeline.run`.
+            num_workers: see `pipeline.run`.
+
+        Yields:
+            For each image of a batch what `read` returned, and its captions, best first; None
+            where there were no pixels, an error where the model gives no numbers.
+        """
+        self.encoder.prepare(num_workers or cores())
+        return run(
+            batches,
+            read,
+            self.encoder.see,
+            partial(self.search_each, options=options, n_best=n_best),
+            device=self.device,
+            images_per_pass=self.encoder.images_per_pass,
+            needed=needed,
+            num_workers=num_workers,
+        )
+
     def _captions(
         self, batches: Iterable[list[Any]], skip: bool, options: DecodingConfig
     ) -> Iterator[Any]:
@@ -398,12 +439,12 @@ class Captioner:
             except ImageError as error:
                 return error, None
 
-        for batch in captions_of(self, batches, read, options):
+        for batch in self.captions_of(batches, read, options):
             for unread, captions in batch:
                 error = captions if isinstance(captions, ImageError) else unread
                 if error and not skip:
                     raise error
-                yield None if error or isinstance(captions, ImageError) else captions[0].text
+                yield captions[0].text if isinstance(captions, list) else None
 
     @overload  # a string is an iterable of strings too: the first to fit decides
     def score(  # type: ignore[overload-overlap]

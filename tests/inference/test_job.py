@@ -24,7 +24,7 @@ from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
 from captioner.memory import Memory
 from captioner.models.captioner import Captioner
-from captioner.models.pipeline import WithinMemory
+from captioner.workers import WithinMemory
 
 import toys
 
