@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import re
 from importlib.metadata import distribution
 from pathlib import Path
@@ -104,14 +105,14 @@ def _command_line() -> str:
         command = main.get_command(click.Context(main), name)
         assert command is not None
         context = click.Context(command, info_name=f"captioner {name}")
-        parts += [f"## captioner {name}", _plain((command.help or "").replace("\b", ""))]
+        help_text = inspect.cleandoc((command.help or "").replace("\b", ""))
+        parts += [f"## captioner {name}", _plain(help_text)]
         parts.append(f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```")
         rows = ["| option | meaning |", "|---|---|"]
         for parameter in command.params:
             record = parameter.get_help_record(context)
             if isinstance(parameter, click.Option) and record and parameter.name != "help":
-                option = record[0].replace("|", "\\|")  # a bar of `[text|jsonl]` ends no cell
-                rows.append(f"| `{option}` | {_cell(record[1])} |")
+                rows.append(f"| <code>{_plain(record[0])}</code> | {_cell(record[1])} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
@@ -130,7 +131,7 @@ def _configuration() -> str:
             shown = "null" if default is None else str(default)
             shown = {"True": "true", "False": "false", "": '""'}.get(shown, shown)
             meaning = _cell(setting.description or "")
-            rows.append(f"| `{name}.{key}` | `{shown}` | {_values(setting)} | {meaning} |")
+            rows.append(f"| `{key}` | `{shown}` | {_values(setting)} | {meaning} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
