@@ -38,7 +38,7 @@ from captioner.models.encoder import Encoder
 from captioner.models.pipeline import batched
 from captioner.models.preprocess import one_or_list
 from captioner.ownership import begin, mark, owns
-from captioner.workers import WithinMemory, Workers, cores, workers
+from captioner.workers import WithinMemory, Workers, workers
 
 KEY_BYTES = 16
 SUM_BYTES = 8
@@ -377,7 +377,6 @@ def fill_store(
         return path, tuple(image_key(data, view) for view in views)
 
     alone = store.filling() if share[1] == 1 else nullcontext()
-    encoder.prepare(cores())
     with alone, workers(None, encoder.device) as crew:
         read = crew.map_ahead(keys_of, batched(images, READ_TOGETHER))
         for path, found in chain.from_iterable(read):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # The tensors here are too small to share between threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("CAPTIONER_OPENVINO", None)
 # A shell starts what runs in the background with SIGINT ignored, and children inherit that: the
 # tests that send it would wait in vain.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

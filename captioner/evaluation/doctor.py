@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from captioner.evaluation.checks import Check
 from captioner.features import AlteredError, FeatureStore
 from captioner.images import read_image
 from captioner.metrics import PreparedReferences, score_captions
-from captioner.models.captioner import Captioner
+from captioner.models.captioner import DEVICES, Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import DTYPES, Encoder, Form, arithmetic_of
+from captioner.models.encoder import DTYPES, Encoder, arithmetic_of
 from captioner.models.preprocess import one_or_list
 from captioner.text import Vocabulary, tokenize
 from captioner.training.checkpoint import identity_of
@@ -212,7 +212,7 @@ def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     others: Mapping[str, str] = {}
     changed: list[str] = []
     if trained not in (None, here):
-        ways = (arithmetic_of(*each) for each in product(DTYPES.values(), get_args(Form)))
+        ways = (arithmetic_of(*each) for each in product(DTYPES.values(), DEVICES))
         others = {way: encoder.fingerprint(way) for way in ways}
         changed = _changes(encoder, trained or "")
     return checks.check_preprocessing(trained, here, others, changed)

@@ -32,7 +32,6 @@ from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
 from captioner.memory import Memory, usual_limit
 from captioner.models.captioner import Captioner, model_folder
-from captioner.models.compiled import SWITCH
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,7 +128,6 @@ def caption_with_ray(
         "device": "cuda" if num_gpus else "cpu",
         "options": options,
         "how": how,
-        "openvino": os.environ.get(SWITCH, ""),
     }
     listed = count = failed = 0
 
@@ -201,11 +199,9 @@ class _Worker:
         device: str,
         options: DecodingConfig,
         how: CaptioningOptions,
-        openvino: str,
     ):
         import ray
 
-        os.environ[SWITCH] = openvino  # as where the job was started
         with TemporaryDirectory() as top:
             folders = []
             for index, files in enumerate(ray.get(models)):

@@ -27,7 +27,7 @@ from captioner.files import no_stream, room, whole_file
 from captioner.foreign import excerpt, plain
 from captioner.inference.local import Done, Record
 from captioner.models.captioner import Caption
-from captioner.models.compiled import other_arithmetic
+from captioner.models.encoder import other_arithmetic
 from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
 SUFFIX = JOURNAL_SUFFIX

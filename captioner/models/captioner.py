@@ -27,7 +27,6 @@ from captioner.models.pipeline import batched, run
 from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
-from captioner.workers import cores
 
 __all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
@@ -416,7 +415,6 @@ class Captioner:
             For each image of a batch what `read` returned, and its captions, best first; None
             where there were no pixels, an error where the model gives no numbers.
         """
-        self.encoder.prepare(num_workers or cores())
         return run(
             batches,
             read,

@@ -2,38 +2,32 @@
 
 The feature of an image is what the network's last linear layer is given: the pooled vector of
 most families, the second hidden layer of VGG and AlexNet (the published captioners' "fc7").
-The fast form folds batch norms into convolutions (the same function, fewer operations), keeps
-channels last in memory, computes in bf16 where the hardware has it, and on processors runs a few
-images at a time through fused kernels.
+The network takes its fast form (`folding`) when it is built and when it moves to a device. It
+computes in bf16 where the hardware has it, on processors a few images at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from captioner.models.backbones import build_backbone, check_backbone, remove_head
-from captioner.models.compiled import Compiled, compile_network
-from captioner.models.fused import fold, fuse
+from captioner.models.folding import fast_form
 from captioner.models.preprocess import RESIZING, Preprocess
 from captioner.models.weights import fetch_weights, load_strictly
-from captioner.workers import cores
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Form = Literal["OpenVINO", "oneDNN", "PyTorch"]  # what computes
 CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
 MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder
-_PREPARING = threading.Lock()  # of all: compiling keeps all cores busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +89,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def arithmetic(self) -> str:
-        """How it computes, such as "bf16 by oneDNN"; features differ in their last digits by it."""
+        """How it computes, such as "bf16 on cpu"; features differ in their last digits by it."""
         return "+".join(dict.fromkeys(part.arithmetic for part in self.parts))
 
     @abstractmethod
@@ -117,14 +111,6 @@ class Encoder(nn.Module, ABC):
         """Encode pictures to caption them: a batch as for `forward`, mirrored where that is due."""
         features: Tensor = self(pixels)
         return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
-
-    def prepare(self, threads: int) -> None:
-        """Make ready for so many threads that will encode at a time, where a processor does it.
-
-        The first call decides.
-        """
-        for part in self.parts:
-            part.prepare(threads)
 
     @abstractmethod
     def fingerprint(self, arithmetic: str | None = None) -> str:
@@ -200,13 +186,13 @@ class FrozenEncoder(Encoder):
         return (self,)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to other processes as what it was built from; packed weights cannot."""
+        """Travel to other processes as what it was built from, half the bytes."""
         return _rebuild, (self.spec, self.state, self.precision, self.device, self.mirrored)
 
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, in the form and the precision that suit it."""
         if (device, dtype_of(self.precision, device)) != (self.device, self.dtype):
-            # From the exact weights: rounded or packed ones cannot be made exact again.
+            # From the exact weights: rounded ones cannot be made exact again.
             network, _ = _exact(self.spec, self.state)
             self._settle(network, device)
         return self
@@ -214,65 +200,22 @@ class FrozenEncoder(Encoder):
     def _settle(self, network: nn.Module, device: torch.device) -> None:
         """Give an exact network the form and the precision that suit a device."""
         self.device, self.dtype = device, dtype_of(self.precision, device)
-        self.network: nn.Module = fold(network)
-        self._form: Form | None = None
-        self._compiled: Compiled | None = None
-        if device.type != "cpu":
-            self.prepare(1)
-
-    def prepare(self, threads: int) -> None:
-        """Make ready for so many threads; see `Encoder`.
-
-        On processors not before it is used: many an encoder is only asked what it is.
-        """
-        with _PREPARING:
-            if self._form is None:
-                self._form = self._take_form(threads)
-
-    def _take_form(self, threads: int) -> Form:
-        assert isinstance(self.network, fx.GraphModule)
-        form: Form = "PyTorch"
-        if self.device.type == "cpu" and self._is_finite():
-            preprocess = self.spec.preprocess
-            self._compiled = compile_network(self.network, preprocess, self.dtype, threads)
-            if self._compiled:
-                self.network = nn.Identity()
-                return "OpenVINO"
-            form = "oneDNN" if fuse(self.network, self.dtype) else "PyTorch"
-        self.network.to(self.device, self.dtype).to(memory_format=torch.channels_last)
-        return form
-
-    @torch.inference_mode()
-    def _is_finite(self) -> bool:
-        """Say whether the features of a picture of noise are numbers.
-
-        Where weights overflow, the fast forms' activations make zeros of what is no number, and
-        the features look sound; PyTorch's own leave it to be seen.
-        """
-        size = self.spec.preprocess.crop_size
-        noise = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (1, 3, size, size), generator=noise, dtype=torch.uint8)
-        features = self.network(self.spec.preprocess.normalize(pixels, torch.float32))
-        return bool(features.isfinite().all())
+        self.network = fast_form(network, self.dtype).to(device)
 
     @property
     def arithmetic(self) -> str:
         """How it computes; see `Encoder`."""
-        self.prepare(cores())
-        return arithmetic_of(self.dtype, cast(Form, self._form))
+        return arithmetic_of(self.dtype, self.device.type)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode a batch; see `Encoder`."""
-        self.prepare(torch.get_num_threads())
         pixels = pixels.to(self.device, non_blocking=True)
-        if self._compiled:
-            return self._compiled(pixels)
         size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
         return torch.cat([self._encode(part) for part in pixels.split(size)])
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(self.spec.preprocess.normalize(pixels, self.dtype))
+        features: Tensor = self.network(self.spec.preprocess.normalize(pixels))
         return features.flatten(1).float()
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
@@ -303,9 +246,21 @@ def _rebuild(
     return encoder
 
 
-def arithmetic_of(dtype: torch.dtype, form: Form) -> str:
-    """Name an arithmetic, such as "bf16 by oneDNN"."""
-    return f"{next(name for name, each in DTYPES.items() if each == dtype)} by {form}"
+def arithmetic_of(dtype: torch.dtype, device: str) -> str:
+    """Name an arithmetic, such as "bf16 on cpu"."""
+    return f"{next(name for name, each in DTYPES.items() if each == dtype)} on {device}"
+
+
+def other_arithmetic(was: str | None, now: str) -> str:
+    """Say that features were computed in another arithmetic before.
+
+    Args:
+        was: the arithmetic of before; None: an older captioner kept no note of it.
+        now: that of now.
+    """
+    if was is None:
+        return f"arithmetic is {now}, and was not noted by the older captioner that began"
+    return f"arithmetic was {was}, is {now}"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

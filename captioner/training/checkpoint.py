@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from captioner.errors import CheckpointError, ConfigError
 from captioner.files import room, whole_file
 from captioner.foreign import excerpt, plain
-from captioner.models.compiled import other_arithmetic
+from captioner.models.encoder import other_arithmetic
 from captioner.ownership import begin
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")

@@ -103,14 +103,12 @@ def test_features_without_numbers_are_refused(pictures):
 @pytest.mark.parametrize("layer", ["0", "3.squeeze", "6.expand3x3", "10.expand1x1"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_overflows_in_any_layer_of_the_cnn_is_seen(layer, precision):
-    # Activations of the fast forms make zeros of what is no number.
     network = toys.captioner().encoder.parts[0]
     network.state[f"features.{layer}.weight"].fill_(3e38)
     broken = type(network)(network.spec, network.state, precision)
     size = network.spec.preprocess.crop_size
     pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
     assert not broken.see(pixels).isfinite().any()
-    assert broken.arithmetic == f"{precision} by PyTorch"
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

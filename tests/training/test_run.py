@@ -125,7 +125,6 @@ def test_training_changes_nothing_of_the_frozen_cnn(tmp_path, monkeypatch):
 
     def remember(cls, *args, **kwargs):
         encoder = create(cls, *args, **kwargs)
-        encoder.prepare(1)
         built.append((encoder, copy.deepcopy(encoder.network.state_dict())))
         return encoder
 
@@ -200,13 +199,12 @@ def test_a_run_whose_data_changed_is_not_resumed(config, tmp_path):
 
 def test_other_arithmetic_is_refused_before_all_is_encoded(config, tmp_path, monkeypatch):
     folder = train(config, tmp_path / "run", device="cpu").folder
-    monkeypatch.setattr("captioner.models.encoder.fuse", lambda *_: False)
+    monkeypatch.setattr("captioner.models.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
     monkeypatch.setattr("captioner.training.run.prepare", None)
     with pytest.raises(CheckpointError) as caught:
         train(config, folder, device="cpu", resume=True)
-    assert (
-        "(encoder, arithmetic changed: arithmetic was fp32 by oneDNN, is fp32 by PyTorch)"
-        in str(caught.value)
+    assert "(encoder, arithmetic changed: arithmetic was fp32 on cpu, is fp32 on cuda)" in str(
+        caught.value
     )
 
 
