@@ -66,6 +66,13 @@ def test_every_link_leads_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_file_that_contributing_names_is_there():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:captioner|docs|scripts|tests|benchmarks)/[\w./-]*)", page)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_ci_runs_what_the_readme_promises():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for words in (["captioner", "train"], ["captioner", "caption"], ["captioner", "evaluate"]):
