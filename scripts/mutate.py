@@ -53,6 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "models/backbones.py": ("models/test_encoder.py", BUILT),
     "search/beam.py": (*SEARCH[:1], NO_NUMBERS),
     "search/common.py": ("search/test_search_common.py", *SEARCH, NO_NUMBERS),
+    "search/top_tokens.py": ("search/test_search_common.py", *SEARCH),
     "search/sampling.py": (*SEARCH[1:], NO_NUMBERS, OTHERS),
     "search/ngrams.py": ("search/test_search_common.py",),
     "metrics/bleu.py": METRICS,

@@ -15,8 +15,8 @@ from captioner.search.common import (
     check_arguments,
     no_numbers,
     token_log_probs,
-    top_tokens,
 )
+from captioner.search.top_tokens import top_tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,6 @@ from torch import Tensor
 Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps (token_ids int64 (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H))."""
 
-_BLOCK = 32  # tokens; near the square root of V / k, where a narrowed top-k is cheapest
-_LOW = 2**32 - 1  # the lower half of 64 bits
-
 
 @dataclass(frozen=True, eq=False)
 class Hypotheses:
@@ -100,42 +97,6 @@ def no_numbers(scores: Tensor) -> Tensor:
         bool (N,): true where something is NaN or +inf, or all is -inf.
     """
     return ~scores.amax(dim=1).isfinite()
-
-
-def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k most probable tokens of each row, best first, lowest id first among equals.
-
-    Args:
-        log_probs: float32 (N, V), none above 0, V < 2**31.
-        k: 1 to V.
-
-    Returns:
-        Their log-probabilities, float32 (N, k), and their ids, int64 (N, k).
-    """
-    ids = torch.arange(log_probs.shape[1], device=log_probs.device)
-    if k == len(ids):
-        return log_probs.sort(dim=1, descending=True, stable=True)
-    if len(ids) > 2 * k * _BLOCK:
-        ids = _promising(log_probs, ids, k)
-        log_probs = log_probs.gather(1, ids)
-    # torch.topk leaves open which of several equal values it picks. These keys are all different:
-    # the bits of floats from 0 up are ordered as they are, and the id comes after.
-    keys = log_probs.abs().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(ids)
-    best = keys.topk(k, dim=1, largest=False)
-    return log_probs.gather(1, best.indices), best.values.bitwise_and_(_LOW)
-
-
-def _promising(log_probs: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Narrow a wide vocabulary to tokens that hold each row's top k, (N, C).
-
-    Reading blocks of tokens once for their largest value is much cheaper than a top-k over them
-    all. A block that is not among the k best has k tokens before it, one in each of those.
-    """
-    whole = len(ids) // _BLOCK * _BLOCK
-    largest = log_probs[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=2)
-    _, best = top_tokens(largest, k)
-    inside = best[:, :, None] * _BLOCK + ids[:_BLOCK]
-    return torch.cat((inside.flatten(1), ids[whole:].expand(len(inside), -1)), dim=1)
 
 
 def roll_out(

@@ -12,8 +12,8 @@ from captioner.search.common import (
     Step,
     check_arguments,
     roll_out,
-    top_tokens,
 )
+from captioner.search.top_tokens import top_tokens
 
 
 @torch.inference_mode()

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import doctest
+import sys
+
 import pytest
 import torch
 
-from captioner.search.common import Hypotheses, finished_first, token_log_probs, top_tokens
+from captioner.search.common import Hypotheses, finished_first, token_log_probs
 from captioner.search.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
+from captioner.search.top_tokens import top_tokens
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,12 @@ def test_top_tokens_is_a_stable_sort(vocab_size, k):
     expected = log_probs.sort(dim=1, descending=True, stable=True)
     assert values.equal(expected.values[:, :k])
     assert token_ids.equal(expected.indices[:, :k])
+
+
+def test_the_worked_example_of_top_tokens():
+    results = doctest.testmod(sys.modules[top_tokens.__module__])
+    assert results.attempted > 5
+    assert not results.failed
 
 
 def test_suppression_leaves_the_other_probabilities_alone():
