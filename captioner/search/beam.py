@@ -75,7 +75,7 @@ def beam_search(
 
     At each step an image's live prefixes are extended by every token. An extension by the end
     token is kept as finished if it is among the K best extensions; the K best others live on.
-    An image stops as soon as no live prefix can still enter its n best, which never changes the
+    An image stops as soon as no live prefix can rest enter its n best, which never changes the
     result (Huang et al., 2017, "When to Finish? Optimal Beam Search for Neural Text
     Generation"). Equal scores go to the one found first, then to the better beam, then to the
     lowest token. N-gram blocking is that of Paulus et al. (2018), "A Deep Reinforced Model for
@@ -105,13 +105,13 @@ def beam_search(
     check_arguments(hidden, eos_id=eos_id, max_length=max_length, suppress_ids=suppress_ids)
     _check_beam_arguments(beam_size, n_best, length_penalty, no_repeat_ngram_size)
     suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=hidden.device)
-    images = torch.arange(hidden.shape[1], device=hidden.device)  # those still searched
+    images = torch.arange(hidden.shape[1], device=hidden.device)  # those rest searched
     # The live prefixes, A x W as sentences are, best first; what grows from a dead one is dead.
     written = images.new_full((len(images), 1, 1 + max_length), eos_id)
     written[:, :, 0] = bos_id
     totals = torch.zeros(len(images), 1, device=hidden.device)
     kept = _none_of(written, n_best)
-    parts: list[tuple[Tensor, _Sentences, Tensor]] = []
+    results: list[tuple[Tensor, _Sentences, Tensor]] = []
     length = 0
     while len(images) and length < max_length:
         logits, hidden = step(written[:, :, length].flatten(), hidden)
@@ -131,24 +131,24 @@ def beam_search(
         # No comparison with NaN is true: the search of such an image ends here.
         kept, totals = kept.spoil(broken), totals.masked_fill(broken[:, None], torch.nan)
 
-        # Log-probabilities only fall, so this is the most a live prefix can still score.
-        goes_on = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
+        # Log-probabilities only fall, so this is the most a live prefix can rest score.
+        unfinished = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
         if beam_size == 1:  # greedy: the first end is the end, whatever the length penalty
-            goes_on &= kept.totals[:, 0] == -torch.inf
-        going = goes_on.nonzero().squeeze(1)
-        if not len(going):
+            unfinished &= kept.totals[:, 0] == -torch.inf
+        rest = unfinished.nonzero().squeeze(1)
+        if not len(rest):
             break
-        if len(going) < len(images):  # an image that is done costs no further step
-            done = (~goes_on).nonzero().squeeze(1)
+        if len(rest) < len(images):  # an image that is done costs no further step
+            done = (~unfinished).nonzero().squeeze(1)
             of_done = kept.select(done)
-            parts.append((images[done], of_done, of_done.totals > -torch.inf))
-            images, kept = images[going], kept.select(going)
-            written, totals, rows = written[going], totals[going], rows[going]
+            results.append((images[done], of_done, of_done.totals > -torch.inf))
+            images, kept = images[rest], kept.select(rest)
+            written, totals, rows = written[rest], totals[rest], rows[rest]
         hidden = hidden.index_select(1, rows.flatten())
 
     cut_off = _Sentences(written, totals, totals / math.pow(length, length_penalty))
-    parts.append((images, *_first_the_finished(kept, cut_off)))
-    return _in_order(parts, length, eos_id)
+    results.append((images, *_fill_with_cut_off(kept, cut_off)))
+    return _in_order(results, length, eos_id)
 
 
 def _check_beam_arguments(
@@ -239,8 +239,8 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
     log_probs.scatter_add_(1, ngrams[:, :, -1], penalties)
 
 
-def _first_the_finished(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentences, Tensor]:
-    """Fill the places that are still empty with what max_length cut off.
+def _fill_with_cut_off(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentences, Tensor]:
+    """Fill the places that are rest empty with what max_length cut off.
 
     Returns:
         As many sentences as were kept, and which of them are finished, bool (A, n).
@@ -255,16 +255,16 @@ def _first_the_finished(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentenc
 
 
 def _in_order(
-    parts: list[tuple[Tensor, _Sentences, Tensor]], length: int, eos_id: int
+    results: list[tuple[Tensor, _Sentences, Tensor]], length: int, eos_id: int
 ) -> Hypotheses:
     """Join sentences of some images each, in the order of the images, cut to length tokens."""
-    order = torch.cat([images for images, _, _ in parts]).argsort()
-    written = torch.cat([found.written for _, found, _ in parts])[order]
+    order = torch.cat([images for images, _, _ in results]).argsort()
+    written = torch.cat([sentences.written for _, sentences, _ in results])[order]
     token_ids = written[:, :, 1 : 1 + length]
     return Hypotheses(
         token_ids=token_ids,
         lengths=(token_ids != eos_id).sum(2),
-        log_probs=torch.cat([found.totals for _, found, _ in parts])[order],
-        scores=torch.cat([found.scores for _, found, _ in parts])[order],
-        finished=torch.cat([finished for _, _, finished in parts])[order],
+        log_probs=torch.cat([sentences.totals for _, sentences, _ in results])[order],
+        scores=torch.cat([sentences.scores for _, sentences, _ in results])[order],
+        finished=torch.cat([finished for _, _, finished in results])[order],
     )

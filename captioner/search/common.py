@@ -47,12 +47,12 @@ class Hypotheses:
         )
 
 
-def finished_first(found: Hypotheses, scores: Tensor) -> Hypotheses:
+def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
     """Rank the sentences of each image by other scores, (B, n); unfinished ones come last."""
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
-    finished = found.finished.gather(1, by_score).byte()
+    finished = hypotheses.finished.gather(1, by_score).byte()
     order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
-    return replace(found.take(order), scores=scores.gather(1, order))
+    return replace(hypotheses.take(order), scores=scores.gather(1, order))
 
 
 def check_arguments(
