@@ -4,7 +4,7 @@
 order to stop. The gradients are summed by one all-reduce after the last backward pass of a
 step: truncated back-propagation and gradient accumulation have several passes per step, which
 the hooks of `DistributedDataParallel` would each want to be the only one. Every process reads
-the same batch order and takes its share of each batch, so the sum is the gradient of the whole
+the same batch order and takes its rows of each batch, so the sum is the gradient of the whole
 batch, whatever the number of processes.
 """
 
@@ -54,7 +54,7 @@ class World:
             return
         trained = [p for p in parameters if p.requires_grad]
         for p in trained:
-            if p.grad is None:  # no token of this process's share reached it
+            if p.grad is None:  # no token of this process reached it
                 p.grad = torch.zeros_like(p)
         flat = self.sum(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
         pieces = flat.split([p.numel() for p in trained])
@@ -72,8 +72,8 @@ class World:
         """Return whether it is so in any process."""
         return bool(self.sum(torch.tensor(float(here), device=device)) > 0)
 
-    def share(self, value: T) -> T:
-        """Return what the leader has, to all."""
+    def broadcast(self, value: T) -> T:
+        """Return the leader's value in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -83,7 +83,7 @@ class World:
 
     def wait(self) -> None:
         """Wait until all are here."""
-        self.share(None)
+        self.broadcast(None)
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def _step(config: Config) -> str | None:
     for part in range(training.accumulate):
         bptt.backward(
             decoder,
-            batch.part(part, training.accumulate),
+            batch.subset(part, training.accumulate),
             label_smoothing=training.label_smoothing,
             window=training.bptt_window,
         )

@@ -135,20 +135,20 @@ class Tools:
             patch.setattr(scenes, "PICTURES", {"train": 1})
             yield
 
-    def _build(self, config: Any, prepared: Any, encoder: Any, *rest: Any, **_: Any) -> Any:
-        known, folder, _device, log, _world = rest
-        trainer = SimpleNamespace(captioner=self.captioner, progress=_Progress())
+    def _build(self, config: Any, prepared: Any, encoder: Any, *rest: Any) -> Any:
+        known, _device, log, *_ = rest
+        trainer = SimpleNamespace(decoder=self.captioner.decoder, progress=_Progress())
 
         def run() -> None:
             header = {"identity": '{"encoder": "eyes", "arithmetic": "fp32"}'}
             for name in ("best", "step-7"):
-                write_tensors(folder / "checkpoints" / f"{name}.safetensors", {}, header)
+                write_tensors(log.folder / "checkpoints" / f"{name}.safetensors", {}, header)
             log.say("learnt nothing")
             log.record(kind="epoch", epoch=1, step=7, bleu_4=0.0, cider_d=0.0)
 
         trainer.run, trainer.resume = run, lambda: log.forget_after(3)
         assert known["encoder"] == "eyes"
-        return trainer
+        return trainer, lambda _: self.captioner
 
     def train(self, folder: Path, **how: Any) -> None:
         """Start or resume a run."""

@@ -97,7 +97,7 @@ def caption_to_file(
     how = how or CaptioningOptions()
     options = options or captioner.settings(n_best=how.n_best)
     drawn = options.search == "sample"
-    arithmetic = world.share(captioner.encoder.arithmetic)  # ranks may have other hardware
+    arithmetic = world.broadcast(captioner.encoder.arithmetic)  # ranks may have other hardware
     identity = {
         "model": model,
         "arithmetic": arithmetic,
@@ -113,7 +113,7 @@ def caption_to_file(
         if salvage and world.leads:
             for said in salvaged(output, identity):
                 say(said)
-        sitting = world.share(os.urandom(16))
+        sitting = world.broadcast(os.urandom(16))
         journal = Journal(output, world.rank, identity, sitting)
         world.wait()  # for all to have looked at what was there
         fresh = listed = 0
@@ -152,7 +152,7 @@ def caption_to_file(
         counts = torch.tensor([fresh, listed + sum(map(len, places))], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
         totals = _write(journal, format, how.n_best, fresh, listed) if world.leads else None
-        return world.share(totals) or Totals(0, 0, fresh, None)
+        return world.broadcast(totals) or Totals(0, 0, fresh, None)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ who had votes alone). Two pictures are similar where the decoder starts alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captioner.models.decoder import Decoder
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
 from captioner.search.ngrams import MAX_ORDER, ngram_keys
 
 NEAREST = 32  # images that vote
 TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
-SEEN_IN = 2  # images; n-grams of one image only are four fifths of all and change nothing
-UNIT = 2**40  # parts of a vote
+MIN_IMAGES = 2  # images; n-grams of one image only are four fifths of all and change nothing
+UNIT = 2**40  # of which votes are whole numbers while they are added up
 ROOM = 2**24  # numbers that n-grams of some images are added up in at once
 
 
 @dataclass(frozen=True, eq=False)
-class Captions:
+class CaptionNgrams:
     """The n-grams of what people wrote about R images, weighted as CIDEr weights them.
 
     Attributes:
@@ -37,7 +38,7 @@ class Captions:
         idf: log(R / images with the n-gram), float32 (G,).
         starts: where the entries of each image begin, and end, int64 (R + 1,).
         ngrams: which n-gram an entry is about, int32 (E,).
-        weights: of the n-gram in the image's captions: the mean of its parts in their unit
+        weights: of the n-gram in the image's captions: the mean of its values in their unit
             vectors of each order, over captions and orders, float16 (E,).
     """
 
@@ -58,7 +59,7 @@ class Captions:
         """
         num_images = int(images.max()) + 1
         of_image = images.bincount().float()
-        found: list[tuple[Tensor, ...]] = []
+        orders: list[tuple[Tensor, ...]] = []
         for order in range(1, min(MAX_ORDER, token_ids.shape[1]) + 1):
             keys, real = ngram_keys(token_ids, lengths, order)
             captions = real.nonzero()[:, 0]
@@ -71,19 +72,19 @@ class Captions:
                 return_inverse=True
             )
             owners, owned = places // len(keys), places % len(keys)
-            seen_in = owned.bincount(minlength=len(keys))
-            idf = (num_images / seen_in).log()
-            parts = times * idf[ngrams]
-            norms = torch.zeros(len(token_ids)).index_add_(0, captions, parts.square()).sqrt()
-            parts /= norms[captions].clamp(min=1e-9) * of_image[images[captions]] * MAX_ORDER
-            weights = torch.zeros(len(places)).index_add_(0, image_entry, parts)
-            known = seen_in >= SEEN_IN
+            num_with = owned.bincount(minlength=len(keys))
+            idf = (num_images / num_with).log()
+            tf_idf = times * idf[ngrams]
+            norms = torch.zeros(len(token_ids)).index_add_(0, captions, tf_idf.square()).sqrt()
+            tf_idf /= norms[captions].clamp(min=1e-9) * of_image[images[captions]] * MAX_ORDER
+            weights = torch.zeros(len(places)).index_add_(0, image_entry, tf_idf)
+            known = num_with >= MIN_IMAGES
             kept = known[owned]
-            new_ids = known.cumsum(0) - 1 + sum(len(each[0]) for each in found)
-            found.append(
+            new_ids = known.cumsum(0) - 1 + sum(len(each[0]) for each in orders)
+            orders.append(
                 (keys[known], idf[known], owners[kept], new_ids[owned[kept]], weights[kept])
             )
-        keys, idf, owners, ngrams, weights = (torch.cat(each) for each in zip(*found, strict=True))
+        keys, idf, owners, ngrams, weights = (torch.cat(each) for each in zip(*orders, strict=True))
         keys, order_of_keys = keys.sort()
         owners, order_of_entries = owners.sort(stable=True)
         counts = owners.bincount(minlength=num_images)
@@ -106,15 +107,29 @@ class Neighbours:
 
     Attributes:
         states: unit vectors of their initial states, float32 (R, D); stored in float16.
-        captions: of the R images.
+        ngrams: of the captions of the R images.
     """
 
     states: Tensor
-    captions: Captions
+    ngrams: CaptionNgrams
+
+    @classmethod
+    @torch.inference_mode()
+    def gather(cls, decoder: Decoder, features: Iterable[Tensor], ngrams: CaptionNgrams) -> Self:
+        """Start a decoder on every training image, for the images' captions to vote.
+
+        Args:
+            decoder: in evaluation mode afterwards, so that no feature is dropped.
+            features: of the R images in order, in batches (B, F), on the decoder's device.
+            ngrams: of the captions of these images.
+        """
+        decoder.eval()
+        states = [functional.normalize(flat(decoder.init_hidden(batch))) for batch in features]
+        return cls(torch.cat(states), ngrams)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all there is, by name; `read` takes it."""
-        of_captions = {f.name: getattr(self.captions, f.name) for f in fields(Captions)}
+        of_captions = {f.name: getattr(self.ngrams, f.name) for f in fields(CaptionNgrams)}
         return {"states": self.states.half()} | of_captions
 
     @classmethod
@@ -142,34 +157,34 @@ class Neighbours:
             if tensors[name].dtype != dtype or tensors[name].dim() != dims:
                 raise ValueError(f"neighbours.{name} is no {dims}-dimensional {dtype}")
         states = tensors["states"]
-        captions = Captions(**{name: tensors[name] for name in kinds if name != "states"})
-        starts, entries = captions.starts, len(captions.ngrams)
+        ngrams = CaptionNgrams(**{name: tensors[name] for name in kinds if name != "states"})
+        starts, entries = ngrams.starts, len(ngrams.ngrams)
         fits = (
             states.shape[1] == state_size
             and 0 < len(states) == len(starts) - 1
-            and len(captions.keys) == len(captions.idf)
-            and len(captions.weights) == entries
+            and len(ngrams.keys) == len(ngrams.idf)
+            and len(ngrams.weights) == entries
             and int(starts[0]) == 0
             and int(starts[-1]) == entries
             and bool((starts[1:] >= starts[:-1]).all())  # differences could overflow
-            and bool((captions.keys[1:] > captions.keys[:-1]).all())
-            and bool(((captions.ngrams >= 0) & (captions.ngrams < len(captions.keys))).all())
-            and bool(((captions.idf >= 0) & (captions.idf <= math.log(len(states)) + 1e-3)).all())
-            and bool(((captions.weights >= 0) & (captions.weights <= 1)).all())
+            and bool((ngrams.keys[1:] > ngrams.keys[:-1]).all())
+            and bool(((ngrams.ngrams >= 0) & (ngrams.ngrams < len(ngrams.keys))).all())
+            and bool(((ngrams.idf >= 0) & (ngrams.idf <= math.log(len(states)) + 1e-3)).all())
+            and bool(((ngrams.weights >= 0) & (ngrams.weights <= 1)).all())
         )
         if not fits:
             raise ValueError("neighbours: its tensors do not fit each other or the decoder")
-        return cls(states.float(), captions)
+        return cls(states.float(), ngrams)
 
     def to(self, device: torch.device) -> Self:
         """Move to a device."""
-        return replace(self, states=self.states.to(device), captions=self.captions.to(device))
+        return replace(self, states=self.states.to(device), ngrams=self.ngrams.to(device))
 
-    def rank(self, found: Hypotheses, hidden: Tensor, weight: float) -> Hypotheses:
+    def rank(self, hypotheses: Hypotheses, hidden: Tensor, weight: float) -> Hypotheses:
         """Rank hypotheses by their scores and the votes of the neighbours.
 
         Args:
-            found: n hypotheses for each of B images.
+            hypotheses: n hypotheses for each of B images.
             hidden: initial decoder state made from the images, (S, B, H); of an ensemble, whose
                 first member these neighbours are of, (1, B, all states).
             weight: of the votes, which are 0 to 1.
@@ -178,8 +193,8 @@ class Neighbours:
             The same hypotheses, the finished first, best first; scores are score + weight x votes.
         """
         own = flat(hidden)[:, : self.states.shape[1]]
-        votes = self.votes(found.token_ids, found.lengths, own)
-        return finished_first(found, found.scores + weight * votes)
+        votes = self.votes(hypotheses.token_ids, hypotheses.lengths, own)
+        return finished_first(hypotheses, hypotheses.scores + weight * votes)
 
     def votes(self, token_ids: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
         """Compare sentences with the captions of the images that are most like their own.
@@ -195,40 +210,42 @@ class Neighbours:
         Returns:
             The expected CIDEr of each, not times ten, float32 (B, n), 0 to 1.
         """
-        if not len(self.captions.keys):
+        if not len(self.ngrams.keys):
             return torch.zeros(lengths.shape, device=lengths.device)
-        size = max(1, ROOM // len(self.captions.keys))
+        size = max(1, ROOM // len(self.ngrams.keys))
         cosines = functional.normalize(states.float()) @ self.states.t()
         nearest = cosines.topk(min(NEAREST, len(self.states)), dim=1)
-        shares = (nearest.values / TEMPERATURE).softmax(1)
-        parts = (each.split(size) for each in (token_ids, lengths, nearest.indices, shares))
-        return torch.cat([self._votes(*part) for part in zip(*parts, strict=True)])
+        nearness = (nearest.values / TEMPERATURE).softmax(1)
+        pieces = (each.split(size) for each in (token_ids, lengths, nearest.indices, nearness))
+        return torch.cat([self._votes(*piece) for piece in zip(*pieces, strict=True)])
 
-    def _votes(self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, shares: Tensor) -> Tensor:
-        captions = self.captions
-        num_images, num_ngrams = len(nearest), len(captions.keys)
+    def _votes(
+        self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, nearness: Tensor
+    ) -> Tensor:
+        stored = self.ngrams
+        num_images, num_ngrams = len(nearest), len(stored.keys)
         # In whole numbers, whose sum does not depend on the order, as it would on a GPU.
-        said = torch.zeros(num_images, num_ngrams, dtype=torch.int64, device=nearest.device)
-        first, last = captions.starts[nearest.flatten()], captions.starts[nearest.flatten() + 1]
+        summed = torch.zeros(num_images, num_ngrams, dtype=torch.int64, device=nearest.device)
+        first, last = stored.starts[nearest.flatten()], stored.starts[nearest.flatten() + 1]
         counts = last - first
         # All entries of all neighbours, one after the other.
         entries = torch.arange(int(counts.sum()), device=nearest.device)
         entries += (first - (counts.cumsum(0) - counts)).repeat_interleave(counts)
         images = torch.arange(num_images, device=nearest.device).repeat_interleave(nearest.shape[1])
-        places = images.repeat_interleave(counts) * num_ngrams + captions.ngrams[entries]
-        weights = captions.weights[entries].float() * shares.flatten().repeat_interleave(counts)
-        said.view(-1).index_add_(0, places, (weights * UNIT).long())
+        places = images.repeat_interleave(counts) * num_ngrams + stored.ngrams[entries]
+        weights = stored.weights[entries].float() * nearness.flatten().repeat_interleave(counts)
+        summed.view(-1).index_add_(0, places, (weights * UNIT).long())
 
         rare = math.log(len(self.states))  # the idf of n-grams that are not known
         total = torch.zeros(lengths.shape, device=nearest.device)
         for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
             keys, real = ngram_keys(token_ids, lengths, order)  # b, n, P
-            where = torch.searchsorted(captions.keys, keys).clamp(max=num_ngrams - 1)
-            known = real & (captions.keys[where] == keys)
-            idf = torch.where(known, captions.idf[where], rare) * real
+            where = torch.searchsorted(stored.keys, keys).clamp(max=num_ngrams - 1)
+            known = real & (stored.keys[where] == keys)
+            idf = torch.where(known, stored.idf[where], rare) * real
             times = ((keys[..., :, None] == keys[..., None, :]) & real[..., None, :]).sum(3)
             norms = (times * idf.square()).sum(2).sqrt().clamp(min=1e-9)
-            by_ngram = said.gather(1, where.flatten(1)).view_as(idf) / UNIT * known
+            by_ngram = summed.gather(1, where.flatten(1)).view_as(idf) / UNIT * known
             total += (by_ngram * idf).sum(2) / norms
         return total
 

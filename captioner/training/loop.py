@@ -5,23 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
-from captioner.errors import DivergedError, ImageError
-from captioner.metrics import PreparedReferences, score_captions
-from captioner.models.captioner import Captioner
+from captioner.errors import DivergedError
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import dtype_of
-from captioner.models.neighbours import Captions, Neighbours, flat
-from captioner.text import tokenize
 from captioner.training import bptt
 from captioner.training.board import SAMPLES
 from captioner.training.checkpoint import (
@@ -32,9 +26,9 @@ from captioner.training.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from captioner.training.prepare import SplitTable
+from captioner.training.dev import DevSplit
 from captioner.training.self_critical import SelfCritical
-from captioner.training.signals import noted_signals
+from captioner.training.signals import caught_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
@@ -48,61 +42,53 @@ class Stopped(Exception):  # noqa: N818 a request that was met, not an error
 
 
 class Trainer:
-    """Teaches a decoder from tables, and remembers where it is."""
+    """Teaches a decoder from a table of captions, and remembers where it is."""
 
     def __init__(
         self,
-        captioner: Captioner,
-        train: CaptionTable,
-        dev: SplitTable,
+        decoder: Decoder,
+        table: CaptionTable,
+        dev: DevSplit,
         config: TrainingConfig,
-        folder: Path,
         *,
-        identity: dict[str, Any],
         log: RunLog,
+        identity: Mapping[str, Any],
         world: World | None = None,
         critic: SelfCritical | None = None,
-        written: Captions | None = None,
     ):
         """Get ready to train.
 
         Args:
-            captioner: its decoder learns; on the device to train on.
-            train: captions and features; with a critic, one row for each image.
-            dev: split that chooses the best epoch.
+            decoder: learns; on the device to train on.
+            table: captions and features; with a critic, one row for each image.
+            dev: the split that chooses the best epoch.
             config: the `training` section.
-            folder: run folder.
+            log: of the run folder, where checkpoints are kept too.
             identity: what a resumed run must share with this one.
-            log: told what happens.
             world: the processes that train together; None: this one alone.
             critic: draws the captions to learn from; None: those of the table.
-            written: the training captions' n-grams, for the neighbours' votes; None: no votes.
         """
-        self.critic = critic
-        self.written = written
-        self.world = world or World()
-        self.captioner = captioner
-        self.decoder = captioner.single_decoder("trained")
+        self.decoder = decoder
+        self.device = decoder.output.bias.device
+        self.table = table.to(self.device)
+        self.dev = dev
         self.config = config
         self.log = log
         self.identity = identity
-        self.checkpoints = folder / "checkpoints"
+        self.world = world or World()
+        self.critic = critic
+        self.checkpoints = log.folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
-        self.device = captioner.device
-        self.train_table = train.to(self.device)
-        self.dev = dev
         self.progress = Progress()
         self.saved_step = 0
-        self.norms: list[float] = []  # of the epoch's steps, in this sitting
-        self.references: Future[PreparedReferences] | None = None
-        self.samples: list[str] = []  # captions of the first dev images
-        self.steps_per_epoch = -(-len(train) // config.batch_size)
+        self.norms: list[float] = []  # of the epoch's steps, since the run was started or resumed
+        self.steps_per_epoch = -(-len(table) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         dtype = dtype_of(config.precision, self.device)
         self.autocast = torch.autocast(
             self.device.type, dtype=dtype, enabled=dtype != torch.float32
         )
-        self.updater = Updater(self.decoder, config, self.total_steps, fp16=dtype == torch.float16)
+        self.updater = Updater(decoder, config, self.total_steps, fp16=dtype == torch.float16)
 
     @property
     def evaluated(self) -> Decoder:
@@ -116,7 +102,7 @@ class Trainer:
             CheckpointError: if it is damaged or belongs to another run.
         """
         # Only the leader needs to see the run folder: others may be on other machines.
-        saved = self.world.share(read_newest(self.checkpoints) if self.world.leads else None)
+        saved = self.world.broadcast(read_newest(self.checkpoints) if self.world.leads else None)
         if saved is not None:
             self.progress = restore(
                 saved,
@@ -130,7 +116,7 @@ class Trainer:
         self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
 
     def run(self) -> None:
-        """Train to the end, and leave the best weights in the captioner's decoder.
+        """Train to the end, and leave the best weights in the decoder.
 
         Raises:
             Stopped: if SIGINT or SIGTERM came; the state is saved.
@@ -147,23 +133,23 @@ class Trainer:
             smoothing=0.1,
             disable=None if self.world.leads else True,  # None: where nobody watches
         )
-        with bar, noted_signals() as stop_asked:
+        with bar, caught_signals() as stop_signals:
             if config.start_from and progress.best_score < 0:
                 self._score_start()
             while progress.epoch < config.epochs and not self._ran_out_of_patience():
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
-                self._epoch(bar, stop_asked)
+                self._epoch(bar, stop_signals)
                 self._score_epoch()
-        best = self.world.share(read_tensors(self.best)[0] if self.world.leads else {})
+        best = self.world.broadcast(read_tensors(self.best)[0] if self.world.leads else {})
         self.decoder.load_state_dict(best)
         self.decoder.eval()
-        self.captioner.neighbours = self._neighbours(self.decoder)
 
-    def _epoch(self, bar: Any, stop_asked: list[int]) -> None:
+    def _epoch(self, bar: tqdm[NoReturn], stop_signals: list[int]) -> None:
+        """Go through the captions once, or on from where the epoch was left."""
         config, progress = self.config, self.progress
         self.decoder.train()
         batches = iterate(
-            self.train_table,
+            self.table,
             config.batch_size,
             seed=config.seed,
             epoch=progress.epoch,
@@ -174,9 +160,9 @@ class Trainer:
         tokens: list[int] = []
         started = time.perf_counter()
         for batch in batches:
-            loss, count = self._backward(batch)
+            loss, norm, count = self._step(batch)
             losses.append(loss)
-            norms.append(self.updater.update(progress.step))
+            norms.append(norm)
             tokens.append(count)
             progress.batch += 1
             progress.step += 1
@@ -192,35 +178,37 @@ class Trainer:
             bar.update(len(losses))
             losses, norms, tokens = [], [], []
             started = time.perf_counter()
-            stop = self.world.any(bool(stop_asked), self.device)
+            stop = self.world.any(bool(stop_signals), self.device)
             if stop or progress.step - self.saved_step >= config.save_every:
                 self._save()
             if stop:
                 raise Stopped
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, int]:
-        """Add the gradients of this process's share of a batch, one part after the other.
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Take one optimizer step on a batch.
 
         Returns:
-            The share's loss, and the tokens of the whole batch.
+            The loss of this process's captions, and the gradient norm before clipping, scalars
+            on the device; and the tokens of the whole batch.
         """
-        config, world = self.config, self.world
-        torch.manual_seed(_mixed_seed(config.seed, self.progress.step, world.rank))
-        loss = torch.zeros((), device=self.device)
-        share = batch.part(world.rank, world.size)
+        config, world, step = self.config, self.world, self.progress.step
+        torch.manual_seed(_mixed_seed(config.seed, step, world.rank))  # of dropout and draws
+        batch = batch.subset(world.rank, world.size)
         if self.critic:
-            share = self.critic.write(share)
+            batch = self.critic.write(batch)
+        loss = torch.zeros((), device=self.device)
         for index in range(config.accumulate):
             with self.autocast:
                 loss += bptt.backward(
                     self.decoder,
-                    share.part(index, config.accumulate),
+                    batch.subset(index, config.accumulate),
                     label_smoothing=0.0 if self.critic else config.label_smoothing,
                     window=config.bptt_window,
                     scaler=self.updater.scaler,
                 )
         world.sum_gradients(self.decoder.parameters())
-        return loss, share.tokens
+        norm = self.updater.update(step)
+        return loss, norm, batch.tokens
 
     def _check_steps(self, losses: Tensor, norms: Tensor) -> None:
         """Stop at the first of some steps whose loss or gradient norm is no number.
@@ -281,25 +269,25 @@ class Trainer:
         progress.seconds += seconds
         norm = float(norms.mean())
         speed = total / seconds
-        worth = self.critic.report(self.device) if self.critic else {}
+        rewards = self.critic.report(self.device) if self.critic else {}
         self.log.record(
             kind="step",
             epoch=progress.epoch + 1,
             step=progress.step,
             loss=nats / total,
-            **worth,
+            **rewards,
             grad_norm=norm,
             clipped=float((norms > self.config.clip_norm).float().mean()),
             learning_rate=self.updater.learning_rate,
             tokens_per_second=round(speed),
         )
-        shown = worth or {"loss": nats / total}
+        shown = rewards or {"loss": nats / total}
         return {name: f"{value:.3f}" for name, value in shown.items()} | {
             "norm": f"{norm:.2f}",
             "tokens/s": f"{speed:,.0f}",
         }
 
-    def _judge(self) -> tuple[dict[str, float], bool]:
+    def _score_and_keep_best(self) -> tuple[dict[str, float], bool]:
         """Score the dev split after `progress.epoch` passes, and keep weights that beat all others.
 
         Where the score is undefined (NaN) it beats no number; while there is none, the last
@@ -311,7 +299,7 @@ class Trainer:
         self._check_weights()
         progress = self.progress
         started = time.perf_counter()
-        scores = self.world.share(self._dev_scores() if self.world.leads else {})
+        scores = self.world.broadcast(self._dev_scores() if self.world.leads else {})
         progress.seconds += time.perf_counter() - started
         score = scores[self.config.metric]
         best = progress.best_score
@@ -326,7 +314,7 @@ class Trainer:
 
     def _score_start(self) -> None:
         """Count the first weights as epoch 0: what a run leaves is never worse than what it got."""
-        scores, _ = self._judge()
+        scores, _ = self._score_and_keep_best()
         self._record_epoch(scores)
         self._save()
         self.log.say(f"start: dev {_shown(scores)}")
@@ -337,10 +325,11 @@ class Trainer:
         progress.batch = 0
         train_loss = progress.loss_sum / progress.token_sum
         progress.loss_sum, progress.token_sum = 0.0, 0
-        scores, better = self._judge()
+        scores, better = self._score_and_keep_best()
         self._record_epoch({"train_loss": train_loss} | scores)
         if self.log.board:
-            self.log.board.epoch(progress.step, self.norms, self.dev.examples, self.samples)
+            examples, captions = self.dev.table.examples, self.dev.captions[:SAMPLES]
+            self.log.board.epoch(progress.step, self.norms, examples, captions)
         self.norms = []
         self._save()
         self.log.say(
@@ -360,52 +349,9 @@ class Trainer:
         )
 
     def _dev_scores(self) -> dict[str, float]:
-        judge = Captioner(
-            self.captioner.encoder,
-            self.evaluated,
-            self.captioner.vocabulary,
-            self.captioner.decoding,
-            self._neighbours(self.evaluated),
-        )
-        judge.device = self.device
-        captions: list[str] = []
-        broken: list[ImageError] = []
-        # A worker counts the references and tokenises captions while the device writes more.
-        with ThreadPoolExecutor(1) as worker:
-            if self.references is None:
-                self.references = worker.submit(PreparedReferences, self.dev.references)
-            tokens: list[Future[list[list[str]]]] = []
-            for features in self.dev.features.split(256):
-                found = judge.search_each(features)
-                broken += [error for error in found if isinstance(error, ImageError)]
-                batch = ["" if isinstance(best, ImageError) else best[0].text for best in found]
-                tokens.append(worker.submit(lambda texts: [*map(tokenize, texts)], batch))
-                captions += batch
-        if broken:
-            self.log.say(f"dev: {len(broken):,} picture(s) count as without a caption: {broken[0]}")
-        self.samples = captions[:SAMPLES]
-        scores = score_captions(
-            [words for batch in tokens for words in batch.result()],
-            self.references.result(),
-            metrics=("bleu", "cider_d"),
-            decode=self.captioner.decoding.summary(),
-            split="dev",
-        )
+        scores = self.dev.score(self.evaluated)
         self.progress.signature = scores[self.config.metric].signature
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
-
-    @torch.inference_mode()
-    def _neighbours(self, decoder: Decoder) -> Neighbours | None:
-        """Start a decoder on every training image, for its captions to vote."""
-        if self.written is None:
-            return None
-        table = self.train_table
-        decoder.eval()  # whole features, none dropped
-        states = [
-            functional.normalize(flat(decoder.init_hidden(seen.to(self.device))))
-            for seen in table.seen()
-        ]
-        return Neighbours(torch.cat(states), self.written)
 
     def _ran_out_of_patience(self) -> bool:
         patience, progress = self.config.patience, self.progress

@@ -225,7 +225,7 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
     )
     dev, features, rows, dev_images = store(dev, flip=encoder.mirrored)
     references = [tokens_of[example.image_id] for example in dev]
-    dev_table = SplitTable(dev, _seen(features, rows), references)
+    dev_table = SplitTable(dev, _mean_of_views(features, rows), references)
     data = {
         "train captions": _digest_of_captions(train_tokens),
         "train images": images,
@@ -241,13 +241,13 @@ def _about_words(
     train: list[list[list[str]]],
     dev: list[list[list[str]]],
 ) -> list[tuple[str, str]]:
-    def share(split: list[list[list[str]]]) -> str:
+    def coverage(split: list[list[list[str]]]) -> str:
         return f"{vocabulary.coverage(tokens for image in split for tokens in image):.1%}"
 
     size = f"{len(vocabulary):,} entries (words seen {config.text.min_count} times or more)"
     return [
         ("vocabulary", size),
-        ("coverage", f"{share(train)} of the words in train, {share(dev)} in dev"),
+        ("coverage", f"{coverage(train)} of the words in train, {coverage(dev)} in dev"),
     ]
 
 
@@ -265,9 +265,9 @@ def read_split(
         encoder, examples, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
     )
     references = [tokens_of[example.image_id] for example in examples]
-    return SplitTable(examples, _seen(features, rows), references)
+    return SplitTable(examples, _mean_of_views(features, rows), references)
 
 
-def _seen(features: Tensor, rows: Tensor) -> Tensor:
+def _mean_of_views(features: Tensor, rows: Tensor) -> Tensor:
     """Return what pictures are captioned from, the mean of their views, fp16 (N, F)."""
     return features[rows].float().mean(1).half()

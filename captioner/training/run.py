@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from captioner.foreign import excerpt, plain
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
-from captioner.models.neighbours import Captions
+from captioner.models.neighbours import CaptionNgrams, Neighbours
 from captioner.ownership import begin, check, clear, mark, owns
 from captioner.training.checkpoint import (
     check_identity,
@@ -26,15 +27,18 @@ from captioner.training.checkpoint import (
     left_alone,
     saved_steps,
 )
+from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
 from captioner.training.start import start_weights
+from captioner.training.tables import CaptionTable
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
 from captioner.world import World, joined
 
 RUN_FILES = ("config.yaml", "train.log", "metrics.jsonl", "curves.png")
+Assemble: TypeAlias = Callable[[Decoder], Captioner]
 CAREFUL = 2e-5  # peak learning rate; five times as much over-fits Flickr8k within an epoch
 
 
@@ -109,15 +113,12 @@ def train(
         if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
             check_identity(saved, known, folder)  # before all images are encoded in vain
         prepared = prepare(config, encoder, log.say, world)
-        begun = world.share(bool(resume and saved_steps(folder / "checkpoints")))
-        trainer = _build(
-            config, prepared, encoder, known, folder, own_device, log, world, begun=begun
-        )
+        trainer, assemble = _build(config, prepared, encoder, known, own_device, log, world, resume)
         if resume:
             trainer.resume()
         trainer.run()
         if world.leads:
-            trainer.captioner.save(folder / "model")
+            assemble(trainer.decoder).save(folder / "model")
             log.draw_curves()
     progress = trainer.progress
     return Summary(
@@ -138,73 +139,150 @@ def _build(
     prepared: Prepared,
     encoder: Encoder,
     known: dict[str, str],
-    folder: Path,
     device: torch.device,
     log: RunLog,
     world: World,
-    *,
-    begun: bool,
-) -> Trainer:
-    settings = config.training
-    vocab_size, feature_size = len(prepared.vocabulary), encoder.feature_size
-    check_room(config.decoder, settings, device, vocab_size=vocab_size, feature_size=feature_size)
-    torch.manual_seed(settings.seed)
-    decoder = Decoder(config.decoder, vocab_size=vocab_size, feature_size=feature_size)
-    table = prepared.train
-    written = None
-    if config.decoding.neighbours:
-        # Without start tokens, and without ends: padding is as good.
-        written = Captions.count(table.token_ids[:, 1:], table.lengths - 2, table.images)
-        written = written.to(device)
-    if settings.start_from is None:
-        decoder.init_hidden.measure(table.features, table.rows.unique())
-    elif not begun:  # else a checkpoint holds all, and the start may be gone
-        start: dict[str, Tensor] = {}
-        if world.leads:  # others may be on other machines
-            start = start_weights(settings.start_from, decoder, encoder, prepared.vocabulary)
-        decoder.load_state_dict(world.share(start))
-    captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding).to(device)
-    critic = None
-    if settings.objective == "scst":
-        table = table.per_image()
-        critic = SelfCritical(
-            decoder,
-            prepared.vocabulary,
-            prepared.references,
-            settings,
-            max_length=config.decoding.max_length,
-            dtype=dtype_of(settings.precision, device),
-            world=world,
-        )
-        if settings.learning_rate > CAREFUL:
-            log.say(
-                f"warning: training.learning_rate {settings.learning_rate:g} is high for scst, "
-                f"which then over-fits small data sets within an epoch; 1e-5 did well on Flickr8k"
-            )
+    resume: bool,
+) -> tuple[Trainer, Assemble]:
+    """Build what trains, and what makes a captioner of the trained decoder."""
+    resumed = world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
+    decoder = build_decoder(config, prepared, encoder, device, world, resumed=resumed)
+    table, critic = build_objective(config, prepared, decoder, device, log, world)
     weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     log.say(
         f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
         f"({device})"
     )
+    assemble = build_assembly(config, prepared, encoder, device)
     words = "\n".join(prepared.vocabulary.words)
-    identity: dict[str, Any] = {
+    identity = {
         "config": config.model_dump(mode="json"),
         **known,
         "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
         **prepared.data,
     }
-    return Trainer(
-        captioner,
+    dev = DevSplit(prepared.dev, assemble, log.say)
+    trainer = Trainer(
+        decoder,
         table,
-        prepared.dev,
-        settings,
-        folder,
-        identity=identity,
+        dev,
+        config.training,
         log=log,
+        identity=identity,
         world=world,
         critic=critic,
-        written=written,
     )
+    return trainer, assemble
+
+
+def build_decoder(
+    config: Config,
+    prepared: Prepared,
+    encoder: Encoder,
+    device: torch.device,
+    world: World,
+    *,
+    resumed: bool,
+) -> Decoder:
+    """Build the decoder with its first weights: random ones, or those of `training.start_from`.
+
+    Args:
+        config: of the run.
+        prepared: its data.
+        encoder: the frozen CNN.
+        device: to train on.
+        world: the processes that train together.
+        resumed: whether a checkpoint will replace the weights.
+
+    Raises:
+        ConfigError: if the decoder does not fit into memory, or the start does not fit the run.
+    """
+    training, table = config.training, prepared.train
+    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
+    check_room(config.decoder, training, device, **sizes)
+    torch.manual_seed(training.seed)
+    decoder = Decoder(config.decoder, **sizes)
+    if training.start_from is None:
+        decoder.init_hidden.measure(table.features, table.rows.unique())
+    elif not resumed:  # else a checkpoint holds all, and the start may be gone
+        start: dict[str, Tensor] = {}
+        if world.leads:  # others may be on other machines
+            start = start_weights(training.start_from, decoder, encoder, prepared.vocabulary)
+        decoder.load_state_dict(world.broadcast(start))
+    return decoder.to(device)
+
+
+def build_objective(
+    config: Config,
+    prepared: Prepared,
+    decoder: Decoder,
+    device: torch.device,
+    log: RunLog,
+    world: World,
+) -> tuple[CaptionTable, SelfCritical | None]:
+    """Choose what is learnt from: people's captions, or those that a critic draws and weighs.
+
+    Args:
+        config: of the run.
+        prepared: its data.
+        decoder: draws the captions.
+        device: to train on.
+        log: of the run.
+        world: the processes that train together.
+
+    Returns:
+        The table that batches come from, and the critic; None for cross-entropy.
+
+    Raises:
+        DataError: if there is only one image, where a critic has nothing to compare.
+    """
+    training = config.training
+    if training.objective == "xent":
+        return prepared.train, None
+    if training.learning_rate > CAREFUL:
+        log.say(
+            f"warning: training.learning_rate {training.learning_rate:g} is high for scst, "
+            f"which then over-fits small data sets within an epoch; 1e-5 did well on Flickr8k"
+        )
+    critic = SelfCritical(
+        decoder,
+        prepared.vocabulary,
+        prepared.references,
+        training,
+        max_length=config.decoding.max_length,
+        dtype=dtype_of(training.precision, device),
+        world=world,
+    )
+    return prepared.train.per_image(), critic
+
+
+def build_assembly(
+    config: Config, prepared: Prepared, encoder: Encoder, device: torch.device
+) -> Assemble:
+    """Return what makes a captioner of a decoder and its weights of the moment.
+
+    Args:
+        config: of the run.
+        prepared: its data, whose captions vote where `decoding.neighbours` is above 0.
+        encoder: the frozen CNN.
+        device: where encoder and decoder are.
+    """
+    table, ngrams = prepared.train, None
+    if config.decoding.neighbours:
+        # Without start tokens, and without ends: padding is as good.
+        ngrams = CaptionNgrams.count(table.token_ids[:, 1:], table.lengths - 2, table.images)
+        ngrams = ngrams.to(device)
+
+    def assemble(decoder: Decoder) -> Captioner:
+        neighbours = None
+        if ngrams is not None:
+            features = (batch.to(device) for batch in table.image_features())
+            neighbours = Neighbours.gather(decoder, features, ngrams)
+        captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding, neighbours)
+        captioner.device = device
+        return captioner
+
+    return assemble
 
 
 def _spare_model(folder: Path, config: Config, overwrite: bool) -> None:

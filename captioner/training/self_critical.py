@@ -73,7 +73,7 @@ class SelfCritical:
         self.cider, self.bleu = CiderD(prepared), Bleu(prepared)
         if self.cider.note:
             raise DataError("training.objective: scst compares images, the data has one to train")
-        self._seen = np.zeros(3)  # captions, their rewards, and their squared advantages: sums
+        self._sums = np.zeros(3)  # captions, their rewards, and their squared advantages: sums
 
     def write(self, batch: Batch) -> Batch:
         """Draw captions for this process's images.
@@ -110,7 +110,7 @@ class SelfCritical:
         rewards = self.rewards(targets, images).view(-1, self.samples)
         others = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
         advantages = rewards - others
-        self._seen += [rewards.numel(), rewards.sum().item(), advantages.square().sum().item()]
+        self._sums += [rewards.numel(), rewards.sum().item(), advantages.square().sum().item()]
         return replace(
             batch,
             features=batch.features.repeat_interleave(self.samples, dim=0),
@@ -151,7 +151,7 @@ class SelfCritical:
             `reward`, their mean, and `advantage_std`, how far they lay from the others of their
             image.
         """
-        sums = torch.tensor(self._seen, dtype=torch.float32, device=device)
-        self._seen = np.zeros(3)
+        sums = torch.tensor(self._sums, dtype=torch.float32, device=device)
+        self._sums = np.zeros(3)
         count, reward, squares = self.world.sum(sums).tolist()
         return {"reward": reward / count, "advantage_std": (squares / count) ** 0.5}

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, noted instead of died of, so that a run can save before it stops."""
+"""SIGINT and SIGTERM, recorded, so that a run can save before it stops."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from types import FrameType
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[int]]:
+def caught_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM; the second of a kind acts as usual.
 
     Yields:
         The numbers of the signals that came, filled as they come.
     """
-    noted: list[int] = []
+    caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        noted.append(number)
+    def catch(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        caught.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     try:
         for number in before:
-            signal.signal(number, note)
+            signal.signal(number, catch)
     except ValueError:  # not the main thread: signals are somebody else's
-        yield noted
+        yield caught
         return
     try:
-        yield noted
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -84,8 +84,8 @@ class CaptionTable:
             images=self.images[first],
         )
 
-    def seen(self) -> Iterator[Tensor]:
-        """Yield what each image is captioned from, the mean of its views, (up to 8192, F)."""
+    def image_features(self) -> Iterator[Tensor]:
+        """Yield the mean of each image's views, float32 (up to 8192, F)."""
         for rows in self.rows[self._first_captions()].split(8192):
             yield self.features[rows.to(self.features.device)].float().mean(1)
 
@@ -114,8 +114,8 @@ class Batch:
         inputs: int64 (B, T), from the start token on.
         targets: int64 (B, T), the next token of each, padding after the end.
         tokens: number of real targets, what the loss is averaged over.
-        images: int64 (B,), which training images these are; empty where nobody asks.
-        weights: float32 (B,), how often each caption counts; None: once, as people's words do.
+        images: int64 (B,), which training images these are; empty where they are not needed.
+        weights: float32 (B,), how often each caption counts; None: once.
     """
 
     features: Tensor
@@ -125,19 +125,19 @@ class Batch:
     images: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     weights: Tensor | None = None
 
-    def part(self, index: int, of: int) -> Batch:
-        """Return every `of`-th caption from `index` on, to go through the network alone.
+    def subset(self, index: int, of: int) -> Batch:
+        """Return every `of`-th caption from `index` on.
 
-        `tokens` stays that of the whole batch: the losses of all parts sum to its loss.
+        `tokens` stays that of the whole batch: the losses of all subsets sum to its loss.
         """
-        mine = slice(index, None, of)
+        chosen = slice(index, None, of)
         return replace(
             self,
-            features=self.features[mine],
-            inputs=self.inputs[mine],
-            targets=self.targets[mine],
-            images=self.images[mine],
-            weights=None if self.weights is None else self.weights[mine],
+            features=self.features[chosen],
+            inputs=self.inputs[chosen],
+            targets=self.targets[chosen],
+            images=self.images[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
         )
 
 

@@ -39,6 +39,7 @@ class RunLog:
             folder: run folder; made when absent.
             silent: say and write nothing: another process does.
         """
+        self.folder = folder
         self.silent = silent
         if not silent:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ class RunLog:
             step: where the run goes on.
         """
         if not self.silent and importlib.util.find_spec("tensorboard"):
-            folder = self.metrics.parent / "tensorboard"
+            folder = self.folder / "tensorboard"
             begin(folder, "tensorboard")
             self.board = Board(folder, step)
 
@@ -68,14 +69,15 @@ class RunLog:
         with self.text.open("a", encoding="utf-8") as file:
             file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
 
-    def record(self, **values: Any) -> None:
+    def record(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
         """Append one line to `metrics.jsonl`, and its numbers to TensorBoard."""
         if self.silent:
             return
         if self.board:
-            self.board.scalars(**values)
+            self.board.scalars(kind=kind, epoch=epoch, step=step, **values)
+        line = {"kind": kind, "epoch": epoch, "step": step} | values
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run will take again, and no line of others."""

@@ -16,11 +16,11 @@ from torch.nn import functional
 from captioner.config import Config
 from captioner.errors import ConfigError, ModelError
 from captioner.models.captioner import Captioner
-from captioner.models.neighbours import NEAREST, TEMPERATURE, Captions, Neighbours, flat
+from captioner.models.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
 from captioner.search import Hypotheses
 from captioner.text import tokenize
-from captioner.training.loop import Trainer
 from captioner.training.run import train
+from captioner.training.tables import CaptionTable
 
 import toys
 
@@ -51,7 +51,7 @@ def neighbours(written) -> Neighbours:
     owners = torch.arange(IMAGES).repeat_interleave(EACH)
     states = torch.randn(IMAGES, SIZE, generator=torch.Generator().manual_seed(1))
     return Neighbours(
-        functional.normalize(states).half().float(), Captions.count(ids, lengths, owners)
+        functional.normalize(states).half().float(), CaptionNgrams.count(ids, lengths, owners)
     )
 
 
@@ -102,7 +102,7 @@ def test_pictures_are_counted_in_pieces_where_there_are_many_ngrams(neighbours, 
     states = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(3))
     arguments = ids.expand(5, -1, -1), lengths.expand(5, -1), states
     whole = neighbours.votes(*arguments)
-    monkeypatch.setattr("captioner.models.neighbours.ROOM", 2 * len(neighbours.captions.keys))
+    monkeypatch.setattr("captioner.models.neighbours.ROOM", 2 * len(neighbours.ngrams.keys))
     torch.testing.assert_close(neighbours.votes(*arguments), whole)
 
 
@@ -135,7 +135,7 @@ def test_ranking_adds_votes_and_keeps_the_unfinished_behind(written, neighbours)
 
 def test_captions_without_any_common_ngram_have_no_votes():
     ids, lengths = padded([[4], [5]])
-    alone = Neighbours(torch.eye(2), Captions.count(ids, lengths, torch.arange(2)))
+    alone = Neighbours(torch.eye(2), CaptionNgrams.count(ids, lengths, torch.arange(2)))
     assert alone.votes(ids[None], lengths[None], torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
@@ -157,7 +157,7 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     assert kept is not None
     assert captioner.decoding.neighbours == 3.0
     states = captioner.decoder.num_states * captioner.decoder.hidden_size
-    assert kept.states.shape == (len(kept.captions.starts) - 1, states)
+    assert kept.states.shape == (len(kept.ngrams.starts) - 1, states)
     torch.testing.assert_close(kept.states.float().norm(dim=1), torch.ones(len(kept.states)),
                                atol=1e-2, rtol=0)  # fmt: skip
     features = torch.randn(4, captioner.encoder.feature_size)
@@ -204,14 +204,16 @@ def test_states_are_of_whole_features_also_without_a_moving_average(trained, tmp
     tree["training"] |= {"ema_decay": 0.0}
     tree["decoder"] |= {"feature_dropout": 0.9}
     seen = []
-    own = Trainer._neighbours
+    own = Neighbours.gather
 
-    def noted(self, decoder):
-        seen.append((own(self, decoder).states, own(self, decoder.eval()).states))
-        return own(self, decoder)
+    def noted(decoder, features, ngrams):
+        features = list(features)
+        made = own(decoder, features, ngrams)
+        seen.append((made.states, own(decoder.eval(), features, ngrams).states))
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_neighbours", noted)
+        patch.setattr(Neighbours, "gather", noted)
         train(Config.model_validate(tree), tmp_path / "run", device="cpu")
     assert seen
     assert all(torch.equal(first, again) for first, again in seen)
@@ -220,16 +222,16 @@ def test_states_are_of_whole_features_also_without_a_moving_average(trained, tmp
 def test_the_views_of_a_picture_are_seen_as_one(trained, tmp_path, monkeypatch):
     config, _ = trained
     seen = []
-    own = Trainer._neighbours
+    own = CaptionTable.image_features
 
-    def noted(self, decoder):
-        seen.append(torch.cat(list(self.train_table.seen())))
-        rows = self.train_table.rows[self.train_table.images.diff(prepend=torch.tensor([-1])) > 0]
-        torch.testing.assert_close(seen[-1], self.train_table.features[rows].float().mean(1))
+    def noted(table):
+        seen.append(torch.cat(list(own(table))))
+        rows = table.rows[table.images.diff(prepend=torch.tensor([-1])) > 0]
+        torch.testing.assert_close(seen[-1], table.features[rows].float().mean(1))
         assert rows.shape[1] == 2
-        return own(self, decoder)
+        return own(table)
 
-    monkeypatch.setattr(Trainer, "_neighbours", noted)
+    monkeypatch.setattr(CaptionTable, "image_features", noted)
     train(config, tmp_path / "run", device="cpu")
     assert seen
 

@@ -128,7 +128,7 @@ def test_a_scaler_scales_the_gradients_and_not_the_loss():
 
 def test_a_part_without_captions_teaches_nothing_and_costs_nothing():
     decoder = toys.decoder()
-    empty = toys.batch(size=3).part(3, of=4)
+    empty = toys.batch(size=3).subset(3, of=4)
     assert len(empty.inputs) == 0
     loss, _ = gradients(decoder, empty)
     assert loss.dtype == torch.float32

@@ -93,10 +93,9 @@ def test_the_dev_split_is_captioned_with_the_weights_of_the_epoch(
 
     def compared(self):
         scores = dev_scores(self)
-        parts = (self.captioner.encoder, copy.deepcopy(self.evaluated), self.captioner.vocabulary)
-        fresh = Captioner(*parts, self.captioner.decoding).search(self.dev.features)
+        fresh = self.dev._assemble(copy.deepcopy(self.evaluated)).search(self.dev.table.features)
         written.append([best.text for best, *_ in fresh])
-        assert self.samples == written[-1][: len(self.samples)]
+        assert self.dev.captions == written[-1]
         return scores
 
     monkeypatch.setattr(loop.Trainer, "_dev_scores", compared)

@@ -123,7 +123,7 @@ def test_the_gradient_is_the_policy_gradient(cell, parts):
     batch = critic(model, samples=3).write(images(0, 2, 4))
     assert (batch.weights != 0).any()
     for index in range(parts):
-        bptt.backward(model, batch.part(index, parts))
+        bptt.backward(model, batch.subset(index, parts))
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     # by hand: one caption and one token at a time, from the distribution it was drawn from

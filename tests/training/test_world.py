@@ -131,7 +131,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(parts):
     whole = bptt.backward(decoder, batch)
     expected = {name: p.grad.clone() for name, p in decoder.named_parameters()}
     decoder.zero_grad()
-    total = sum(bptt.backward(decoder, batch.part(index, parts)) for index in range(parts))
+    total = sum(bptt.backward(decoder, batch.subset(index, parts)) for index in range(parts))
     torch.testing.assert_close(total, whole)
     for name, p in decoder.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], msg=name)
@@ -152,6 +152,6 @@ def test_accumulated_batches_train_the_same_model(config, tmp_path):
 def test_one_process_alone_needs_no_other():
     world = World()
     assert world.leads
-    assert world.share("word") == "word"
+    assert world.broadcast("word") == "word"
     assert world.any(True, torch.device("cpu"))
     assert not world.any(False, torch.device("cpu"))
