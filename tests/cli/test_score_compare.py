@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import captioner
 from captioner.cli import main
+from captioner.metrics import METRICS
 
 SAID = ["a dog runs on the grass", "two men play a game", "a red car on a road"]
 TRUE = [
@@ -154,3 +155,9 @@ def test_scoring_files_does_not_import_torch(words):
     )
     assert done.returncode == 0, done.stderr
     assert "bleu_4" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["score", "compare"])
+def test_help_names_every_metric(verb):
+    words = re.findall(r"\w+", run(verb, "--help").stdout)
+    assert [name for name in METRICS if name not in words] == []

@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.datasets import Dataset, load_dataset
+from captioner.config import DataConfig
+from captioner.datasets import FORMATS, Dataset, load_dataset
 from captioner.errors import DataError
 
 
@@ -314,3 +316,8 @@ def test_scenes_are_told_from_other_jsonl(tmp_path: Path) -> None:
     assert dataset.judge is not None
     assert dataset.judge("a", "a small red star")
     assert not dataset.judge("a", "a large red star")
+
+
+def test_the_config_names_every_format_that_can_be_read() -> None:
+    named = get_args(DataConfig.model_fields["format"].annotation)
+    assert sorted(named) == sorted(["auto", *FORMATS])
