@@ -23,7 +23,7 @@ LAYERS = (
     ("features",),
     ("stores",),
     ("training", "inference"),
-    ("evaluation",),
+    ("evaluation", "gradients"),
     ("cli",),
     ("__main__",),
 )

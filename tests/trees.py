@@ -23,11 +23,11 @@ from captioner.cli import main
 from captioner.config import Config
 from captioner.datasets import Example, scenes
 from captioner.errors import CaptionerError
-from captioner.evaluation.gradient_report import write_json
-from captioner.evaluation.gradients import Study
 from captioner.evaluation.report import write_report
 from captioner.evaluation.run import Evaluation, _write
 from captioner.features import FeatureStore
+from captioner.gradients.draw import write_json
+from captioner.gradients.study import Study
 from captioner.inference.job import caption_to_file
 from captioner.inference.local import Record
 from captioner.inference.sources import list_images

@@ -60,9 +60,9 @@ def command(
         raise click.UsageError("--model has its own config and its training behind it")
 
     from captioner.config import load_config
-    from captioner.evaluation.gradient_report import describe_study, draw_study, write_json
-    from captioner.evaluation.gradients import study_cells, study_model
     from captioner.evaluation.run import config_of_model
+    from captioner.gradients.draw import describe_study, draw_study, write_json
+    from captioner.gradients.study import study_cells, study_model
     from captioner.ownership import check_files
 
     if model:

@@ -258,7 +258,7 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each part, by the names they have in it."""
+    """Return the tensors of encoder, decoder and neighbours, without the prefix of their names."""
     try:
         check_regular(path)
         tensors = load_file(path)
@@ -271,8 +271,8 @@ def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         # No caption is more probable than another where one number is none.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise ModelError(f"{path}: {plain(name)} holds what is no finite number")
-        part, _, rest = name.partition(".")
-        states.setdefault(part, {})[rest] = tensor
+        owner, _, rest = name.partition(".")
+        states.setdefault(owner, {})[rest] = tensor
     return states
 
 

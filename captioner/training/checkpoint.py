@@ -201,8 +201,8 @@ def restore(
     check_identity(saved_identity, identity, path)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in saved.tensors.items():
-        part, _, rest = key.partition(".")
-        groups.setdefault(part, {})[rest] = tensor
+        prefix, _, rest = key.partition(".")
+        groups.setdefault(prefix, {})[rest] = tensor
     try:
         for name, module in modules.items():
             module.load_state_dict(groups[name])

@@ -89,17 +89,17 @@ def join_captions(table: CaptionTable, length: int) -> CaptionTable:
     """
     sequences: list[Tensor] = []
     firsts: list[int] = []
-    parts: list[Tensor] = []
+    pieces: list[Tensor] = []
     first = gathered = 0
     for i, (token_ids, tokens) in enumerate(
         zip(table.token_ids, table.lengths.tolist(), strict=True)
     ):
-        parts.append(token_ids[:tokens])
+        pieces.append(token_ids[:tokens])
         gathered += tokens
         if gathered > length:
-            sequences.append(torch.cat(parts)[: length + 1])
+            sequences.append(torch.cat(pieces)[: length + 1])
             firsts.append(first)
-            parts, gathered, first = [], 0, i + 1
+            pieces, gathered, first = [], 0, i + 1
     if not sequences:
         raise ConfigError(f"--length {length}: all training captions make {gathered} tokens only")
     return replace(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner import __version__
-from captioner.evaluation.gradients import CellStudy, Stage, Study
 from captioner.files import whole_file, write_text
-from captioner.training.gradients import EXPLODED, VANISHED, Flow
+from captioner.gradients.measure import EXPLODED, VANISHED, Flow
+from captioner.gradients.study import CellStudy, Stage, Study
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
 FLOOR = 1e-12  # of the drawing: what is smaller has long vanished

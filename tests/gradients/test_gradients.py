@@ -12,8 +12,7 @@ from torch import nn
 
 from captioner.cli import main
 from captioner.errors import ConfigError
-from captioner.text import Vocabulary
-from captioner.training.gradients import (
+from captioner.gradients.measure import (
     caption_lengths,
     join_captions,
     longest_batch,
@@ -23,6 +22,7 @@ from captioner.training.gradients import (
     recurrent_sizes,
     state_gradients,
 )
+from captioner.text import Vocabulary
 from captioner.training.tables import Batch, CaptionTable
 
 import toys

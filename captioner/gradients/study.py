@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NoReturn
 
 import torch
 from tqdm import tqdm
 
 from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.errors import DataError
-from captioner.models.captioner import Captioner, choose_device
-from captioner.models.decoder import Decoder
-from captioner.training import bptt
-from captioner.training.gradients import (
+from captioner.gradients.measure import (
     Cut,
     Flow,
     caption_lengths,
@@ -28,12 +25,15 @@ from captioner.training.gradients import (
     measure_flow,
     recurrent_sizes,
 )
+from captioner.models.captioner import Captioner, choose_device
+from captioner.models.decoder import Decoder
+from captioner.training import bptt
 from captioner.training.prepare import open_encoder, prepare
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import read_metrics
 from captioner.training.update import Updater, check_room
 
-CELLS: Final[tuple[dict[str, Any], ...]] = (
+CELLS: Final[tuple[dict[str, str], ...]] = (
     {"cell": "rnn", "nonlinearity": "tanh"},
     {"cell": "rnn", "nonlinearity": "relu"},
     {"cell": "gru", "nonlinearity": "tanh"},
@@ -215,7 +215,7 @@ def _stage(decoder: Decoder, batch: Batch, training: TrainingConfig) -> Stage:
 
 
 def _train(
-    decoder: Decoder, table: CaptionTable, training: TrainingConfig, steps: int, bar: Any
+    decoder: Decoder, table: CaptionTable, training: TrainingConfig, steps: int, bar: tqdm[NoReturn]
 ) -> TrainingLog:
     """Take steps as a run does, in fp32; stop where the gradient is no number any more."""
     decoder.train()

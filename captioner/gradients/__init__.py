@@ -1,0 +1,1 @@
+"""Gradients through time: measured on one batch, studied before and after training, drawn."""
