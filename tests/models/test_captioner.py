@@ -409,14 +409,15 @@ def test_what_is_no_table_of_features_is_refused(captioner, features):
 
 
 @pytest.mark.parametrize("search", ["beam", "sample"])
-def test_an_override_without_effect_is_refused(captioner, search):
+def test_an_override_without_effect_is_refused(captioner, search, monkeypatch):
     values = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "beam_size": 2, "length_penalty": 1.0}
     values |= {"no_repeat_ngram_size": 2, "neighbours": 0.0, "max_length": 5, "seed": 1}
     assert values.keys() | {"search", "precision"} == DecodingConfig.model_fields.keys()
     drawing = {"temperature", "top_k", "top_p"}
     idle = drawing if search == "beam" else {*values} - drawing - {"max_length", "seed"}
     assert DecodingConfig.idle[search] == idle
-    captioner.decoding = DecodingConfig(search=search)  # as a model may be trained to
+    trained = DecodingConfig(search=search)  # as a model may be trained to
+    monkeypatch.setattr(captioner, "decoding", trained)
     for name, value in values.items():
         if name in idle:
             other = "sample" if search == "beam" else "beam"
