@@ -68,9 +68,10 @@ class Caption:
 class Captioner:
     """Images in, captions out.
 
-    >>> captioner = Captioner.load("runs/scenes")           # doctest: +SKIP
-    >>> captioner.caption("image.jpg")                      # doctest: +SKIP
-    'a small red circle above a large blue star'
+    Examples:
+        >>> captioner = Captioner.load("runs/scenes")       # doctest: +SKIP
+        >>> captioner.caption("image.jpg")                  # doctest: +SKIP
+        'a small red circle above a large blue star'
     """
 
     def __init__(
