@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from captioner import __version__
 from captioner.errors import CaptionerError, ConfigError
 from captioner.escapes import COLUMNS
 from captioner.foreign import plain
+from captioner.version import __version__
 
 MARKER = ".captioner.json"
 JOURNAL_SUFFIX = ".journal"

@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from captioner import __version__
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError
 from captioner.escapes import to_json
@@ -32,6 +31,7 @@ from captioner.inference.sources import Item
 from captioner.inference.writers import as_dict
 from captioner.memory import Memory, usual_limit
 from captioner.models.captioner import Captioner, model_folder
+from captioner.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import captioner
 from captioner.errors import ConfigError
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
@@ -16,6 +15,7 @@ from captioner.metrics.coco import Meteor, Spice
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import Signature
+from captioner.version import __version__
 
 
 class Metric(Protocol):
@@ -253,7 +253,7 @@ def _sign(
         "decode": labels.get("decode"),
         "split": labels["split"],
         "n": len(references),
-        "v": captioner.__version__,
+        "v": __version__,
     }
     return str(Signature.build(name.replace("_", ""), fields))
 

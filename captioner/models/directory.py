@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner import __version__
 from captioner.config import DecoderConfig, DecodingConfig, home_path
 from captioner.errors import ConfigError, ModelError
 from captioner.files import check_regular, no_stream, read_json, room, sweep, whole_folder
@@ -43,6 +42,7 @@ from captioner.models.side_by_side import side_by_side
 from captioner.models.weights import state_of
 from captioner.ownership import check
 from captioner.text import Vocabulary
+from captioner.version import __version__
 
 FORMAT_VERSION = 1
 TIED = "output.weight"
