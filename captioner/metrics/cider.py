@@ -26,6 +26,36 @@ from captioner.metrics.references import (
 SIGMA = 6.0  # tokens; width of the length penalty
 
 
+class TfIdf:
+    """Captions as vectors of CIDEr: of each n-gram, how often they hold it times its idf.
+
+    Attributes:
+        frequency: images whose references hold each n-gram, int64 (n-grams,).
+        idf: log(images / frequency), float64 (n-grams + 1,); the last is of n-grams in no
+            reference, whose frequency counts as 1.
+        weights: of each row of the references' counts, float64 (E,).
+        norms: of each reference's vector for each order, float64 (references, MAX_ORDER).
+
+    Args:
+        references: whose images give the document frequencies.
+    """
+
+    def __init__(self, references: PreparedReferences) -> None:
+        counts = references.counts
+        images = references.image[counts.caption]
+        # The rows are sorted by image and n-gram: an image counts once, at the first of its rows.
+        is_first = np.ones(len(images), bool)
+        is_first[1:] = (np.diff(images) != 0) | (np.diff(counts.ngram) != 0)
+        self.frequency = np.bincount(counts.ngram[is_first], minlength=references.size)
+        self.idf = np.log(len(references)) - np.log(np.append(self.frequency, 1))
+        self.weights = self.weigh(counts)
+        self.norms = _norms(counts, self.weights, len(references.captions))
+
+    def weigh(self, counts: NgramCounts) -> Floats:
+        """Return the tf-idf weight of each row of counts, float64 (E,)."""
+        return np.asarray(counts.times * self.idf[np.minimum(counts.ngram, len(self.idf) - 1)])
+
+
 class CiderD:
     """CIDEr-D, with the document frequencies of the references it is made from.
 
@@ -43,16 +73,7 @@ class CiderD:
 
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
         self._references = prepared = prepare(references)
-        counts = prepared.counts
-        images = prepared.image[counts.caption]
-        # The rows are sorted by image and n-gram: an image counts once, at the first of its rows.
-        is_first = np.ones(len(images), bool)
-        is_first[1:] = (np.diff(images) != 0) | (np.diff(counts.ngram) != 0)
-        frequency = np.bincount(counts.ngram[is_first], minlength=prepared.size)
-        # The last entry is for n-grams in no reference, whose frequency counts as 1.
-        self._idf = np.log(len(prepared)) - np.log(np.append(frequency, 1))
-        self._weights = self._weigh(counts)
-        self._norms = _norms(counts, self._weights, len(prepared.captions))
+        self._vectors = TfIdf(prepared)
         one_image = "one image only: every n-gram of its references is in all images and weighs 0"
         self.note = one_image if len(prepared) == 1 else ""
 
@@ -82,16 +103,16 @@ class CiderD:
         pair = np.cumsum(number) - number  # the first (hypothesis, reference) pair of each
         caption = counts.caption[rows]
         slot = references.counts.caption[matches] - references.first[described[caption]]
-        weights = self._weigh(counts)
+        vectors, weights = self._vectors, self._vectors.weigh(counts)
         products = np.bincount(
             (pair[caption] + slot) * MAX_ORDER + counts.order[rows],
-            weights=self._product(weights[rows], self._weights[matches]),
+            weights=self._product(weights[rows], vectors.weights[matches]),
             minlength=int(number.sum()) * MAX_ORDER,
         )
         dots = products.astype(np.float64).reshape(-1, MAX_ORDER)
         owner = np.repeat(np.arange(len(described)), number)
         reference = spans(references.first[described], number)
-        norms = _norms(counts, weights, len(described))[owner] * self._norms[reference]
+        norms = _norms(counts, weights, len(described))[owner] * vectors.norms[reference]
         cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
         lengths = np.array([len(hypothesis) for hypothesis in hypotheses], np.int64)
         similar = cosines.mean(axis=1)
@@ -106,11 +127,6 @@ class CiderD:
     def combine(self, sums: Floats) -> Floats:
         """Turn statistics (..., 2), of one image or summed over images, into the mean (..., 1)."""
         return np.asarray(sums[..., :1] / sums[..., 1:])
-
-    def _weigh(self, counts: NgramCounts) -> Floats:
-        """Return the tf-idf weight of each row of `counts`."""
-        idf = self._idf[np.minimum(counts.ngram, self._references.size)]
-        return np.asarray(counts.times * idf)
 
     def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
         """Multiply weights, clipped so that repeating a word is not rewarded."""

@@ -45,6 +45,7 @@ class PreparedReferences:
         lengths: tokens of each reference, int64 (R,).
         counts: their n-grams, sorted by image and n-gram.
         size: number of distinct n-grams in all references.
+        words: the number of each of their words, in order.
 
     Raises:
         DataError: if there is no image, an image has no reference, or a caption is a string.
@@ -63,7 +64,7 @@ class PreparedReferences:
         self.image = np.repeat(np.arange(len(references)), self.per_image)
         self.lengths = np.array([len(caption) for caption in self.captions], np.int64)
         self.size = 0
-        self._words: dict[str, int] = {}
+        self.words: dict[str, int] = {}
         self._keys: list[Ints] = []
         counts = self._learn()
         places = self.image[counts.caption] * self.size + counts.ngram
@@ -96,7 +97,7 @@ class PreparedReferences:
     def count(self, captions: Sequence[Tokens]) -> NgramCounts:
         """Count the n-grams of captions, numbered as those of the references."""
         fresh: dict[str, int] = {}
-        known = self._words
+        known = self.words
         ids = [
             known[word] if word in known else fresh.setdefault(word, len(known) + len(fresh))
             for caption in captions
@@ -106,7 +107,7 @@ class PreparedReferences:
 
     def _learn(self) -> NgramCounts:
         """Number the references' own words and n-grams."""
-        known = self._words
+        known = self.words
         ids = [known.setdefault(word, len(known)) for text in self.captions for word in text]
         return self._count(self.captions, np.array(ids, np.int64))
 
@@ -133,6 +134,17 @@ class PreparedReferences:
         if learning:
             self.size = offset
         return NgramCounts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
+
+    def ngrams(self) -> list[Ints]:
+        """Return the words of every n-gram, in the order of their numbers.
+
+        Returns:
+            For each order n the places of the words in `words`, int64 (n-grams, n).
+        """
+        ngrams = [np.arange(len(self.words))[:, None]]
+        for keys in self._keys[1:]:  # each the number of its first n - 1 words, and its last word
+            ngrams.append(np.column_stack([ngrams[-1][keys >> 32], keys & 0xFFFFFFFF]))
+        return ngrams
 
     def match(self, counts: NgramCounts, images: Ints) -> tuple[Ints, Ints]:
         """Pair each n-gram of a hypothesis with the references of its image that hold it.

@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captioner.metrics import PreparedReferences
+from captioner.metrics.cider import TfIdf
 from captioner.models.decoder import Decoder
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
@@ -57,43 +60,37 @@ class CaptionNgrams:
             lengths: words of each caption, int64 (N,).
             images: the image each is about, int64 (N,), from 0, none left out.
         """
-        num_images = int(images.max()) + 1
-        of_image = images.bincount().float()
-        orders: list[tuple[Tensor, ...]] = []
-        for order in range(1, min(MAX_ORDER, token_ids.shape[1]) + 1):
-            keys, real = ngram_keys(token_ids, lengths, order)
-            captions = real.nonzero()[:, 0]
-            keys, ngrams = keys[real].unique(return_inverse=True)
-            # An entry for each n-gram of each caption.
-            places, times = (captions * len(keys) + ngrams).unique(return_counts=True)
-            captions, ngrams = places // len(keys), places % len(keys)
-            # And one for each n-gram of each image.
-            places, image_entry = (images[captions] * len(keys) + ngrams).unique(
-                return_inverse=True
-            )
-            owners, owned = places // len(keys), places % len(keys)
-            num_with = owned.bincount(minlength=len(keys))
-            idf = (num_images / num_with).log()
-            tf_idf = times * idf[ngrams]
-            norms = torch.zeros(len(token_ids)).index_add_(0, captions, tf_idf.square()).sqrt()
-            tf_idf /= norms[captions].clamp(min=1e-9) * of_image[images[captions]] * MAX_ORDER
-            weights = torch.zeros(len(places)).index_add_(0, image_entry, tf_idf)
-            known = num_with >= MIN_IMAGES
-            kept = known[owned]
-            new_ids = known.cumsum(0) - 1 + sum(len(each[0]) for each in orders)
-            orders.append(
-                (keys[known], idf[known], owners[kept], new_ids[owned[kept]], weights[kept])
-            )
-        keys, idf, owners, ngrams, weights = (torch.cat(each) for each in zip(*orders, strict=True))
-        keys, order_of_keys = keys.sort()
-        owners, order_of_entries = owners.sort(stable=True)
-        counts = owners.bincount(minlength=num_images)
+        names = [str(token_id) for token_id in range(int(token_ids.max()) + 1)]
+        captions: list[list[list[str]]] = [[] for _ in range(int(images.max()) + 1)]
+        for row, length, image in zip(
+            token_ids.tolist(), lengths.tolist(), images.tolist(), strict=True
+        ):
+            captions[image].append([names[token_id] for token_id in row[:length]])
+        references = PreparedReferences(captions)
+        vectors, counts = TfIdf(references), references.counts
+        owners = references.image[counts.caption]
+        weights = vectors.weights / np.maximum(vectors.norms[counts.caption, counts.order], 1e-9)
+        weights /= references.per_image[owners] * MAX_ORDER
+
+        ids = np.array([int(name) for name in references.words])
+        keys = torch.cat([_keys_of(torch.from_numpy(ids[each])) for each in references.ngrams()])
+        common = torch.from_numpy(np.flatnonzero(vectors.frequency >= MIN_IMAGES))
+        common = common[keys[common].argsort()]  # those that are kept, by their keys
+        number = torch.full((references.size,), -1)
+        number[common] = torch.arange(len(common))
+        kept = number[counts.ngram] >= 0
+        places, entry = (
+            torch.from_numpy(owners)[kept] * len(common) + number[counts.ngram][kept]
+        ).unique(return_inverse=True)
+        summed = torch.zeros(len(places), dtype=torch.float64)
+        summed.index_add_(0, entry, torch.from_numpy(weights)[kept])
+        owner = places // max(1, len(common))
         return cls(
-            keys=keys,
-            idf=idf[order_of_keys],
-            starts=functional.pad(counts.cumsum(0), (1, 0)),
-            ngrams=order_of_keys.argsort()[ngrams[order_of_entries]].int(),
-            weights=weights[order_of_entries].half(),
+            keys=keys[common],
+            idf=torch.from_numpy(vectors.idf)[common].float(),
+            starts=functional.pad(owner.bincount(minlength=len(captions)).cumsum(0), (1, 0)),
+            ngrams=(places % max(1, len(common))).int(),
+            weights=summed.half(),
         )
 
     def to(self, device: torch.device) -> Self:
@@ -248,6 +245,13 @@ class Neighbours:
             by_ngram = summed.gather(1, where.flatten(1)).view_as(idf) / UNIT * known
             total += (by_ngram * idf).sum(2) / norms
         return total
+
+
+def _keys_of(ngrams: Tensor) -> Tensor:
+    """Return the keys of n-grams of one order, given as token ids, int64 (n-grams, order)."""
+    count, order = ngrams.shape
+    keys, _ = ngram_keys(ngrams, torch.full((count,), order), order)
+    return keys[:, 0]
 
 
 def flat(states: Tensor) -> Tensor:
