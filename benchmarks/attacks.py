@@ -45,7 +45,7 @@ from common import describe_machine
 from safetensors.torch import load_file, save_file
 
 from captioner.errors import CaptionerError
-from captioner.inference.job import caption_to_file
+from captioner.inference.job import JobOptions, caption_to_file
 from captioner.inference.journal import journals_of
 from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
@@ -546,8 +546,8 @@ def job(model: Path, pictures: Path, output: Path) -> None:
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     items = list_images([str(pictures)])
     captioner = Captioner.load(model, "cpu")
-    asked = captioner.settings(beam_size=2), CaptioningOptions(batch_size=4)
-    caption_to_file(captioner, items, output, *asked, model="toy", format="jsonl")
+    asked = captioner.settings(beam_size=2), JobOptions(batch_size=4)
+    caption_to_file(captioner, items, output, *asked, model="toy")
 
 
 def run_train(config: Any, folder: Path) -> None:

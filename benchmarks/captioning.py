@@ -84,7 +84,7 @@ model, pictures, count = sys.argv[1:]
 paths = sorted(Path(pictures).iterdir())
 items = (Item(str(i), paths[i % len(paths)]) for i in range(int(count)))
 output = Path(pictures).parent / f"{count}.jsonl"
-done = caption_to_file(Captioner.load(model), items, output, model="", format="jsonl")
+done = caption_to_file(Captioner.load(model), items, output, model="")
 assert (done.images, done.failed) == (int(count), 0)
 # Of this program alone: `ru_maxrss` would begin with the peak of the one that started it.
 status = Path("/proc/self/status").read_text()

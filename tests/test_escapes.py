@@ -18,7 +18,7 @@ from captioner.escapes import COLUMNS, escape, own_cells, own_fields, to_json, u
 from captioner.evaluation.caption_rows import read_captions
 from captioner.inference.local import Record
 from captioner.inference.sources.tables import table_images
-from captioner.inference.writers import write_records
+from captioner.inference.writers import FORMATS
 from captioner.models.captioner import Caption
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
@@ -72,7 +72,8 @@ NAMES = BYTES.map(lambda name: os.fsdecode(name.replace(b"\0", b"").replace(b"/"
 def written(name: str, caption: str, format: str) -> str:
     file = io.StringIO()
     record = Record(name, (Caption(caption, log_prob=-1.25, score=-0.53, finished=True),))
-    assert [*write_records([record], file, format=format)] == [record]
+    with FORMATS[format](file) as writer:
+        assert writer.write(record) == record
     return file.getvalue()
 
 

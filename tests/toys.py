@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.config import Config, DecoderConfig, DecodingConfig
-from captioner.inference.local import CaptioningOptions
+from captioner.inference.job import JobOptions
 from captioner.models.backbones import build_backbone
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
@@ -75,10 +75,10 @@ def captioner(eyes: Encoder | None = None, **changes: Any) -> Captioner:
     return Captioner(eyes, writer, words)
 
 
-def options(captioner: Captioner, **wish: Any) -> tuple[DecodingConfig, CaptioningOptions]:
+def options(captioner: Captioner, **wish: Any) -> tuple[DecodingConfig, JobOptions]:
     """How to search and how to caption many, each from its own keywords."""
-    names = {field.name for field in fields(CaptioningOptions)}
-    how = CaptioningOptions(**{name: wish.pop(name) for name in names & wish.keys()})
+    names = {field.name for field in fields(JobOptions)}
+    how = JobOptions(**{name: wish.pop(name) for name in names & wish.keys()})
     return captioner.settings(n_best=how.n_best, **wish), how
 
 

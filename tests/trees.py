@@ -6,6 +6,7 @@ writes; `changed` says what of the folder is no longer as it was.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import stat
@@ -28,10 +29,10 @@ from captioner.evaluation.run import Evaluation, _write
 from captioner.features import FeatureStore
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
-from captioner.inference.job import caption_to_file
+from captioner.inference.job import JobOptions, caption_to_file
 from captioner.inference.local import Record
 from captioner.inference.sources import list_images
-from captioner.inference.writers import write_records
+from captioner.inference.writers import SidecarWriter
 from captioner.models.captioner import Caption, Captioner
 from captioner.ownership import check_files
 from captioner.training.checkpoint import write_tensors
@@ -158,7 +159,8 @@ class Tools:
     def caption(self, output: Path, *, format: str = "jsonl", **how: Any) -> None:
         """Do a job of one picture."""
         items = list_images([str(self.picture)])
-        caption_to_file(self.captioner, items, output, model="toy", format=format, **how)
+        options = JobOptions(format=format, **how)
+        caption_to_file(self.captioner, items, output, how=options, model="toy")
 
     def evaluate(self, output: Path) -> None:
         """Write what `evaluate` does."""
@@ -181,8 +183,8 @@ class Tools:
     def beside(self, folder: Path) -> None:
         """Write a caption beside a picture."""
         record = Record(str(folder / "o.jpg"), (Caption("a square", -1.0, -1.0, True),))
-        with (folder.parent / "nothing").open("w") as nothing:
-            list(write_records([record], nothing, format="txt"))
+        with SidecarWriter(io.StringIO()) as writer:
+            writer.write(record)
 
     def scenes(self, folder: Path) -> None:
         """Draw a picture."""

@@ -6,9 +6,11 @@ import io
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,14 +25,66 @@ from captioner.cli.options import (
 from captioner.foreign import excerpt, plain
 
 if TYPE_CHECKING:
-    from captioner.config import DecodingConfig, DecodingOverrides
-    from captioner.inference.job import Totals
-    from captioner.inference.local import CaptioningOptions, Record
+    from captioner.config import DecodingOverrides
+    from captioner.inference.job import JobOptions
+    from captioner.inference.local import Record, Totals
     from captioner.inference.sources import Item
     from captioner.memory import Memory
     from captioner.models.captioner import Captioner
+    from captioner.world import World
 
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
+ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How to caption: what the command line says besides how to search."""
+
+    models: list[Path]
+    output: Path | None
+    format: str
+    extension: str
+    n_best: int
+    overwrite: bool
+    on_error: str
+    retry_errors: bool
+    salvage: bool
+    recursive: bool
+    image_column: str | None
+    max_pixels: int | None
+    scaled_decoding: bool
+    engine: str
+    num_gpus: float | None
+    batch_size: int
+    num_workers: int | None
+    max_memory: int | None
+    device: str
+
+    def job(self) -> JobOptions:
+        """Return what the captioning needs to know of it."""
+        from captioner.images import MAX_PIXELS
+        from captioner.inference.job import JobOptions
+
+        return JobOptions(
+            n_best=self.n_best,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            max_pixels=self.max_pixels or MAX_PIXELS,
+            scaled_decoding=self.scaled_decoding,
+            max_memory=self.max_memory,
+            format=self.format,
+            overwrite=self.overwrite,
+            retry_errors=self.retry_errors,
+            stop_on_error=self.on_error == "fail",
+            salvage=self.salvage,
+        )
+
+
+def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:  # noqa: ARG001
+    from captioner.memory import bytes_of
+
+    return None if size is None else bytes_of(size)
 
 
 @click.command("caption")
@@ -90,6 +144,7 @@ SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 @click.option(
     "--max-memory",
     metavar="SIZE",
+    callback=_bytes,
     help="For images being read and decoded, like 2G; with ray, of each worker.  "
     "[default: by cores and what is free]",
 )
@@ -100,23 +155,8 @@ def command(
     models: tuple[Path, ...],
     output: Path | None,
     format: str | None,
-    extension: str,
-    n_best: int,
-    overwrite: bool,
-    on_error: str,
-    retry_errors: bool,
-    salvage: bool,
-    recursive: bool,
-    image_column: str | None,
-    max_pixels: int | None,
-    scaled_decoding: bool,
-    engine: str,
-    num_gpus: float | None,
-    batch_size: int,
-    num_workers: int | None,
-    max_memory: str | None,
-    device: str,
     decoding: DecodingOverrides,
+    **options: Any,
 ) -> None:
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
@@ -127,85 +167,145 @@ def command(
     and the rest are captioned; the exit code is then 1. With --output a job that was cut off goes
     on where it was when the same command is given again.
     """
-    format = format or _format_of(output)
-    local_only = retry_errors or salvage or on_error == "fail" or device != "auto"
-    _check_engine(engine, format, output, num_gpus=num_gpus, local_only=local_only)
-    _check_output(output, format, extension, n_best=n_best, retry_errors=retry_errors)
-    if salvage and (overwrite or not output):
-        raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
-    folders = find_models(models)
+    usual = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
+    how = How(models=[], output=output, format=format or usual, **options)
+    _check_engine(how)
+    _check_output(how)
+    how = replace(how, models=find_models(models))
     if not models:
-        say(f"model: {folders[0]}")
+        say(f"model: {how.models[0]}")
+    caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
+    started = time.perf_counter()
+    done = caption(images, decoding, how)
+    if done:
+        totals, note = done
+        if totals.images >= SHOW_RATE_FROM or totals.failed or note:
+            _say_totals(totals, time.perf_counter() - started, note)
+        if totals.failed:
+            raise SystemExit(1)
 
-    from captioner.images import MAX_PIXELS
-    from captioner.inference.local import CaptioningOptions
+
+Outcome = tuple["Totals", str]  # what came of the images, and what else is to be said
+
+
+def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
+    """Write captions to stdout as they come, or beside their images."""
+    from captioner.inference.local import Totals, caption_files
+    from captioner.inference.sources import files_only
+    from captioner.inference.writers import FORMATS, untaken
+    from captioner.memory import Memory
+
+    memory, left = Memory(how.max_memory), 0
+
+    def leave(_: str) -> None:
+        nonlocal left
+        left += 1
+
+    items = _items(images, how, memory)
+    if how.format == "txt":
+        items = untaken(files_only(items), how.extension, overwrite=how.overwrite, leave=leave)
+    count = failed = 0
+    with _started(images, how) as (captioner, _):
+        options = captioner.settings(n_best=how.n_best, **decoding)
+        records = caption_files(captioner, items, options, how.job(), memory=memory)
+        with FORMATS[how.format](
+            sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
+        ) as writer:
+            for record in map(writer.write, records):
+                sys.stdout.flush()
+                count += 1
+                failed += record.error is not None
+                _report(record)
+                if record.error and how.on_error == "fail":
+                    break
+    taken = f"; {left:,} left out, which have a {how.extension} (--overwrite replaces it)"
+    return Totals(count, failed, count), taken if left else ""
+
+
+def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
+    """Caption into a file, with a journal; several processes may share the work."""
+    from captioner.inference.job import caption_to_file, going_on
+    from captioner.memory import Memory
+    from captioner.models.directory import fingerprint
+
+    assert how.output
+    memory = Memory(how.max_memory)
+    items = _items(images, how, memory)
+    with _started(images, how) as (captioner, world):
+        try:
+            totals = caption_to_file(
+                captioner,
+                items,
+                how.output,
+                captioner.settings(n_best=how.n_best, **decoding),
+                how.job(),
+                model="+".join(map(fingerprint, how.models)),
+                world=world,
+                memory=memory,
+                tell=_report,
+                say=say,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {going_on(how.overwrite)}") from None
+        return (totals, _where(how.output, totals)) if world.leads else None
+
+
+def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
+    """Caption into a file, on a Ray cluster."""
+    from captioner.inference.cluster import caption_with_ray
+    from captioner.ownership import check
+
+    assert how.output
+    items = _items(images, how, None)
+    check(how.output, "captions")
+    if how.output.exists() and not how.overwrite:
+        raise click.UsageError(
+            f"{how.output}: exists; --output FILE writes elsewhere, --overwrite gives up what is "
+            f"in it"
+        )
+    totals = caption_with_ray(
+        how.models,
+        items,
+        how.output,
+        decoding,
+        how.job(),
+        format=how.format,
+        num_gpus=how.num_gpus or 0,
+        tell=_report,
+    )
+    return totals, _where(how.output, totals)
+
+
+def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator[Item]:
+    """List the images, as they are needed."""
     from captioner.inference.sources import list_images
-    from captioner.memory import Memory, bytes_of
-    from captioner.models.captioner import choose_device
-    from captioner.world import joined
 
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths are bytes, and only a line feed ends one.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
-    limit = None if max_memory is None else bytes_of(max_memory)
-    memory = None if engine == "ray" else Memory(limit)
-    items = list_images(
-        images, recursive=recursive, stdin=sys.stdin, image_column=image_column, memory=memory
+    return list_images(
+        images,
+        recursive=how.recursive,
+        stdin=sys.stdin,
+        image_column=how.image_column,
+        memory=memory,
     )
-    how = CaptioningOptions(
-        n_best, batch_size, num_workers, max_pixels or MAX_PIXELS, scaled_decoding, limit
-    )
-    started = time.perf_counter()
-    if engine == "ray":
-        assert output
-        failed = _with_ray(
-            folders, items, output, decoding, how, format, overwrite, num_gpus, started
-        )
-        raise SystemExit(int(failed > 0))
+
+
+@contextmanager
+def _started(images: tuple[str, ...], how: How) -> Iterator[tuple[Captioner, World]]:
+    """Join the other processes of the job, and load the model."""
+    from captioner.models.captioner import choose_device
+    from captioner.world import joined
+
     # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
     # ranks that would wait for a dead one.
-    with joined(choose_device(device), timedelta(days=365)) as (world, own_device):
-        if world.size > 1 and (not output or any(map(_read_once, images))):
+    with joined(choose_device(how.device), timedelta(days=365)) as (world, device):
+        if world.size > 1 and (not how.output or any(map(_read_once, images))):
             raise click.UsageError(
                 "several processes need --output, and images not from stdin or a named pipe"
             )
-        captioner = load_captioner(folders, str(own_device))
-        options = captioner.settings(n_best=n_best, **decoding)
-        if output:
-            done = _to_file(
-                captioner,
-                items,
-                output,
-                options,
-                how,
-                models=folders,
-                world=world,
-                memory=memory,
-                format=format,
-                overwrite=overwrite,
-                retry_errors=retry_errors,
-                stop_on_error=on_error == "fail",
-                salvage=salvage,
-            )
-            count, failed, fresh = done.images, done.failed, done.fresh
-            where = _where(output, done.errors)
-        else:
-            count, failed, where = _to_stdout(
-                captioner,
-                items,
-                options,
-                how,
-                memory=memory,
-                stop=on_error == "fail",
-                format=format,
-                overwrite=overwrite,
-                extension=extension,
-            )
-            fresh = count
-        if world.leads and (count >= SHOW_RATE_FROM or failed or where):
-            _say_totals(count, failed, fresh, started, where)
-    if failed and world.leads:
-        raise SystemExit(1)
+        yield load_captioner(how.models, str(device)), world
 
 
 def _read_once(source: str) -> bool:
@@ -215,176 +315,58 @@ def _read_once(source: str) -> bool:
     return source == "-" or any(Path(name).is_fifo() for name in typed(source))
 
 
-def _to_file(
-    captioner: Captioner,
-    items: Iterator[Item],
-    output: Path,
-    options: DecodingConfig,
-    how: CaptioningOptions,
-    *,
-    models: list[Path],
-    overwrite: bool,
-    **job: Any,
-) -> Totals:
-    """Caption into a file, with a journal; say what holds if the user stops it."""
-    from captioner.inference.job import caption_to_file, going_on
-    from captioner.models.directory import fingerprint
-
-    model = "+".join(map(fingerprint, models))
-    try:
-        return caption_to_file(
-            captioner,
-            items,
-            output,
-            options,
-            how,
-            model=model,
-            overwrite=overwrite,
-            tell=_report,
-            say=say,
-            **job,
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {going_on(overwrite)}") from None
-
-
-def _with_ray(
-    models: list[Path],
-    items: Iterator[Item],
-    output: Path,
-    decoding: DecodingOverrides,
-    how: CaptioningOptions,
-    format: str,
-    overwrite: bool,
-    num_gpus: float | None,
-    started: float,
-) -> int:
-    from captioner.inference.cluster import caption_with_ray
-    from captioner.ownership import check
-
-    check(output, "captions")
-    if output.exists() and not overwrite:
-        raise click.UsageError(
-            f"{output}: exists; --output FILE writes elsewhere, --overwrite gives up what is in it"
-        )
-    kind: Literal["parquet", "jsonl"] = "parquet" if format == "parquet" else "jsonl"
-    done = caption_with_ray(
-        models,
-        items,
-        output,
-        decoding,
-        how,
-        format=kind,
-        num_gpus=num_gpus or 0,
-        tell=_report,
-    )
-    _say_totals(done.images, done.failed, done.images, started, _where(output, done.errors))
-    return done.failed
-
-
-def _where(output: Path, errors: Path | None) -> str:
-    return f", in {output}" + (f"; failures in {errors}" if errors else "")
-
-
-def _to_stdout(
-    captioner: Captioner,
-    items: Iterator[Item],
-    options: DecodingConfig,
-    how: CaptioningOptions,
-    *,
-    memory: Memory | None,
-    stop: bool,
-    format: str,
-    **writing: Any,
-) -> tuple[int, int, str]:
-    """Write captions as they come.
-
-    Returns:
-        The number of images, that of failures, and what else is to be said.
-    """
-    from captioner.inference.local import caption_files
-    from captioner.inference.sources import files_only
-    from captioner.inference.writers import untaken, write_records
-
-    extension, left = writing["extension"], 0
-
-    def leave(_: str) -> None:
-        nonlocal left
-        left += 1
-
-    if format == "txt":
-        items = untaken(files_only(items), extension, overwrite=writing["overwrite"], leave=leave)
-    records = caption_files(captioner, items, options, how, memory=memory)
-    count = failed = 0
-    for record in write_records(records, sys.stdout, format=format, n_best=how.n_best, **writing):
-        count += 1
-        failed += record.error is not None
-        _report(record)
-        if record.error and stop:
-            break
-    note = (
-        f"; {left:,} left out, which have a {extension} (--overwrite replaces it)" if left else ""
-    )
-    return count, failed, note
-
-
-def _check_engine(
-    engine: str, format: str, output: Path | None, *, num_gpus: float | None, local_only: bool
-) -> None:
+def _check_engine(how: How) -> None:
     """Refuse what an engine does not do."""
-    if engine == "ray" and (not output or format not in ("jsonl", "parquet")):
-        raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
-    if engine == "ray" and local_only:
-        raise click.UsageError(
-            "--engine ray takes no --retry-errors, --salvage, --on-error fail or --device: a Ray "
-            "job is whole or not at all, and --num-gpus says where it computes"
-        )
-    if engine == "local" and format == "parquet":
+    if how.engine == "ray":
+        if not how.output or how.format not in ("jsonl", "parquet"):
+            raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
+        if how.retry_errors or how.salvage or how.on_error == "fail" or how.device != "auto":
+            raise click.UsageError(
+                "--engine ray takes no --retry-errors, --salvage, --on-error fail or --device: a "
+                "Ray job is whole or not at all, and --num-gpus says where it computes"
+            )
+    elif how.format == "parquet":
         raise click.UsageError("--format parquet needs --engine ray")
-    if engine == "local" and num_gpus is not None:
+    elif how.num_gpus is not None:
         raise click.UsageError("--num-gpus needs --engine ray; --device chooses one here")
 
 
-def _check_output(
-    output: Path | None, format: str, extension: str, *, n_best: int, retry_errors: bool
-) -> None:
+def _check_output(how: How) -> None:
     """Refuse what a format or its place cannot hold."""
-    if format == "txt" and output:
+    if how.format == "txt" and how.output:
         raise click.UsageError("--format txt writes beside each image; it takes no --output")
-    if not output and retry_errors:
+    if not how.output and how.retry_errors:
         raise click.UsageError("--retry-errors needs --output: only there is kept what failed")
-    if output and (output.is_dir() or not output.name):
-        raise click.UsageError(f"--output: {output} is a folder; name a file in it")
-    if n_best > 1 and format in ("csv", "coco", "txt"):
-        raise click.UsageError(f"--n-best: {format} holds one caption an image; use jsonl or text")
-    if not extension.startswith(".") or "/" in extension or len(extension) < 2:
-        raise click.UsageError(f"--extension: must look like .txt, given {excerpt(extension)}")
+    if how.output and (how.output.is_dir() or not how.output.name):
+        raise click.UsageError(f"--output: {how.output} is a folder; name a file in it")
+    if not how.extension.startswith(".") or "/" in how.extension or len(how.extension) < 2:
+        raise click.UsageError(f"--extension: must look like .txt, given {excerpt(how.extension)}")
+    if how.salvage and (how.overwrite or not how.output):
+        raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
     from captioner.images import SUFFIXES
+    from captioner.inference.writers import FORMATS
 
-    if format == "txt" and extension.lower() in SUFFIXES:
-        raise click.UsageError(f"--extension: {extension} is that of pictures; choose another")
+    if how.n_best > 1 and not FORMATS[how.format].several:
+        raise click.UsageError(
+            f"--n-best: {how.format} holds one caption an image; use jsonl or text"
+        )
+    if how.format == "txt" and how.extension.lower() in SUFFIXES:
+        raise click.UsageError(f"--extension: {how.extension} is that of pictures; choose another")
 
 
-def _say_totals(count: int, failed: int, fresh: int, started: float, where: str) -> None:
-    before = f" ({count - fresh:,} of them before)" if fresh < count else ""
-    rate = fresh / (time.perf_counter() - started)
+def _where(output: Path, totals: Totals) -> str:
+    return f", in {output}" + (f"; failures in {totals.errors}" if totals.errors else "")
+
+
+def _say_totals(totals: Totals, seconds: float, note: str) -> None:
+    before = totals.images - totals.fresh
     say(
-        f"{count:,} image(s){before}, {count - failed:,} captioned, {failed:,} failed, "
-        f"{rate:,.1f} images per second{where}"
+        f"{totals.images:,} image(s){f' ({before:,} of them before)' if before else ''}, "
+        f"{totals.captioned:,} captioned, {totals.failed:,} failed, "
+        f"{totals.fresh / seconds:,.1f} images per second{note}"
     )
 
 
 def _report(record: Record) -> None:
     if record.error:
         say(f"captioner: {plain(record.file_name)}: {record.error}")
-
-
-def _format_of(output: Path | None) -> str:
-    endings = {
-        ".parquet": "parquet",
-        ".csv": "csv",
-        ".json": "coco",
-        ".txt": "text",
-        ".tsv": "text",
-    }
-    return endings.get(output.suffix.lower(), "jsonl") if output else "text"

@@ -7,31 +7,24 @@ its batch, and comes back in order.
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError
-from captioner.escapes import to_json
-from captioner.files import MOVED, whole_file
 from captioner.foreign import excerpt
-from captioner.inference.failures import ERRORS, failure_list
-from captioner.inference.local import CaptioningOptions, Record, caption_files
-from captioner.inference.shares import items_of, last_line, to_row, to_table
+from captioner.inference.local import CaptioningOptions, Record, Totals, caption_files
+from captioner.inference.shares import items_of, last_line, to_row, to_table, to_text
 from captioner.inference.sources import Item
-from captioner.inference.writers import as_dict
+from captioner.inference.writers import write_output
 from captioner.memory import Memory, usual_limit
 from captioner.models.captioner import Captioner, model_folder
-from captioner.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,24 +34,7 @@ SHARE_BYTES = 2**28  # of members of archives, from which on a share has no furt
 # What the cluster is given at a time. Names, and the bytes of members of archives, lie in Ray's
 # store, which spills to disk; this process holds one share. Each window starts its workers anew.
 WINDOW_IMAGES, WINDOW_BYTES = 2**20, 2**32
-ROW_GROUP = 2**16  # rows of a Parquet file that are written, and later read, together
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What came of a job.
-
-    Attributes:
-        images: rows written.
-        captioned: of them, with a caption.
-        failed: of them, with an error instead.
-        errors: file that lists the failures; None where there are none.
-    """
-
-    images: int
-    captioned: int
-    failed: int
-    errors: Path | None = None
+MOST_GPUS = 1024  # of a worker
 
 
 def caption_with_ray(
@@ -68,7 +44,7 @@ def caption_with_ray(
     overrides: DecodingOverrides | None = None,
     how: CaptioningOptions | None = None,
     *,
-    format: Literal["jsonl", "parquet"] = "jsonl",
+    format: str = "jsonl",
     num_gpus: float = 0,
     concurrency: int | tuple[int, int] | None = None,
     address: str | None = None,
@@ -76,6 +52,8 @@ def caption_with_ray(
     worker_options: Mapping[str, Any] | None = None,
 ) -> Totals:
     """Caption images on a Ray cluster, or on this machine where there is none.
+
+    Longer than a screen: half of it says what the arguments mean.
 
     Workers retry and come and go as Ray decides; each row is written once, in the order of the
     items. The model travels to the workers; files must be where they look for them, and names
@@ -91,7 +69,7 @@ def caption_with_ray(
         how: how each worker captions; None: the defaults. A worker without a GPU asks for as many
             cores as `num_workers`, by default one; one with a GPU has one thread per core of its
             machine.
-        format: `jsonl`, the same lines as without Ray, or `parquet`, the same columns.
+        format: one of `writers.FORMATS` that is one file, such as `jsonl` or `parquet`.
         num_gpus: of each worker, 0.5 for two on one; 0: workers on processors.
         concurrency: workers, or the fewest and the most; None: from one to as many as fit.
         address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, a cluster that runs
@@ -112,81 +90,94 @@ def caption_with_ray(
     fewest, most = _bounds(concurrency)
     if not 0 <= num_gpus <= MOST_GPUS:  # what is no number neither
         raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
-    # Both kinds at once are an experiment of Ray's.
     how = how or CaptioningOptions()
     if not num_gpus:
         how = replace(how, num_workers=how.num_workers or 1)
+    # Both kinds at once are an experiment of Ray's.
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": how.num_workers}
     models = [model] if isinstance(model, str | Path) else list(model)
-    # A mistake is found here at once, not on the cluster after a while.
-    captioner = Captioner.load(models, "cpu")
-    options = captioner.settings(n_best=how.n_best, **(overrides or {}))
-    next(caption_files(captioner, (), options, how), None)
-    worker: dict[str, Any] = {
-        "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
-        "name": captioner.name,
-        "device": "cuda" if num_gpus else "cpu",
-        "options": options,
-        "how": how,
-    }
-    listed = count = failed = 0
+    worker = _worker_of(models, overrides or {}, how, "cuda" if num_gpus else "cpu")
 
-    def put(share: pa.Table) -> Any:
-        nonlocal listed
-        listed += len(share)
-        return ray.put(share)
-
-    def lines(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
-        nonlocal count, failed
-        for row in rows:
-            # Ray keeps the order; that each row came once is not left to belief.
-            if row["position"] != count:
-                raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
-            count += 1
-            if count % ROW_GROUP == 0 and not aside.exists():
-                raise FileNotFoundError(errno.ENOENT, MOVED, str(output))  # not at the very end
-            if row["kind"] is not None:
-                failed += 1
-                told = json.loads(row["line"])
-                add_failure(told["file_name"], row["kind"], told["error"])
-                tell(Record(told["file_name"], error=told["error"], kind=row["kind"]))
-            yield row["line"]
-        if count != listed:
-            raise CaptionerError(f"Ray returned {count} rows for {listed} images")
+    def caption(window: list[Any]) -> Iterator[dict[str, Any]]:
+        workers = ray.data.from_arrow_refs(window).map_batches(
+            _Worker,
+            batch_size=None,  # a share: batches begin where they should
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
+            fn_constructor_kwargs=worker,
+            **resources | dict(worker_options or {}),
+        )
+        yield from workers.iter_rows()
 
     try:
-        with (
-            _connected(ray, address, num_gpus),
-            whole_file(output, "captions") as aside,
-            failure_list(output) as add_failure,
-        ):
+        with _connected(ray, address, num_gpus):
             worker["models"] = ray.put(worker["models"])
-            rows = (
-                row
-                for window in _windows(items, how.batch_size, put)
-                for row in ray.data.from_arrow_refs(window)
-                .map_batches(
-                    _Worker,
-                    batch_size=None,  # a share: batches begin where they should
-                    batch_format="pyarrow",
-                    compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
-                    fn_constructor_kwargs=worker,
-                    **resources | dict(worker_options or {}),
-                )
-                .iter_rows()
-            )
-            write = _write_parquet if format == "parquet" else _write_jsonl
-            write(lines(rows), aside, how.n_best)
+            records = _records(items, how.batch_size, ray.put, caption, tell)
+            return write_output(records, output, format, n_best=how.n_best)
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
         where = address or os.environ.get("RAY_ADDRESS")
         raise CaptionerError(f"no Ray cluster at {where}: {last_line(error)}") from error
-    errors = output.with_name(ERRORS) if failed else None
-    return Totals(count, count - failed, failed, errors)
 
 
-MOST_GPUS = 1024  # of a worker
+def _worker_of(
+    models: Sequence[str | Path], overrides: DecodingOverrides, how: CaptioningOptions, device: str
+) -> dict[str, Any]:
+    """Return what a worker is made of.
+
+    Raises:
+        ConfigError: if a setting is unknown or impossible: here at once, not on the cluster.
+    """
+    captioner = Captioner.load(models, "cpu")
+    options = captioner.settings(n_best=how.n_best, **overrides)
+    next(caption_files(captioner, (), options, how), None)
+    return {
+        "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
+        "name": captioner.name,
+        "device": device,
+        "options": options,
+        "how": how,
+    }
+
+
+def _records(
+    items: Iterable[Item],
+    batch_size: int,
+    put: Callable[[pa.Table], Any],
+    caption: Callable[[list[Any]], Iterator[dict[str, Any]]],
+    tell: Callable[[Record], None],
+) -> Iterator[Record]:
+    """Caption items, window by window.
+
+    Args:
+        items: listed as they are needed.
+        batch_size: images per pass.
+        put: puts a share into Ray's store.
+        caption: returns a row of `_Worker` for each image of a window.
+        tell: called with every failure.
+
+    Raises:
+        CaptionerError: if Ray lost or moved a row: it keeps the order, but that is checked.
+    """
+    listed = count = 0
+
+    def put_counted(share: pa.Table) -> Any:
+        nonlocal listed
+        listed += len(share)
+        return put(share)
+
+    for window in _windows(items, batch_size, put_counted):
+        for row in caption(window):
+            if row["position"] != count:
+                raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
+            count += 1
+            record = Record.from_json(to_text(row["file_name"]), row["record"])
+            if record.error:
+                tell(record)
+            yield record
+    if count != listed:
+        raise CaptionerError(f"Ray returned {count} rows for {listed} images")
 
 
 class _Worker:
@@ -216,18 +207,17 @@ class _Worker:
         self.max_memory = how.max_memory or usual_limit(how.num_workers)
 
     def __call__(self, share: pa.Table) -> pa.Table:
-        """Caption a share: a table of `to_table` -> a table of position, line, kind of error."""
+        """Caption a share: a table of `to_table` -> a table of position, name and record."""
         import pyarrow as pa
 
         memory = Memory(self.max_memory)
         items = items_of(share, memory)
         records = caption_files(self.captioner, items, self.options, self.how, memory=memory)
-        made = [(to_json(as_dict(record, self.how.n_best)), record.kind) for record in records]
         return pa.table(
             {
                 "position": share["position"],
-                "line": pa.array([line for line, _ in made], pa.large_string()),
-                "kind": pa.array([kind for _, kind in made], pa.string()),
+                "file_name": share["file_name"],
+                "record": pa.array([record.to_json() for record in records], pa.large_string()),
             }
         )
 
@@ -261,27 +251,6 @@ def _share(rows: Iterator[dict[str, Any]], batch_size: int) -> list[dict[str, An
         if whole and (batches == SHARE or size >= SHARE_BYTES):
             break
     return share
-
-
-def _write_jsonl(lines: Iterable[str], path: Path, n_best: int) -> None:  # noqa: ARG001
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _write_parquet(lines: Iterable[str], path: Path, n_best: int) -> None:
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    text, number = pa.string(), pa.float64()
-    columns = {"file_name": text, "image_id": text, "caption": text, "score": number}
-    columns |= {"status": text, "error": text}
-    if n_best > 1:
-        one = {"caption": text, "log_prob": number, "score": number}
-        columns["n_best"] = pa.list_(pa.struct(one.items()))
-    source, schema = iter(lines), pa.schema(columns.items(), {"captioner_version": __version__})
-    with ParquetWriter(path, schema) as writer:
-        while rows := [json.loads(line) for line in islice(source, ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def _ray() -> Any:

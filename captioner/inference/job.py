@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, DataError
-from captioner.files import sweep, whole_file
+from captioner.files import sweep
 from captioner.foreign import plain
-from captioner.inference.failures import ERRORS, failure_list, lines_of_others
-from captioner.inference.journal import Journal, check_journals, forget, journals_of, salvaged
-from captioner.inference.local import CaptioningOptions, Record, caption_batches
+from captioner.inference.failures import ERRORS, lines_of_others
+from captioner.inference.journal import (
+    Done,
+    Journal,
+    check_journals,
+    forget,
+    journals_of,
+    salvaged,
+)
+from captioner.inference.local import CaptioningOptions, ItemReader, Record, Totals
 from captioner.inference.sources import Item
-from captioner.inference.writers import write_records
+from captioner.inference.writers import write_output
 from captioner.memory import Memory
 from captioner.models.captioner import Captioner
 from captioner.models.pipeline import in_turn
@@ -29,22 +38,27 @@ from captioner.models.preprocess import RESIZING
 from captioner.ownership import check
 from captioner.world import World
 
+DIGEST_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """What a job comes to.
+class JobOptions(CaptioningOptions):
+    """How to caption many images into a file.
 
     Attributes:
-        images: listed.
-        failed: of these.
-        fresh: captioned or failed in this sitting; the others were done before.
-        errors: file that lists the failures; None where there are none.
+        format: one of `writers.FORMATS` that is one file.
+        overwrite: forget what was done, replace what was written.
+        retry_errors: try again what failed.
+        stop_on_error: end the job at the first failure; what was done is kept.
+        salvage: of a damaged journal keep the rows that are sound, do the others again, and set
+            the damaged file aside.
     """
 
-    images: int
-    failed: int
-    fresh: int
-    errors: Path | None
+    format: str = "jsonl"
+    overwrite: bool = False
+    retry_errors: bool = False
+    stop_on_error: bool = False
+    salvage: bool = False
 
 
 def caption_to_file(
@@ -52,18 +66,13 @@ def caption_to_file(
     items: Iterable[Item],
     output: Path,
     options: DecodingConfig | None = None,
-    how: CaptioningOptions | None = None,
+    how: JobOptions | None = None,
     *,
     model: str,
-    format: str,
-    overwrite: bool = False,
-    retry_errors: bool = False,
-    stop_on_error: bool = False,
-    salvage: bool = False,
     world: World | None = None,
+    memory: Memory | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
-    memory: Memory | None = None,
 ) -> Totals:
     """Caption images into a file, in their order.
 
@@ -75,30 +84,42 @@ def caption_to_file(
         items: images, listed alike by all processes.
         output: file to write.
         options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
-        how: how to caption many; None: the defaults.
+        how: how to caption many into a file; None: the defaults.
         model: fingerprint of the model; another does not go on with the job.
-        format: one of `writers.FORMATS` that is one file.
-        overwrite: forget what was done, replace what was written.
-        retry_errors: try again what failed.
-        stop_on_error: end the job at the first failure; what was done is kept.
-        salvage: of a damaged journal keep the rows that are sound, do the others again, and
-            set the damaged file aside.
         world: the processes that share the job; each takes its share of the batches.
-        tell: told every record that is made in this sitting.
-        say: told what was salvaged.
-        memory: see `caption_batches`.
+        memory: see `caption_files`.
+        tell: called with every record that is made in this sitting.
+        say: called with what was salvaged.
 
     Raises:
         ConfigError: if the output is not this job's, or a setting is impossible.
         DataError: at the first failure, if `stop_on_error`; if a file cannot be written; if a
             journal is damaged, or was moved or removed while the job ran.
     """
-    world = world or World()
-    how = how or CaptioningOptions()
+    world, how = world or World(), how or JobOptions()
     options = options or captioner.settings(n_best=how.n_best)
-    drawn = options.search == "sample"
     arithmetic = world.broadcast(captioner.encoder.arithmetic)  # ranks may have other hardware
-    identity = {
+    identity = _identity(model, arithmetic, options, how)
+    with _claimed(output, how.overwrite) if world.leads else nullcontext():
+        if how.salvage and world.leads:
+            for salvage in salvaged(output, identity):
+                say(salvage)
+        sitting = world.broadcast(os.urandom(16))
+        with closing(Journal(output, world.rank, identity, sitting)) as journal:
+            world.wait()  # for all to have looked at what was there
+            batches = _captioned(captioner, items, options, how, journal, world, memory)
+            listed, fresh = _note(batches, journal, how, world, tell)
+        counts = torch.tensor([fresh, listed], device=captioner.device)
+        fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
+        totals = _write(journal, how, listed) if world.leads else None
+        return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
+
+
+def _identity(
+    model: str, arithmetic: str, options: DecodingConfig, how: JobOptions
+) -> dict[str, object]:
+    """Return what a record depends on besides the image."""
+    identity: dict[str, object] = {
         "model": model,
         "arithmetic": arithmetic,
         "n_best": how.n_best,
@@ -107,52 +128,108 @@ def caption_to_file(
         "scaled_decoding": how.scaled_decoding,
         "resizing": RESIZING,
     }
-    if drawn:
+    if options.search == "sample":
         identity["batch_size"] = how.batch_size  # draws depend on the place in a batch
-    with _claimed(output, overwrite) if world.leads else nullcontext():
-        if salvage and world.leads:
-            for said in salvaged(output, identity):
-                say(said)
-        sitting = world.broadcast(os.urandom(16))
-        journal = Journal(output, world.rank, identity, sitting)
-        world.wait()  # for all to have looked at what was there
-        fresh = listed = 0
-        places: deque[list[int]] = deque()
+    return identity
 
-        def known(item: Item) -> frozenset[bytes]:
-            return journal.digests(item.name, failures=not (retry_errors or stop_on_error))
 
-        try:
-            done = caption_batches(
-                captioner,
-                _share(items, how.batch_size, world, places),
-                options,
-                how,
-                known=known,
-                together=drawn,  # drawn anew, to be what it was
-                memory=memory,
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image that was read: its position, digest and record, and whether it was done before."""
+
+    position: int
+    digest: bytes
+    is_known: bool
+    record: Record
+
+
+def _captioned(
+    captioner: Captioner,
+    items: Iterable[Item],
+    options: DecodingConfig,
+    how: JobOptions,
+    journal: Journal,
+    world: World,
+    memory: Memory | None,
+) -> Iterator[tuple[list[int], list[Done]]]:
+    """Caption this process's batches; what the journal knows is not captioned again.
+
+    The images of a batch go through the network together, whatever came before: what is written
+    about an image does not depend on where a job was interrupted.
+
+    Yields:
+        Of each batch the positions in the listing, and what came of the images.
+    """
+    # A batch that is drawn is drawn whole, to be what it was, or not at all.
+    together = options.search == "sample"
+    reader = ItemReader(captioner.encoder.preprocess, how, memory)
+
+    def read(asked: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
+        position, item, known, place = asked
+        digest = b""
+
+        def is_wanted(content: bytes) -> bool:
+            nonlocal digest
+            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+            return together or digest not in known
+
+        record, pixels = reader.read(item, place, is_wanted)
+        return _Image(position, digest, digest in known, record), pixels
+
+    failures = not (how.retry_errors or how.stop_on_error)
+    queue = (
+        (
+            (place, item, journal.digests(item.name, failures=failures), reader.memory.join())
+            for place, item in batch
+        )
+        for batch in _share(items, how.batch_size, world)
+    )
+    for batch in captioner.captions_of(
+        queue,
+        read,
+        options,
+        n_best=how.n_best,
+        needed=lambda images: not all(image.is_known for image in images),
+        num_workers=how.num_workers,
+    ):
+        skip = not together or all(image.is_known for image, _ in batch)
+        done = [
+            Done(
+                image.record.file_name,
+                image.digest,
+                None if found is None and image.is_known and skip else image.record.complete(found),
             )
-            batches = tqdm(done, unit="batch", disable=None if world.leads else True)
-            for batch in batches:
-                # An item that ended the listing has a position, and nothing came of it.
-                positions = places.popleft()[: len(batch)]
-                listed += len(positions)
-                journal.add(positions, batch)
-                records = [image.record for image in batch if image.record]
-                fresh += len(records)
-                for record in records:
-                    tell(record)
-                    if record.error and stop_on_error:
-                        raise DataError(
-                            f"{plain(record.file_name)}: {record.error} (--on-error fail); "
-                            f"mend it, or leave the option out: {going_on(overwrite)}"
-                        )
-        finally:
-            journal.close()
-        counts = torch.tensor([fresh, listed + sum(map(len, places))], device=captioner.device)
-        fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
-        totals = _write(journal, format, how.n_best, fresh, listed) if world.leads else None
-        return world.broadcast(totals) or Totals(0, 0, fresh, None)
+            for image, found in batch
+        ]
+        yield [image.position for image, _ in batch], done
+
+
+def _note(
+    batches: Iterator[tuple[list[int], list[Done]]],
+    journal: Journal,
+    how: JobOptions,
+    world: World,
+    tell: Callable[[Record], None],
+) -> tuple[int, int]:
+    """Put batches into the journal.
+
+    Returns:
+        The number of images, and of those whose record is new.
+    """
+    listed = fresh = 0
+    for positions, batch in tqdm(batches, unit="batch", disable=None if world.leads else True):
+        journal.add(positions, batch)
+        records = [image.record for image in batch if image.record]
+        listed += len(batch)
+        fresh += len(records)
+        for record in records:
+            tell(record)
+            if record.error and how.stop_on_error:
+                raise DataError(
+                    f"{plain(record.file_name)}: {record.error} (--on-error fail); "
+                    f"mend it, or leave the option out: {going_on(how.overwrite)}"
+                )
+    return listed, fresh
 
 
 @contextmanager
@@ -206,45 +283,24 @@ def going_on(overwrite: bool) -> str:
     return f"what was done is kept, {again} goes on"
 
 
-def _share(
-    items: Iterable[Item], size: int, world: World, places: deque[list[int]]
-) -> Iterator[Iterator[Item]]:
-    """Yield this process's batches, and note where their items stand in the listing.
+def _share(items: Iterable[Item], size: int, world: World) -> Iterator[Iterator[tuple[int, Item]]]:
+    """Yield this process's batches of items with their positions in the listing.
 
     Batches are cut from the whole listing, so they are the same for any number of processes.
     """
-
-    def noted(batch: Iterator[tuple[int, Item]], positions: list[int]) -> Iterator[Item]:
-        for position, item in batch:
-            positions.append(position)
-            yield item
-
     for number, batch in enumerate(in_turn(enumerate(items), size)):
         if number % world.size == world.rank:
-            places.append([])
-            yield noted(batch, places[-1])
+            yield batch
         else:
             deque(batch, maxlen=0)  # none of it is kept
 
 
-def _write(journal: Journal, format: str, n_best: int, fresh: int, listed: int) -> Totals:
-    output, images, failed = journal.output, 0, 0
+def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
+    output = journal.output
     journal.check_place()
     if output.exists() and not output.is_file():
         raise DataError(
             f"{output}: not written: a folder or a pipe took its place while the job ran; what was "
             f"done is kept: move that away, and the same command goes on"
         )
-    with (
-        whole_file(output, "captions") as aside,
-        failure_list(output) as add_failure,
-        aside.open("w", encoding="utf-8") as file,
-    ):
-        for record in write_records(journal.merged(listed), file, format=format, n_best=n_best):
-            images += 1
-            if record.error:
-                failed += 1
-                add_failure(record.file_name, record.kind, record.error)
-        if images != listed:
-            raise DataError(f"{output}: not written: {images:,} rows for {listed:,} images")
-    return Totals(images, failed, fresh, output.with_name(ERRORS) if failed else None)
+    return write_output(journal.merged(listed), output, how.format, n_best=how.n_best)

@@ -17,7 +17,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import astuple
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,7 @@ from typing import Any
 from captioner.errors import ConfigError, DataError
 from captioner.files import no_stream, room, whole_file
 from captioner.foreign import excerpt, plain
-from captioner.inference.local import Done, Record
-from captioner.models.captioner import Caption
+from captioner.inference.local import Record
 from captioner.models.encoder import other_arithmetic
 from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
@@ -64,6 +63,21 @@ CIRCUMSTANCES = (
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One image of a batch that is done.
+
+    Attributes:
+        name: of the item.
+        digest: of its content; empty where there was none to read.
+        record: what came of it; None where that is known already.
+    """
+
+    name: str
+    digest: bytes
+    record: Record | None
 
 
 def journals_of(output: Path) -> list[Path]:
@@ -164,7 +178,7 @@ class Journal:
         """
         keys = [(os.fsencode(done.name), done.digest) for done in batch]
         rows = [
-            _sealed(self.key, *key, _dump(done.record), int(done.record.error is not None))
+            _sealed(self.key, *key, done.record.to_json(), int(done.record.error is not None))
             for key, done in zip(keys, batch, strict=True)
             if done.record
         ]
@@ -235,6 +249,7 @@ class Journal:
                 )
             parts = (self._listing(path, db) for path, db in databases.items())
             listing = stack.enter_context(closing(heapq.merge(*parts)))
+            merged = 0
             for expected, (position, name, digest) in enumerate(listing):
                 # A file that came or went meanwhile lets processes cut batches differently.
                 if position != expected:
@@ -251,7 +266,12 @@ class Journal:
                         f"is in no journal: one was removed or damaged; the same command does it "
                         f"again"
                     )
-                yield _load(os.fsdecode(name), row)
+                merged += 1
+                yield Record.from_json(os.fsdecode(name), row)
+            if merged != listed:
+                raise DataError(
+                    f"{self.output}: not written: {merged:,} rows for {listed:,} images"
+                )
 
     def _listing(self, path: Path, db: sqlite3.Connection) -> Iterator[tuple[int, bytes, bytes]]:
         query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
@@ -554,13 +574,3 @@ def _difference(key: str, was: Any, now: Any) -> str:
         if key == "arithmetic"
         else f"{key} was {excerpt(was)}, is {excerpt(now)}"
     )
-
-
-def _dump(record: Record) -> str:
-    captions = [astuple(caption) for caption in record.captions]
-    return json.dumps([captions, record.error, record.kind])
-
-
-def _load(name: str, row: str) -> Record:
-    captions, error, kind = json.loads(row)
-    return Record(name, tuple(Caption(*caption) for caption in captions), error, kind)

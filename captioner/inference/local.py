@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from captioner.inference.sources import Item
 from captioner.memory import Held, Memory
 from captioner.models.captioner import Caption, Captioner
 from captioner.models.pipeline import in_turn
+from captioner.models.preprocess import Preprocess
 
-DIGEST_BYTES = 16
 MOST_WORKERS = 1024
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
 
@@ -91,20 +91,103 @@ class Record:
         """`ok`, or `error`."""
         return "error" if self.error else "ok"
 
+    def complete(self, found: list[Caption] | ImageError | None) -> Record:
+        """Return the record with what the model found; None: as it is."""
+        if found is None:
+            return self
+        if isinstance(found, ImageError):
+            return replace(self, error=str(found), kind=found.kind)
+        return replace(self, captions=tuple(found))
+
+    def to_json(self) -> str:
+        """Return all but the name, exactly, for `from_json`."""
+        return json.dumps([[astuple(each) for each in self.captions], self.error, self.kind])
+
+    @classmethod
+    def from_json(cls, file_name: str, text: str) -> Record:
+        """Read what `to_json` returned."""
+        captions, error, kind = json.loads(text)
+        return cls(file_name, tuple(Caption(*each) for each in captions), error, kind)
+
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """One image of a batch that is done.
+class Totals:
+    """What a job comes to.
 
     Attributes:
-        name: of the item.
-        digest: of its content; empty where there was none to read.
-        record: what came of it; None where that is known already.
+        images: listed.
+        failed: of these.
+        fresh: captioned or failed in this sitting; the others were done before.
+        errors: file that lists the failures; None where there are none.
     """
 
-    name: str
-    digest: bytes
-    record: Record | None
+    images: int
+    failed: int
+    fresh: int
+    errors: Path | None = None
+
+    @property
+    def captioned(self) -> int:
+        """Images that have a caption."""
+        return self.images - self.failed
+
+
+class ItemReader:
+    """Reads and decodes images, within a bound of memory."""
+
+    def __init__(
+        self, preprocess: Preprocess, how: CaptioningOptions, memory: Memory | None = None
+    ):
+        """Begin with nothing read.
+
+        Args:
+            preprocess: from a picture to its pixels.
+            how: how to caption many.
+            memory: see `caption_files`.
+        """
+        self.preprocess = preprocess
+        self.max_pixels = how.max_pixels
+        self.at_least = preprocess.enough if how.scaled_decoding else None
+        self.memory = memory or Memory(how.max_memory)
+
+    def read(
+        self,
+        item: Item,
+        place: int,
+        is_wanted: Callable[[bytes], bool] = lambda content: True,  # noqa: ARG005
+    ) -> tuple[Record, Tensor | None]:
+        """Read and decode an image.
+
+        Args:
+            item: the image.
+            place: in the line of `memory`, which it then leaves.
+            is_wanted: called with the file's content; False: it is not decoded.
+
+        Returns:
+            Its record, which says what is wrong, if anything; and pixels, uint8 (3, S, S), if it
+            was decoded.
+        """
+        try:
+            return self._read(item, partial(self.memory.claim, number=place), is_wanted)
+        finally:  # where the bytes and the picture are gone already
+            if isinstance(item.source, Held):
+                item.source.give_back()
+            self.memory.leave(place)
+
+    def _read(
+        self, item: Item, claim: Callable[[int], None], is_wanted: Callable[[bytes], bool]
+    ) -> tuple[Record, Tensor | None]:
+        record = Record(item.name)
+        try:
+            content = _content(item, claim)
+            if not is_wanted(content):
+                return record, None
+            picture = read_image(
+                content, max_pixels=self.max_pixels, at_least=self.at_least, claim=claim
+            )
+            return record, self.preprocess.pixels(picture)
+        except ImageError as error:
+            return record.complete(error), None
 
 
 def caption_files(
@@ -119,10 +202,12 @@ def caption_files(
 
     Args:
         captioner: on its device.
-        items: images; or what could not be found, passed through as failures.
+        items: images; or what could not be found, passed through as failures. They are listed as
+            they are needed, so that memory does not grow with their number.
         options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
         how: how to caption many; None: the defaults.
-        memory: see `caption_batches`.
+        memory: asked for room to read and decode, the one that `list_images` asks; None: one of
+            its own.
 
     Yields:
         One record per item, in order.
@@ -132,96 +217,18 @@ def caption_files(
     """
     how = how or CaptioningOptions()
     options = options or captioner.settings(n_best=how.n_best)
-    batches = in_turn(items, how.batch_size)
-    for batch in caption_batches(captioner, batches, options, how, memory=memory):
-        yield from (done.record for done in batch if done.record)
-
-
-def caption_batches(
-    captioner: Captioner,
-    batches: Iterable[Iterable[Item]],
-    options: DecodingConfig,
-    how: CaptioningOptions,
-    *,
-    known: Callable[[Item], frozenset[bytes]] = lambda item: frozenset(),  # noqa: ARG005
-    together: bool = False,
-    memory: Memory | None = None,
-) -> Iterator[list[Done]]:
-    """Caption images batch by batch; threads read the next batches meanwhile.
-
-    The images of a batch go through the network together, whatever came before: what is written
-    about an image does not depend on where a job was interrupted.
-
-    Args:
-        captioner: on its device.
-        batches: read only as they are needed, so that memory does not grow with their number;
-            a batch may be an iterator.
-        options: how to search.
-        how: how to caption many.
-        known: tells the digests of what an item's name has held when it was captioned before.
-        together: a batch is captioned whole or, if all of it is known, not at all.
-        memory: asked for room to read and decode, the one that `list_images` asks; None: one of
-            its own.
-
-    Yields:
-        What came of each batch, in order.
-
-    Raises:
-        ConfigError: if a number is out of bounds, or the options do not fit the model or n_best.
-    """
-    preprocess = captioner.encoder.preprocess
-    at_least = preprocess.enough if how.scaled_decoding else None
-
-    memory = memory or Memory(how.max_memory)
-
-    def look(
-        item: Item, before: frozenset[bytes], claim: Callable[[int], None]
-    ) -> tuple[tuple[Done, bool], Tensor | None]:
-        digest = b""
-        try:
-            data = _content(item, claim)
-            digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-            if digest in before and not together:
-                return (Done(item.name, digest, None), True), None
-            picture = read_image(data, max_pixels=how.max_pixels, at_least=at_least, claim=claim)
-            return (Done(item.name, digest, None), digest in before), preprocess.pixels(picture)
-        except ImageError as error:
-            failure = Record(item.name, error=str(error), kind=error.kind)
-            return (Done(item.name, digest, failure), digest in before), None
-
-    def read(asked: tuple[Item, frozenset[bytes], int]) -> tuple[tuple[Done, bool], Tensor | None]:
-        item, before, number = asked
-        try:
-            return look(item, before, partial(memory.claim, number=number))
-        finally:  # where the bytes and the picture are gone already
-            if isinstance(item.source, Held):
-                item.source.give_back()
-            memory.leave(number)
-
-    asked = (((item, known(item), memory.join()) for item in batch) for batch in batches)
+    reader = ItemReader(captioner.encoder.preprocess, how, memory)
+    queue = (
+        ((item, reader.memory.join()) for item in batch) for batch in in_turn(items, how.batch_size)
+    )
     for batch in captioner.captions_of(
-        asked,
-        read,
+        queue,
+        lambda asked: reader.read(*asked),
         options,
-        needed=lambda made: not all(before for _, before in made),
-        num_workers=how.num_workers,
         n_best=how.n_best,
+        num_workers=how.num_workers,
     ):
-        all_known = all(before for (_, before), _ in batch)
-        yield [
-            replace(done, record=_record(done.name, found))
-            if found is not None
-            else replace(done, record=None)
-            if before and (all_known or not together)
-            else done
-            for (done, before), found in batch
-        ]
-
-
-def _record(name: str, found: list[Caption] | ImageError) -> Record:
-    if isinstance(found, ImageError):
-        return Record(name, error=str(found), kind=found.kind)
-    return Record(name, tuple(found))
+        yield from (record.complete(found) for record, found in batch)
 
 
 def _content(item: Item, claim: Callable[[int], None]) -> bytes:

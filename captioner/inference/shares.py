@@ -89,24 +89,25 @@ def items_of(share: pa.Table, memory: Memory) -> Iterator[Item]:
 
 def to_item(row: dict[str, Any]) -> Item:
     """Take an item out of a row of `to_table`."""
-    name = _text(row["file_name"])
+    name = to_text(row["file_name"])
     if row["bytes"] is not None:
         return Item(name, row["bytes"])
     # The listing looks on this machine only, and has found no such file.
     if _URI.match(name) and row["kind"] == "missing":
         return Item(name, _Remote(name))
     if row["path"] is not None:
-        path = Path(_text(row["path"]))
+        path = Path(to_text(row["path"]))
         whole = row["start"] is None
         return Item(name, path if whole else Slice(path, row["start"], row["size"]))
-    return Item(name, ImageError(_text(row["error"]), kind=row["kind"]))
+    return Item(name, ImageError(to_text(row["error"]), kind=row["kind"]))
 
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _text(content: bytes) -> str:
+def to_text(content: bytes) -> str:
+    """Read a name or a message of a table."""
     return content.decode("utf-8", "surrogatepass")
 
 

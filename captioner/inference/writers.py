@@ -1,25 +1,228 @@
-"""Caption records -> text, JSONL, CSV, COCO results JSON, or a .txt file beside each image."""
+"""Caption records -> text, JSONL, CSV, COCO results JSON, Parquet, or a file beside each image.
+
+A format is a subclass of `Writer` and a line of `FORMATS`.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import ClassVar, Self, TextIO
 
 from captioner.errors import DataError, ImageError
 from captioner.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
-from captioner.files import write_text
-from captioner.inference.local import Record
+from captioner.files import MOVED, whole_file, write_text
+from captioner.inference.failures import ERRORS, failure_list
+from captioner.inference.local import Record, Totals
 from captioner.inference.sources import Item
 from captioner.ownership import owns
+from captioner.version import __version__
 
-FORMATS = ("text", "jsonl", "csv", "coco", "txt")
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
+NAMED_ALONE = "choose jsonl or csv"  # where two images may have one name
+ROW_GROUP = 2**16  # rows of a Parquet file that are written, and later read, together
+LOOK_EVERY = 2**16  # records; whoever moves an output away is told before the end of a long job
 
 
-def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
+class Writer(ABC):
+    """Writes records in one format. A `with` block opens it, and closes what was not broken off.
+
+    Attributes:
+        several: whether it has room for more captions of an image than the best.
+    """
+
+    several: ClassVar[bool] = True
+
+    def __init__(
+        self, file: TextIO, *, n_best: int = 1, extension: str = ".txt", overwrite: bool = False
+    ):
+        """Write into a file.
+
+        Args:
+            file: open for writing, as UTF-8.
+            n_best: captions to write per image, where there is room.
+            extension: of files beside images, with its dot.
+            overwrite: replace files beside images.
+        """
+        self.file = file
+        self.n_best = n_best
+        self.extension = extension
+        self.overwrite = overwrite
+
+    def open(self) -> None:  # noqa: B027 many formats begin with nothing
+        """Write what comes before the first record."""
+
+    @abstractmethod
+    def write(self, record: Record) -> Record:
+        """Write a record.
+
+        Returns:
+            The record; as a failure where its place is taken by another.
+
+        Raises:
+            DataError: if the file beside an image cannot be written.
+        """
+
+    def close(self) -> None:  # noqa: B027 many formats end with nothing
+        """Write what comes after the last record."""
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+
+
+class TextWriter(Writer):
+    """Path, tab, caption; with n-best each line also has the caption's log-probability."""
+
+    def write(self, record: Record) -> Record:
+        """Write a line for each caption; see `Writer`."""
+        name = escape(record.file_name, LINE_NAME)
+        for caption in record.captions[: self.n_best]:
+            detail = f"\t{caption.log_prob:.4f}" if self.n_best > 1 else ""
+            self.file.write(f"{name}\t{escape(caption.text)}{detail}\n")
+        return record
+
+
+class JsonLinesWriter(Writer):
+    """An object a line, failures too; see `as_dict`."""
+
+    def write(self, record: Record) -> Record:
+        """Write a line; see `Writer`."""
+        self.file.write(to_json(as_dict(record, self.n_best)) + "\n")
+        return record
+
+
+class CsvWriter(Writer):
+    """A table with a line of column names; failures too, their status says so."""
+
+    several = False
+
+    def open(self) -> None:
+        """Write the column names."""
+        self.table = csv.DictWriter(self.file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        self.table.writeheader()
+
+    def write(self, record: Record) -> Record:
+        """Write a row: numbers as they are, texts as spreadsheets leave them; see `Writer`."""
+        texts = (record.file_name, record.image_id, record.caption)
+        self.table.writerow(as_dict(record) | dict(zip(COLUMNS, map(escape, texts), strict=False)))
+        return record
+
+
+class CocoWriter(Writer):
+    """A COCO results file, of what worked."""
+
+    several = False
+
+    def open(self) -> None:
+        """Begin with nothing written: the list opens with its first entry."""
+        self.ids: set[int | str] = set()
+
+    def write(self, record: Record) -> Record:
+        """Write an entry; see `Writer`. COCO's own ids are the numbers in its file names."""
+        if not record.captions:
+            return record
+        number = COCO_NAME.fullmatch(record.image_id)
+        image_id = int(number[1]) if number else utf8_name(record.image_id)
+        if image_id in self.ids:
+            return _taken(record, f"another image has the same COCO id, {image_id}; {NAMED_ALONE}")
+        entry = to_json({"image_id": image_id, "caption": record.caption})
+        self.file.write(f"{',' if self.ids else '['}\n{entry}")
+        self.ids.add(image_id)
+        return record
+
+    def close(self) -> None:
+        """Close the list."""
+        self.file.write("\n]\n" if self.ids else "[]\n")
+
+
+class SidecarWriter(Writer):
+    """A text file beside each image, with its caption alone."""
+
+    several = False
+
+    def open(self) -> None:
+        """Begin with no file written."""
+        self.places: set[Path] = set()
+
+    def write(self, record: Record) -> Record:
+        """Write a file; see `Writer`."""
+        if not record.captions:
+            return record
+        place = _beside(record.file_name, self.extension)
+        if place in self.places:
+            reason = f"another image has the same text file, {place}; {NAMED_ALONE}"
+            return _taken(record, reason)
+        if place.exists() and not self.overwrite:
+            return _taken(record, f"{place} exists; --overwrite replaces it")
+        self.places.add(place)
+        try:
+            write_text(place, record.caption + "\n", "sidecar")
+        except OSError as error:
+            raise DataError(
+                f"{place}: cannot be written: {error.strerror}; choose a format that needs no "
+                f"file there"
+            ) from error
+        return record
+
+
+class ParquetWriter(Writer):
+    """The columns of JSON Lines."""
+
+    def open(self) -> None:
+        """Write the schema."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        text, number = pa.string(), pa.float64()
+        columns = {"file_name": text, "image_id": text, "caption": text, "score": number}
+        columns |= {"status": text, "error": text}
+        if self.n_best > 1:
+            one = {"caption": text, "log_prob": number, "score": number}
+            columns["n_best"] = pa.list_(pa.struct(one.items()))
+        schema = pa.schema(columns.items(), {"captioner_version": __version__})
+        self.table = parquet.ParquetWriter(self.file.buffer, schema)
+        self.rows: list[dict[str, object]] = []
+
+    def write(self, record: Record) -> Record:
+        """Write a row, with others of its group; see `Writer`."""
+        self.rows.append(as_dict(record, self.n_best))
+        if len(self.rows) == ROW_GROUP:
+            self.close()
+        return record
+
+    def close(self) -> None:
+        """Write the rows that wait for others of their group."""
+        import pyarrow as pa
+
+        if self.rows:
+            self.table.write_table(pa.Table.from_pylist(self.rows, self.table.schema))
+        self.rows = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        super().__exit__(kind)
+        self.table.close()
+
+
+FORMATS: dict[str, type[Writer]] = {
+    "text": TextWriter,
+    "jsonl": JsonLinesWriter,
+    "csv": CsvWriter,
+    "coco": CocoWriter,
+    "txt": SidecarWriter,
+    "parquet": ParquetWriter,
+}
+
+
+def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
     """Return a record as it stands in JSONL.
 
     Args:
@@ -27,7 +230,7 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
         n_best: above 1, so many captions are listed with their log-probabilities.
     """
     best = record.captions[0] if record.captions else None
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "file_name": utf8_name(record.file_name),
         "image_id": utf8_name(record.image_id),
         "caption": record.caption,
@@ -44,65 +247,38 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, Any]:
     return row
 
 
-def write_records(
-    records: Iterable[Record],
-    file: TextIO,
-    *,
-    format: str = "text",
-    n_best: int = 1,
-    overwrite: bool = False,
-    extension: str = ".txt",
-) -> Iterator[Record]:
-    """Write records as they come, and pass them on.
+def write_output(
+    records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
+) -> Totals:
+    """Write the output of a job, and the list of its failures beside it: whole, or not at all.
 
     Args:
-        records: in input order.
-        file: open for writing.
-        format: one of `FORMATS`. Failures appear in jsonl and csv, where a status can say so.
+        records: in the order of their images.
+        output: file to write.
+        format: one of `FORMATS` that is one file.
         n_best: captions to write per image, where the format has room for more than one.
-        overwrite: txt: replace files that exist.
-        extension: txt: of the file beside an image, with its dot.
 
-    Yields:
-        Each record, once written; as a failure where its place is taken by another.
+    Returns:
+        What came of the images.
 
     Raises:
-        DataError: if the file beside an image cannot be written.
+        DataError: if there is a list of failures that cannot be read.
+        FileNotFoundError: if the output was moved away while it was written.
     """
-    if format == "csv":
-        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-    opening = "["
-    taken: set[Any] = set()  # COCO ids, or files beside images: two images must not share one
-    for made in records:
-        record = _unless_taken(made, format, taken, overwrite, extension)
-        if format == "jsonl":
-            file.write(to_json(as_dict(record, n_best)) + "\n")
-        elif format == "csv":
-            table.writerow(_cells(record))
-        elif not record.captions:
-            pass
-        elif format == "coco":
-            file.write(f"{opening}\n{to_json(_coco(record))}")
-            opening = ","
-        elif format == "txt":
-            _write_beside(record, extension)
-        else:
-            file.writelines(_lines(record, n_best))
-        file.flush()
-        yield record
-    if format == "coco":
-        file.write("[]\n" if opening == "[" else "\n]\n")
-
-
-def _write_beside(record: Record, extension: str) -> None:
-    path = _beside(record.file_name, extension)
-    try:
-        write_text(path, record.caption + "\n", "sidecar")
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror}; choose a format that needs no file there"
-        ) from error
+    images = failed = 0
+    with (
+        whole_file(output, "captions") as aside,
+        failure_list(output) as add_failure,
+        aside.open("w", encoding="utf-8") as file,
+        FORMATS[format](file, n_best=n_best) as writer,
+    ):
+        for images, record in enumerate(map(writer.write, records), 1):
+            if record.error:
+                failed += 1
+                add_failure(record.file_name, record.kind, record.error)
+            if images % LOOK_EVERY == 0 and not aside.exists():
+                raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
+    return Totals(images, failed, images, output.with_name(ERRORS) if failed else None)
 
 
 def untaken(
@@ -139,44 +315,9 @@ def untaken(
             yield item
 
 
-def _unless_taken(
-    record: Record, format: str, taken: set[Any], overwrite: bool, extension: str
-) -> Record:
-    """Make a failure of a record that would overwrite another's caption or a user's file."""
-    if not record.captions or format not in ("coco", "txt"):
-        return record
-    place = _coco(record)["image_id"] if format == "coco" else _beside(record.file_name, extension)
-    if place in taken:
-        what = "COCO id" if format == "coco" else "text file"
-        reason = f"another image has the same {what}, {place}; choose jsonl or csv"
-    elif format == "txt" and place.exists() and not overwrite:
-        reason = f"{place} exists; --overwrite replaces it"
-    else:
-        taken.add(place)
-        return record
+def _taken(record: Record, reason: str) -> Record:
     return Record(record.file_name, error=reason, kind="place_taken")
 
 
 def _beside(file_name: str, extension: str) -> Path:
     return Path(file_name).with_suffix(extension)
-
-
-def _coco(record: Record) -> dict[str, Any]:
-    """One entry of a COCO results file; COCO's own ids are the numbers in its file names."""
-    number = COCO_NAME.fullmatch(record.image_id)
-    image_id = int(number[1]) if number else utf8_name(record.image_id)
-    return {"image_id": image_id, "caption": record.caption}
-
-
-def _cells(record: Record) -> dict[str, Any]:
-    """Return a row of a table: its numbers as they are, its texts as spreadsheets leave them."""
-    texts = (record.file_name, record.image_id, record.caption)
-    return as_dict(record) | dict(zip(COLUMNS, map(escape, texts), strict=False))
-
-
-def _lines(record: Record, n_best: int) -> Iterator[str]:
-    """Path, tab, caption; with n-best each line also has the caption's log-probability."""
-    name = escape(record.file_name, LINE_NAME)
-    for caption in record.captions[:n_best]:
-        detail = f"\t{caption.log_prob:.4f}" if n_best > 1 else ""
-        yield f"{name}\t{escape(caption.text)}{detail}\n"

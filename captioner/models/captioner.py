@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -428,9 +428,12 @@ class Captioner:
         )
 
     def _captions(
-        self, batches: Iterable[list[Any]], skip: bool, options: DecodingConfig
-    ) -> Iterator[Any]:
-        def read(image: Any) -> tuple[ImageError | None, Tensor | None]:
+        self,
+        batches: Iterable[Sequence[ImageLike | ImageError]],
+        skip: bool,
+        options: DecodingConfig,
+    ) -> Iterator[str | None]:
+        def read(image: ImageLike | ImageError) -> tuple[ImageError | None, Tensor | None]:
             if isinstance(image, ImageError):
                 return image, None
             try:

@@ -14,11 +14,11 @@ import pytest
 
 from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
-from captioner.inference.cluster import Totals, caption_with_ray
-from captioner.inference.local import CaptioningOptions, Record, caption_files
+from captioner.inference.cluster import caption_with_ray
+from captioner.inference.local import CaptioningOptions, Record, Totals, caption_files
 from captioner.inference.shares import _Remote
 from captioner.inference.sources import Item, Slice, list_images
-from captioner.inference.writers import write_records
+from captioner.inference.writers import JsonLinesWriter
 from captioner.models.captioner import Captioner
 
 import toys
@@ -87,7 +87,8 @@ def plain(models: list[Path], items: list[Item], n_best: int) -> str:
     captioner = Captioner.load(models, "cpu")
     options = toys.options(captioner, batch_size=BATCH, n_best=n_best, beam_size=3)
     records = caption_files(captioner, items, *options)
-    list(write_records(records, file, format="jsonl", n_best=n_best))
+    with JsonLinesWriter(file, n_best=n_best) as writer:
+        assert all(map(writer.write, records))
     return file.getvalue()
 
 
@@ -106,7 +107,7 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
     )
     assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
     errors = output.with_name("errors.jsonl")
-    assert totals == Totals(images=25, captioned=23, failed=2, errors=errors)
+    assert totals == Totals(images=25, failed=2, fresh=25, errors=errors)
     assert output.read_text(encoding="utf-8") == plain([model], items, 2)
     told = [json.loads(line) for line in errors.read_text(encoding="utf-8").splitlines()]
     assert [(row["path"], row["kind"]) for row in told] == [

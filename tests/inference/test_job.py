@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from captioner.errors import ConfigError, DataError
-from captioner.inference.job import caption_to_file, going_on
-from captioner.inference.journal import Journal, journals_of
-from captioner.inference.local import CaptioningOptions, Done, Record, caption_files
+from captioner.inference.job import JobOptions, caption_to_file, going_on
+from captioner.inference.journal import Done, Journal, journals_of
+from captioner.inference.local import CaptioningOptions, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
 from captioner.memory import Memory
@@ -50,14 +50,11 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-WISHES = {"batch_size", "n_best", "beam_size", "max_pixels", "scaled_decoding"}
-
-
-def run(folder, pictures, output, **job):
-    job = {"model": "toy", "format": "jsonl", "batch_size": 4, "beam_size": 2} | job
+def run(folder, pictures, output, *, model="toy", tell=print, say=print, world=None, **wish):
     captioner = Captioner.load(folder, "cpu")
-    options = toys.options(captioner, **{name: job.pop(name) for name in WISHES & job.keys()})
-    return caption_to_file(captioner, list_images([str(pictures)]), output, *options, **job)
+    options = toys.options(captioner, **{"batch_size": 4, "beam_size": 2} | wish)
+    items, others = list_images([str(pictures)]), {"tell": tell, "say": say, "world": world}
+    return caption_to_file(captioner, items, output, *options, model=model, **others)
 
 
 def rows(path: Path) -> list[dict]:
@@ -137,6 +134,12 @@ def test_done_once_it_costs_nothing_and_only_what_is_new_or_changed_is_done(
     assert [Path(row["file_name"]).name for row in rows(output)] == sorted(
         path.name for path in pictures.iterdir()
     )
+
+
+def test_captioning_without_a_journal_makes_no_digests(model, pictures, monkeypatch):
+    captioner = Captioner.load(model, "cpu")
+    monkeypatch.setattr("hashlib.blake2b", None)
+    assert len(list(caption_files(captioner, list_images([str(pictures)])))) == IMAGES
 
 
 def test_the_output_is_what_captioning_without_a_journal_gives(model, pictures, tmp_path):
@@ -587,7 +590,7 @@ def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pic
         captioner = Captioner.load(model, "cpu")
         drawn = toys.options(captioner, batch_size=batch_size, search="sample", temperature=3.0)
         items = list_images(listed)
-        caption_to_file(captioner, items, output, *drawn, model="toy", format="jsonl", tell=tell)
+        caption_to_file(captioner, items, output, *drawn, model="toy", tell=tell)
 
     work(tmp_path / "whole.jsonl")
     whole = rows(tmp_path / "whole.jsonl")
@@ -607,8 +610,8 @@ def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, t
     output = tmp_path / "out.jsonl"
     items = list_images([str(picture)] * 2)
     captioner = Captioner.load(model, "cpu")
-    how = CaptioningOptions(batch_size=1, num_workers=1)
-    totals = caption_to_file(captioner, items, output, how=how, model="toy", format="jsonl")
+    how = JobOptions(batch_size=1, num_workers=1)
+    totals = caption_to_file(captioner, items, output, how=how, model="toy")
     assert totals.images == 2
     assert len(set(output.read_text().splitlines())) == 1
 
@@ -645,9 +648,7 @@ def test_with_room_for_less_than_one_image_the_same_is_written(model, pictures, 
         captioner = Captioner.load(model, "cpu")
         wish = {"search": "sample", "temperature": 3.0} if sampled else {}
         options = toys.options(captioner, batch_size=16, num_workers=4, **wish)
-        totals = caption_to_file(
-            captioner, items, output, *options, model="toy", format="jsonl", memory=memory
-        )
+        totals = caption_to_file(captioner, items, output, *options, model="toy", memory=memory)
         assert totals.images == 3 * IMAGES
         assert memory.used == 0
         written.append(output.read_bytes())

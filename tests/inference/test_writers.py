@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
 from captioner.escapes import unescape
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
-from captioner.inference.writers import FORMATS, as_dict, untaken, write_records
+from captioner.inference.writers import FORMATS, as_dict, untaken, write_output
 from captioner.models.captioner import Caption
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
@@ -27,7 +31,8 @@ RECORDS = [GOOD, BAD, QUOTED]
 
 def written(records: list[Record], format: str, n_best: int = 1) -> str:
     file = io.StringIO()
-    assert list(write_records(records, file, format=format, n_best=n_best)) == records
+    with FORMATS[format](file, n_best=n_best) as writer:
+        assert [*map(writer.write, records)] == records
     return file.getvalue()
 
 
@@ -149,23 +154,76 @@ def test_txt_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "coco"])
 def test_a_name_that_is_not_utf_8_can_be_written(format: str, tmp_path: Path) -> None:
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    with (tmp_path / "out").open("w", encoding="utf-8") as file:
-        list(write_records([Record(name, (DOG,))], file, format=format))
+    path = tmp_path / "out"
+    with path.open("w", encoding="utf-8") as file, FORMATS[format](file) as writer:
+        writer.write(Record(name, (DOG,)))
     text = (tmp_path / "out").read_text(encoding="utf-8")
     assert "caf" in text
     assert "udce9" in text
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [each for each in FORMATS if each != "parquet"])
 def test_each_record_is_written_before_the_next_is_made(format: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
-    good = [Record(str(tmp_path / f"{i}.jpg"), (DOG,)) for i in range(2)]
-    with path.open("w", encoding="utf-8") as file:
-        writing = write_records(iter(good), file, format=format)
-        assert next(writing) is good[0]
+    good = Record(str(tmp_path / "0.jpg"), (DOG,))
+    with path.open("w", encoding="utf-8") as file, FORMATS[format](file) as writer:
+        assert writer.write(good) is good
+        file.flush()
         seen = (tmp_path / "0.txt") if format == "txt" else path
         assert "a dog runs" in seen.read_text()
-        assert list(writing) == good[1:]
+
+
+def test_a_list_that_was_broken_off_does_not_look_whole() -> None:
+    file = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), FORMATS["coco"](file) as writer:
+        writer.write(GOOD)
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(file.getvalue())
+
+
+@pytest.mark.parametrize("n_best", [1, 2])
+def test_parquet_has_the_columns_of_json_lines(
+    n_best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
+    monkeypatch.setattr("captioner.inference.writers.ROW_GROUP", 2)
+    output = tmp_path / "out.parquet"
+    totals = write_output(iter(RECORDS), output, "parquet", n_best=n_best)
+    assert (totals.images, totals.failed, totals.captioned) == (3, 1, 2)
+    assert parquet.ParquetFile(output).num_row_groups == 2
+    absent = {"error": None} | ({"n_best": None} if n_best > 1 else {})
+    rows = [absent | as_dict(record, n_best) for record in RECORDS]
+    assert parquet.read_table(output).to_pylist() == rows
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_an_output_that_is_moved_away_is_missed(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra `ray`")
+    monkeypatch.setattr("captioner.inference.writers.LOOK_EVERY", 2)
+    output = tmp_path / "folder" / "out"
+    output.parent.mkdir()
+
+    def records() -> Iterator[Record]:
+        yield GOOD
+        shutil.rmtree(output.parent)
+        yield from RECORDS
+
+    with pytest.raises(FileNotFoundError):
+        write_output(records(), output, format)
+
+
+def test_the_command_line_offers_every_format() -> None:
+    (option,) = (each for each in command.params if each.name == "format")
+    assert isinstance(option.type, click.Choice)
+    assert [*option.type.choices] == [*FORMATS]
+
+
+def test_a_record_is_read_back_exactly() -> None:
+    for record in RECORDS:
+        assert Record.from_json(record.file_name, record.to_json()) == record
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from captioner.cli import main
 from captioner.errors import ImageError, ModelError
-from captioner.inference.job import caption_to_file
-from captioner.inference.local import CaptioningOptions, caption_files
+from captioner.inference.job import JobOptions, caption_to_file
+from captioner.inference.local import caption_files
 from captioner.inference.sources import list_images
 from captioner.models.captioner import Captioner
 from captioner.search import beam_search, sample
@@ -183,8 +183,7 @@ def test_a_job_goes_on_with_the_same_bytes(pictures, tmp_path):
             list_images([str(pictures[0].parent)]),
             tmp_path / name,
             model="toy",
-            how=CaptioningOptions(batch_size=2),
-            format="jsonl",
+            how=JobOptions(batch_size=2),
         )
         assert (done.failed, done.images) == (6, 6)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
