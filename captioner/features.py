@@ -365,25 +365,10 @@ def fill_store(
         DataError: if not one image can be read, or the stores would outgrow their limit.
         ModelError: if a feature is not a number that fp16 can hold.
     """
-    views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
-    keys: dict[Path, tuple[bytes, ...]] = {}
-    broken: dict[Path, ImageError] = {}
-
-    def keys_of(path: Path) -> tuple[Path, tuple[bytes, ...] | ImageError]:
-        try:
-            data = read_file(path)
-        except ImageError as error:
-            return path, error
-        return path, tuple(image_key(data, view) for view in views)
-
     alone = store.filling() if share[1] == 1 else nullcontext()
     with alone, workers(None, encoder.device) as crew:
-        read = crew.map_ahead(keys_of, batched(images, READ_TOGETHER))
-        for path, found in chain.from_iterable(read):
-            if isinstance(found, ImageError):
-                broken[path] = found
-            else:
-                keys[path] = found
+        views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
+        keys, broken = _keys(images, views, crew)
         todo = [p for p in keys if any(key not in store for key in keys[p])]
         size = len(todo) * len(views) * store.feature_size * 2
         known = len(keys) - len(todo)
@@ -401,6 +386,29 @@ def fill_store(
             "no image could be read" + (f"; first: {plain(first[0])}: {first[1]}" if first else "")
         )
     return {path: key for path, key in keys.items() if path not in broken}, broken
+
+
+def _keys(
+    images: Sequence[Path], views: Sequence[str], crew: Workers
+) -> tuple[dict[Path, tuple[bytes, ...]], dict[Path, ImageError]]:
+    """Return the row keys of each readable image, and what is wrong with the others."""
+    keys: dict[Path, tuple[bytes, ...]] = {}
+    broken: dict[Path, ImageError] = {}
+
+    def keys_of(path: Path) -> tuple[Path, tuple[bytes, ...] | ImageError]:
+        try:
+            data = read_file(path)
+        except ImageError as error:
+            return path, error
+        return path, tuple(image_key(data, view) for view in views)
+
+    found = crew.map_ahead(keys_of, batched(images, READ_TOGETHER))
+    for path, result in chain.from_iterable(found):
+        if isinstance(result, ImageError):
+            broken[path] = result
+        else:
+            keys[path] = result
+    return keys, broken
 
 
 def _encode(

@@ -74,9 +74,7 @@ def command(
     say(f"{len(pair.a.captions):,} images matched by {pair.matched_by}")
     for warning in pair.warnings:
         say(f"warning: {warning}")
-    for side, system in (("A", pair.a), ("B", pair.b)):
-        decode = system.about("decode")
-        show(f"{side}: {system.name}{f' ({plain(decode)})' if decode else ''}")
+    _show_systems(pair)
     show()
     _show_scores(pair)
     show()
@@ -86,6 +84,12 @@ def command(
     show(f"\nVerdict: {conclusion(pair.scores)}")
     if output:
         write_json(output, pair.as_dict(), "comparison")
+
+
+def _show_systems(pair: Pair) -> None:
+    for side, system in (("A", pair.a), ("B", pair.b)):
+        decode = system.about("decode")
+        show(f"{side}: {system.name}{f' ({plain(decode)})' if decode else ''}")
 
 
 def _show_scores(pair: Pair) -> None:

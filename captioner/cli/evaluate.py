@@ -15,12 +15,12 @@ from captioner.cli.options import (
     models_option,
     say,
     set_option,
-    show,
 )
-from captioner.cli.scoring import show_signatures
+from captioner.cli.scoring import show_scores, show_signatures
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
+    from captioner.evaluation.run import Evaluation
 
 
 @click.command("evaluate")
@@ -66,26 +66,21 @@ def command(
     own = captioner.decoding.beam_size
     if options.beam_size > own and "beam_size" not in decoding:
         say(f"beam: {options.beam_size} wide instead of {own}, for as many captions")
-    result = evaluate(
-        captioner,
-        config,
-        output or folder.parent / "evaluation",
-        options,
-        split=split,
-        n_best=n_best,
-        say=say,
-    )
+    output = output or folder.parent / "evaluation"
+    result = evaluate(captioner, config, output, options, split=split, n_best=n_best, say=say)
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )
+    _show(result, folders)
+    say(f"report: {report}")
+
+
+def _show(result: Evaluation, folders: list[Path]) -> None:
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
-    scores = result.scores
-    width = max(map(len, scores))
-    for name, score in scores.items():
-        show(f"{name:{width}}  {score}")
+    others = {}
     if result.truth is not None:
-        show(f"{'truth':{width}}  {result.truth:.3f} of the captions are true in every attribute")
-    show_signatures(scores)
+        others["truth"] = f"{result.truth:.3f} of the captions are true in every attribute"
+    show_scores(result.scores, **others)
+    show_signatures(result.scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
-    say(f"report: {report}")

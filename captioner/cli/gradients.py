@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from captioner.cli.options import (
     set_option,
     show,
 )
+
+if TYPE_CHECKING:
+    from captioner.gradients.study import Study
 
 STEPS = 300
 
@@ -61,7 +65,7 @@ def command(
 
     from captioner.config import load_config
     from captioner.evaluation.run import config_of_model
-    from captioner.gradients.draw import describe_study, draw_study, write_json
+    from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
     from captioner.ownership import check_files
 
@@ -73,12 +77,18 @@ def command(
         check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)
     else:
-        name = config or "scenes"
-        settings = load_config(name, overrides)
-        output = output or Path("gradients") / Path(name).stem
+        settings = load_config(config or "scenes", overrides)
+        output = output or Path("gradients") / Path(config or "scenes").stem
         check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
     show(describe_study(study))
-    draw_study(study, output / "gradients.png")
-    write_json(study, output / "gradients.json")
-    say(f"wrote {output / 'gradients.png'} and {output / 'gradients.json'}")
+    _write(study, output)
+
+
+def _write(study: Study, output: Path) -> None:
+    from captioner.gradients.draw import draw_study, write_json
+
+    image, numbers = output / "gradients.png", output / "gradients.json"
+    draw_study(study, image)
+    write_json(study, numbers)
+    say(f"wrote {image} and {numbers}")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import say, show
+from captioner.cli.options import say
 from captioner.cli.scoring import (
     metrics_option,
     resamples_option,
     seed_option,
+    show_scores,
     show_signatures,
     write_json,
 )
@@ -54,9 +55,7 @@ def command(
         say(f"{done.images:,} images matched by {done.matched_by} with {done.source}")
     if done.empty:
         say(f"{done.empty:,} of the captions are without a word and score 0")
-    width = max(map(len, done.scores))
-    for name, score in done.scores.items():
-        show(f"{name:{width}}  {score}")
+    show_scores(done.scores)
     show_signatures(done.scores)
     if output:
         rows = {name: score.as_dict() for name, score in done.scores.items()}

@@ -51,6 +51,14 @@ seed_option = click.option(
 )
 
 
+def show_scores(scores: Mapping[str, object], **others: str) -> None:
+    """Print a line for each score, and for each other result."""
+    rows = {name: str(score) for name, score in scores.items()} | others
+    width = max(map(len, scores))
+    for name, text in rows.items():
+        show(f"{name:{width}}  {text}")
+
+
 def show_signatures(scores: Mapping[str, Signed]) -> None:
     """Print how the scores were made; those made alike share a line."""
     names: dict[str, list[str]] = {}

@@ -56,6 +56,10 @@ def command(
     except Stopped:
         say(f"stopped; go on with: captioner train --output {folder} --resume")
         raise SystemExit(1) from None
+    _say_done(done)
+
+
+def _say_done(done: Summary) -> None:
     say(
         f"{best_line(done)} of {done.epochs}; {done.seconds:,.0f} s of training, "
         f"{done.tokens_per_second:,.0f} tokens per second, "
