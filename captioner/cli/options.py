@@ -40,41 +40,23 @@ models_option = click.option(
     "$CAPTIONER_MODEL, else the newest run under runs/]",
 )
 _DECODING = {
-    "search": click.option(
-        "--search",
-        type=click.Choice(["beam", "sample"]),
-        help="The most probable captions, or captions drawn at random.",
+    "--search": (
+        click.Choice(["beam", "sample"]),
+        "The most probable captions, or captions drawn at random.",
     ),
-    "beam_size": click.option(
-        "--beam-size", type=int, help="Hypotheses kept per image; 1 is greedy."
+    "--beam-size": (int, "Hypotheses kept per image; 1 is greedy."),
+    "--length-penalty": (float, "a: score = log-probability / length^a."),
+    "--max-length": (int, "Most tokens of a caption, end included."),
+    "--no-repeat-ngram-size": (int, "No n-gram of this size twice."),
+    "--neighbours": (
+        float,
+        "Weight of what people wrote about similar training images; 0: none.",
     ),
-    "length_penalty": click.option(
-        "--length-penalty", type=float, help="a: score = log-probability / length^a."
-    ),
-    "max_length": click.option(
-        "--max-length", type=int, help="Most tokens of a caption, end included."
-    ),
-    "no_repeat_ngram_size": click.option(
-        "--no-repeat-ngram-size", type=int, help="No n-gram of this size twice."
-    ),
-    "neighbours": click.option(
-        "--neighbours",
-        type=float,
-        help="Weight of what people wrote about similar training images; 0: none.",
-    ),
-    "precision": click.option(
-        "--precision", help="auto, fp32, bf16 or fp16: of the decoder's matrix products."
-    ),
-    "temperature": click.option(
-        "--temperature", type=float, help="Sampling: sharper below 1, flatter above."
-    ),
-    "top_k": click.option(
-        "--top-k", type=int, help="Sampling: only the k most probable words; 0: all."
-    ),
-    "top_p": click.option(
-        "--top-p", type=float, help="Sampling: only the words that hold this probability."
-    ),
-    "seed": click.option("--seed", type=int, help="Sampling: seed of the draws."),
+    "--precision": (str, "auto, fp32, bf16 or fp16: of the decoder's matrix products."),
+    "--temperature": (float, "Sampling: sharper below 1, flatter above."),
+    "--top-k": (int, "Sampling: only the k most probable words; 0: all."),
+    "--top-p": (float, "Sampling: only the words that hold this probability."),
+    "--seed": (int, "Sampling: seed of the draws."),
 }
 
 
@@ -83,12 +65,13 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def collected(**options: Any) -> None:
-        asked = {name: options.pop(name) for name in _DECODING}
+        names = [flag[2:].replace("-", "_") for flag in _DECODING]
+        asked = {name: options.pop(name) for name in names}
         given = {name: value for name, value in asked.items() if value is not None}
         command(decoding=given, **options)
 
-    for option in reversed(_DECODING.values()):
-        collected = option(collected)
+    for flag, (kind, text) in reversed(_DECODING.items()):
+        collected = click.option(flag, type=kind, help=text)(collected)
     return collected
 
 
