@@ -55,7 +55,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "search/common.py": ("search/test_search_common.py", *SEARCH, NO_NUMBERS),
     "search/top_tokens.py": ("search/test_search_common.py", *SEARCH),
     "search/sampling.py": (*SEARCH[1:], NO_NUMBERS, OTHERS),
-    "search/ngrams.py": ("search/test_search_common.py",),
+    "models/ngrams.py": ("models/test_neighbours.py", "keys_tell"),
     "metrics/bleu.py": METRICS,
     "metrics/rouge.py": METRICS,
     "metrics/cider.py": METRICS,

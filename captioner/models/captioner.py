@@ -21,10 +21,10 @@ from captioner.models.decoder import Decoder, SearchDecoder
 from captioner.models.directory import Parts, model_folder, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
+from captioner.models.likelihood import embeddings, log_likelihoods
 from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.pipeline import batched, run
-from captioner.models.scoring import embeddings, log_likelihoods
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 

@@ -26,8 +26,8 @@ class Dropout(nn.Module):
     """Zero values at random while training, and scale up the others to keep the mean.
 
     Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
-    Overfitting". What `nn.Dropout` does; but on a processor that draws a random number for every
-    value, which took a seventh of a training step. Here each 64-bit number decides for four.
+    Overfitting". `nn.Dropout` draws one random number per value on a processor, which took a
+    seventh of a training step. Here each 64-bit number decides for four values.
     """
 
     def __init__(self, rate: float):
@@ -41,7 +41,7 @@ class Dropout(nn.Module):
             values: of any shape.
 
         Returns:
-            The values, some of them zero; all of them as they were in evaluation mode.
+            The values, some of them zero; unchanged in evaluation mode.
         """
         if not self.training or not self.rate:
             return values
@@ -74,10 +74,10 @@ class InitialState(nn.Module):
         self.register_buffer("std", torch.ones(feature_size))
 
     def measure(self, features: Tensor, rows: Tensor | None = None) -> None:
-        """Take mean and standard deviation of each dimension from the training images.
+        """Compute mean and standard deviation of each dimension over the training images.
 
         Args:
-            features: (R, F); may be larger than the memory, it is read a piece at a time.
+            features: (R, F); read in pieces, so it may be larger than the memory.
             rows: those of the training split, int64 (N,); None: all.
         """
         pieces = (torch.arange(len(features)) if rows is None else rows).split(8192)
@@ -88,7 +88,7 @@ class InitialState(nn.Module):
         for piece in pieces:
             variance += (features[piece].double() - mean).square().sum(0) / count
         self.mean.copy_(mean)
-        # A dimension that never moves carries nothing; dividing by its zero would carry noise.
+        # A constant dimension has deviation 0, and dividing by it would make noise.
         std = variance.sqrt()
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 

@@ -1,7 +1,7 @@
-"""Several decoders as one: each keeps a state of its own, and they vote on every word.
+"""Several decoders as one: each keeps its own state, and their distributions are averaged.
 
-The distributions of the next word are averaged before a search sees them, so that any search
-works on an ensemble as on one model (Sutskever et al., 2014, "Sequence to Sequence Learning with
+The average is taken before a search sees it, so that every search works on an ensemble as on one
+model (Sutskever et al., 2014, "Sequence to Sequence Learning with
 Neural Networks").
 """
 
@@ -30,8 +30,8 @@ class Ensemble(nn.Module):
         """Put decoders together.
 
         Args:
-            members: of equal vocabularies.
-            columns: which of the features each member is started by, int64 (F of the member,).
+            members: with the same vocabulary.
+            columns: places of each member's features among all features, int64 (F,).
         """
         super().__init__()
         self._members, self._columns = tuple(members), tuple(columns)
@@ -39,7 +39,7 @@ class Ensemble(nn.Module):
         self.hidden_size = min(member.hidden_size for member in members)
 
     def init_hidden(self, features: Tensor) -> Tensor:
-        """Start every member.
+        """Make the initial state of every member.
 
         Args:
             features: (B, F).
@@ -96,16 +96,16 @@ def join(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
                 f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
                 f"needs models that see pictures alike"
             )
-    seen = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
+    networks = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
     cnns: dict[str, FrozenEncoder] = {}
     places: dict[str, Tensor] = {}
     end = 0
-    for key, cnn in chain.from_iterable(seen):
+    for key, cnn in chain.from_iterable(networks):
         if key not in cnns:
             cnns[key] = cnn
             places[key] = torch.arange(end, end + cnn.feature_size)
             end += cnn.feature_size
-    columns = [torch.cat([places[key] for key, _ in own]) for own in seen]
+    columns = [torch.cat([places[key] for key, _ in own]) for own in networks]
     encoder = side_by_side(list(cnns.values()))
     encoder.mirrored = about.encoder.mirrored
     return encoder, Ensemble([parts.decoder for _, parts in models], columns)

@@ -1,9 +1,8 @@
-"""What people wrote about the most similar training images, as votes on captions.
+"""The captions of the most similar training images, as votes on the candidates of a search.
 
-A decoder knows what is often said; the captions of similar pictures tell what was said of such a
-picture. Each candidate of a search is compared with them, and the model's score and their votes
-are added up (Devlin et al., 2015, "Exploring Nearest Neighbor Approaches for Image Captioning",
-who had votes alone). Two pictures are similar where the decoder starts alike.
+Each candidate is compared with those captions, and its vote is added to the model's score. Two
+images are similar where the decoder's initial states are (Devlin et al., 2015, "Exploring Nearest
+Neighbor Approaches for Image Captioning", who used votes alone).
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from torch.nn import functional
 from captioner.metrics import PreparedReferences
 from captioner.metrics.cider import TfIdf
 from captioner.models.decoder import Decoder
+from captioner.models.ngrams import MAX_ORDER, ngram_keys
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
-from captioner.search.ngrams import MAX_ORDER, ngram_keys
 
 NEAREST = 32  # images that vote
 TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
 MIN_IMAGES = 2  # images; n-grams of one image only are four fifths of all and change nothing
 UNIT = 2**40  # of which votes are whole numbers while they are added up
-ROOM = 2**24  # numbers that n-grams of some images are added up in at once
+ROOM = 2**24  # numbers in which the n-grams of some images are added up at once
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionNgrams:
-    """The n-grams of what people wrote about R images, weighted as CIDEr weights them.
+    """The n-grams of the captions of R images, weighted as CIDEr weights them.
 
     Attributes:
         keys: of G n-grams, int64 (G,), ascending.
@@ -100,7 +99,7 @@ class CaptionNgrams:
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Training images as a decoder starts on them, and what people wrote about each.
+    """The initial states of the training images, and the n-grams of their captions.
 
     Attributes:
         states: unit vectors of their initial states, float32 (R, D); stored in float16.
@@ -113,7 +112,7 @@ class Neighbours:
     @classmethod
     @torch.inference_mode()
     def gather(cls, decoder: Decoder, features: Iterable[Tensor], ngrams: CaptionNgrams) -> Self:
-        """Start a decoder on every training image, for the images' captions to vote.
+        """Compute the initial state of every training image.
 
         Args:
             decoder: in evaluation mode afterwards, so that no feature is dropped.
@@ -125,13 +124,13 @@ class Neighbours:
         return cls(torch.cat(states), ngrams)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all there is, by name; `read` takes it."""
+        """Return all tensors by name, as `read` takes them."""
         of_captions = {f.name: getattr(self.ngrams, f.name) for f in fields(CaptionNgrams)}
         return {"states": self.states.half()} | of_captions
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
-        """Take neighbours out of what a stranger may have written.
+        """Make neighbours of tensors that a stranger may have written.
 
         Args:
             tensors: by name.

@@ -1,9 +1,9 @@
-"""One token at a time, for search: a torch recurrent cell and its output layer, laid out anew.
+"""One token at a time, for search: a recurrent cell and its output layer, prepared for speed.
 
-`nn.LSTM` on a sequence of length one spends more time in preparations than in arithmetic, and
-multiplies every word vector by the input weights again and again. Here the cell is written out,
-those products are a table with a row for each word, and matrices may be rounded to a dtype that
-the hardware multiplies faster; states and activations stay in float32.
+`nn.LSTM` on one token spends more time in preparations than in arithmetic, and multiplies each
+word vector by the input weights every time. Here the cell is written out, a table holds those
+products for every word, and matrices may be rounded to a faster dtype. States and activations
+stay in float32.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 
 class Stepper:
-    """Advances a recurrent cell by one token and scores the next; without gradients.
+    """Advances a recurrent cell by one token and scores the next, without gradients.
 
-    It is made from weights as they are, and does not follow them when they change.
+    Make another one when the weights have changed.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Stepper:
         output: nn.Linear,
         dtype: torch.dtype,
     ):
-        """Lay out weights.
+        """Prepare the weights.
 
         Args:
             embedding: word vectors.
@@ -117,7 +117,7 @@ def _lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gru(gates: Tensor, h: Tensor, from_state: Tensor) -> Tensor:
-    """r, z = sigmoid; n = tanh of the input's part + r * the state's part; h' = n + z (h - n)."""
+    """r, z = sigmoid; n = tanh of the input's term + r * the state's term; h' = n + z (h - n)."""
     r, z, n = gates.chunk(3, dim=1)
     state_r, state_z, state_n = from_state.chunk(3, dim=1)
     r, z = (r + state_r).sigmoid_(), (z + state_z).sigmoid_()

@@ -17,6 +17,7 @@ from captioner.config import Config
 from captioner.errors import ConfigError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
+from captioner.models.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.search import Hypotheses
 from captioner.text import tokenize
 from captioner.training.run import train
@@ -295,3 +296,27 @@ def test_they_move_with_the_captioner(trained):
     moved = captioner.neighbours.to(torch.device("meta"))
     assert {t.device.type for t in moved.tensors().values()} == {"meta"}
     assert replace(moved, states=captioner.neighbours.states).states.device.type == "cpu"
+
+
+def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
+    token_ids = torch.tensor([[5, 6, 5, 6], [6, 5, 6, 1], [0, 0, 0, 0]])
+    lengths = torch.tensor([4, 3, 1])
+    with torch.device("meta"):  # nothing may be made elsewhere than where the tokens are
+        first, real = ngram_keys(token_ids[None, :2], lengths[None, :2], 2)
+    assert first.shape == real.shape == (1, 2, 3)
+    # Models hold keys: they must stay as they are.
+    assert (
+        first[0, 1, 2].item() == (((2 * MULTIPLIER + 6) * MULTIPLIER + 1) + 2**63) % 2**64 - 2**63
+    )
+    assert (MULTIPLIER, MAX_ORDER) == (6_364_136_223_846_793_005, 4)
+    seen = {}
+    for order in (1, 2, 3, 4):
+        keys, real = ngram_keys(token_ids, lengths, order)
+        assert keys.shape == real.shape == (3, 5 - order)
+        places = range(5 - order)
+        assert real.tolist() == [[p + order <= length for p in places] for length in (4, 3, 1)]
+        for row, of_row in enumerate(keys.tolist()):
+            for place, key in enumerate(of_row):
+                gram = tuple(token_ids[row, place : place + order].tolist())
+                assert seen.setdefault(key, gram) == gram
+    assert len(seen) == len(set(seen.values())) == 4 + 4 + 4 + 3

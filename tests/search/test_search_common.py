@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from captioner.search.common import Hypotheses, finished_first, token_log_probs
-from captioner.search.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.search.top_tokens import top_tokens
 
 
@@ -78,27 +77,3 @@ def test_other_scores_rank_the_finished_first_and_equal_ones_as_they_were():
         finished=torch.arange(200).lt(100)[None],
     )
     assert finished_first(many, torch.zeros(1, 200)).token_ids.flatten().tolist() == [*range(200)]
-
-
-def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
-    token_ids = torch.tensor([[5, 6, 5, 6], [6, 5, 6, 1], [0, 0, 0, 0]])
-    lengths = torch.tensor([4, 3, 1])
-    with torch.device("meta"):  # nothing may be made elsewhere than where the tokens are
-        first, real = ngram_keys(token_ids[None, :2], lengths[None, :2], 2)
-    assert first.shape == real.shape == (1, 2, 3)
-    # Models hold keys: they must stay as they are.
-    assert (
-        first[0, 1, 2].item() == (((2 * MULTIPLIER + 6) * MULTIPLIER + 1) + 2**63) % 2**64 - 2**63
-    )
-    assert (MULTIPLIER, MAX_ORDER) == (6_364_136_223_846_793_005, 4)
-    seen = {}
-    for order in (1, 2, 3, 4):
-        keys, real = ngram_keys(token_ids, lengths, order)
-        assert keys.shape == real.shape == (3, 5 - order)
-        places = range(5 - order)
-        assert real.tolist() == [[p + order <= length for p in places] for length in (4, 3, 1)]
-        for row, of_row in enumerate(keys.tolist()):
-            for place, key in enumerate(of_row):
-                gram = tuple(token_ids[row, place : place + order].tolist())
-                assert seen.setdefault(key, gram) == gram
-    assert len(seen) == len(set(seen.values())) == 4 + 4 + 4 + 3

@@ -1,4 +1,4 @@
-"""What the decoder makes of a text: its probability given an image, and its vector."""
+"""The probability of a caption given an image, and a vector for a caption."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from captioner.search import Step
 from captioner.search.common import no_numbers
 from captioner.text import Vocabulary
 
-ROWS = 1024  # captions read together, for one image or for several
+ROWS = 1024  # pairs of image and caption that are read together
 
 
 @torch.inference_mode()
 def log_likelihoods(step: Step, hidden: Tensor, captions: Sequence[Sequence[int]]) -> Tensor:
-    """Compute how probable every image makes every caption, by teacher forcing.
+    """Compute the log-likelihood of every caption given every image, by teacher forcing.
 
     Args:
         step: of a decoder in evaluation mode.
@@ -27,8 +27,8 @@ def log_likelihoods(step: Step, hidden: Tensor, captions: Sequence[Sequence[int]
         captions: the token ids of C captions, without start and end token.
 
     Returns:
-        Natural logarithm of the probability of all words and the end token, float32 (N, C);
-        NaN where a step gave what is no number.
+        Summed log-probabilities of the words and the end token, in nats, float32 (N, C); NaN
+        where a step gave NaN or infinite logits.
     """
     images, device = hidden.shape[1], hidden.device
     if not captions:
@@ -51,11 +51,10 @@ def log_likelihoods(step: Step, hidden: Tensor, captions: Sequence[Sequence[int]
 
 @torch.inference_mode()
 def embeddings(decoder: Decoder, captions: Sequence[Sequence[int]]) -> Tensor:
-    """Return the state in which captions leave the network that has seen the average image.
+    """Return the hidden state after each caption, started from the average training image.
 
-    That state is what the network remembers of the text (an LSTM's h; its c stays inside). The
-    average training image is where it starts, for there it knows its way about: no image of
-    training ever led to a state of zeros.
+    The average image gives an initial state like those of training; a state of zeros would not.
+    Of an LSTM only h is returned.
 
     Args:
         decoder: in evaluation mode.

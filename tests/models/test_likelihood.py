@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioner.errors import ImageError
-from captioner.models import scoring
-from captioner.models.scoring import embeddings, log_likelihoods
+from captioner.models import likelihood
+from captioner.models.likelihood import embeddings, log_likelihoods
 from captioner.text import Vocabulary
 
 import toys
@@ -62,7 +62,7 @@ def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
         states = hidden(decoder)
         step = decoder.stepper()
         whole = log_likelihoods(step, states, CAPTIONS)
-        monkeypatch.setattr(scoring, "ROWS", rows)
+        monkeypatch.setattr(likelihood, "ROWS", rows)
         assert torch.allclose(log_likelihoods(step, states, CAPTIONS), whole, atol=1e-5)
         assert torch.allclose(embeddings(decoder, CAPTIONS), embed_one_by_one(decoder), atol=1e-6)
 
