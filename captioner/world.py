@@ -1,6 +1,6 @@
 """The processes that do one job together: train one model, or caption one set of images.
 
-`torchrun` starts them and tells each its place; here they share gradients, scores and the
+`torchrun` starts them and tells each its rank; here they exchange gradients, scores and the
 order to stop. The gradients are summed by one all-reduce after the last backward pass of a
 step: truncated back-propagation and gradient accumulation have several passes per step, which
 the hooks of `DistributedDataParallel` would each want to be the only one. Every process reads

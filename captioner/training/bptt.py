@@ -21,21 +21,21 @@ def word_loss(
     label_smoothing: float,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Score words and compare them with those that came: all of a step but the recurrence.
+    """Compute the loss of the output layer, from the outputs of the recurrent cell.
 
     Args:
         decoder: scores the words.
         outputs: of its last layer, (N, H).
-        targets: int64 (N,), the tokens that came.
+        targets: int64 (N,), the tokens that follow.
         label_smoothing: see `cross_entropy`; 0 with weights.
-        weights: float32 (N,), of words that the model drew itself, from those that it may
-            write; None: words of people, any of the vocabulary.
+        weights: float32 (N,), of each word of captions that the model drew, which are never
+            padding, start or unknown tokens; None: 1 each, reference captions.
 
     Returns:
         Summed nats, a float32 scalar.
     """
     logits = decoder.to_logits(outputs)
-    if weights is not None:  # the probability it was drawn with knows no others either
+    if weights is not None:  # words were drawn from this distribution
         never = torch.tensor(Vocabulary.unwritable, device=logits.device)
         logits = logits.index_fill(-1, never, -torch.inf)
     return cross_entropy(logits, targets, label_smoothing, weights)
@@ -51,13 +51,14 @@ def backward(
 ) -> Tensor:
     """Add the gradients of a batch's loss to the decoder's parameters.
 
-    The loss is the cross-entropy of the next token, averaged over the batch's real tokens; where
-    the batch has weights, each caption's counts so often: with advantages, that is the loss whose
-    gradient is the policy gradient (Williams 1992, "REINFORCE"). With
-    a window the caption goes through the network in pieces of that many tokens: the hidden
-    state is carried from piece to piece, its gradient is not (truncated back-propagation
-    through time, Williams & Peng 1990). Memory is bounded by the window; one as long as the
-    caption gives the full gradients.
+    The loss is the cross-entropy of the next token, averaged over the batch's tokens without
+    padding. Where the batch has weights, each caption's loss is multiplied by its weight: with
+    advantages as weights, the gradient is the policy gradient (Williams 1992, "REINFORCE").
+
+    With a window, the caption goes through the network in pieces of that many tokens: the hidden
+    state is carried from piece to piece, its gradient is not (truncated back-propagation through
+    time, Williams & Peng 1990). The window bounds the memory; one as long as the caption gives the
+    full gradients.
 
     Args:
         decoder: in training mode.
@@ -70,7 +71,7 @@ def backward(
         The loss in nats per token, a scalar without gradient.
     """
     total = batch.inputs.new_zeros((), dtype=torch.float32)
-    if not len(batch.inputs):  # more parts than captions
+    if not len(batch.inputs):  # more subsets than captions
         return total
     hidden = decoder.init_hidden(batch.features)
     width = window or batch.inputs.shape[1]
@@ -110,7 +111,7 @@ def clip(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:
 
 
 def schedule(step: int, *, total_steps: int, warmup_steps: int, kind: str) -> float:
-    """Return the share of the peak learning rate at a step.
+    """Return the learning rate at a step, as a fraction of the peak.
 
     Args:
         step: from 0, less than `total_steps`.

@@ -1,8 +1,7 @@
-"""The state of a run in one file.
+"""Checkpoints: the state of a run in one file.
 
-safetensors, with everything that is not a tensor as JSON in its header, and a checksum over
-all of it. It is written whole (aside, flushed, renamed), and nothing in it is unpickled. The
-last two of a run are kept, named by their step, so that there is always a good one.
+A checkpoint is a safetensors file; what is not a tensor is JSON in its header, and a checksum
+covers all. It is written to a temporary file, flushed and renamed. The last two of a run are kept.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def saved_steps(folder: Path) -> list[Path]:
 
 
 def left_alone(folder: Path) -> list[str]:
-    """Return what stands beside a run's checkpoints and is none, though its name begins so."""
+    """Return the names of files that begin as a checkpoint's does and are none."""
     steps = {path.name for path in saved_steps(folder)}
     return sorted({path.name for path in folder.glob("step-*")} - steps)
 
@@ -177,7 +176,7 @@ def restore(
     scaler: torch.amp.GradScaler,
     identity: Mapping[str, Any],
 ) -> Progress:
-    """Bring a run back to where it was saved.
+    """Restore the state of a run.
 
     Args:
         saved: what `save_checkpoint` wrote.
@@ -220,9 +219,9 @@ def restore(
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """Return what the checkpoints of a run say of it; nothing where none can be read.
+    """Return the identity of a run from the header of a checkpoint; empty where none can be read.
 
-    Only a header is read: fast, and without the care that `read_newest` takes.
+    No checksum is verified; `read_newest` does that.
 
     Args:
         folder: of the run's checkpoints.
@@ -237,12 +236,12 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where: Path) -> None:
-    """Refuse to go on with what another run saved.
+    """Refuse a checkpoint of another run.
 
     Args:
         saved: its identity.
-        identity: of the run that would go on, or the part of it that is known.
-        where: it was found.
+        identity: of this run, or the part of it that is known.
+        where: file or folder of the checkpoint, for the message.
 
     Raises:
         CheckpointError: if they differ.

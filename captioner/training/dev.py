@@ -34,7 +34,7 @@ class DevSplit:
         Args:
             table: the split.
             assemble: makes a captioner of a decoder, on the device to search on.
-            say: told how many images the model gives no captions for.
+            say: takes messages, such as how many images got no caption.
         """
         self.table = table
         self.captions: list[str] = []

@@ -42,7 +42,7 @@ class Stopped(Exception):  # noqa: N818 a request that was met, not an error
 
 
 class Trainer:
-    """Teaches a decoder from a table of captions, and remembers where it is."""
+    """Trains a decoder on a table of captions, with checkpoints and a log."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Trainer:
         return self.updater.average or self.decoder
 
     def resume(self) -> None:
-        """Go back to the last checkpoint, or to the start where there is none.
+        """Load the last checkpoint, if there is one.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
@@ -211,10 +211,9 @@ class Trainer:
         return loss, norm, batch.tokens
 
     def _check_steps(self, losses: Tensor, norms: Tensor) -> None:
-        """Stop at the first of some steps whose loss or gradient norm is no number.
+        """Stop at the first step whose loss or gradient norm is not finite.
 
-        Where fp16 gradients overflow the scaler skips the step and lowers its scale: those norms
-        are meant to be.
+        Where fp16 gradients overflow, the scaler skips the step: such a norm is no error.
 
         Args:
             losses: of the last steps, the same in all processes.
@@ -229,7 +228,7 @@ class Trainer:
             self._diverged(step, f"the loss is {losses[bad]:g}, the gradient norm {norms[bad]:g}")
 
     def _check_weights(self) -> None:
-        """Stop where a weight, a moving average or a moment is no number: nothing is to keep it."""
+        """Stop where a weight, a moving average or a moment is not finite, before it is saved."""
         tensors = [*self.updater.optimizer.state_dict()["state"].values()]
         numbers = [tensor for each in tensors for tensor in each.values()]
         for module in self.updater.modules.values():
@@ -288,9 +287,9 @@ class Trainer:
         }
 
     def _score_and_keep_best(self) -> tuple[dict[str, float], bool]:
-        """Score the dev split after `progress.epoch` passes, and keep weights that beat all others.
+        """Score the dev split after `progress.epoch` epochs, and save the weights if they are best.
 
-        Where the score is undefined (NaN) it beats no number; while there is none, the last
+        An undefined score (NaN) is never better than a number; while there is no number, the last
         weights are kept.
 
         Returns:
@@ -313,7 +312,7 @@ class Trainer:
         return scores, better
 
     def _score_start(self) -> None:
-        """Count the first weights as epoch 0: what a run leaves is never worse than what it got."""
+        """Score the first weights as epoch 0, so that a run never leaves a worse model."""
         scores, _ = self._score_and_keep_best()
         self._record_epoch(scores)
         self._save()

@@ -1,4 +1,4 @@
-"""The loss of the next word, with its gradient made in the same pass."""
+"""The loss of the next word, with its gradient computed in the same pass."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Autograd keeps log-probabilities and walks over them several times more; once is enough.
+    """Cross-entropy that computes its gradient in the forward pass.
 
-    The scores of the words are the largest tensor of a training step. The gradient of the loss
-    with respect to them, softmax less target, needs the same log-probabilities as the loss, so
-    it is made of them at once and in their place.
+    The logits are the largest tensor of a training step, and autograd would go over them several
+    times. Their gradient, softmax minus target, needs the same log-probabilities as the loss, so it
+    is computed with the loss, in place.
     """
 
     @staticmethod
@@ -51,17 +51,17 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the summed cross-entropy of the words that came next.
+    """Return the summed cross-entropy of the next words.
 
     The same as `torch.nn.functional.cross_entropy(..., reduction="sum")` on float32 logits,
-    with fewer walks over them. Label smoothing is that of Szegedy et al. (2016), "Rethinking the
+    with fewer passes over them. Label smoothing is that of Szegedy et al. (2016), "Rethinking the
     Inception Architecture for Computer Vision".
 
     Args:
         logits: (N, V), of any floating type.
         targets: int64 (N,), in 0..V-1.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
-        weights: float32 (N,), how often each word counts, also below 0; None: once.
+        weights: float32 (N,), factor of each word's loss, also below 0; None: 1.
 
     Returns:
         Nats, a float32 scalar.

@@ -1,11 +1,11 @@
-"""Self-critical training: the model draws captions, and those that score well become likelier.
+"""Self-critical training: the model draws captions; those that score well become more probable.
 
 Source: Rennie et al. (2017), "Self-critical Sequence Training for Image Captioning". Each
 caption is compared with the others drawn for its image, as in Luo (2020), "A Better Variant of
-Self-Critical Sequence Training"; a caption better than those gets more probable, a worse one less.
+Self-Critical Sequence Training": a better one becomes more probable, a worse one less.
 
-Drawing captions turns a batch of images into a batch of captions, each with a weight. All that
-comes after is teacher forcing.
+Drawing turns a batch of images into a batch of captions, each with a weight. The rest of a step is
+teacher forcing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SelfCritical:
     """Draws captions for images, and weighs them by their rewards.
 
     The reward is CIDEr-D, 0 to 10, plus `bleu_weight` times the caption's own BLEU-4, 0 to 1.
-    The end token is a word of captions and references there: without it a caption that breaks
-    off ("a dog on a") would lose nothing, and models learn to write such.
+    The end token counts as a word of captions and references: otherwise a caption that breaks off
+    ("a dog on a") loses nothing, and models learn to write such captions.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class SelfCritical:
         dtype: torch.dtype = torch.float32,
         world: World | None = None,
     ):
-        """Count the references.
+        """Count the n-grams of the references.
 
         Args:
-            decoder: draws captions with the weights it has by then.
+            decoder: draws captions, with its weights of the moment.
             vocabulary: words of its ids.
             references: for each training image, the tokens of each of its captions; they give
                 the document frequencies too.

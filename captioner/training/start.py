@@ -14,7 +14,7 @@ from captioner.models.directory import read_model
 from captioner.models.encoder import Encoder
 from captioner.text import Vocabulary
 
-FREE = ("dropout", "feature_dropout")  # settings of a decoder that its weights do not know
+FREE = ("dropout", "feature_dropout")  # settings that may differ: weights do not depend on them
 
 
 def start_weights(
@@ -49,7 +49,7 @@ def start_weights(
 
 
 def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decoder, list[str]]:
-    """Read a decoder, and say in what its model is unlike the new one."""
+    """Read a decoder, and list how its model differs from the new one."""
     try:
         model = read_model(folder)
     except ModelError as error:
@@ -64,10 +64,7 @@ def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decode
 
 
 def _same_network(one: Encoder, other: Encoder) -> bool:
-    """Say whether features of one mean the same to a decoder as the other's.
-
-    Precision may differ: that changes their last digits only.
-    """
+    """Return whether two encoders have the same networks and weights; precision may differ."""
     specs = [[replace(cnn.spec, weights="") for cnn in encoder.parts] for encoder in (one, other)]
     return specs[0] == specs[1] and all(
         mine.state.keys() == theirs.state.keys()

@@ -1,7 +1,6 @@
 """A data set as tensors: captions as token ids, images as rows of features.
 
-Everything the loop touches is an index into one of these tables, so a batch is a gather and
-not a copy from disk.
+A batch is a gather of rows of these tables.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class CaptionTable:
             vocabulary: turns tokens into ids.
             views: the rows of `features` that show each image, int64 (images, views); None: one
                 each, in order.
-            max_length: words of a caption; the rest is cut off.
+            max_length: most words of a caption; the rest is cut off.
         """
         encoded = [
             [vocabulary.bos_id, *vocabulary.encode(tokens[:max_length]), vocabulary.eos_id]
@@ -73,7 +72,7 @@ class CaptionTable:
         return cls(features, token_ids, lengths, views[owner], owner)
 
     def per_image(self) -> CaptionTable:
-        """Return a table with one empty caption for each image: the model is to write it."""
+        """Return a table with one empty caption for each image, for a model that draws captions."""
         first = self._first_captions()
         empty = self.token_ids.new_tensor([Vocabulary.bos_id, Vocabulary.eos_id])
         return replace(
@@ -94,10 +93,10 @@ class CaptionTable:
         return self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
 
     def to(self, device: torch.device) -> CaptionTable:
-        """Move features and token ids to a device; lengths and rows steer from the CPU.
+        """Move features and token ids to a device; lengths and rows stay on the CPU.
 
-        Features that do not fit there stay where they are, in memory or on disk, and each batch's
-        are copied when its turn comes.
+        Features that do not fit stay where they are, in memory or on disk, and are copied batch by
+        batch.
         """
         features = self.features
         if features.device != device and fits(features.nbytes, device):
@@ -114,8 +113,8 @@ class Batch:
         inputs: int64 (B, T), from the start token on.
         targets: int64 (B, T), the next token of each, padding after the end.
         tokens: number of real targets, what the loss is averaged over.
-        images: int64 (B,), which training images these are; empty where they are not needed.
-        weights: float32 (B,), how often each caption counts; None: once.
+        images: int64 (B,), places of their images in the training split; empty where not needed.
+        weights: float32 (B,), factor of each caption's loss; None: 1.
     """
 
     features: Tensor
@@ -142,10 +141,9 @@ class Batch:
 
 
 def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
-    """Decide which captions meet in which batch: random, but of similar length.
+    """Draw the batches of an epoch: random, each of captions of similar length.
 
-    The order depends on nothing but the arguments, so any position in training can be found
-    again.
+    The order depends on the arguments alone, so a resumed run finds its place again.
 
     Args:
         lengths: int64 (N,).

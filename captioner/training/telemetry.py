@@ -1,4 +1,4 @@
-"""What a run tells: lines on stderr and in `train.log`, `metrics.jsonl`, `curves.png`."""
+"""The log of a run: lines on stderr and in `train.log`, `metrics.jsonl`, `curves.png`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunLog:
 
         Args:
             folder: run folder; made when absent.
-            silent: say and write nothing: another process does.
+            silent: print and write nothing, because another process does.
         """
         self.folder = folder
         self.silent = silent
@@ -52,7 +52,7 @@ class RunLog:
         """Write to TensorBoard as well, where it is installed.
 
         Args:
-            step: where the run goes on.
+            step: steps already taken.
         """
         if not self.silent and importlib.util.find_spec("tensorboard"):
             folder = self.folder / "tensorboard"
@@ -80,7 +80,7 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will take again, and no line of others."""
+        """Drop the metrics of steps that a resumed run takes again; keep foreign lines."""
         if self.silent or not self.metrics.exists():
             return
         kept, foreign = [], 0
@@ -123,7 +123,7 @@ def read_metrics(
 
     Args:
         path: of the file; there may be none.
-        say: told how many lines are none that a run wrote, and left out.
+        say: takes a message that counts the foreign lines, which are left out.
 
     Returns:
         Lines of kind "step" and "epoch", each with all its numbers; others are left out.

@@ -64,7 +64,7 @@ class Updater:
             decoder: on the device to train on.
             config: the `training` section.
             total_steps: of the whole run.
-            fp16: whether gradients are taken in fp16.
+            fp16: whether the forward pass computes in fp16.
         """
         self.decoder = decoder
         self.config = config
@@ -81,7 +81,7 @@ class Updater:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint must hold, by name."""
+        """The modules that a checkpoint holds, by name."""
         modules: dict[str, nn.Module] = {"decoder": self.decoder}
         if self.average is not None:
             modules["average"] = self.average
@@ -89,14 +89,14 @@ class Updater:
 
     @property
     def learning_rate(self) -> float:
-        """That of the last step."""
+        """The learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, step: int) -> Tensor:
-        """Clip, step, average, and forget the gradients.
+        """Clip the gradients, change the weights and their average, and clear the gradients.
 
         Args:
-            step: steps taken before this one.
+            step: number of steps before this one.
 
         Returns:
             The gradient norm before clipping, a scalar.
@@ -116,7 +116,7 @@ class Updater:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.average is not None:
-            # Early on the average follows closely, so that it does not remember the start.
+            # At first the average follows closely, so that it forgets the random start.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(
