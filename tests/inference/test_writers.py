@@ -16,12 +16,11 @@ import pytest
 from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
 from captioner.escapes import unescape
-from captioner.inference.journal import journals_of
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 from captioner.inference.writers import FORMATS, as_dict, untaken, write_output
 from captioner.models.captioner import Caption
-from captioner.ownership import JOURNAL_ID, SQLITE, check
+from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
 CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)
@@ -230,7 +229,7 @@ def test_the_output_of_every_format_may_be_replaced_beside_its_journal(
     if format == "parquet":
         pytest.importorskip("pyarrow")
     output = tmp_path / "out"
-    journal = journals_of(output)[0]
+    journal = tmp_path / f"out{JOURNAL_SUFFIX}"
     journal.write_bytes(SQLITE.ljust(68, b"\0") + JOURNAL_ID.to_bytes(4, "big"))
     write_output(RECORDS, output, format)
     check(output, "captions")
