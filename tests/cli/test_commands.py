@@ -236,8 +236,9 @@ def test_two_models_write_captions_together(home):
     assert refused.exit_code == 2
     shutil.copytree("runs/toy/model", "twin")
     models = ("--model", "runs/toy", "--model", "twin")
-    scored = run("evaluate", *models, "--output", "scores", "--n-best", "3")
+    scored = run("evaluate", *models, "--output", "scores", "--n-best", "4")
     assert scored.exit_code == 0
+    assert "beam: 4 wide instead of 3, for as many captions" in scored.stderr
     assert "runs/toy" in scored.stderr
     assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
 
