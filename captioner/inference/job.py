@@ -107,8 +107,8 @@ def caption_to_file(
         sitting = world.broadcast(os.urandom(16))
         with closing(Journal(output, world.rank, identity, sitting)) as journal:
             world.wait()  # for all to have looked at what was there
-            batches = _captioned(captioner, items, options, how, journal, world, memory)
-            listed, fresh = _note(batches, journal, how, world, tell)
+            batches = _caption_batches(captioner, items, options, how, journal, world, memory)
+            listed, fresh = _fill_journal(batches, journal, how, world, tell)
         counts = torch.tensor([fresh, listed], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
         totals = _write(journal, how, listed) if world.leads else None
@@ -143,7 +143,7 @@ class _Image:
     record: Record
 
 
-def _captioned(
+def _caption_batches(
     captioner: Captioner,
     items: Iterable[Item],
     options: DecodingConfig,
@@ -160,7 +160,7 @@ def _captioned(
     Yields:
         Of each batch the positions in the listing, and what came of the images.
     """
-    # A batch that is drawn is drawn whole, to be what it was, or not at all.
+    # Random draws depend on the whole batch: it is sampled whole again, or not at all.
     together = options.search == "sample"
     reader = ItemReader(captioner.encoder.preprocess, how, memory)
 
@@ -179,8 +179,8 @@ def _captioned(
     failures = not (how.retry_errors or how.stop_on_error)
     queue = (
         (
-            (place, item, journal.digests(item.name, failures=failures), reader.memory.join())
-            for place, item in batch
+            (position, item, journal.digests(item.name, failures=failures), reader.memory.join())
+            for position, item in batch
         )
         for batch in _share(items, how.batch_size, world)
     )
@@ -204,14 +204,14 @@ def _captioned(
         yield [image.position for image, _ in batch], done
 
 
-def _note(
+def _fill_journal(
     batches: Iterator[tuple[list[int], list[Done]]],
     journal: Journal,
     how: JobOptions,
     world: World,
     tell: Callable[[Record], None],
 ) -> tuple[int, int]:
-    """Put batches into the journal.
+    """Put batches into the journal, and tell of their new records.
 
     Returns:
         The number of images, and of those whose record is new.
