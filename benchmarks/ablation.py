@@ -47,7 +47,7 @@ SELF_CRITICAL = (
 )
 TIED = "words tied"  # the recipe before it was seen that they had better not be
 CHANGES: dict[str, tuple[str, ...]] = {
-    "one CNN": ("encoder.beside=[]",),
+    "one CNN": ("encoder.cnns=[{first}]",),
     "weight decay 0.01": ("training.weight_decay=0.01",),
     "no mirrored pictures": ("encoder.flip=false",),
     "feature dropout 0": ("decoder.feature_dropout=0",),
@@ -115,7 +115,8 @@ def main() -> None:
         rows[name] = []
         for seed, folder in enumerate(models[name]):
             runs = str(given.output.absolute())
-            places = {"{runs}": runs, "{seed}": str(seed)}
+            first = load_config("flickr8k", given.overrides).encoder.cnns[0].model_dump_json()
+            places = {"{runs}": runs, "{seed}": str(seed), "{first}": first}
             overrides = [*given.overrides, *changes, f"training.seed={seed}"]
             for place, value in places.items():
                 overrides = [each.replace(place, value) for each in overrides]

@@ -10,6 +10,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, get_args, get_origin
 
@@ -107,8 +108,8 @@ class TextConfig(Section):
     max_length: Size = Field(50, description="tokens of a training caption; longer ones are cut")
 
 
-class Backbone(Section):
-    """One CNN and its weights."""
+class CnnConfig(Section):
+    """One frozen CNN and its weights."""
 
     backbone: str = Field("resnet50", description="torchvision classification CNN")
     weights: str = Field(
@@ -119,38 +120,45 @@ class Backbone(Section):
     )
 
 
-class EncoderConfig(Backbone):
-    """The frozen CNN, or several side by side; a list of them says the same.
+class EncoderConfig(Section):
+    """The frozen CNNs, and what holds for all of them."""
 
-    Everything but a CNN's own three settings holds for all.
-    """
-
-    beside: list[Backbone] = Field(
-        default_factory=list,
-        description="further CNNs that see the same pixels; their features follow",
+    cnns: Annotated[list[CnnConfig], Field(min_length=1)] = Field(
+        [CnnConfig()],
+        description="CNNs that see the same pixels; their features follow one another. "
+        "encoder.backbone, .weights and .builder_args are those of the first",
     )
     image_size: Annotated[int, Field(ge=32, le=2048)] | None = Field(
         None, description="pixels: shorter side resized to this, centre cropped; null: the weights'"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the CNN; auto: bf16 where the hardware has it"
+        "auto", description="arithmetic of the CNNs; auto: bf16 where the hardware has it"
     )
     flip: bool = Field(
         False, description="mirror pictures: at random in training, else both views' mean"
     )
-    batch_size: Size = Field(64, description="images per forward pass of the CNN")
+    batch_size: Size = Field(64, description="images per forward pass of the CNNs")
 
     @model_validator(mode="before")
     @classmethod
-    def _read_list(cls, given: Any) -> Any:
-        return first_and_beside(given)
+    def _list_cnns(cls, given: Any) -> Any:
+        return list_cnns(given)
 
 
-def first_and_beside(encoder: Any) -> Any:
-    """Spell a list of CNNs as the first one with the others beside it; leave anything else."""
-    match encoder:
-        case [dict(first), *others] if "beside" not in first:
-            return first | {"beside": others}
+def list_cnns(encoder: Any) -> Any:
+    """Spell the short form of one CNN, and both forms of 0.1, with `cnns`; leave anything else.
+
+    In 0.1 an encoder was one CNN with others `beside` it, or a list of them.
+    """
+    if isinstance(encoder, list) and encoder and isinstance(encoder[0], dict):
+        encoder = encoder[0] | {"beside": encoder[1:]}
+    if not isinstance(encoder, dict) or "cnns" in encoder:
+        return encoder
+    own = CnnConfig.model_fields
+    shared = {name: value for name, value in encoder.items() if name not in own}
+    if isinstance(others := shared.pop("beside", []), list):
+        first = {name: value for name, value in encoder.items() if name in own}
+        return shared | {"cnns": [first, *others]}
     return encoder
 
 
@@ -414,8 +422,7 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
         path = find_config(name)
         source = str(path)
         tree = _read_yaml(path)
-        if "encoder" in tree:  # a mapping is what overrides can be put into
-            tree["encoder"] = first_and_beside(tree["encoder"])
+    tree["encoder"] = list_cnns(tree.get("encoder", {}))  # which overrides can be put into
     mistakes = [m for override in overrides if (m := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
@@ -452,14 +459,18 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return f"--set {shown}: the value is not valid YAML"
+    path: list[str | int] = [int(name) if name.isdecimal() else name for name in (*sections, last)]
+    if path[0] == "encoder" and path[1] in CnnConfig.model_fields:
+        path[1:1] = ["cnns", 0]
     node: Any = tree
-    for section in sections:
-        if node.get(section) is None:
-            node[section] = {}
-        node = node[section]
-        if not isinstance(node, dict):
-            return f"--set {shown}: {plain(section)} is not a section"
-    node[last] = value
+    for name, below in pairwise(path):
+        if isinstance(name, str) and node.get(name) is None:
+            node[name] = {}
+        node = node[name]
+        whole = range(len(node)) if isinstance(node, list) else None
+        if not (below in whole if whole else isinstance(node, dict)):
+            return f"--set {shown}: {plain(name)} is not a section"
+    node[path[-1]] = value
     return None
 
 
@@ -492,8 +503,8 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return ""
         model = annotation
-    if model is Backbone and loc[-1] in EncoderConfig.model_fields:
-        return " of one CNN: the first one's holds for all"
+    if model is CnnConfig and loc[-1] in EncoderConfig.model_fields:
+        return f" of one CNN: encoder.{loc[-1]} holds for all"
     close = difflib.get_close_matches(plain(loc[-1]), model.model_fields, n=1)
     return (
         f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"

@@ -27,7 +27,7 @@ from captioner.config import Config, load_config
 from captioner.datasets import load_dataset
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.models.decoder import Decoder
-from captioner.models.neighbours import Captions, Neighbours
+from captioner.models.neighbours import CaptionNgrams, Neighbours
 from captioner.models.preprocess import Preprocess
 from captioner.text import Vocabulary
 from captioner.training import bptt
@@ -206,9 +206,9 @@ def one_mistake(message: str, name: str) -> str | None:
 def _model() -> Any:
     model = toys.captioner(hidden_size=4, embed_size=3)
     words = torch.randint(4, 10, (8, 5), generator=torch.Generator().manual_seed(1))
-    written = Captions.count(words, torch.full((8,), 5), torch.arange(8))
+    ngrams = CaptionNgrams.count(words, torch.full((8,), 5), torch.arange(8))
     states = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    model.neighbours = Neighbours(torch.nn.functional.normalize(states), written)
+    model.neighbours = Neighbours(torch.nn.functional.normalize(states), ngrams)
     return model
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from captioner.cli.train import command as train_command
 from captioner.config import (
-    Backbone,
+    CnnConfig,
     Config,
     DecodingConfig,
     bundled,
@@ -101,7 +101,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
 def test_one_wrong_override_is_one_line(override: str, words: str) -> None:
     [_, line] = mistakes(None, override)
     assert words in line
-    assert override.partition("=")[0] in line
+    assert override.partition("=")[0].rpartition(".")[2] in line
 
 
 def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_small_numbers_in_every_spelling(text: str, tmp_path: Path) -> None:
 def test_builder_args_hold_anything() -> None:
     override = "encoder.builder_args={width_mult: 0.5, inverted_residual_setting: [[1, 16, 1, 1]]}"
     config = load_config(None, [override, "encoder.builder_args.dropout=0"])
-    assert config.encoder.builder_args == {
+    assert config.encoder.cnns[0].builder_args == {
         "width_mult": 0.5,
         "inverted_residual_setting": [[1, 16, 1, 1]],
         "dropout": 0,
@@ -143,51 +143,79 @@ def test_builder_args_hold_anything() -> None:
 
 CNNS = """
 encoder:
+  cnns:
+    - {backbone: resnet18, weights: a.pth}
+    - {backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}
+    - {backbone: resnet18}
+  image_size: 96
+"""
+OF_0_1 = """
+encoder:
   - {backbone: resnet18, weights: a.pth, image_size: 96}
   - {backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}
   - {backbone: resnet18}
 """
 
 
-def test_a_list_of_cnns_is_the_first_with_the_others_beside_it(tmp_path: Path) -> None:
+def test_cnns_are_a_list_in_every_spelling(tmp_path: Path) -> None:
     path = write(tmp_path, CNNS)
     config = load_config(path)
-    assert (config.encoder.backbone, config.encoder.image_size) == ("resnet18", 96)
-    beside = "[{backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}, "
-    beside += "{backbone: resnet18, weights: DEFAULT}]"
-    overrides = ["encoder.backbone=resnet18", "encoder.weights=a.pth", "encoder.image_size=96"]
-    assert load_config(None, [*overrides, f"encoder.beside={beside}"]) == config
+    names = [cnn.backbone for cnn in config.encoder.cnns]
+    assert names == ["resnet18", "squeezenet1_1", "resnet18"]
+    assert config.encoder.image_size == 96
+    assert load_config(write(tmp_path, OF_0_1)) == config
+    others = "{backbone: squeezenet1_1, weights: b.pth, builder_args: {dropout: 0.1}}, "
+    others += "{backbone: resnet18, weights: DEFAULT}"
+    first = ["encoder.backbone=resnet18", "encoder.weights=a.pth", "encoder.image_size=96"]
+    whole = f"encoder.cnns=[{{backbone: resnet18, weights: a.pth}}, {others}]"
+    assert load_config(None, [whole, "encoder.image_size=96"]) == config
+    beside = "encoder: {backbone: resnet18, weights: a.pth, image_size: 96, beside: [" + others
+    assert load_config(write(tmp_path, beside + "]}")) == config
     assert load_config(write(tmp_path, config.to_yaml())) == config
-    assert config != load_config(None, overrides)
-    [first, *rest] = [{"backbone": "resnet18", "weights": "a.pth"}, {}]
-    assert Config.model_validate({"encoder": [first, *rest]}).encoder.beside == [Backbone()]
-    assert Config.model_validate({"encoder": [first]}) == Config.model_validate({"encoder": first})
-    # Overrides reach into a list, too.
-    smaller = load_config(write(tmp_path, CNNS), ["encoder.image_size=64"])
+    assert load_config(None, first).encoder.cnns == config.encoder.cnns[:1]
+    [one, *rest] = [{"backbone": "resnet18", "weights": "a.pth"}, {}]
+    assert Config.model_validate({"encoder": [one, *rest]}).encoder.cnns[1:] == [CnnConfig()]
+    assert Config.model_validate({"encoder": [one]}) == Config.model_validate({"encoder": one})
+
+
+@pytest.mark.parametrize("text", [CNNS, OF_0_1])
+def test_overrides_reach_each_of_several_cnns(tmp_path: Path, text: str) -> None:
+    config, path = load_config(write(tmp_path, text)), write(tmp_path, text)
+    smaller = load_config(path, ["encoder.image_size=64"])
     assert smaller.encoder == config.encoder.model_copy(update={"image_size": 64})
+    changed = ["encoder.weights=c.pth", "encoder.cnns.1.builder_args.dropout=0.2"]
+    first, second, third = load_config(path, changed).encoder.cnns
+    assert first == CnnConfig(backbone="resnet18", weights="c.pth")
+    assert second.builder_args == {"dropout": 0.2}
+    assert third == config.encoder.cnns[2]
+    for index in ("3", "first"):
+        [_, line] = mistakes(path, f"encoder.cnns.{index}.weights=c.pth")
+        assert line == f"--set encoder.cnns.{index}.weights=c.pth: cnns is not a section"
 
 
 @pytest.mark.parametrize(
     ("encoder", "lines"),
     [
         (
-            "[{}, {image_size: 64, flip: true, weihgts: x}, {beside: []}]",
+            "{cnns: [{}, {image_size: 64, flip: true, weihgts: x}, {beside: []}]}",
             [
-                "encoder.beside.0.image_size: no such setting of one CNN: the first one's holds "
+                "encoder.cnns.1.image_size: no such setting of one CNN: encoder.image_size holds "
                 "for all, given 64",
-                "encoder.beside.0.flip: no such setting of one CNN: the first one's holds for "
-                "all, given True",
-                "encoder.beside.0.weihgts: no such setting (did you mean weights?), given 'x'",
-                "encoder.beside.1.beside: no such setting of one CNN: the first one's holds for "
-                "all, given []",
+                "encoder.cnns.1.flip: no such setting of one CNN: encoder.flip holds for all, "
+                "given True",
+                "encoder.cnns.1.weihgts: no such setting (did you mean weights?), given 'x'",
+                "encoder.cnns.2.beside: no such setting (there are: backbone, weights, "
+                "builder_args), given []",
             ],
         ),
         ("[]", ["encoder: input should be a valid dictionary"]),
         ("[resnet18, resnet34]", ["encoder: input should be a valid dictionary"]),
-        ("[{beside: []}, {}]", ["encoder: input should be a valid dictionary"]),
-        ("[{}, resnet18]", ["encoder.beside.0: input should be a valid dictionary"]),
-        ("{beside: yes}", ["encoder.beside: should not be true or false, given True"]),
-        ("{beside: {backbone: resnet18}}", ["encoder.beside: input should be a valid list"]),
+        ("{cnns: []}", ["encoder.cnns: list should have at least 1 item"]),
+        ("[{}, resnet18]", ["encoder.cnns.1: input should be a valid dictionary"]),
+        ("{cnns: yes}", ["encoder.cnns: should not be true or false, given True"]),
+        ("{cnns: {backbone: resnet18}}", ["encoder.cnns: input should be a valid list"]),
+        ("{beside: yes}", ["encoder.beside: no such setting (there are: cnns, "]),
+        ("{cnns: [{}], weights: x}", ["encoder.weights: no such setting (there are: cnns, "]),
     ],
 )
 def test_what_is_no_list_of_cnns(tmp_path: Path, encoder: str, lines: list[str]) -> None:

@@ -151,11 +151,11 @@ def config(folder: Path, **training: Any) -> Config:
 
 
 def config_of_two(folder: Path, **training: Any) -> Config:
-    """Return the same with a second CNN beside the first."""
+    """Return the same with a second CNN."""
     tree = config(folder, **training).model_dump()
     weights = folder / "more.safetensors"
     save_file(encoder_state(seed=1), weights)
-    tree["encoder"]["beside"] = [{"backbone": "squeezenet1_1", "weights": str(weights)}]
+    tree["encoder"]["cnns"].append({"backbone": "squeezenet1_1", "weights": str(weights)})
     return Config.model_validate(tree)
 
 

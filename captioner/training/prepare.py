@@ -85,7 +85,7 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
     """
     settings = config.encoder
     parts: list[FrozenEncoder] = []
-    for cnn in (settings, *settings.beside):
+    for cnn in settings.cnns:
         part = FrozenEncoder.create(
             cnn.backbone,
             cnn.weights,

@@ -24,7 +24,6 @@ def home(tmp_path_factory):
     """A folder with a data set, and a finished run of two CNNs in `runs/two`."""
     folder = tmp_path_factory.mktemp("two")
     tree = toys.config_of_two(folder, epochs=8).model_dump()
-    tree["encoder"] = [tree["encoder"], *tree["encoder"].pop("beside")]
     (folder / "two.yaml").write_text(yaml.safe_dump(tree))
     with toys.inside(folder):
         said = run("features", "two.yaml", "--device", "cpu").stderr
@@ -72,7 +71,7 @@ def test_scores_of_an_ensemble_have_a_place_of_their_own(home):
 
 def test_a_run_goes_on_with_its_own_config_and_refuses_another():
     run("train", "two.yaml", "--device", "cpu", "--resume")
-    words = ["train", "two.yaml", "--resume", "--set", "encoder.beside=[]"]
+    words = ["train", "two.yaml", "--resume", "--set", "encoder.cnns=[{}]"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code != 0
-    assert "encoder.beside: the run has [{'backbone': 'squeezenet1_1'" in result.stderr
+    assert "encoder.cnns: the run has [{'backbone': 'squeezenet1_1'" in result.stderr

@@ -117,7 +117,7 @@ def test_training_changes_nothing_of_the_frozen_cnn(tmp_path, monkeypatch):
     config = toys.config(tmp_path)
     # a CNN with batch norms that folding cannot remove
     tree = config.model_dump()
-    tree["encoder"] |= {"backbone": "densenet121", "weights": "none"}
+    tree["encoder"]["cnns"] = [{"backbone": "densenet121", "weights": "none"}]
     config = Config.model_validate(tree)
     built = []
     create = FrozenEncoder.create.__func__
@@ -224,7 +224,7 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
 
 
 def test_a_run_that_failed_before_it_began_is_not_in_the_way(config, tmp_path):
-    wrong = change(config, "encoder", weights="nowhere.pth")
+    wrong = change(config, "encoder", cnns=[{"weights": "nowhere.pth"}])
     with pytest.raises(ModelError, match=r"nowhere\.pth"):
         train(wrong, tmp_path / "run", device="cpu")
     assert train(config, tmp_path / "run", device="cpu").epochs == 3
