@@ -36,6 +36,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of layers and batches
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+MOST_KEYS = 100  # of a section
 BUNDLED = "bundled:"  # prefix of a path that travels with the package
 
 
@@ -55,6 +56,8 @@ class Section(BaseModel):
             return given
         owner = next(each for each in cls.__mro__ if "removed" in vars(each))
         section = owner.__name__.removesuffix("Config").lower()
+        if len(given) > MOST_KEYS:  # pydantic would make an error of each that it does not know
+            raise ValueError(f"{section}: more than {MOST_KEYS} settings")
         for name, off in cls.removed.items():
             if given.get(name, off) != off:
                 raise ValueError(
@@ -489,6 +492,24 @@ def _explain(error: ValidationError) -> list[str]:
             what = item["msg"][0].lower() + item["msg"][1:]
             lines.append(f"{key}: {what}, given {excerpt(item['input'])}")
     return lines
+
+
+def first_mistake(error: ValidationError, *tags: str | int) -> str:
+    """Return the first mistake in a JSON file, on one line.
+
+    Args:
+        error: what pydantic says.
+        *tags: steps of its paths that stand for no key.
+    """
+    item = error.errors(include_url=False)[0]
+    key = ".".join(plain(part) for part in item["loc"] if part not in tags)
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    if item["type"] == "model_type":
+        return f"{key + ': ' if key else ''}not an object, given {excerpt(item['input'])}"
+    if item["type"] == "value_error":  # of our own validators, which name the key
+        return plain(item["ctx"]["error"])
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, given {excerpt(item['input'])}"
 
 
 def _suggest(loc: tuple[int | str, ...]) -> str:

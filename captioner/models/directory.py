@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Discriminator, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner.config import DecoderConfig, DecodingConfig, home_path
+from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_path
 from captioner.errors import ConfigError, ModelError
 from captioner.files import check_regular, no_stream, read_json, room, sweep, whole_folder
 from captioner.foreign import excerpt, plain
@@ -70,7 +70,8 @@ class ModelConfig(BaseModel):
     format_version: int = FORMAT_VERSION
     captioner_version: str = __version__
     encoder: Annotated[
-        Annotated[CnnConfig, Tag("one")] | Annotated[list[CnnConfig], Tag("several")],
+        Annotated[CnnConfig, Tag("one")]
+        | Annotated[list[CnnConfig], Field(fail_fast=True), Tag("several")],
         Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
     ]
     mirrored: bool = False
@@ -247,14 +248,8 @@ def _read_config(path: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(config, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(plain(part) for part in first["loc"] if part not in ("one", "several"))
-        reason = f"{name}: {first['msg'].lower()}, given {excerpt(first['input'])}"
-        if first["type"] == "missing":
-            reason = f"{name} is missing"
-        elif first["type"] == "value_error":  # one of our own validators, which names the setting
-            reason = plain(first["ctx"]["error"])
-        raise ModelError(f"{path}: cannot be used: {reason}") from error
+        mistake = first_mistake(error, "one", "several")
+        raise ModelError(f"{path}: cannot be used: {mistake}") from error
 
 
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:

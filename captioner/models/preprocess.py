@@ -6,18 +6,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from PIL import Image
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import functional as transforms
 from torchvision.transforms.functional import InterpolationMode
 
+from captioner.config import first_mistake
 from captioner.errors import ModelError
 from captioner.files import read_json
-from captioner.foreign import excerpt, plain
+from captioner.foreign import plain
 from captioner.images import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,6 +39,9 @@ LEAST_STD = 1e-6
 COPIED = 2**24  # pixels; larger pictures are resized without a copy, for memory's sake
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")
+Side = Annotated[int, Field(ge=1, le=MOST_PIXELS, strict=True)]
+Shift = Annotated[float, Field(ge=-MOST_SHIFT, le=MOST_SHIFT, strict=True)]
+Deviation = Annotated[float, Field(ge=LEAST_STD, le=MOST_SHIFT, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +124,27 @@ class Preprocess:
         return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
+class PreprocessConfig(BaseModel):
+    """What `preprocessor_config.json` holds of one CNN; keys of later versions are ignored."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    resize_size: Side
+    crop_size: Side
+    interpolation: InterpolationMode
+    mean: tuple[Shift, Shift, Shift]
+    std: tuple[Deviation, Deviation, Deviation]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.crop_size > self.resize_size:
+            raise ValueError("crop_size must not exceed resize_size")
+        return self
+
+
+_CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast()])
+
+
 def save_preprocess(folder: Path, each: Sequence[Preprocess]) -> None:
     """Write `preprocessor_config.json` into a folder.
 
@@ -134,36 +168,26 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
     path = folder / FILE_NAME
     try:
         values = read_json(path)
-        each = [_of_values(one) for one in (values if isinstance(values, list) else [values])]
+        several = isinstance(values, list)
+        each = _CONFIGS.validate_python(values if several else [values])
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
-    except KeyError as error:
-        raise ModelError(f"{path}: not a preprocessor config: {error} is missing") from error
-    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+    except ValidationError as error:
+        mistake = first_mistake(error, *(() if several else (0,)))
+        raise ModelError(f"{path}: not a preprocessor config: {mistake}") from error
+    except ValueError as error:
         raise ModelError(f"{path}: not a preprocessor config: {plain(error)}") from error
     if not each:
         raise ModelError(f"{path}: not a preprocessor config: it is an empty list")
-    for made in each:
-        if not min(made.std) >= LEAST_STD:
-            raise ModelError(f"{path}: std must be above {LEAST_STD:g}, given {made.std}")
-        if made.crop_size > made.resize_size:
-            raise ModelError(f"{path}: crop_size must not exceed resize_size")
-    return each
+    return [
+        Preprocess(**dict(config) | {"interpolation": config.interpolation.value})
+        for config in each
+    ]
 
 
 def one_or_list(values: list[T]) -> T | list[T]:
     """Return what files hold about each CNN: of one alone as it is, of several as a list."""
     return values[0] if len(values) == 1 else values
-
-
-def _of_values(values: Any) -> Preprocess:
-    return Preprocess(
-        resize_size=_side(values["resize_size"]),
-        crop_size=_side(values["crop_size"]),
-        interpolation=InterpolationMode(values["interpolation"]).value,
-        mean=_channels(values["mean"]),
-        std=_channels(values["std"]),
-    )
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -175,18 +199,3 @@ def _middle(image: Image.Image) -> Image.Image:
     short = min(image.size)
     trim = [max(0, side - 5 * short) // 2 for side in image.size]
     return image.crop((trim[0], trim[1], image.width - trim[0], image.height - trim[1]))
-
-
-def _side(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= MOST_PIXELS:
-        raise ValueError(f"a side must be 1 to {MOST_PIXELS:,} pixels, given {excerpt(value, 60)}")
-    return value
-
-
-def _channels(values: Sequence[Any]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    if not all(abs(value) <= MOST_SHIFT for value in (red, green, blue)):
-        raise ValueError(
-            f"mean and std must be finite, at most {MOST_SHIFT:,}, given {excerpt(values, 60)}"
-        )
-    return red, green, blue

@@ -185,7 +185,7 @@ def test_a_hostile_value_is_a_model_error_that_names_the_file(
 def test_a_missing_value_is_named(tmp_path: Path, key: str) -> None:
     values = asdict(Preprocess())
     del values[key]
-    with pytest.raises(ModelError, match=f"'{key}' is missing"):
+    with pytest.raises(ModelError, match=f"{key} is missing"):
         load(tmp_path, json.dumps(values))
 
 

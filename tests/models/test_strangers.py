@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
 from captioner.errors import ModelError
+from captioner.models import directory, preprocess
 from captioner.models.backbones import MAX_CALLS, build_backbone
 from captioner.models.captioner import Captioner
 from captioner.models.weights import read_state_dict
@@ -253,7 +254,7 @@ def test_one_of_two_cnns(pair, number, name, value):
         ({"crop_size": 30}, "crop_size 32, 30"),
         ({"interpolation": "nearest"}, "interpolation bilinear, nearest"),
         ({"interpolation": None}, "preprocessor_config.json"),
-        ({"std": [1, 0, 1]}, "std must be above"),
+        ({"std": [1, 0, 1]}, "1.std.1: input should be greater than or equal to 0.000001, given 0"),
         ({"mean": "abc"}, "preprocessor_config.json"),
         ({"crop_size": 33}, "crop_size must not exceed"),
     ],
@@ -330,6 +331,34 @@ def test_lists_and_single_cnns_do_not_mix(folder, model):
     assert Captioner.load(folder, "cpu").encoder.fingerprint() == toys.encoder().fingerprint()
     change(folder, None, encoder=config["encoder"])
     refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"encoder": [5] * 10**5}),
+        ("preprocessor_config.json", [5] * 10**5),
+        *(
+            ("config.json", {section: {f"s{number}": 1 for number in range(10**5)}})
+            for section in ("decoder", "decoding")
+        ),
+    ],
+    ids=["encoder", "preprocessor", "decoder", "decoding"],
+)
+def test_of_many_mistakes_one_is_looked_at(folder, monkeypatch, file, content):
+    good = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(good | content if file == "config.json" else content))
+    counts = []
+    mistake = directory.first_mistake
+
+    def counted(error, *tags):
+        counts.append(error.error_count())
+        return mistake(error, *tags)
+
+    for module in (directory, preprocess):
+        monkeypatch.setattr(module, "first_mistake", counted)
+    assert file in refused(folder)
+    assert counts == [1]
 
 
 @pytest.mark.parametrize("file", JSON_FILES)
