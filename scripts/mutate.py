@@ -51,6 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "training/loss.py": ("training/test_loss.py", "training/test_bptt.py"),
     "models/encoder.py": ("models/test_encoder.py", "models/test_side_by_side.py", QUICK),
     "models/backbones.py": ("models/test_encoder.py", BUILT),
+    "models/folding.py": ("models/test_folding.py",),
     "search/beam.py": (*SEARCH[:1], NO_NUMBERS),
     "search/common.py": ("search/test_search_common.py", *SEARCH, NO_NUMBERS),
     "search/top_tokens.py": ("search/test_search_common.py", *SEARCH),

@@ -356,13 +356,13 @@ def test_the_status_of_a_command_is_one_failure() -> None:
 
 def test_a_command_does_not_read_our_stdin_and_outlives_nothing() -> None:
     write("s.tar", TWO)
-    items = list_images(["pipe:cat s.tar; exec sleep 60"])
+    items = list_images(["pipe:cat s.tar; exec sleep 600"])
     next(items)
     started = time.perf_counter()
     items.close()  # type: ignore[attr-defined]
     assert listed("pipe:yes")[0].startswith("pipe:yes! damaged archive")
     assert listed("pipe:cat")[0].startswith("pipe:cat! damaged archive")
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 300
 
 
 @pytest.mark.parametrize("where", ["stdin", "csv", "jsonl", "glob", "shell", "braces"])

@@ -489,7 +489,7 @@ def test_a_captioner_that_was_used_goes_on_in_another_process(captioner, start):
     child = context.Process(target=tell, args=(box, captioner))
     child.start()
     try:
-        assert box.get(timeout=100) == expected
+        assert box.get(timeout=600) == expected
     finally:
         child.kill()
         child.join()

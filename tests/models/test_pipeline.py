@@ -84,7 +84,7 @@ def test_an_item_is_read_before_the_next_of_its_batch_is_asked_for() -> None:
 
     def batch():
         yield "first"
-        assert read.wait(timeout=60)
+        assert read.wait(timeout=600)
         yield "second"
 
     with workers(1, CPU) as crew:

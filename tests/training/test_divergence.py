@@ -204,7 +204,7 @@ def test_all_processes_stop_together(config, tmp_path):
         env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1

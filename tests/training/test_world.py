@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_job_in_words_and_one_process_goes_on(tmp_path
             time.sleep(0.05)
         ranks = {p.environ().get("RANK"): p for p in psutil.Process(launcher.pid).children()}
         ranks["1"].kill()
-        _, said = launcher.communicate(timeout=60)
+        _, said = launcher.communicate(timeout=600)
     finally:
         launcher.kill()
     assert launcher.returncode != 0
