@@ -570,6 +570,7 @@ class Captioner:
 
         Raises:
             ModelError: if a file is missing, damaged, or does not fit the others.
+            ConfigError: if the device is not there.
         """
         folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
         if not folders:

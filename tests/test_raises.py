@@ -1,0 +1,144 @@
+"""What a public docstring says is raised is raised, and every case is tried here."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import captioner
+from captioner import (
+    Captioner,
+    CaptionerError,
+    CaptioningOptions,
+    CiderD,
+    ConfigError,
+    DataError,
+    ImageError,
+    ModelError,
+    PreparedReferences,
+    caption_files,
+    caption_with_ray,
+    list_images,
+    load_dataset,
+    score_captions,
+)
+from captioner.models.ensemble import Ensemble
+
+import toys
+
+GREY = Image.new("RGB", (40, 40))
+
+
+def sound() -> Captioner:
+    return toys.captioner()
+
+
+def broken() -> Captioner:
+    """A model whose weights overflow."""
+    model = toys.captioner()
+    for weights in model.decoder.parameters():
+        weights.data.fill_(torch.inf)
+    return model
+
+
+def ensemble() -> Captioner:
+    model = toys.captioner()
+    columns = [torch.arange(model.encoder.feature_size)] * 2
+    model.decoder = Ensemble([model.decoder, model.decoder], columns)
+    return model
+
+
+def features(model: Captioner) -> torch.Tensor:
+    return torch.zeros(1, model.encoder.feature_size)
+
+
+def blind() -> Captioner:
+    model = toys.captioner()
+    for weights in model.encoder.parameters():
+        weights.data.fill_(torch.inf)
+    return model
+
+
+def saved(device: str = "cpu") -> Path:
+    sound().save("model")
+    Captioner.load("model", device)
+    return Path("model")
+
+
+def on_ray(model: str | Path, **options: float) -> None:
+    pytest.importorskip("ray")
+    caption_with_ray(model, (), Path("out.jsonl"), **options)
+
+
+def without_cluster() -> None:
+    def refuse(*_: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("captioner.inference.cluster._connected", refuse)
+        on_ray(saved())
+
+
+CASES = {
+    ("Captioner.to", ConfigError): lambda: sound().to("cuda:99"),
+    ("Captioner.encode", ImageError): lambda: blind().encode([GREY]),
+    ("Captioner.search", ConfigError): lambda: sound().search(features(sound()), n_best=0),
+    ("Captioner.search", ImageError): lambda: broken().search(features(broken())),
+    ("Captioner.search_each", ConfigError): lambda: sound().search_each(
+        features(sound()), n_best=0
+    ),
+    ("Captioner.settings", ConfigError): lambda: sound().settings(beam_size=0),
+    ("Captioner.caption", ConfigError): lambda: sound().caption([], beam_size=0),
+    ("Captioner.caption", ImageError): lambda: sound().caption(b"no image"),
+    ("Captioner.score", ImageError): lambda: sound().score(b"no image", ["a dog"]),
+    ("Captioner.embed", ModelError): lambda: broken().embed(["a dog"]),
+    ("Captioner.single_decoder", ModelError): lambda: ensemble().single_decoder("saved"),
+    ("Captioner.save", ModelError): lambda: sound().save(__file__),
+    ("Captioner.load", ModelError): lambda: Captioner.load("nowhere"),
+    ("Captioner.load", ConfigError): lambda: saved("cuda:99"),
+    ("CiderD", DataError): lambda: CiderD([]),
+    ("CiderD.score", DataError): lambda: CiderD([[["a"]]]).score([]),
+    ("PreparedReferences", DataError): lambda: PreparedReferences([[]]),
+    ("PreparedReferences.check", DataError): lambda: PreparedReferences([[["a"]]]).check([]),
+    ("caption_files", ConfigError): lambda: next(
+        caption_files(sound(), list_images("x"), how=CaptioningOptions(n_best=0))
+    ),
+    ("caption_with_ray", ConfigError): lambda: on_ray("nowhere", num_gpus=-1),
+    ("caption_with_ray", ModelError): lambda: on_ray("nowhere"),
+    ("caption_with_ray", CaptionerError): without_cluster,
+    ("load_dataset", DataError): lambda: load_dataset(Path("nowhere")),
+    ("score_captions", ConfigError): lambda: score_captions([["a"]], [[["a"]]], metrics=["x"]),
+    ("score_captions", DataError): lambda: score_captions([["a"]], []),
+}
+
+
+def documented() -> set[tuple[str, type[Exception]]]:
+    """Every exception under the `Raises` of a public name, or of a public method."""
+    found = set()
+    for name in captioner.__all__:
+        value = getattr(captioner, name)
+        members = vars(value) if inspect.isclass(value) else {}
+        owners = {name: value} | {f"{name}.{own}": getattr(value, own) for own in members}
+        for owner, each in owners.items():
+            _, _, raises = (inspect.getdoc(each) or "").partition("Raises:\n")
+            if not owner.rpartition(".")[2].startswith("_"):
+                kinds = re.findall(r"^    (\w+): ", raises, re.MULTILINE)
+                found |= {(owner, getattr(captioner, kind)) for kind in kinds}
+    return found
+
+
+def test_every_documented_exception_has_a_case() -> None:
+    assert CASES.keys() == documented()
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES, ids=lambda each: getattr(each, "__name__", each))
+def test_what_is_documented_is_raised(
+    name: str, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CaptionerError) as caught:
+        CASES[name, kind]()
+    assert caught.type is kind
