@@ -10,11 +10,13 @@ from __future__ import annotations
 import html
 import inspect
 import re
+from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import click
+import yaml
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
@@ -126,14 +128,23 @@ def _configuration() -> str:
         assert issubclass(section, BaseModel)
         parts += [f"## {name}", (section.__doc__ or "").split("\n\n    Attributes:")[0]]
         rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-        for key, setting in section.model_fields.items():
-            default = setting.get_default(call_default_factory=True)
-            shown = "null" if default is None else str(default)
-            shown = {"True": "true", "False": "false", "": '""'}.get(shown, shown)
-            meaning = _cell(setting.description or "")
-            rows.append(f"| `{key}` | `{shown}` | {_values(setting)} | {meaning} |")
-        parts.append("\n".join(rows))
+        parts.append("\n".join([*rows, *_settings(section)]))
     return "\n\n".join(parts)
+
+
+def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Describe each setting; of a list of sections also those of its first item."""
+    for (key, setting), default in zip(
+        section.model_fields.items(), section().model_dump(mode="json").values(), strict=True
+    ):
+        meaning = _cell(setting.description or "")
+        [item] = get_args(setting.annotation)[:1] or [None]
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            yield f"| `{prefix}{key}` | one item | list | {meaning} |"
+            yield from _settings(item, f"{prefix}{key}.0.")
+        else:
+            shown = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+            yield f"| `{prefix}{key}` | `{shown}` | {_values(setting)} | {meaning} |"
 
 
 def _values(setting: FieldInfo) -> str:
