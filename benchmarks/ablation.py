@@ -31,8 +31,8 @@ from common import describe_machine
 
 from captioner.config import DecodingConfig, load_config
 from captioner.evaluation.run import evaluate
-from captioner.models.captioner import Captioner, model_folder
-from captioner.models.directory import fingerprint
+from captioner.models.captioner import Captioner
+from captioner.models.directory import fingerprint, model_folder
 from captioner.training.run import train
 
 SCORES = ("bleu_1", "bleu_4", "cider")

@@ -21,7 +21,7 @@ LAYERS = (
     ("memory",),
     ("datasets", "models"),
     ("features",),
-    ("stores",),
+    ("stores", "run_dir"),
     ("training", "inference"),
     ("evaluation", "gradients"),
     ("cli",),

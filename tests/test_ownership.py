@@ -20,7 +20,7 @@ from captioner.errors import ConfigError, ModelError
 from captioner.inference.journal import journals_of
 from captioner.models.captioner import Captioner
 from captioner.ownership import MARKER, owns, writes
-from captioner.training.telemetry import read_metrics
+from captioner.run_dir import read_metrics
 
 
 @pytest.fixture(scope="module")

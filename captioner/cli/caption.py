@@ -17,7 +17,6 @@ import click
 from captioner.cli.options import (
     decoding_options,
     device_option,
-    find_models,
     load_captioner,
     models_option,
     say,
@@ -167,6 +166,8 @@ def command(
     and the rest are captioned; the exit code is then 1. With --output a job that was cut off goes
     on where it was when the same command is given again.
     """
+    from captioner.run_dir import find_models
+
     usual = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
     how = How(models=[], output=output, format=format or usual, **options)
     _check_engine(how)

@@ -8,7 +8,6 @@ import click
 
 from captioner.cli.options import (
     device_option,
-    find_model,
     load_captioner,
     model_option,
     say,
@@ -35,12 +34,11 @@ def command(
     Follows the image from the file to the caption and checks each step. The exit code is 1 if a
     problem is found.
     """
-    folder = find_model(model)
-
     from captioner.evaluation.checks import verdict
     from captioner.evaluation.doctor import examine
-    from captioner.evaluation.run import config_of_model
+    from captioner.run_dir import config_of_model, find_model
 
+    folder = find_model(model)
     config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folder, device)
     checks = examine(captioner, config, folder, split, say=say)

@@ -10,7 +10,6 @@ import click
 from captioner.cli.options import (
     decoding_options,
     device_option,
-    find_models,
     load_captioner,
     models_option,
     say,
@@ -54,12 +53,12 @@ def command(
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
         raise click.UsageError("several --model need --output: none of their runs is theirs alone")
+    from captioner.evaluation.report import write_report
+    from captioner.evaluation.run import evaluate
+    from captioner.run_dir import config_of_model, find_models
+
     folders = find_models(models)
     folder = folders[0]
-
-    from captioner.evaluation.report import write_report
-    from captioner.evaluation.run import config_of_model, evaluate
-
     config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folders, device)
     options = captioner.settings(n_best=n_best, **decoding)

@@ -10,7 +10,6 @@ import click
 from captioner.cli.options import (
     config_argument,
     device_option,
-    find_model,
     load_captioner,
     say,
     set_option,
@@ -64,10 +63,10 @@ def command(
         raise click.UsageError("--model has its own config and its training behind it")
 
     from captioner.config import load_config
-    from captioner.evaluation.run import config_of_model
     from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
     from captioner.ownership import check_files
+    from captioner.run_dir import config_of_model, find_model
 
     if model:
         folder = find_model(model)

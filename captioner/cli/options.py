@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -73,36 +72,6 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
     for flag, (kind, text) in reversed(_DECODING.items()):
         collected = click.option(flag, type=kind, help=text)(collected)
     return collected
-
-
-def find_model(model: Path | None) -> Path:
-    """Return the model directory to use.
-
-    Args:
-        model: what the user asked for, if anything.
-
-    Raises:
-        ModelError: if there is none.
-    """
-    from captioner.errors import ModelError
-    from captioner.models.captioner import model_folder
-
-    if model is None and (named := os.environ.get("CAPTIONER_MODEL")):
-        model = Path(named)
-    if model is not None:
-        return model_folder(model)
-    finished = sorted(Path("runs").glob("*/model/config.json"), key=lambda p: p.stat().st_mtime)
-    if not finished:
-        raise ModelError(
-            "no model: nothing finished under runs/ here; train one with `captioner train`, or "
-            "name one with --model DIR or $CAPTIONER_MODEL"
-        )
-    return finished[-1].parent
-
-
-def find_models(models: tuple[Path, ...]) -> list[Path]:
-    """Return the model directories to use; see `find_model`."""
-    return [find_model(model) for model in models or (None,)]
 
 
 def load_captioner(folders: Path | list[Path], device: str) -> Captioner:

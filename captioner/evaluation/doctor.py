@@ -26,8 +26,8 @@ from captioner.models.captioner import DEVICES, Captioner
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import DTYPES, Encoder, arithmetic_of
 from captioner.models.preprocess import one_or_list
+from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
-from captioner.training.checkpoint import identity_of
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 
 CHUNK = 256  # images searched together

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captioner.config import Config, DecodingConfig, load_config
+from captioner.config import Config, DecodingConfig
 from captioner.datasets import Dataset
-from captioner.errors import ConfigError, DataError, ImageError, within_memory
+from captioner.errors import DataError, ImageError, within_memory
 from captioner.escapes import to_json, utf8_name
 from captioner.files import write_text
 from captioner.foreign import plain
@@ -126,27 +126,6 @@ def caption_split(
                 captions.append(found)
             bar.update(len(features))
     return captions
-
-
-def config_of_model(
-    folder: Path, data: str | None = None, overrides: tuple[str, ...] = ()
-) -> Config:
-    """Return the config that names the data to look at.
-
-    Args:
-        folder: model directory; where its run folder is still around it, the run's own config.
-        data: another data set, folder or file.
-        overrides: `section.key=value` strings.
-
-    Raises:
-        ConfigError: if neither says on what data.
-    """
-    path = folder.resolve().parent / "config.yaml"
-    if data:
-        overrides = (f"data.root={json.dumps(data)}", "data.format=auto", *overrides)
-    elif not path.is_file():
-        raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
-    return load_config(str(path) if path.is_file() else None, overrides)
 
 
 def _default_split(dataset: Dataset, config: Config) -> str:

@@ -27,10 +27,10 @@ from captioner.gradients.measure import (
 )
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
+from captioner.run_dir import read_metrics
 from captioner.training import bptt
 from captioner.training.prepare import open_encoder, prepare
 from captioner.training.tables import Batch, CaptionTable, iterate
-from captioner.training.telemetry import read_metrics
 from captioner.training.update import Updater, check_room
 
 CELLS: Final[tuple[dict[str, str], ...]] = (

@@ -24,7 +24,8 @@ from captioner.inference.shares import items_of, last_line, to_row, to_table, to
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
 from captioner.memory import Memory, usual_limit
-from captioner.models.captioner import Captioner, model_folder
+from captioner.models.captioner import Captioner
+from captioner.models.directory import model_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,7 +18,7 @@ from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder, SearchDecoder
-from captioner.models.directory import Parts, model_folder, read_model, write_model
+from captioner.models.directory import Parts, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble, join
 from captioner.models.likelihood import embeddings, log_likelihoods
@@ -27,8 +27,6 @@ from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_pict
 from captioner.models.pipeline import batched, run
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
-
-__all__ = ["Caption", "Captioner", "choose_device", "model_folder"]
 
 T = TypeVar("T")
 R = TypeVar("R")

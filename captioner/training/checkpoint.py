@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,8 +25,7 @@ from captioner.files import room, whole_file
 from captioner.foreign import excerpt, plain
 from captioner.models.encoder import other_arithmetic
 from captioner.ownership import begin
-
-STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
+from captioner.run_dir import saved_steps
 
 
 class DamagedError(CheckpointError):
@@ -76,16 +74,6 @@ class Saved:
     path: Path
     tensors: dict[str, Tensor]
     header: dict[str, str]
-
-
-def saved_steps(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first; files of other names are not looked at."""
-    found = {
-        int(name[1]): path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (name := STEP.fullmatch(path.name)) and path.is_file()
-    }
-    return [found[step] for step in sorted(found)]
 
 
 def left_alone(folder: Path) -> list[str]:
@@ -216,23 +204,6 @@ def restore(
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {plain(error)}") from error
     return progress
-
-
-def identity_of(folder: Path) -> dict[str, Any]:
-    """Return the identity of a run from the header of a checkpoint; empty where none can be read.
-
-    No checksum is verified; `read_newest` does that.
-
-    Args:
-        folder: of the run's checkpoints.
-    """
-    for path in saved_steps(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                return dict(json.loads((file.metadata() or {})["identity"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            continue
-    return {}
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where: Path) -> None:

@@ -21,11 +21,10 @@ from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import CaptionNgrams, Neighbours
 from captioner.ownership import begin, check, clear, mark, owns
+from captioner.run_dir import identity_of, saved_steps
 from captioner.training.checkpoint import (
     check_identity,
-    identity_of,
     left_alone,
-    saved_steps,
 )
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,9 @@ from tqdm import tqdm
 from captioner.files import whole_file
 from captioner.foreign import message
 from captioner.ownership import begin
+from captioner.run_dir import LINES, left_out, parse_metrics, read_metrics
 from captioner.training.board import Board
 
-# What each kind of line of `metrics.jsonl` holds beside its epoch and step, and may hold.
-NUMBERS = {
-    "step": ("loss", "grad_norm", "clipped", "learning_rate"),
-    "epoch": ("bleu_4", "cider_d"),
-}
-OPTIONAL = ("train_loss", "reward", "seconds", "tokens_per_second")
-LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 LINE_START = b'{"kind": "'
 
 
@@ -84,8 +76,8 @@ class RunLog:
         if self.silent or not self.metrics.exists():
             return
         kept, foreign = [], 0
-        for text in LINE.findall(self.metrics.read_bytes()):
-            line = _parse(text)
+        for text in LINES.findall(self.metrics.read_bytes()):
+            line = parse_metrics(text)
             if line is None and not text.endswith(b"\n") and _is_cut_short(text):
                 continue
             foreign += line is None
@@ -94,7 +86,7 @@ class RunLog:
         with whole_file(self.metrics, "in run") as aside:
             aside.write_bytes(b"".join(kept))
         if foreign:
-            self.say(f"{self.metrics}: {_left_out(foreign)}; kept in the file")
+            self.say(f"{self.metrics}: {left_out(foreign)}; kept in the file")
 
     def draw_curves(self) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
@@ -113,56 +105,6 @@ def peak_memory(device: torch.device) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def read_metrics(
-    path: Path,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`.
-
-    Args:
-        path: of the file; there may be none.
-        say: takes a message that counts the foreign lines, which are left out.
-
-    Returns:
-        Lines of kind "step" and "epoch", each with all its numbers; others are left out.
-    """
-    if not path.is_file():
-        return []
-    lines = [*map(_parse, LINE.findall(path.read_bytes()))]
-    good = [line for line in lines if line is not None]
-    if len(good) < len(lines):
-        say(f"{path}: {_left_out(len(lines) - len(good))}")
-    return good
-
-
-def _left_out(count: int) -> str:
-    return f"{count:,} line(s) left out, which are not of a run"
-
-
-def _parse(text: bytes) -> dict[str, Any] | None:
-    """Return a line of `metrics.jsonl`; None where a run wrote no such line."""
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or line.get("kind") not in NUMBERS:
-        return None
-    places = (line.get("epoch"), line.get("step"))
-    if not all(type(value) is int and 0 <= value < 2**53 for value in places):
-        return None
-    # A score may be NaN: no number, but what was measured.
-    values = [line.get(name, 0.0) for name in OPTIONAL] + [
-        line.get(name) for name in NUMBERS[line["kind"]]
-    ]
-    if not all(type(value) is float or _is_small(value) for value in values):
-        return None
-    return line
-
-
-def _is_small(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**53
 
 
 def _is_cut_short(text: bytes) -> bool:

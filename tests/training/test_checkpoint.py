@@ -5,6 +5,7 @@ import torch
 
 from captioner.errors import CheckpointError
 from captioner.ownership import MARKER
+from captioner.run_dir import saved_steps
 from captioner.training import bptt
 from captioner.training.checkpoint import (
     Progress,
@@ -12,7 +13,6 @@ from captioner.training.checkpoint import (
     read_checkpoint,
     restore,
     save_checkpoint,
-    saved_steps,
 )
 
 import toys

@@ -15,10 +15,10 @@ from captioner.cli import train as verb
 from captioner.config import Config
 from captioner.errors import DivergedError
 from captioner.models.captioner import Captioner
+from captioner.run_dir import read_metrics
 from captioner.training import bptt, loop
 from captioner.training.checkpoint import read_newest, read_tensors
 from captioner.training.run import train
-from captioner.training.telemetry import read_metrics
 from captioner.training.update import Updater
 
 import toys

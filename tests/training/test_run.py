@@ -12,10 +12,10 @@ from captioner.config import Config
 from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.models.encoder import FrozenEncoder
+from captioner.run_dir import read_metrics
 from captioner.training import loop
 from captioner.training.prepare import open_encoder, prepare
 from captioner.training.run import Stopped, train
-from captioner.training.telemetry import read_metrics
 
 import toys
 

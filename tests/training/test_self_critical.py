@@ -10,12 +10,12 @@ from captioner.config import Config, TrainingConfig
 from captioner.errors import ConfigError, DataError
 from captioner.metrics import Bleu, CiderD
 from captioner.models.captioner import Captioner
+from captioner.run_dir import read_metrics
 from captioner.text import Vocabulary
 from captioner.training import bptt, loop
 from captioner.training.run import Stopped, train
 from captioner.training.self_critical import SelfCritical
 from captioner.training.tables import Batch, CaptionTable, iterate
-from captioner.training.telemetry import read_metrics
 from captioner.world import World
 
 import toys

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import captioner
+from captioner.run_dir import read_metrics
 from captioner.training import bptt
 from captioner.training.checkpoint import read_newest
 from captioner.training.run import train
-from captioner.training.telemetry import read_metrics
 from captioner.world import World
 
 import toys

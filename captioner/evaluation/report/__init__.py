@@ -23,8 +23,8 @@ from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
 from captioner.files import whole_file
 from captioner.metrics.bootstrap import CONFIDENCE
+from captioner.run_dir import read_metrics
 from captioner.text import Vocabulary
-from captioner.training.telemetry import read_metrics
 
 if TYPE_CHECKING:
     from captioner.evaluation.run import Evaluation
