@@ -195,7 +195,8 @@ def next_words(captioner: Captioner, index: int, caption: str) -> list[list[tupl
 def commands(work: Path) -> list[tuple[str, str]]:
     """Return the three commands of the README and what they print in a folder with a run."""
     log = (work / "runs/scenes/train.log").read_text(encoding="utf-8").splitlines()
-    lines = [("command", "captioner train"), *(("note", line[21:]) for line in log[-2:])]
+    epochs = [line[21:] for line in log if line[21:].startswith("epoch ")]
+    lines = [("command", "captioner train"), *(("note", line) for line in epochs[-2:])]
     first = f"captioner caption {scene(SHOWN[0])}"
     lines += [("command", first), *(("", line.expandtabs(4)) for line in run(first, work))]
     scores = [line for line in run("captioner evaluate", work) if "(95%)" in line or "true" in line]
