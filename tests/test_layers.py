@@ -17,7 +17,7 @@ ROOT = Path(captioner.__file__).parent
 LOWEST = (("version", "foreign", "escapes"), ("errors",), ("ownership",), ("files",))
 LAYERS = (
     *LOWEST,
-    ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers"),
+    ("config", "images", "text", "recurrence", "search", "metrics", "world", "workers", "batches"),
     ("memory",),
     ("datasets", "models"),
     ("features",),

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.batches import in_turn
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, DataError
 from captioner.files import sweep
@@ -33,7 +34,6 @@ from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
 from captioner.memory import Memory
 from captioner.models.captioner import Captioner
-from captioner.models.pipeline import in_turn
 from captioner.models.preprocess import RESIZING
 from captioner.ownership import check
 from captioner.world import World

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from captioner.batches import in_turn
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind
 from captioner.foreign import excerpt
@@ -18,7 +19,6 @@ from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.memory import Held, Memory
 from captioner.models.captioner import Caption, Captioner
-from captioner.models.pipeline import in_turn
 from captioner.models.preprocess import Preprocess
 
 MOST_WORKERS = 1024

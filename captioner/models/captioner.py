@@ -14,17 +14,18 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from captioner.batches import batched
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder, SearchDecoder
-from captioner.models.directory import Parts, read_model, write_model
+from captioner.models.directory import Parts, join_models, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
-from captioner.models.ensemble import Ensemble, join
+from captioner.models.ensemble import Ensemble
 from captioner.models.likelihood import embeddings, log_likelihoods
 from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
-from captioner.models.pipeline import batched, run
+from captioner.models.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.text import Vocabulary, detokenize, tokenize
 
@@ -577,7 +578,7 @@ class Captioner:
             models = [(Path(each), read_model(each)) for each in folders]
             captioner = cls(*models[0][1])
             if len(models) > 1:
-                captioner.encoder, captioner.decoder = join(models)
+                captioner.encoder, captioner.decoder = join_models(models)
             captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
             return captioner.to(device)
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -30,6 +32,7 @@ from captioner.files import check_regular, no_stream, read_json, room, sweep, wh
 from captioner.foreign import excerpt, plain
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
+from captioner.models.ensemble import Ensemble
 from captioner.models.neighbours import Neighbours
 from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.models.preprocess import (
@@ -319,3 +322,41 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
         reason = " ".join(line.strip() for line in lines[1:4] or lines)
         raise ModelError(f"{misfit}: {plain(reason)}") from error
     return decoder
+
+
+def join_models(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
+    """Make one encoder and one decoder of several models.
+
+    A CNN that several models share runs once.
+
+    Args:
+        models: where each came from, and its parts; two or more.
+
+    Raises:
+        ModelError: if their vocabularies differ, or they do not see the same pixels.
+    """
+    (first, about), *others = models
+    for folder, parts in others:
+        if parts.vocabulary.words != about.vocabulary.words:
+            raise ModelError(
+                f"{folder}: has other words than {first}; an ensemble needs models that were "
+                f"trained on the same captions"
+            )
+        if parts.encoder.mirrored != about.encoder.mirrored:
+            raise ModelError(
+                f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
+                f"needs models that see pictures alike"
+            )
+    networks = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
+    cnns: dict[str, FrozenEncoder] = {}
+    places: dict[str, Tensor] = {}
+    end = 0
+    for key, cnn in chain.from_iterable(networks):
+        if key not in cnns:
+            cnns[key] = cnn
+            places[key] = torch.arange(end, end + cnn.feature_size)
+            end += cnn.feature_size
+    columns = [torch.cat([places[key] for key, _ in own]) for own in networks]
+    encoder = side_by_side(list(cnns.values()))
+    encoder.mirrored = about.encoder.mirrored
+    return encoder, Ensemble([parts.decoder for _, parts in models], columns)

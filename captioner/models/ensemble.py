@@ -8,18 +8,12 @@ Neural Networks").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from captioner.errors import ModelError
 from captioner.models.decoder import Decoder
-from captioner.models.directory import Parts
-from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.models.neighbours import flat
-from captioner.models.side_by_side import side_by_side
 from captioner.search import Step
 
 
@@ -71,41 +65,3 @@ class Ensemble(nn.Module):
             return torch.stack(probs).mean(0).log_(), torch.cat(after, dim=1)[None]
 
         return step
-
-
-def join(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
-    """Make one encoder and one decoder of several models.
-
-    A CNN that several models share runs once.
-
-    Args:
-        models: where each came from, and its parts; two or more.
-
-    Raises:
-        ModelError: if their vocabularies differ, or they do not see the same pixels.
-    """
-    (first, about), *others = models
-    for folder, parts in others:
-        if parts.vocabulary.words != about.vocabulary.words:
-            raise ModelError(
-                f"{folder}: has other words than {first}; an ensemble needs models that were "
-                f"trained on the same captions"
-            )
-        if parts.encoder.mirrored != about.encoder.mirrored:
-            raise ModelError(
-                f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
-                f"needs models that see pictures alike"
-            )
-    networks = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
-    cnns: dict[str, FrozenEncoder] = {}
-    places: dict[str, Tensor] = {}
-    end = 0
-    for key, cnn in chain.from_iterable(networks):
-        if key not in cnns:
-            cnns[key] = cnn
-            places[key] = torch.arange(end, end + cnn.feature_size)
-            end += cnn.feature_size
-    columns = [torch.cat([places[key] for key, _ in own]) for own in networks]
-    encoder = side_by_side(list(cnns.values()))
-    encoder.mirrored = about.encoder.mirrored
-    return encoder, Ensemble([parts.decoder for _, parts in models], columns)

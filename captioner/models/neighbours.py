@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from captioner.metrics import PreparedReferences
 from captioner.metrics.cider import TfIdf
+from captioner.models.caption_ngrams import MAX_ORDER, ngram_keys
 from captioner.models.decoder import Decoder
-from captioner.models.ngrams import MAX_ORDER, ngram_keys
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from captioner.errors import ConfigError, within_memory
-from captioner.foreign import excerpt
+from captioner.errors import within_memory
 from captioner.workers import WithinMemory, workers
 
 T = TypeVar("T")
 R = TypeVar("R")
 C = TypeVar("C")
 
-MOST_TOGETHER = 2**16  # images of a batch
 SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
 
 
@@ -68,44 +66,3 @@ def run(
                 (result, next(captions) if wanted and seen is not None else None)
                 for result, seen in batch
             ]
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Give items in lists of a size; the last may be shorter, also where their iterator raises.
-
-    Raises:
-        ConfigError: at once, if the size is not 1 to 65,536.
-    """
-    _check_size(size)
-    return _batches(iter(items), size)
-
-
-def in_turn(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
-    """Cut items into batches of a size that are taken item by item, each whole before the next.
-
-    Raises:
-        ConfigError: at once, if the size is not 1 to 65,536.
-    """
-    _check_size(size)
-    source = iter(items)
-    return (chain([first], islice(source, size - 1)) for first in source)
-
-
-def _check_size(size: int) -> None:
-    if not isinstance(size, int) or not 1 <= size <= MOST_TOGETHER:
-        raise ConfigError(f"batch_size: must be 1 to {MOST_TOGETHER:,}, given {excerpt(size, 60)}")
-
-
-def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
-    ended: Exception | None = None
-    while ended is None:
-        batch: list[T] = []
-        try:
-            while len(batch) < size:
-                batch.append(next(source))
-        except Exception as error:  # StopIteration as a rule
-            ended = error
-        if batch:
-            yield batch
-    if not isinstance(ended, StopIteration):
-        raise ended

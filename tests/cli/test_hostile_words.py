@@ -189,13 +189,14 @@ def test_a_setting_of_megabytes_is_shown_short(tmp_path: Path) -> None:
         assert len(result.stderr) < 1000
 
 
-def test_ten_thousand_mistakes_are_counted(tmp_path: Path) -> None:
+def test_many_mistakes_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
-    path.write_text("data:\n" + "".join(f"  wrong{n}: 1\n" for n in range(10_000)))
+    wrong = "".join(f"  wrong{n}: 1\n" for n in range(99))
+    path.write_text("".join(f"{name}:\n{wrong}" for name in ("data", "text", "training")))
     result = run("train", str(path))
     lines = result.stderr.splitlines()
-    assert "10000 mistake(s)" in lines[0]
-    assert lines[-1] == "... and 9,902 more"
+    assert "297 mistake(s)" in lines[0]
+    assert lines[-1] == "... and 199 more"
     assert len(lines) < 110
 
 

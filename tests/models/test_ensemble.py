@@ -5,8 +5,8 @@ import torch
 
 from captioner.errors import ModelError
 from captioner.models.captioner import Captioner
-from captioner.models.directory import Parts
-from captioner.models.ensemble import Ensemble, join
+from captioner.models.directory import Parts, join_models
+from captioner.models.ensemble import Ensemble
 from captioner.models.side_by_side import side_by_side
 from captioner.text import Vocabulary
 
@@ -26,7 +26,7 @@ def parts(captioner):
 
 
 def together(models):
-    encoder, decoder = join(models)
+    encoder, decoder = join_models(models)
     return Captioner(encoder, decoder, models[0][1].vocabulary, models[0][1].decoding)
 
 
@@ -99,7 +99,7 @@ def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
     words = other.vocabulary
     odd = parts(other)._replace(vocabulary=Vocabulary.build([(*words.words[:-1], "odd")], 1))
     with pytest.raises(ModelError, match="b: has other words than a"):
-        join([("a", parts(one)), ("b", odd)])
+        join_models([("a", parts(one)), ("b", odd)])
     other.encoder.mirrored = True
     with pytest.raises(ModelError, match=r"b: only one of it and a was trained with encoder\.flip"):
-        join([("a", parts(one)), ("b", parts(other))])
+        join_models([("a", parts(one)), ("b", parts(other))])

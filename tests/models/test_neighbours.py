@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from captioner.config import Config
 from captioner.errors import ConfigError, ModelError
+from captioner.models.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.models.captioner import Captioner
 from captioner.models.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
-from captioner.models.ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.search import Hypotheses
 from captioner.text import tokenize
 from captioner.training.run import train

@@ -1,0 +1,55 @@
+"""Items, as they come, in batches of a size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import TypeVar
+
+from captioner.errors import ConfigError
+from captioner.foreign import excerpt
+
+T = TypeVar("T")
+
+MOST_TOGETHER = 2**16  # items of a batch
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Give items in lists of a size; the last may be shorter, also where their iterator raises.
+
+    Raises:
+        ConfigError: at once, if the size is not 1 to 65,536.
+    """
+    _check_size(size)
+    return _batches(iter(items), size)
+
+
+def in_turn(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
+    """Cut items into batches of a size that are taken item by item, each whole before the next.
+
+    Raises:
+        ConfigError: at once, if the size is not 1 to 65,536.
+    """
+    _check_size(size)
+    source = iter(items)
+    return (chain([first], islice(source, size - 1)) for first in source)
+
+
+def _check_size(size: int) -> None:
+    if not isinstance(size, int) or not 1 <= size <= MOST_TOGETHER:
+        raise ConfigError(f"batch_size: must be 1 to {MOST_TOGETHER:,}, given {excerpt(size, 60)}")
+
+
+def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
+    ended: Exception | None = None
+    while ended is None:
+        batch: list[T] = []
+        try:
+            while len(batch) < size:
+                batch.append(next(source))
+        except Exception as error:  # StopIteration as a rule
+            ended = error
+        if batch:
+            yield batch
+    if not isinstance(ended, StopIteration):
+        raise ended
