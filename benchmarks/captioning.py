@@ -63,8 +63,8 @@ from captioner.models.backbones import build_backbone, remove_head
 from captioner.models.captioner import Captioner
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, FrozenEncoder
+from captioner.system.workers import WithinMemory, workers
 from captioner.text import Vocabulary
-from captioner.workers import WithinMemory, workers
 
 WORDS = 2540
 IMAGES = 512

@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from captioner.version import __version__
+from captioner.system.version import __version__
 
 if TYPE_CHECKING:
     from captioner.config import DecodingConfig

@@ -27,8 +27,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from captioner.errors import ConfigError
-from captioner.escapes import OBEYED
-from captioner.foreign import excerpt, plain
+from captioner.system.escapes import OBEYED
+from captioner.system.foreign import excerpt, plain
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # More would be a slip, or mischief in a model of others; the arithmetic bears all up to these.

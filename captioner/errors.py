@@ -12,7 +12,7 @@
 A message is one clear line (a list of mistakes has one line each) that says what is wrong,
 where, and what to do about it. The command line prints it and exits with code 1; a
 `ConfigError` is a usage mistake and exits with code 2. Every message is printable and bounded: what
-is foreign in it is cut where it is put in (`captioner.foreign`), and the whole once more here.
+is foreign in it is cut where it is put in (`system.foreign`), and the whole once more here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
-from captioner.foreign import bounded
+from captioner.system.foreign import bounded
 
 ImageErrorKind: TypeAlias = Literal[
     "missing",  # no such file, nothing matches

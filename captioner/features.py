@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.batches import batched
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
-from captioner.files import read_json, whole_file, write_text
-from captioner.foreign import excerpt, plain
 from captioner.images import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
-from captioner.ownership import begin, mark, owns
-from captioner.workers import WithinMemory, Workers, workers
+from captioner.system.batches import batched
+from captioner.system.files import read_json, whole_file, write_text
+from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import begin, mark, owns
+from captioner.system.workers import WithinMemory, Workers, workers
 
 KEY_BYTES = 16
 SUM_BYTES = 8

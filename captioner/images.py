@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
-from captioner.files import no_stream
-from captioner.foreign import plain
+from captioner.system.files import no_stream
+from captioner.system.foreign import plain
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
 MAX_BYTES = 2**30  # of a file: more than any picture of so many pixels needs

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from captioner import ownership
 from captioner.errors import ConfigError
 from captioner.features import (
     ABOUT,
@@ -21,8 +20,9 @@ from captioner.features import (
     limit,
     size_of,
 )
-from captioner.files import read_json
-from captioner.foreign import plain
+from captioner.system import ownership
+from captioner.system.files import read_json
+from captioner.system.foreign import plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from captioner.errors import ModelError
-from captioner.escapes import to_json
-from captioner.files import read_json, write_text
-from captioner.foreign import excerpt, plain
+from captioner.system.escapes import to_json
+from captioner.system.files import read_json, write_text
+from captioner.system.foreign import excerpt, plain
 
 # What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
 # before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.

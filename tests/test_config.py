@@ -22,7 +22,7 @@ from captioner.config import (
     resolve_path,
 )
 from captioner.errors import ConfigError
-from captioner.foreign import plain
+from captioner.system.foreign import plain
 
 BUNDLED = sorted(bundled("configs").glob("*.yaml"))
 # PyYAML itself reads the rare line ends of Unicode back as spaces.

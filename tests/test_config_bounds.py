@@ -14,7 +14,6 @@ from config_edges import Setting, edges
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner import workers, world
 from captioner.cli import main
 from captioner.config import Config
 from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageError, within_memory
@@ -23,11 +22,12 @@ from captioner.inference.local import caption_files
 from captioner.inference.sources import list_images
 from captioner.metrics.bootstrap import paired_test, resampled_sums
 from captioner.models.captioner import Captioner, choose_device
+from captioner.system import workers, world
+from captioner.system.workers import WithinMemory
 from captioner.training import run as training_run
 from captioner.training.run import train
 from captioner.training.tables import epoch_order
 from captioner.training.update import check_room
-from captioner.workers import WithinMemory
 
 import toys
 

@@ -29,7 +29,7 @@ from captioner.features import (
 )
 from captioner.images import MAX_PIXELS, read_image
 from captioner.models.encoder import FrozenEncoder
-from captioner.ownership import begin
+from captioner.system.ownership import begin
 
 Photos = Callable[..., list[Path]]
 COUNT = 6

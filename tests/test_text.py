@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import ModelError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 from captioner.text import PUNCTUATION, Vocabulary, detokenize, tokenize
 
 SHARED = Path(os.environ.get("CAPTIONER_SHARED", Path(__file__).parents[2] / "shared"))

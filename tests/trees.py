@@ -34,7 +34,7 @@ from captioner.inference.local import Record
 from captioner.inference.sources import list_images
 from captioner.inference.writers import SidecarWriter
 from captioner.models.captioner import Caption, Captioner
-from captioner.ownership import check_files
+from captioner.system.ownership import check_files
 from captioner.training.checkpoint import write_tensors
 from captioner.training.run import train
 

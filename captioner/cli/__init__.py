@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from captioner.errors import CaptionerError, ConfigError, within_memory
-from captioner.foreign import MAX_LINE, message, plain
-from captioner.version import __version__
+from captioner.system.foreign import MAX_LINE, message, plain
+from captioner.system.version import __version__
 
 # What each verb does, in the order people meet them; here, so that --help imports none of them.
 COMMANDS = {

@@ -21,16 +21,16 @@ from captioner.cli.options import (
     models_option,
     say,
 )
-from captioner.foreign import excerpt, plain
+from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
     from captioner.inference.job import JobOptions
     from captioner.inference.local import Record, Totals
     from captioner.inference.sources import Item
-    from captioner.memory import Memory
     from captioner.models.captioner import Captioner
-    from captioner.world import World
+    from captioner.system.memory import Memory
+    from captioner.system.world import World
 
 SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
@@ -81,7 +81,7 @@ class How:
 
 
 def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:  # noqa: ARG001
-    from captioner.memory import bytes_of
+    from captioner.system.memory import bytes_of
 
     return None if size is None else bytes_of(size)
 
@@ -194,7 +194,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -
     from captioner.inference.local import Totals, caption_files
     from captioner.inference.sources import files_only
     from captioner.inference.writers import FORMATS, untaken
-    from captioner.memory import Memory
+    from captioner.system.memory import Memory
 
     memory, left = Memory(how.max_memory), 0
 
@@ -226,8 +226,8 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -
 def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Caption into a file, with a journal; several processes may share the work."""
     from captioner.inference.job import caption_to_file, going_on
-    from captioner.memory import Memory
     from captioner.models.directory import fingerprint
+    from captioner.system.memory import Memory
 
     assert how.output
     memory = Memory(how.max_memory)
@@ -254,7 +254,7 @@ def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> 
 def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Caption into a file, on a Ray cluster."""
     from captioner.inference.cluster import caption_with_ray
-    from captioner.ownership import check
+    from captioner.system.ownership import check
 
     assert how.output
     items = _items(images, how, None)
@@ -297,7 +297,7 @@ def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator
 def _started(images: tuple[str, ...], how: How) -> Iterator[tuple[Captioner, World]]:
     """Join the other processes of the job, and load the model."""
     from captioner.models.captioner import choose_device
-    from captioner.world import joined
+    from captioner.system.world import joined
 
     # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
     # ranks that would wait for a dead one.

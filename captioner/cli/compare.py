@@ -15,7 +15,7 @@ from captioner.cli.scoring import (
     show_signatures,
     write_json,
 )
-from captioner.foreign import plain
+from captioner.system.foreign import plain
 
 if TYPE_CHECKING:
     from captioner.evaluation.compare import Change, Pair
@@ -64,7 +64,7 @@ def command(
         raise click.UsageError("--resamples: a comparison needs some")
 
     from captioner.evaluation.compare import compare_files, conclusion
-    from captioner.ownership import check
+    from captioner.system.ownership import check
 
     if output:
         check(output, "comparison")

@@ -65,8 +65,8 @@ def command(
     from captioner.config import load_config
     from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
-    from captioner.ownership import check_files
     from captioner.run_dir import config_of_model, find_model
+    from captioner.system.ownership import check_files
 
     if model:
         folder = find_model(model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.foreign import message, printable
+from captioner.system.foreign import message, printable
 
 if TYPE_CHECKING:
     from captioner.models.captioner import Captioner

@@ -42,7 +42,7 @@ def command(
     `captioner evaluate`, or its folder, holds its own references.
     """
     from captioner.evaluation.score import score_file
-    from captioner.ownership import check
+    from captioner.system.ownership import check
 
     if output:
         check(output, "scores")

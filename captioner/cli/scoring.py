@@ -71,8 +71,8 @@ def show_signatures(scores: Mapping[str, Signed]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], kind: str) -> None:
     """Write a JSON file, whole, and say so; see `files.whole_file`."""
-    from captioner.escapes import to_json
-    from captioner.files import write_text
+    from captioner.system.escapes import to_json
+    from captioner.system.files import write_text
 
     write_text(path, to_json(content, indent=2) + "\n", kind)
     say(f"wrote {path}")

@@ -17,8 +17,8 @@ from captioner.datasets import coco, delimited, flickr, jsonl, karpathy, scenes
 from captioner.datasets.base import Dataset, Example, Options, Problem
 from captioner.datasets.report import describe, refuse_problems
 from captioner.errors import DataError
-from captioner.files import no_stream
-from captioner.foreign import excerpt
+from captioner.system.files import no_stream
+from captioner.system.foreign import excerpt
 
 __all__ = ["FORMATS", "Dataset", "Example", "Format", "Problem", "describe", "load_dataset"]
 

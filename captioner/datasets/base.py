@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 Kind = Literal[
     "missing image",

@@ -11,9 +11,9 @@ from typing import Any
 
 from captioner.datasets.base import SPLIT_NAMES, Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import read_json
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
+from captioner.system.text_files import read_json
 
 LOOKS_FOR = "a JSON file (captions_*.json in a folder or its annotations/) with images, annotations"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioner.datasets.base import Dataset, Example, Kind, Problem, split_name
-from captioner.datasets.reading import is_utf8
 from captioner.errors import DataError
-from captioner.foreign import excerpt, plain
 from captioner.images import SUFFIXES
+from captioner.system.foreign import excerpt, plain
+from captioner.system.text_files import is_utf8
 
 PICTURE_FOLDERS = (
     "images",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import guess_delimiter, is_utf8, read_lines, read_rows
 from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
-from captioner.escapes import own_cells
-from captioner.foreign import excerpt
+from captioner.system.escapes import own_cells
+from captioner.system.foreign import excerpt
+from captioner.system.text_files import guess_delimiter, is_utf8, read_lines, read_rows
 
 LOOKS_FOR = (
     "a .csv or .tsv file, or a folder with metadata.csv, captions.csv, train.csv or one .csv"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, Entry, picture_folders
-from captioner.datasets.reading import is_utf8, read_lines, read_rows
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
+from captioner.system.text_files import is_utf8, read_lines, read_rows
 
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import read_lines
 from captioner.datasets.table import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
-from captioner.escapes import own_fields
-from captioner.foreign import excerpt, plain
+from captioner.system.escapes import own_fields
+from captioner.system.foreign import excerpt, plain
+from captioner.system.text_files import read_lines
 
 LOOKS_FOR = (
     "a .jsonl file, or a folder with metadata.jsonl, captions.jsonl, train.jsonl or one .jsonl"

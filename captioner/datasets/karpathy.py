@@ -12,10 +12,10 @@ from typing import Any
 
 from captioner.datasets.base import Dataset, Options
 from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.reading import read_json
 from captioner.errors import DataError
-from captioner.files import no_stream
-from captioner.foreign import excerpt
+from captioner.system.files import no_stream
+from captioner.system.foreign import excerpt
+from captioner.system.text_files import read_json
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from captioner.datasets.base import Dataset, Problem
 from captioner.errors import DataError
-from captioner.foreign import plain
+from captioner.system.foreign import plain
 
 
 def describe(dataset: Dataset, extra: Iterable[tuple[str, str]] = ()) -> str:

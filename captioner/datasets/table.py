@@ -12,7 +12,7 @@ from pathlib import Path
 from captioner.datasets.base import SPLIT_NAMES, Options, split_name
 from captioner.datasets.collect import Collector, Entry
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "file")
 CAPTION_COLUMNS = (

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets.reading import (
+from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
+from captioner.errors import DataError
+from captioner.system.escapes import own_cells, own_fields, unescape
+from captioner.system.foreign import excerpt, plain
+from captioner.system.text_files import (
     guess_delimiter,
     is_utf8,
     read_json,
     read_lines,
     read_rows,
 )
-from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
-from captioner.errors import DataError
-from captioner.escapes import own_cells, own_fields, unescape
-from captioner.foreign import excerpt, plain
 
 REFERENCES = "references"  # of a prediction, in the same JSON object
 MAX_CAPTION = 10_000  # characters; scores compare all words of two captions

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 Floats = NDArray[np.floating[Any]]
 Status = Literal["ok", "warning", "problem"]

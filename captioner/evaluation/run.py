@@ -13,12 +13,12 @@ from tqdm import tqdm
 from captioner.config import Config, DecodingConfig
 from captioner.datasets import Dataset
 from captioner.errors import DataError, ImageError, within_memory
-from captioner.escapes import to_json, utf8_name
-from captioner.files import write_text
-from captioner.foreign import plain
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
-from captioner.ownership import check_files
+from captioner.system.escapes import to_json, utf8_name
+from captioner.system.files import write_text
+from captioner.system.foreign import plain
+from captioner.system.ownership import check_files
 from captioner.text import tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split
 

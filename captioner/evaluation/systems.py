@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from captioner.datasets.reading import read_json
 from captioner.errors import DataError
 from captioner.evaluation.caption_rows import Row, read_captions
-from captioner.foreign import plain
 from captioner.metrics import Signature
+from captioner.system.foreign import plain
+from captioner.system.text_files import read_json
 from captioner.text import tokenize
 
 PREDICTIONS = "predictions.jsonl"

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from captioner.files import whole_file, write_text
 from captioner.gradients.measure import EXPLODED, VANISHED, Flow
 from captioner.gradients.study import CellStudy, Stage, Study
-from captioner.version import __version__
+from captioner.system.files import whole_file, write_text
+from captioner.system.version import __version__
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
 FLOOR = 1e-12  # of the drawing: what is smaller has long vanished

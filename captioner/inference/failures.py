@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from captioner.errors import DataError
-from captioner.escapes import to_json, utf8_name
-from captioner.files import no_stream, whole_file
-from captioner.foreign import plain
-from captioner.ownership import check
+from captioner.system.escapes import to_json, utf8_name
+from captioner.system.files import no_stream, whole_file
+from captioner.system.foreign import plain
+from captioner.system.ownership import check
 
 ERRORS = "errors.jsonl"
 

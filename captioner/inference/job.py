@@ -15,11 +15,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.batches import in_turn
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, DataError
-from captioner.files import sweep
-from captioner.foreign import plain
 from captioner.inference.failures import ERRORS, lines_of_others
 from captioner.inference.journal import (
     Done,
@@ -32,11 +29,14 @@ from captioner.inference.journal import (
 from captioner.inference.local import CaptioningOptions, ItemReader, Record, Totals
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
-from captioner.memory import Memory
 from captioner.models.captioner import Captioner
 from captioner.models.preprocess import RESIZING
-from captioner.ownership import check
-from captioner.world import World
+from captioner.system.batches import in_turn
+from captioner.system.files import sweep
+from captioner.system.foreign import plain
+from captioner.system.memory import Memory
+from captioner.system.ownership import check
+from captioner.system.world import World
 
 DIGEST_BYTES = 16
 

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import no_stream, room, whole_file
-from captioner.foreign import excerpt, plain
 from captioner.inference.local import Record
 from captioner.models.encoder import other_arithmetic
-from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
+from captioner.system.files import no_stream, room, whole_file
+from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
 SUFFIX = JOURNAL_SUFFIX
 ENDINGS = ("-wal", "-shm", "-journal")  # of what SQLite keeps beside a data base

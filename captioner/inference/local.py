@@ -11,15 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captioner.batches import in_turn
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind
-from captioner.foreign import excerpt
 from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
-from captioner.memory import Held, Memory
 from captioner.models.captioner import Caption, Captioner
 from captioner.models.preprocess import Preprocess
+from captioner.system.batches import in_turn
+from captioner.system.foreign import excerpt
+from captioner.system.memory import Held, Memory
 
 MOST_WORKERS = 1024
 BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from captioner.errors import ImageError
 from captioner.images import check_bytes, read_file
 from captioner.inference.sources import Item, Packed, Slice
-from captioner.memory import Held, Memory
+from captioner.system.memory import Held, Memory
 
 if TYPE_CHECKING:
     import pyarrow as pa

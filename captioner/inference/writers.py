@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import ClassVar, Self, TextIO
 
 from captioner.errors import DataError, ImageError
-from captioner.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
-from captioner.files import MOVED, whole_file, write_text
 from captioner.inference.failures import ERRORS, failure_list
 from captioner.inference.local import Record, Totals
 from captioner.inference.sources import Item
-from captioner.ownership import owns
-from captioner.version import __version__
+from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
+from captioner.system.files import MOVED, whole_file, write_text
+from captioner.system.ownership import owns
+from captioner.system.version import __version__
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
 NAMED_ALONE = "choose jsonl or csv"  # where two images may have one name

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from captioner.errors import ConfigError, DataError
-from captioner.foreign import excerpt
 from captioner.metrics.references import Floats
+from captioner.system.foreign import excerpt
 
 CONFIDENCE = 0.95
 MOST_RESAMPLES = 10**6

@@ -15,7 +15,7 @@ from captioner.metrics.coco import Meteor, Spice
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import Signature
-from captioner.version import __version__
+from captioner.system.version import __version__
 
 
 class Metric(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from captioner.errors import DataError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 # How captions were searched for and which release scored them describe the run, not the score.
 _FREE = frozenset({"decode", "v"})

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from captioner.errors import ModelError
-from captioner.foreign import excerpt, plain
+from captioner.system.foreign import excerpt, plain
 
 MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
 NOT_CNN = ("maxvit", "swin", "vit")

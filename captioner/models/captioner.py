@@ -14,10 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from captioner.batches import batched
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
-from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder, SearchDecoder
 from captioner.models.directory import Parts, join_models, read_model, write_model
 from captioner.models.encoder import Encoder, dtype_of
@@ -27,6 +25,8 @@ from captioner.models.neighbours import Neighbours
 from captioner.models.pictures import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
+from captioner.system.batches import batched
+from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary, detokenize, tokenize
 
 T = TypeVar("T")

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_path
 from captioner.errors import ConfigError, ModelError
-from captioner.files import check_regular, no_stream, read_json, room, sweep, whole_folder
-from captioner.foreign import excerpt, plain
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
 from captioner.models.ensemble import Ensemble
@@ -43,9 +41,11 @@ from captioner.models.preprocess import (
 )
 from captioner.models.side_by_side import side_by_side
 from captioner.models.weights import state_of
-from captioner.ownership import check
+from captioner.system.files import check_regular, no_stream, read_json, room, sweep, whole_folder
+from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import check
+from captioner.system.version import __version__
 from captioner.text import Vocabulary
-from captioner.version import __version__
 
 FORMAT_VERSION = 1
 TIED = "output.weight"

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import ImageError
-from captioner.foreign import plain
 from captioner.images import read_image, read_opened, to_rgb
+from captioner.system.foreign import plain
 
 ImageLike: TypeAlias = (
     "str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import within_memory
-from captioner.workers import WithinMemory, workers
+from captioner.system.workers import WithinMemory, workers
 
 T = TypeVar("T")
 R = TypeVar("R")

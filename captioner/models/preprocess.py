@@ -26,9 +26,9 @@ from torchvision.transforms.functional import InterpolationMode
 
 from captioner.config import first_mistake
 from captioner.errors import ModelError
-from captioner.files import read_json
-from captioner.foreign import plain
 from captioner.images import MAX_PIXELS
+from captioner.system.files import read_json
+from captioner.system.foreign import plain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

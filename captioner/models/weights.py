@@ -18,9 +18,9 @@ from torchvision import models
 
 from captioner.config import resolve_path
 from captioner.errors import ModelError
-from captioner.foreign import plain
 from captioner.models.backbones import build_backbone
 from captioner.models.preprocess import Preprocess
+from captioner.system.foreign import plain
 
 # What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.
 CLASSIFIER_KEYS = re.compile(r"^(fc|classifier|aux1|aux2|AuxLogits)\b")

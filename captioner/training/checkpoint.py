@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captioner.errors import CheckpointError, ConfigError
-from captioner.files import room, whole_file
-from captioner.foreign import excerpt, plain
 from captioner.models.encoder import other_arithmetic
-from captioner.ownership import begin
 from captioner.run_dir import saved_steps
+from captioner.system.files import room, whole_file
+from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import begin
 
 
 class DamagedError(CheckpointError):

@@ -16,6 +16,8 @@ from captioner.config import TrainingConfig
 from captioner.errors import DivergedError
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import dtype_of
+from captioner.system.signals import caught_signals
+from captioner.system.world import World
 from captioner.training import bptt
 from captioner.training.board import SAMPLES
 from captioner.training.checkpoint import (
@@ -28,11 +30,9 @@ from captioner.training.checkpoint import (
 )
 from captioner.training.dev import DevSplit
 from captioner.training.self_critical import SelfCritical
-from captioner.training.signals import caught_signals
 from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
-from captioner.world import World
 
 LOG_EVERY = 20  # steps; also the places where a run can be stopped
 

@@ -14,12 +14,12 @@ from captioner.config import Config, DataConfig, resolve_path
 from captioner.datasets import Dataset, Example, describe, load_dataset
 from captioner.errors import DataError
 from captioner.features import FeatureStore, fill_store
-from captioner.foreign import plain
 from captioner.models.encoder import Encoder, FrozenEncoder
 from captioner.models.side_by_side import side_by_side
+from captioner.system.foreign import plain
+from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize
 from captioner.training.tables import CaptionTable
-from captioner.world import World
 
 Say = Callable[[str], None]
 

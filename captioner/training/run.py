@@ -14,14 +14,15 @@ from torch import Tensor
 
 from captioner.config import Config, home_path, load_config
 from captioner.errors import ConfigError, within_memory
-from captioner.files import sweep, sweep_marked, write_text
-from captioner.foreign import excerpt, plain
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
 from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import CaptionNgrams, Neighbours
-from captioner.ownership import begin, check, clear, mark, owns
 from captioner.run_dir import identity_of, saved_steps
+from captioner.system.files import sweep, sweep_marked, write_text
+from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import begin, check, clear, mark, owns
+from captioner.system.world import World, joined
 from captioner.training.checkpoint import (
     check_identity,
     left_alone,
@@ -34,7 +35,6 @@ from captioner.training.start import start_weights
 from captioner.training.tables import CaptionTable
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
-from captioner.world import World, joined
 
 RUN_FILES = ("config.yaml", "train.log", "metrics.jsonl", "curves.png")
 Assemble: TypeAlias = Callable[[Decoder], Captioner]

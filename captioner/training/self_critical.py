@@ -22,9 +22,9 @@ from captioner.errors import DataError
 from captioner.metrics import Bleu, CiderD, PreparedReferences
 from captioner.models.decoder import Decoder
 from captioner.search import sample
+from captioner.system.world import World
 from captioner.text import Vocabulary
 from captioner.training.tables import Batch
-from captioner.world import World
 
 
 class SelfCritical:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError, ModelError
-from captioner.foreign import excerpt
 from captioner.models.decoder import Decoder
 from captioner.models.directory import read_model
 from captioner.models.encoder import Encoder
+from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary
 
 FREE = ("dropout", "feature_dropout")  # settings that may differ: weights do not depend on them

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from captioner.files import whole_file
-from captioner.foreign import message
-from captioner.ownership import begin
 from captioner.run_dir import LINES, left_out, parse_metrics, read_metrics
+from captioner.system.files import whole_file
+from captioner.system.foreign import message
+from captioner.system.ownership import begin
 from captioner.training.board import Board
 
 LINE_START = b'{"kind": "'

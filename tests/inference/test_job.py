@@ -22,9 +22,9 @@ from captioner.inference.journal import Done, Journal, journals_of
 from captioner.inference.local import CaptioningOptions, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
-from captioner.memory import Memory
 from captioner.models.captioner import Captioner
-from captioner.workers import WithinMemory
+from captioner.system.memory import Memory
+from captioner.system.workers import WithinMemory
 
 import toys
 

@@ -21,7 +21,7 @@ from captioner.errors import ImageError
 from captioner.inference.sources import files_only, list_images, tar
 from captioner.inference.sources.braces import expand
 from captioner.inference.sources.members import UNFOLDED
-from captioner.memory import Held, Memory
+from captioner.system.memory import Held, Memory
 
 from source_toys import content, contents, entry, listed, memory_below, tar_bytes, write
 

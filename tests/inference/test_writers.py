@@ -15,12 +15,12 @@ import pytest
 
 from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
-from captioner.escapes import unescape
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 from captioner.inference.writers import FORMATS, as_dict, untaken, write_output
 from captioner.models.captioner import Caption
-from captioner.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
+from captioner.system.escapes import unescape
+from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
 CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)

@@ -9,7 +9,7 @@ import torch
 
 from captioner.models import pipeline
 from captioner.models.pipeline import run
-from captioner.workers import AHEAD, WithinMemory, workers
+from captioner.system.workers import AHEAD, WithinMemory, workers
 
 CPU = torch.device("cpu")
 

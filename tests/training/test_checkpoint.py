@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from captioner.errors import CheckpointError
-from captioner.ownership import MARKER
 from captioner.run_dir import saved_steps
+from captioner.system.ownership import MARKER
 from captioner.training import bptt
 from captioner.training.checkpoint import (
     Progress,

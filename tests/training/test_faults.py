@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from captioner.errors import CaptionerError, CheckpointError
-from captioner.ownership import MARKER
+from captioner.system.ownership import MARKER
 from captioner.training.checkpoint import read_tensors
 from captioner.training.run import train
 

@@ -11,12 +11,12 @@ from captioner.errors import ConfigError, DataError
 from captioner.metrics import Bleu, CiderD
 from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
+from captioner.system.world import World
 from captioner.text import Vocabulary
 from captioner.training import bptt, loop
 from captioner.training.run import Stopped, train
 from captioner.training.self_critical import SelfCritical
 from captioner.training.tables import Batch, CaptionTable, iterate
-from captioner.world import World
 
 import toys
 

@@ -14,10 +14,10 @@ import torch
 
 import captioner
 from captioner.run_dir import read_metrics
+from captioner.system.world import World
 from captioner.training import bptt
 from captioner.training.checkpoint import read_newest
 from captioner.training.run import train
-from captioner.world import World
 
 import toys
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from captioner.datasets.base import Dataset
 from captioner.datasets.collect import Collector
-from captioner.datasets.reading import read_lines
 from captioner.datasets.scenes.drawing import draw
 from captioner.datasets.scenes.grammar import Scene, captions, is_true, parse_scene
 from captioner.datasets.scenes.splits import scenes, split_combinations
 from captioner.errors import DataError
-from captioner.foreign import excerpt
-from captioner.ownership import check
+from captioner.system.foreign import excerpt
+from captioner.system.ownership import check
+from captioner.system.text_files import read_lines
 
 PICTURES = {"train": 2000, "dev": 200, "test": 200}
 INDEX = "captions.jsonl"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink", "black")

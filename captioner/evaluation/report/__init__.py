@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from captioner.escapes import visible
 from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
-from captioner.files import whole_file
 from captioner.metrics.bootstrap import CONFIDENCE
 from captioner.run_dir import read_metrics
+from captioner.system.escapes import visible
+from captioner.system.files import whole_file
 from captioner.text import Vocabulary
 
 if TYPE_CHECKING:

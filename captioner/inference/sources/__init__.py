@@ -28,7 +28,7 @@ from captioner.inference.sources.tables import SUFFIXES as TABLES
 from captioner.inference.sources.tables import table_images
 from captioner.inference.sources.tar import COMMAND, command_images, tar_images
 from captioner.inference.sources.zip import Packed, zip_images
-from captioner.memory import Memory
+from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from captioner.errors import ImageError, ImageErrorKind
-from captioner.files import no_stream
-from captioner.foreign import plain
+from captioner.system.files import no_stream
+from captioner.system.foreign import plain
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 ZIPS = (".zip",)

@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
-from captioner.datasets.reading import guess_delimiter, read_rows
 from captioner.datasets.table import IMAGE_COLUMNS
 from captioner.errors import ImageError
-from captioner.escapes import own_cells, own_fields
-from captioner.files import no_stream
-from captioner.foreign import excerpt, plain
 from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
+from captioner.system.escapes import own_cells, own_fields
+from captioner.system.files import no_stream
+from captioner.system.foreign import excerpt, plain
+from captioner.system.text_files import guess_delimiter, read_rows
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")

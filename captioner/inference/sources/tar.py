@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from captioner.errors import ImageError
-from captioner.files import no_stream
-from captioner.foreign import plain
 from captioner.inference.sources.item import Item, Slice, failure
 from captioner.inference.sources.members import bomb, is_image, name_in, refusal
-from captioner.memory import Held, Memory
+from captioner.system.files import no_stream
+from captioner.system.foreign import plain
+from captioner.system.memory import Held, Memory
 
 COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
 _CHUNK = 2**18  # bytes that are read at a time

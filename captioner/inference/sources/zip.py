@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from captioner.errors import ImageError
-from captioner.files import no_stream
 from captioner.inference.sources.item import Item, failure
 from captioner.inference.sources.members import is_image, name_in, refusal
+from captioner.system.files import no_stream
 
 _ENCRYPTED = 0x1  # the bit of a member's flags
 _HEADER = 30  # bytes before a member's name, which come before its content

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from captioner.errors import ConfigError
-from captioner.workers import cores
+from captioner.system.workers import cores
 
 PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
 LARGE = 2**26  # bytes; so many are given back to the system at once

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from captioner.errors import CaptionerError, ConfigError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the leader may take this long to encode or to evaluate alone

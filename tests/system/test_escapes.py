@@ -14,12 +14,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captioner.datasets import load_dataset
-from captioner.escapes import COLUMNS, escape, own_cells, own_fields, to_json, unescape, utf8_name
 from captioner.evaluation.caption_rows import read_captions
 from captioner.inference.local import Record
 from captioner.inference.sources.tables import table_images
 from captioner.inference.writers import FORMATS
 from captioner.models.captioner import Caption
+from captioner.system.escapes import (
+    COLUMNS,
+    escape,
+    own_cells,
+    own_fields,
+    to_json,
+    unescape,
+    utf8_name,
+)
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠]")

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from captioner.errors import ConfigError
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 T = TypeVar("T")
 

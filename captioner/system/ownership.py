@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import quote
 
 from captioner.errors import CaptionerError, ConfigError
-from captioner.escapes import COLUMNS
-from captioner.foreign import plain
-from captioner.version import __version__
+from captioner.system.escapes import COLUMNS
+from captioner.system.foreign import plain
+from captioner.system.version import __version__
 
 MARKER = ".captioner.json"
 JOURNAL_SUFFIX = ".journal"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import ConfigError, is_shortage
-from captioner.foreign import excerpt
+from captioner.system.foreign import excerpt
 
 T = TypeVar("T")
 R = TypeVar("R")

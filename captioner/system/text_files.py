@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from captioner.files import no_stream
-from captioner.foreign import plain
+from captioner.system.files import no_stream
+from captioner.system.foreign import plain
 
 
 def read_text(path: Path, *, stream: bool = False) -> str:

@@ -20,7 +20,7 @@ from captioner.errors import ConfigError, ImageError
 from captioner.images import read_image
 from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
-from captioner.memory import Held, Memory, bytes_of, usual_limit
+from captioner.system.memory import Held, Memory, bytes_of, usual_limit
 
 import toys
 from hostile_tars import sparse_member

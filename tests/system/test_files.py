@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ConfigError
-from captioner.files import PART, sweep, sweep_marked, whole_file, whole_folder, write_text
-from captioner.ownership import begin, mark
+from captioner.system.files import PART, sweep, sweep_marked, whole_file, whole_folder, write_text
+from captioner.system.ownership import begin, mark
 
 SCORES = '{"cider": {"value": %d, "signature": "cider|refs:5"}}'
 MODEL = {
@@ -221,7 +221,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 from test_files import fill
-import captioner.files as files
+import captioner.system.files as files
 
 def no_library(name, use_errno):
     raise OSError("no such system call")
@@ -285,7 +285,8 @@ def test_killed_at_any_moment_the_old_folder_or_the_new_one_is_there(
 def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, "checkpoints")
     code = (
-        "import sys, time; from pathlib import Path; from captioner.files import whole_file\n"
+        "import sys, time; from pathlib import Path\n"
+        "from captioner.system.files import whole_file\n"
         "with whole_file(Path(sys.argv[1]), 'in checkpoints') as aside:\n"
         "    aside.write_text('half'); print(flush=True); time.sleep(60)"
     )

@@ -19,8 +19,8 @@ from trees import COMMANDS, Tools, attempt, changed, plant, snapshot
 from captioner.errors import ConfigError, ModelError
 from captioner.inference.journal import journals_of
 from captioner.models.captioner import Captioner
-from captioner.ownership import MARKER, owns, writes
 from captioner.run_dir import read_metrics
+from captioner.system.ownership import MARKER, owns, writes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.errors import CaptionerError, ConfigError
-from captioner.foreign import LIMIT, MAX_LINE, MAX_LINES, excerpt, message, plain
+from captioner.system.foreign import LIMIT, MAX_LINE, MAX_LINES, excerpt, message, plain
 
 ANY_TEXT = st.text(st.characters(), max_size=50)  # surrogates and control characters as well
 HOSTILE = ["\x1b[31m", "\x9b31m", "\u202e", "\u2066", "\u2028", "\u2029", "\x85", "\x7f", "\udcff"]

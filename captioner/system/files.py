@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from captioner.ownership import MARKER, check, is_empty, mark, owns, writes
+from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
 
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
 OLD = "old"

@@ -1,0 +1,1 @@
+"""Files, text, processes and memory: what captioner asks of the machine."""
