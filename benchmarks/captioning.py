@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 
 from captioner.config import DecoderConfig, load_config
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.inference.local import caption_files
 from captioner.inference.sources import Item
 from captioner.models.backbones import build_backbone, remove_head

@@ -35,7 +35,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import functional as transforms
 
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.models.preprocess import Preprocess
 
 SIZES = ((224, 224), (640, 480), (1920, 1080), (4000, 3000))

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
-from captioner.images import read_file, read_image
+from captioner.images.decode import read_file, read_image
 from captioner.models.encoder import Encoder
 from captioner.models.preprocess import one_or_list
 from captioner.system.batches import batched

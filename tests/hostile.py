@@ -405,7 +405,7 @@ def _no_files(folder: Path) -> Iterator[Case]:
 
 def main() -> int:
     from captioner.errors import ImageError
-    from captioner.images import read_image
+    from captioner.images.decode import read_image
 
     wrong = 0
     print("| case | what it is | what came of it |\n|---|---|---|")

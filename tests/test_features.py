@@ -27,7 +27,7 @@ from captioner.features import (
     fill_store,
     image_key,
 )
-from captioner.images import MAX_PIXELS, read_image
+from captioner.images.decode import MAX_PIXELS, read_image
 from captioner.models.encoder import FrozenEncoder
 from captioner.system.ownership import begin
 

@@ -62,7 +62,7 @@ class How:
 
     def job(self) -> JobOptions:
         """Return what the captioning needs to know of it."""
-        from captioner.images import MAX_PIXELS
+        from captioner.images.decode import MAX_PIXELS
         from captioner.inference.job import JobOptions
 
         return JobOptions(
@@ -344,7 +344,7 @@ def _check_output(how: How) -> None:
         raise click.UsageError(f"--extension: must look like .txt, given {excerpt(how.extension)}")
     if how.salvage and (how.overwrite or not how.output):
         raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
-    from captioner.images import SUFFIXES
+    from captioner.images.decode import SUFFIXES
     from captioner.inference.writers import FORMATS
 
     if how.n_best > 1 and not FORMATS[how.format].several:

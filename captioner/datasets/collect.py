@@ -9,7 +9,7 @@ from pathlib import Path
 
 from captioner.datasets.base import Dataset, Example, Kind, Problem, split_name
 from captioner.errors import DataError
-from captioner.images import SUFFIXES
+from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import is_utf8
 

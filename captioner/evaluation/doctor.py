@@ -20,7 +20,7 @@ from captioner.errors import ImageError
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
 from captioner.features import AlteredError, FeatureStore
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import DEVICES, Captioner
 from captioner.models.decoder import Decoder

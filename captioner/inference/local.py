@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind
-from captioner.images import MAX_BYTES, MAX_PIXELS, read_file, read_image
+from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.inference.sources import Item
 from captioner.models.captioner import Caption, Captioner
 from captioner.models.preprocess import Preprocess

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 from captioner.errors import ImageError
-from captioner.images import check_bytes, read_file
+from captioner.images.decode import check_bytes, read_file
 from captioner.inference.sources import Item, Packed, Slice
 from captioner.system.memory import Held, Memory
 

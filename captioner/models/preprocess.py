@@ -26,7 +26,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from captioner.config import first_mistake
 from captioner.errors import ModelError
-from captioner.images import MAX_PIXELS
+from captioner.images.decode import MAX_PIXELS
 from captioner.system.files import read_json
 from captioner.system.foreign import plain
 

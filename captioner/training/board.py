@@ -11,7 +11,7 @@ import torch
 
 from captioner.datasets import Example
 from captioner.errors import ImageError
-from captioner.images import read_image
+from captioner.images.decode import read_image
 
 SAMPLES = 8  # dev images whose captions are shown after every epoch
 

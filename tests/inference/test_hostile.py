@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from captioner.errors import IMAGE_ERROR_KINDS, ImageError
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import Item
 
@@ -20,7 +20,7 @@ from hostile_tars import make_tars
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.nn"),
-    # As `captioner.images` has it, outside of tests.
+    # As `captioner.images.decode` has it, outside of tests.
     pytest.mark.filterwarnings("ignore:::PIL"),
 ]
 

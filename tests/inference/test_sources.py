@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ImageError
-from captioner.images import read_file
+from captioner.images.decode import read_file
 from captioner.inference import sources
 from captioner.inference.sources import Item, list_images, typed
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError
+from captioner.images.accept import to_picture
 from captioner.models.captioner import Captioner
-from captioner.models.pictures import to_picture
 
 import toys
 

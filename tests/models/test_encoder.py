@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchvision import models
 
 from captioner.errors import ModelError
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.models import backbones
 from captioner.models.backbones import build_backbone, check_backbone, remove_head
 from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.errors import ConfigError, ImageError
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
 from captioner.system.memory import Held, Memory, bytes_of, usual_limit

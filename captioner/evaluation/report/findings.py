@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from captioner.datasets import Dataset
 from captioner.errors import ImageError
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.text import Vocabulary, tokenize
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from captioner.images import SUFFIXES
+from captioner.images.decode import SUFFIXES
 from captioner.inference.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
 
 

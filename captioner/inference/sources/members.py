@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 from captioner.errors import ImageError
-from captioner.images import SUFFIXES
+from captioner.images.decode import SUFFIXES
 
 # Twice what the largest picture that `read_image` decodes takes as RGB, so no image is refused
 # that could be captioned; anything above is a mistake or a bomb, and would fill the memory.

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from captioner import images
 from captioner.errors import ImageError
-from captioner.images import MAX_PIXELS, SUFFIXES, read_image, to_rgb
+from captioner.images import decode as images
+from captioner.images.decode import MAX_PIXELS, SUFFIXES, read_image, to_rgb
 
 from hostile_files import BLACK, BLUE, GREEN, ORIENTATION, RED, STORED, UPRIGHT, WHITE
 
@@ -299,9 +299,8 @@ def test_no_bytes_raise_anything_but_an_image_error(data: bytes) -> None:
 
 
 def test_pillow_keeps_quiet() -> None:
-    script = (
-        "import sys; from captioner.images import read_image; read_image(sys.stdin.buffer.read())"
-    )
+    script = "import sys; from captioner.images.decode import read_image; "
+    script += "read_image(sys.stdin.buffer.read())"
     data = encode(flat(RED), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     done = subprocess.run(
         [sys.executable, "-c", script], input=data, capture_output=True, check=True

@@ -13,12 +13,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captioner.images import read_image
+from captioner.images.decode import read_image
 from captioner.models.preprocess import Preprocess
 
 from hostile_files import STORED, UPRIGHT, flat, jpeg, turned
 
-SHARED = Path(os.environ.get("CAPTIONER_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("CAPTIONER_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 def photograph(seed: int, width: int, height: int) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import ImageError
-from captioner.images import read_image, read_opened, to_rgb
+from captioner.images.decode import read_image, read_opened, to_rgb
 from captioner.system.foreign import plain
 
 ImageLike: TypeAlias = (

@@ -1,0 +1,1 @@
+"""From what people hold pictures in to RGB pictures."""
