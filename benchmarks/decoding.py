@@ -35,8 +35,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import functional as transforms
 
+from captioner.encoder.preprocess import Preprocess
 from captioner.images.decode import read_image
-from captioner.models.preprocess import Preprocess
 
 SIZES = ((224, 224), (640, 480), (1920, 1080), (4000, 3000))
 ROUNDS = 9

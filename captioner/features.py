@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.encoder.encoder import Encoder
+from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.images.decode import read_file, read_image
-from captioner.models.encoder import Encoder
-from captioner.models.preprocess import one_or_list
 from captioner.system.batches import batched
 from captioner.system.files import read_json, whole_file, write_text
 from captioner.system.foreign import excerpt, plain

@@ -16,7 +16,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captioner.models.encoder import FrozenEncoder
+    from captioner.encoder.encoder import FrozenEncoder
 
 # The tensors here are too small to share between threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,7 +82,7 @@ def random_state(backbone: str, seed: int = 0, **builder_args: object) -> dict[s
     """Invent weights for a whole torchvision CNN, its batch norm statistics far from trivial."""
     import torch
 
-    from captioner.models.backbones import build_backbone
+    from captioner.encoder.backbones import build_backbone
 
     draws = torch.Generator().manual_seed(seed)
 
@@ -115,8 +115,8 @@ def make_encoder() -> MakeEncoder:
         precision: str = "fp32",
         **builder_args: object,
     ) -> FrozenEncoder:
-        from captioner.models.encoder import EncoderSpec, FrozenEncoder
-        from captioner.models.preprocess import Preprocess
+        from captioner.encoder.encoder import EncoderSpec, FrozenEncoder
+        from captioner.encoder.preprocess import Preprocess
 
         spec = EncoderSpec(backbone, builder_args, Preprocess(image_size, image_size))
         return FrozenEncoder(spec, random_state(backbone, seed, **builder_args), precision)

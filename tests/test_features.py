@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import DataError, ModelError
 from captioner.features import (
     MIRRORED,
@@ -28,7 +29,6 @@ from captioner.features import (
     image_key,
 )
 from captioner.images.decode import MAX_PIXELS, read_image
-from captioner.models.encoder import FrozenEncoder
 from captioner.system.ownership import begin
 
 Photos = Callable[..., list[Path]]
@@ -291,7 +291,7 @@ import os, sys, time
 from pathlib import Path
 import torch
 from captioner.features import FeatureStore, fill_store
-from captioner.models.encoder import FrozenEncoder
+from captioner.encoder.encoder import FrozenEncoder
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
 encoder = FrozenEncoder.create("shufflenet_v2_x0_5", "none", image_size=32, precision="fp32")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from captioner import features as module
 from captioner.cli import main
+from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import ConfigError, DataError, ModelError
 from captioner.features import FeatureStore, fill_store, limit
-from captioner.models.encoder import FrozenEncoder
 from captioner.training.run import train
 
 import toys

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from captioner.config import Config
 from captioner.datasets import Example
+from captioner.encoder.encoder import DTYPES, Encoder, arithmetic_of
+from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ImageError
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
@@ -24,8 +26,6 @@ from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import DEVICES, Captioner
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import DTYPES, Encoder, arithmetic_of
-from captioner.models.preprocess import one_or_list
 from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import DecodingConfig
+from captioner.encoder.preprocess import RESIZING
 from captioner.errors import ConfigError, DataError
 from captioner.inference.failures import ERRORS, lines_of_others
 from captioner.inference.journal import (
@@ -30,7 +31,6 @@ from captioner.inference.local import CaptioningOptions, ItemReader, Record, Tot
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
 from captioner.models.captioner import Captioner
-from captioner.models.preprocess import RESIZING
 from captioner.system.batches import in_turn
 from captioner.system.files import sweep
 from captioner.system.foreign import plain

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig, DecodingOverrides
+from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.images.accept import ImageLike, as_it_is, each, is_one, to_picture
 from captioner.models.decoder import Decoder, SearchDecoder
 from captioner.models.directory import Parts, join_models, read_model, write_model
-from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.ensemble import Ensemble
 from captioner.models.likelihood import embeddings, log_likelihoods
 from captioner.models.neighbours import Neighbours

@@ -27,20 +27,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_path
-from captioner.errors import ConfigError, ModelError
-from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
-from captioner.models.ensemble import Ensemble
-from captioner.models.neighbours import Neighbours
-from captioner.models.preprocess import FILE_NAME as PREPROCESSOR
-from captioner.models.preprocess import (
+from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
+from captioner.encoder.preprocess import FILE_NAME as PREPROCESSOR
+from captioner.encoder.preprocess import (
     Preprocess,
     load_preprocess,
     one_or_list,
     save_preprocess,
 )
-from captioner.models.side_by_side import side_by_side
-from captioner.models.weights import state_of
+from captioner.encoder.side_by_side import side_by_side
+from captioner.encoder.weights import state_of
+from captioner.errors import ConfigError, ModelError
+from captioner.models.decoder import Decoder
+from captioner.models.ensemble import Ensemble
+from captioner.models.neighbours import Neighbours
 from captioner.system.files import check_regular, no_stream, read_json, room, sweep, whole_folder
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import check

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import CheckpointError, ConfigError
-from captioner.models.encoder import other_arithmetic
 from captioner.run_dir import saved_steps
 from captioner.system.files import room, whole_file
 from captioner.system.foreign import excerpt, plain

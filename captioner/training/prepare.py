@@ -12,10 +12,10 @@ from torch import Tensor
 
 from captioner.config import Config, DataConfig, resolve_path
 from captioner.datasets import Dataset, Example, describe, load_dataset
+from captioner.encoder.encoder import Encoder, FrozenEncoder
+from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import DataError
 from captioner.features import FeatureStore, fill_store
-from captioner.models.encoder import Encoder, FrozenEncoder
-from captioner.models.side_by_side import side_by_side
 from captioner.system.foreign import plain
 from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize

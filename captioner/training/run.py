@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, home_path, load_config
+from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, within_memory
 from captioner.models.captioner import Captioner, choose_device
 from captioner.models.decoder import Decoder
-from captioner.models.encoder import Encoder, dtype_of
 from captioner.models.neighbours import CaptionNgrams, Neighbours
 from captioner.run_dir import identity_of, saved_steps
 from captioner.system.files import sweep, sweep_marked, write_text

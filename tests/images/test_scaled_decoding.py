@@ -13,8 +13,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioner.encoder.preprocess import Preprocess
 from captioner.images.decode import read_image
-from captioner.models.preprocess import Preprocess
 
 from hostile_files import STORED, UPRIGHT, flat, jpeg, turned
 

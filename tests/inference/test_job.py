@@ -212,7 +212,7 @@ def test_another_model_or_setting_is_refused_until_told(change, said, model, pic
 def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
-    monkeypatch.setattr("captioner.models.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
+    monkeypatch.setattr("captioner.encoder.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
     with pytest.raises(ConfigError, match="arithmetic was fp32 on cpu, is fp32 on cuda"):
         run(model, pictures, output)
 

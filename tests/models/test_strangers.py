@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from captioner.encoder import preprocess
+from captioner.encoder.backbones import MAX_CALLS, build_backbone
+from captioner.encoder.weights import read_state_dict
 from captioner.errors import ModelError
-from captioner.models import directory, preprocess
-from captioner.models.backbones import MAX_CALLS, build_backbone
+from captioner.models import directory
 from captioner.models.captioner import Captioner
-from captioner.models.weights import read_state_dict
 
 import toys
 

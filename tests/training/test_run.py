@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from captioner.config import Config
+from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import FrozenEncoder
 from captioner.run_dir import read_metrics
 from captioner.training import loop
 from captioner.training.prepare import open_encoder, prepare
@@ -198,7 +198,7 @@ def test_a_run_whose_data_changed_is_not_resumed(config, tmp_path):
 
 def test_other_arithmetic_is_refused_before_all_is_encoded(config, tmp_path, monkeypatch):
     folder = train(config, tmp_path / "run", device="cpu").folder
-    monkeypatch.setattr("captioner.models.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
+    monkeypatch.setattr("captioner.encoder.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
     monkeypatch.setattr("captioner.training.run.prepare", None)
     with pytest.raises(CheckpointError) as caught:
         train(config, folder, device="cpu", resume=True)

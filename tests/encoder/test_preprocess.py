@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import models
 
-from captioner.errors import ModelError
-from captioner.models.preprocess import (
+from captioner.encoder.preprocess import (
     FILE_NAME,
     Preprocess,
     load_preprocess,
     save_preprocess,
 )
+from captioner.errors import ModelError
 
 WEIGHTS = [
     models.ResNet50_Weights.IMAGENET1K_V1,
@@ -70,8 +70,8 @@ def test_the_largest_pictures_are_not_copied(
     def copied(_: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("captioner.models.preprocess.COPIED", 90 * 60 - 1)
-    monkeypatch.setattr("captioner.models.preprocess.functional.interpolate", copied)
+    monkeypatch.setattr("captioner.encoder.preprocess.COPIED", 90 * 60 - 1)
+    monkeypatch.setattr("captioner.encoder.preprocess.functional.interpolate", copied)
     assert (Preprocess(30, 30).pixels(image) - usual).abs().max() <= 1
 
 
@@ -116,7 +116,7 @@ def test_the_cut_changes_nothing_that_can_be_seen(
         image = picture(1, size)
         whole = Preprocess(64, 56).pixels(image).int()
         with monkeypatch.context() as patch:
-            patch.setattr("captioner.models.preprocess.MAX_PIXELS", 10_000)
+            patch.setattr("captioner.encoder.preprocess.MAX_PIXELS", 10_000)
             cut = Preprocess(64, 56).pixels(image).int()
         assert (cut - whole).abs().max() <= 12
         assert (cut - whole).abs().float().mean() < 2

@@ -20,16 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import models
 
-from captioner.errors import ModelError
-from captioner.models.backbones import build_backbone, remove_head
-from captioner.models.preprocess import Preprocess
-from captioner.models.weights import (
+from captioner.encoder.backbones import build_backbone, remove_head
+from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.weights import (
     FoundWeights,
     fetch_weights,
     load_strictly,
     read_state_dict,
     state_of,
 )
+from captioner.errors import ModelError
 
 TINY = "squeezenet1_1"
 State = dict[str, Tensor]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from captioner.config import resolve_path
+from captioner.encoder.backbones import build_backbone
+from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ModelError
-from captioner.models.backbones import build_backbone
-from captioner.models.preprocess import Preprocess
 from captioner.system.foreign import plain
 
 # What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captioner.config import Config
+from captioner.encoder.encoder import Encoder, FrozenEncoder
+from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.side_by_side import SideBySide, side_by_side
 from captioner.errors import ModelError
 from captioner.features import FeatureStore
 from captioner.models.captioner import Captioner
-from captioner.models.encoder import Encoder, FrozenEncoder
-from captioner.models.preprocess import Preprocess
-from captioner.models.side_by_side import SideBySide, side_by_side
 from captioner.training.prepare import open_encoder
 
 import toys

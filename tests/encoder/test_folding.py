@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from captioner.models.encoder import EncoderSpec, FrozenEncoder
-from captioner.models.folding import EXACT, fast_form, fold
-from captioner.models.preprocess import Preprocess
+from captioner.encoder.encoder import EncoderSpec, FrozenEncoder
+from captioner.encoder.folding import EXACT, fast_form, fold
+from captioner.encoder.preprocess import Preprocess
 
 MakeState = Callable[..., dict[str, Tensor]]
 

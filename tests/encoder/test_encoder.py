@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from captioner.encoder import backbones
+from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
+from captioner.encoder.encoder import EncoderSpec, FrozenEncoder, best_precision
+from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import ModelError
 from captioner.images.decode import read_image
-from captioner.models import backbones
-from captioner.models.backbones import build_backbone, check_backbone, remove_head
-from captioner.models.encoder import EncoderSpec, FrozenEncoder, best_precision
-from captioner.models.preprocess import Preprocess
-from captioner.models.side_by_side import side_by_side
 
 MakeState = Callable[..., dict[str, Tensor]]
 MakeEncoder = Callable[..., FrozenEncoder]

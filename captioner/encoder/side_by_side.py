@@ -14,8 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.errors import ModelError
-from captioner.models.encoder import Encoder, FrozenEncoder
 
 
 def side_by_side(parts: Sequence[FrozenEncoder]) -> Encoder:

@@ -19,10 +19,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from captioner.models.backbones import build_backbone, check_backbone, remove_head
-from captioner.models.folding import fast_form
-from captioner.models.preprocess import RESIZING, Preprocess
-from captioner.models.weights import fetch_weights, load_strictly
+from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
+from captioner.encoder.folding import fast_form
+from captioner.encoder.preprocess import RESIZING, Preprocess
+from captioner.encoder.weights import fetch_weights, load_strictly
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,1 @@
+"""The frozen CNN: images to features."""
