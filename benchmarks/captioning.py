@@ -56,13 +56,13 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 
 from captioner.config import DecoderConfig, load_config
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.images.decode import read_image
 from captioner.inference.local import caption_files
 from captioner.inference.sources import Item
 from captioner.models.captioner import Captioner
-from captioner.models.decoder import Decoder
 from captioner.system.workers import WithinMemory, workers
 from captioner.text import Vocabulary
 

@@ -63,9 +63,9 @@ def make_model(folder: Path) -> Path:
     from torchvision import models
 
     from captioner.config import DecoderConfig
+    from captioner.decoder.decoder import Decoder
     from captioner.encoder.encoder import FrozenEncoder
     from captioner.models.captioner import Captioner
-    from captioner.models.decoder import Decoder
     from captioner.text import Vocabulary
 
     state = folder / "mobilenet_v2.pth"

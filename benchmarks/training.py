@@ -45,8 +45,8 @@ from torchvision import models, transforms
 from tqdm import tqdm
 
 from captioner.config import Config, load_config
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import DTYPES, best_precision
-from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Trainer

@@ -31,7 +31,7 @@ def step(length: int, window: int | None) -> int:
     import torch
 
     from captioner.config import load_config
-    from captioner.models.decoder import Decoder
+    from captioner.decoder.decoder import Decoder
     from captioner.training import bptt
     from captioner.training.tables import Batch
     from captioner.training.telemetry import peak_memory

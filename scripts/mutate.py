@@ -56,7 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "search/common.py": ("search/test_search_common.py", *SEARCH, NO_NUMBERS),
     "search/top_tokens.py": ("search/test_search_common.py", *SEARCH),
     "search/sampling.py": (*SEARCH[1:], NO_NUMBERS, OTHERS),
-    "models/ngrams.py": ("models/test_neighbours.py", "keys_tell"),
+    "decoder/caption_ngrams.py": ("decoder/test_neighbours.py", "keys_tell"),
     "metrics/bleu.py": METRICS,
     "metrics/rouge.py": METRICS,
     "metrics/cider.py": METRICS,

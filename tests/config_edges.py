@@ -25,10 +25,10 @@ from pydantic.fields import FieldInfo
 
 from captioner.config import Config, load_config
 from captioner.datasets import load_dataset
+from captioner.decoder.decoder import Decoder
+from captioner.decoder.neighbours import CaptionNgrams, Neighbours
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.models.decoder import Decoder
-from captioner.models.neighbours import CaptionNgrams, Neighbours
 from captioner.text import Vocabulary
 from captioner.training import bptt
 from captioner.training.tables import CaptionTable, epoch_order

@@ -25,7 +25,7 @@ from captioner import (
     load_dataset,
     score_captions,
 )
-from captioner.models.ensemble import Ensemble
+from captioner.decoder.ensemble import Ensemble
 
 import toys
 

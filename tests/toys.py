@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.config import Config, DecoderConfig, DecodingConfig
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone
 from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.side_by_side import side_by_side
 from captioner.inference.job import JobOptions
 from captioner.models.captioner import Captioner
-from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.tables import Batch
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captioner.config import Config
 from captioner.datasets import Example
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import DTYPES, Encoder, arithmetic_of
 from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ImageError
@@ -25,7 +26,6 @@ from captioner.features import AlteredError, FeatureStore
 from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import DEVICES, Captioner
-from captioner.models.decoder import Decoder
 from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
 from captioner.training.prepare import SplitTable, open_dataset, read_split

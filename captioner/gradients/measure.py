@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioner.decoder.decoder import Decoder
 from captioner.errors import ConfigError
-from captioner.models.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training import bptt
 from captioner.training.tables import Batch, CaptionTable, epoch_order, iterate

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from captioner.config import Config, DecoderConfig, TrainingConfig
+from captioner.decoder.decoder import Decoder
 from captioner.errors import DataError
 from captioner.gradients.measure import (
     Cut,
@@ -26,7 +27,6 @@ from captioner.gradients.measure import (
     recurrent_sizes,
 )
 from captioner.models.captioner import Captioner, choose_device
-from captioner.models.decoder import Decoder
 from captioner.run_dir import read_metrics
 from captioner.training import bptt
 from captioner.training.prepare import open_encoder, prepare

@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig, DecodingOverrides
+from captioner.decoder.decoder import Decoder, SearchDecoder
+from captioner.decoder.ensemble import Ensemble
+from captioner.decoder.likelihood import embeddings, log_likelihoods
+from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.images.accept import ImageLike, as_it_is, each, is_one, to_picture
-from captioner.models.decoder import Decoder, SearchDecoder
 from captioner.models.directory import Parts, join_models, read_model, write_model
-from captioner.models.ensemble import Ensemble
-from captioner.models.likelihood import embeddings, log_likelihoods
-from captioner.models.neighbours import Neighbours
 from captioner.models.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.system.batches import batched

@@ -27,6 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_path
+from captioner.decoder.decoder import Decoder
+from captioner.decoder.ensemble import Ensemble
+from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder, Precision
 from captioner.encoder.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.encoder.preprocess import (
@@ -38,9 +41,6 @@ from captioner.encoder.preprocess import (
 from captioner.encoder.side_by_side import side_by_side
 from captioner.encoder.weights import state_of
 from captioner.errors import ConfigError, ModelError
-from captioner.models.decoder import Decoder
-from captioner.models.ensemble import Ensemble
-from captioner.models.neighbours import Neighbours
 from captioner.system.files import check_regular, no_stream, read_json, room, sweep, whole_folder
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import check

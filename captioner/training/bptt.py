@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from captioner.models.decoder import Decoder
+from captioner.decoder.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
 from captioner.training.tables import Batch

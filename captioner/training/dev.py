@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Captioner
-from captioner.models.decoder import Decoder
 from captioner.text import tokenize
 from captioner.training.prepare import SplitTable
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import dtype_of
 from captioner.errors import DivergedError
-from captioner.models.decoder import Decoder
 from captioner.system.signals import caught_signals
 from captioner.system.world import World
 from captioner.training import bptt

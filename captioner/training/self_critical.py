@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from captioner.config import TrainingConfig
+from captioner.decoder.decoder import Decoder
 from captioner.errors import DataError
 from captioner.metrics import Bleu, CiderD, PreparedReferences
-from captioner.models.decoder import Decoder
 from captioner.search import sample
 from captioner.system.world import World
 from captioner.text import Vocabulary

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import Encoder
 from captioner.errors import ConfigError, ModelError
-from captioner.models.decoder import Decoder
 from captioner.models.directory import read_model
 from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary

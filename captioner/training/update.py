@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import DecoderConfig, TrainingConfig
+from captioner.decoder.decoder import Decoder
 from captioner.errors import ConfigError
 from captioner.features import free_memory
-from captioner.models.decoder import Decoder
 from captioner.training import bptt
 
 

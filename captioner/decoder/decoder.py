@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner.config import DecoderConfig
-from captioner.models.stepping import Stepper
-from captioner.recurrence import Elman
+from captioner.decoder.recurrence import Elman
+from captioner.decoder.stepping import Stepper
 from captioner.search import Step
 from captioner.text import Vocabulary
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from captioner.decoder.caption_ngrams import MAX_ORDER, ngram_keys
+from captioner.decoder.decoder import Decoder
 from captioner.metrics import PreparedReferences
 from captioner.metrics.cider import TfIdf
-from captioner.models.caption_ngrams import MAX_ORDER, ngram_keys
-from captioner.models.decoder import Decoder
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
 

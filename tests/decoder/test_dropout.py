@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from captioner.models.decoder import Dropout
+from captioner.decoder.decoder import Dropout
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioner.decoder import likelihood
+from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.errors import ImageError
-from captioner.models import likelihood
-from captioner.models.likelihood import embeddings, log_likelihoods
 from captioner.text import Vocabulary
 
 import toys

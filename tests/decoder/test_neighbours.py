@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.config import Config
+from captioner.decoder.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
+from captioner.decoder.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
 from captioner.errors import ConfigError, ModelError
-from captioner.models.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.models.captioner import Captioner
-from captioner.models.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
 from captioner.search import Hypotheses
 from captioner.text import tokenize
 from captioner.training.run import train
@@ -103,7 +103,7 @@ def test_pictures_are_counted_in_pieces_where_there_are_many_ngrams(neighbours, 
     states = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(3))
     arguments = ids.expand(5, -1, -1), lengths.expand(5, -1), states
     whole = neighbours.votes(*arguments)
-    monkeypatch.setattr("captioner.models.neighbours.ROOM", 2 * len(neighbours.ngrams.keys))
+    monkeypatch.setattr("captioner.decoder.neighbours.ROOM", 2 * len(neighbours.ngrams.keys))
     torch.testing.assert_close(neighbours.votes(*arguments), whole)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captioner.models.decoder import Decoder
+from captioner.decoder.decoder import Decoder
 from captioner.search import Step
 from captioner.search.common import no_numbers
 from captioner.text import Vocabulary

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captioner.models.decoder import Decoder
-from captioner.models.neighbours import flat
+from captioner.decoder.decoder import Decoder
+from captioner.decoder.neighbours import flat
 from captioner.search import Step
 
 

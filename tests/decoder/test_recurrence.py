@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captioner import recurrence as written_out
-from captioner.recurrence import (
+from captioner.decoder import recurrence as written_out
+from captioner.decoder.recurrence import (
     Elman,
     Gradients,
     Phi,
@@ -113,7 +113,7 @@ def test_worked_example() -> None:
 
 
 def test_examples_of_the_page() -> None:
-    page = Path(__file__).parents[1] / "docs" / "learn" / "recurrence.md"
+    page = Path(__file__).parents[2] / "docs" / "learn" / "recurrence.md"
     results = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
     assert results.attempted > 0
     assert results.failed == 0

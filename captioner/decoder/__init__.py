@@ -1,0 +1,1 @@
+"""The RNN: features and words to the next word."""
