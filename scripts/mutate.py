@@ -61,7 +61,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "metrics/rouge.py": METRICS,
     "metrics/cider.py": METRICS,
     "metrics/bootstrap.py": ("metrics/test_bootstrap.py",),
-    "metrics/scoring.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
+    "metrics/scores.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
     "inference/job.py": JOB,
     "inference/journal.py": ("inference/test_journal.py", *JOB),
 }

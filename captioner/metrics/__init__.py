@@ -4,7 +4,7 @@ from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD, CiderPlain
 from captioner.metrics.references import PreparedReferences
 from captioner.metrics.rouge import RougeL
-from captioner.metrics.scoring import (
+from captioner.metrics.scores import (
     DEFAULT_METRICS,
     METRICS,
     Comparison,

@@ -23,7 +23,7 @@ from captioner.metrics import (
     compare_captions,
     score_captions,
 )
-from captioner.metrics.scoring import Comparison, Score
+from captioner.metrics.scores import Comparison, Score
 
 JAVA_FREE = ("bleu", "rouge_l", "cider", "cider_d", "cider_plain")
 HIGHEST = {"cider": 10.0, "cider_d": 10.0, "cider_plain": 10.0}

@@ -11,7 +11,7 @@ from captioner.errors import ConfigError
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD, CiderPlain
-from captioner.metrics.coco import Meteor, Spice
+from captioner.metrics.java import Meteor, Spice
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import Signature

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from captioner.metrics import score_captions
-from captioner.metrics.coco import Meteor, Spice
+from captioner.metrics.java import Meteor, Spice
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +82,8 @@ def test_meteor_that_fails_says_its_last_line(tmp_path, monkeypatch: pytest.Monk
     java.write_text("#!/bin/sh\ncat > /dev/null\necho Error: no room >&2\nexit 1\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr("captioner.metrics.coco._missing", lambda _: "")
-    monkeypatch.setattr("captioner.metrics.coco._package", lambda: tmp_path)
+    monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
+    monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
     score = score_captions(HYPOTHESES, REFERENCES, metrics=["meteor"], resamples=10)["meteor"]
     assert score.note == "METEOR failed: Error: no room"
     assert math.isnan(score.value)
@@ -92,8 +92,8 @@ def test_meteor_that_fails_says_its_last_line(tmp_path, monkeypatch: pytest.Monk
 def test_spice_without_its_models_says_how_to_get_them(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("captioner.metrics.coco._missing", lambda _: "")
-    monkeypatch.setattr("captioner.metrics.coco._package", lambda: tmp_path)
+    monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
+    monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
     assert "get_stanford_models" in Spice(REFERENCES).note
 
 
@@ -108,8 +108,8 @@ def test_spice_averages_the_official_f_scores(tmp_path, monkeypatch: pytest.Monk
 
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     (tmp_path / "spice" / "lib" / "stanford-corenlp-3.6.0-models.jar").touch()
-    monkeypatch.setattr("captioner.metrics.coco._missing", lambda _: "")
-    monkeypatch.setattr("captioner.metrics.coco._package", lambda: tmp_path)
+    monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
+    monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
     monkeypatch.setattr(official, "Spice", Stub)
     score = score_captions(HYPOTHESES, REFERENCES, metrics=["spice"])["spice"]
     assert score.value == 0.25
