@@ -291,7 +291,7 @@ def change_tensors(path: Path, data: bytes, dice: random.Random) -> bytes:
 def data(count: int, dice: random.Random, work: Path) -> Tally:
     """Data sets whose annotations or pictures were changed."""
     from captioner.config import Config
-    from captioner.training.prepare import open_encoder, prepare
+    from captioner.data.prepare import open_encoder, prepare
 
     tally = Tally(
         "data set: annotations and pictures changed (Flickr, Karpathy, COCO, CSV, TSV, JSONL)"

@@ -19,7 +19,7 @@ from time import perf_counter
 from common import check, describe_machine, noise_jpeg
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
-from captioner.datasets import Example
+from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
 
 from report_toys import caption, chromium, evaluation, vocabulary

@@ -17,6 +17,7 @@ import torch
 from common import describe_machine
 from torch.nn import functional
 
+from captioner.data.prepare import open_dataset, read_split
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.encoder.side_by_side import side_by_side
 from captioner.evaluation.run import caption_split
@@ -25,7 +26,6 @@ from captioner.models.captioner import Captioner
 from captioner.models.directory import model_folder
 from captioner.run_dir import config_of_model
 from captioner.text import tokenize
-from captioner.training.prepare import open_dataset, read_split
 
 
 def main() -> None:

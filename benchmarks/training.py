@@ -45,13 +45,13 @@ from torchvision import models, transforms
 from tqdm import tqdm
 
 from captioner.config import Config, load_config
+from captioner.data.caption_table import CaptionTable, epoch_order
+from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import DTYPES, best_precision
 from captioner.text import Vocabulary
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Trainer
-from captioner.training.prepare import SplitTable
-from captioner.training.tables import CaptionTable, epoch_order
 from captioner.training.telemetry import RunLog
 
 WORDS = 2536

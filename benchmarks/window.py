@@ -31,9 +31,9 @@ def step(length: int, window: int | None) -> int:
     import torch
 
     from captioner.config import load_config
+    from captioner.data.caption_table import Batch
     from captioner.decoder.decoder import Decoder
     from captioner.training import bptt
-    from captioner.training.tables import Batch
     from captioner.training.telemetry import peak_memory
 
     config = load_config("flickr8k")

@@ -15,7 +15,7 @@ from captioner.system.version import __version__
 
 if TYPE_CHECKING:
     from captioner.config import DecodingConfig
-    from captioner.datasets import load_dataset
+    from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.inference.cluster import caption_with_ray
     from captioner.inference.local import CaptioningOptions, Record, caption_files
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The modules of the names above: importing captioner alone imports neither torch nor nltk.
 _MODULES = {
     "config": ["DecodingConfig"],
-    "datasets": ["load_dataset"],
+    "data.load": ["load_dataset"],
     "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
     "inference.cluster": ["caption_with_ray"],
     "inference.local": ["CaptioningOptions", "Record", "caption_files"],

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.models import get_model
 from tqdm import tqdm
 
-from captioner.datasets.scenes.drawing import PALETTE, Colour, draw
-from captioner.datasets.scenes.grammar import COLOURS, COUNTS, KINDS, RELATIONS, SIZES, Scene
-from captioner.datasets.scenes.splits import scenes, split_combinations
+from captioner.data.scenes.drawing import PALETTE, Colour, draw
+from captioner.data.scenes.grammar import COLOURS, COUNTS, KINDS, RELATIONS, SIZES, Scene
+from captioner.data.scenes.splits import scenes, split_combinations
 
 BACKBONE = "mobilenet_v2"
 BUILDER_ARGS = {"inverted_residual_setting": [[1, 24, 1, 2], [2, 48, 3, 2], [2, 96, 3, 2]]}

@@ -24,14 +24,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from captioner.config import Config, load_config
-from captioner.datasets import load_dataset
+from captioner.data.caption_table import CaptionTable, epoch_order
+from captioner.data.load import load_dataset
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import CaptionNgrams, Neighbours
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.text import Vocabulary
 from captioner.training import bptt
-from captioner.training.tables import CaptionTable, epoch_order
 from captioner.training.update import Updater, check_room
 
 import toys

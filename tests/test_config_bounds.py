@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from captioner.cli import main
 from captioner.config import Config
+from captioner.data.caption_table import epoch_order
 from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageError, within_memory
 from captioner.inference.cluster import caption_with_ray
 from captioner.inference.local import caption_files
@@ -26,7 +27,6 @@ from captioner.system import workers, world
 from captioner.system.workers import WithinMemory
 from captioner.training import run as training_run
 from captioner.training.run import train
-from captioner.training.tables import epoch_order
 from captioner.training.update import check_room
 
 import toys

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.config import Config, DecoderConfig, DecodingConfig
+from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone
 from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder
@@ -24,7 +25,6 @@ from captioner.encoder.side_by_side import side_by_side
 from captioner.inference.job import JobOptions
 from captioner.models.captioner import Captioner
 from captioner.text import Vocabulary
-from captioner.training.tables import Batch
 
 COLOURS = {
     "red": (220, 30, 30),

@@ -22,11 +22,12 @@ from click.testing import CliRunner
 
 from captioner.cli import main
 from captioner.config import Config
-from captioner.datasets import Example, scenes
+from captioner.data import scenes
+from captioner.data.dataset import Example
+from captioner.data.feature_store import FeatureStore
 from captioner.errors import CaptionerError
 from captioner.evaluation.report import write_report
 from captioner.evaluation.run import Evaluation, _write
-from captioner.features import FeatureStore
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
 from captioner.inference.job import JobOptions, caption_to_file

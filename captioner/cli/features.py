@@ -10,7 +10,7 @@ import click
 from captioner.cli.options import config_argument, device_option, say, set_option, show
 
 if TYPE_CHECKING:
-    from captioner.stores import Stored
+    from captioner.data.stores import Stored
 
 ALL = "all stores"
 
@@ -63,8 +63,8 @@ def command(
 
     settings = load_config(config or "scenes", overrides)
 
+    from captioner.data.prepare import open_encoder, prepare
     from captioner.models.captioner import choose_device
-    from captioner.training.prepare import open_encoder, prepare
 
     encoder = open_encoder(settings, choose_device(device))
     prepared = prepare(settings, encoder, say)
@@ -74,8 +74,8 @@ def command(
 
 def _check() -> None:
     """List the stores with their damage, and end with exit code 1 where there is some."""
-    from captioner.features import LIMIT, cache_folder, limit
-    from captioner.stores import stores
+    from captioner.data.feature_store import LIMIT, cache_folder, limit
+    from captioner.data.stores import stores
 
     parent = cache_folder() / "features"
     found = stores(parent)
@@ -104,16 +104,16 @@ def _check() -> None:
 
 
 def _clear(name: str | None) -> None:
-    from captioner.features import cache_folder
-    from captioner.stores import named, stores
+    from captioner.data.feature_store import cache_folder
+    from captioner.data.stores import named, stores
 
     found = stores(cache_folder() / "features")
     _delete(found if name in (None, ALL) else named(found, str(name)))
 
 
 def _prune() -> None:
-    from captioner.features import cache_folder
-    from captioner.stores import drop_damaged, over_limit, stores
+    from captioner.data.feature_store import cache_folder
+    from captioner.data.stores import drop_damaged, over_limit, stores
 
     parent = cache_folder() / "features"
     for stored in stores(parent):
@@ -126,7 +126,7 @@ def _prune() -> None:
 
 
 def _delete(going: list[Stored]) -> None:
-    from captioner.stores import clear
+    from captioner.data.stores import clear
 
     gone = [stored for stored in going if clear(stored)]
     for stored in going:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets.table import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
+from captioner.data.formats.columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells, own_fields, unescape
 from captioner.system.foreign import excerpt, plain

@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioner.config import Config
-from captioner.datasets import Example
+from captioner.data.dataset import Example
+from captioner.data.feature_store import AlteredError, FeatureStore
+from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import DTYPES, Encoder, arithmetic_of
 from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ImageError
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
-from captioner.features import AlteredError, FeatureStore
 from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.models.captioner import DEVICES, Captioner
 from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
-from captioner.training.prepare import SplitTable, open_dataset, read_split
 
 CHUNK = 256  # images searched together
 RECOMPUTED = 32  # features computed again

@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from captioner.config import Config, DecodingConfig
-from captioner.datasets import Dataset
+from captioner.data.dataset import Dataset
+from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.errors import DataError, ImageError, within_memory
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.models.captioner import Caption, Captioner
@@ -20,7 +21,6 @@ from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
 from captioner.text import tokenize
-from captioner.training.prepare import SplitTable, open_dataset, read_split
 
 CHUNK = 256  # images searched together
 

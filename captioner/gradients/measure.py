@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioner.data.caption_table import Batch, CaptionTable, epoch_order, iterate
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ConfigError
 from captioner.text import Vocabulary
 from captioner.training import bptt
-from captioner.training.tables import Batch, CaptionTable, epoch_order, iterate
 
 VANISHED, EXPLODED = 0.01, 100.0  # of the gradient at the last state
 

@@ -13,6 +13,8 @@ import torch
 from tqdm import tqdm
 
 from captioner.config import Config, DecoderConfig, TrainingConfig
+from captioner.data.caption_table import Batch, CaptionTable, iterate
+from captioner.data.prepare import open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.errors import DataError
 from captioner.gradients.measure import (
@@ -29,8 +31,6 @@ from captioner.gradients.measure import (
 from captioner.models.captioner import Captioner, choose_device
 from captioner.run_dir import read_metrics
 from captioner.training import bptt
-from captioner.training.prepare import open_encoder, prepare
-from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.update import Updater, check_room
 
 CELLS: Final[tuple[dict[str, str], ...]] = (

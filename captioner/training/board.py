@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from captioner.datasets import Example
+from captioner.data.dataset import Example
 from captioner.errors import ImageError
 from captioner.images.decode import read_image
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
 from captioner.text import Vocabulary
 from captioner.training.loss import cross_entropy
-from captioner.training.tables import Batch
 
 
 def word_loss(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import TrainingConfig
+from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import dtype_of
 from captioner.errors import DivergedError
@@ -30,7 +31,6 @@ from captioner.training.checkpoint import (
 )
 from captioner.training.dev import DevSplit
 from captioner.training.self_critical import SelfCritical
-from captioner.training.tables import Batch, CaptionTable, iterate
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
 

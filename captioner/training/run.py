@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, home_path, load_config
+from captioner.data.caption_table import CaptionTable
+from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import CaptionNgrams, Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
@@ -29,10 +31,8 @@ from captioner.training.checkpoint import (
 )
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer
-from captioner.training.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.training.self_critical import SelfCritical
 from captioner.training.start import start_weights
-from captioner.training.tables import CaptionTable
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
 

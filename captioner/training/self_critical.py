@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from captioner.config import TrainingConfig
+from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
 from captioner.errors import DataError
 from captioner.metrics import Bleu, CiderD, PreparedReferences
 from captioner.search import sample
 from captioner.system.world import World
 from captioner.text import Vocabulary
-from captioner.training.tables import Batch
 
 
 class SelfCritical:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.config import Config
+from captioner.data.caption_table import CaptionTable
 from captioner.decoder.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.decoder.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
 from captioner.errors import ConfigError, ModelError
@@ -21,7 +22,6 @@ from captioner.models.captioner import Captioner
 from captioner.search import Hypotheses
 from captioner.text import tokenize
 from captioner.training.run import train
-from captioner.training.tables import CaptionTable
 
 import toys
 

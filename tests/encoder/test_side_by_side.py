@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captioner.config import Config
+from captioner.data.feature_store import FeatureStore
+from captioner.data.prepare import open_encoder
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.side_by_side import SideBySide, side_by_side
 from captioner.errors import ModelError
-from captioner.features import FeatureStore
 from captioner.models.captioner import Captioner
-from captioner.training.prepare import open_encoder
 
 import toys
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from captioner.config import bundled
-from captioner.datasets import Dataset, Example, load_dataset
+from captioner.data.dataset import Dataset, Example
+from captioner.data.load import load_dataset
+from captioner.data.prepare import SplitTable
 from captioner.evaluation.report import write_report
 from captioner.evaluation.run import Evaluation
 from captioner.metrics import score_captions
 from captioner.models.captioner import Caption
 from captioner.text import Vocabulary, tokenize
-from captioner.training.prepare import SplitTable
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NO_BROWSER = "needs a browser: apt-get install chromium; pip install 'captioner[test]'"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.datasets import Example
+from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
 from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import THUMBNAIL, find, repeats

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.datasets import Example
+from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
 
 import toys

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from captioner.cli import main
+from captioner.data.caption_table import Batch, CaptionTable
 from captioner.errors import ConfigError
 from captioner.gradients.measure import (
     caption_lengths,
@@ -23,7 +24,6 @@ from captioner.gradients.measure import (
     state_gradients,
 )
 from captioner.text import Vocabulary
-from captioner.training.tables import Batch, CaptionTable
 
 import toys
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from captioner.datasets import load_dataset
+from captioner.data.load import load_dataset
 from captioner.evaluation.caption_rows import read_captions
 from captioner.inference.local import Record
 from captioner.inference.sources.tables import table_images

@@ -9,12 +9,12 @@ import torch
 import yaml
 
 from captioner.config import Config
+from captioner.data.prepare import open_encoder, prepare
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
 from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
 from captioner.training import loop
-from captioner.training.prepare import open_encoder, prepare
 from captioner.training.run import Stopped, train
 
 import toys
@@ -294,8 +294,8 @@ def test_features_that_do_not_fit_the_memory_are_read_from_disk_and_teach_the_sa
         asked.append(size)
         return False
 
-    monkeypatch.setattr("captioner.features.fits", too_large)
-    monkeypatch.setattr("captioner.training.tables.fits", too_large)
+    monkeypatch.setattr("captioner.data.feature_store.fits", too_large)
+    monkeypatch.setattr("captioner.data.caption_table.fits", too_large)
     kept = {}
     build = loop.CaptionTable.build
     monkeypatch.setattr(

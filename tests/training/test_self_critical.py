@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from captioner.config import Config, TrainingConfig
+from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.errors import ConfigError, DataError
 from captioner.metrics import Bleu, CiderD
 from captioner.models.captioner import Captioner
@@ -16,7 +17,6 @@ from captioner.text import Vocabulary
 from captioner.training import bptt, loop
 from captioner.training.run import Stopped, train
 from captioner.training.self_critical import SelfCritical
-from captioner.training.tables import Batch, CaptionTable, iterate
 
 import toys
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from captioner.datasets import Dataset
+from captioner.data.dataset import Dataset
 from captioner.errors import ImageError
 from captioner.images.decode import read_image
 from captioner.text import Vocabulary, tokenize

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
-from captioner.datasets.table import IMAGE_COLUMNS
+from captioner.data.formats.columns import IMAGE_COLUMNS
 from captioner.errors import ImageError
 from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 from captioner.system.escapes import own_cells, own_fields

@@ -15,11 +15,11 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner import features as module
 from captioner.cli import main
+from captioner.data import feature_store as module
+from captioner.data.feature_store import FeatureStore, fill_store, limit
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import ConfigError, DataError, ModelError
-from captioner.features import FeatureStore, fill_store, limit
 from captioner.training.run import train
 
 import toys

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from captioner.features import fits
+from captioner.data.feature_store import fits
 from captioner.text import Vocabulary
 
 BUCKET = 64  # batches that are shuffled together before they are sorted by length

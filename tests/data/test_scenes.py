@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 
 from captioner.config import bundled, load_config
-from captioner.datasets import load_dataset, scenes
-from captioner.datasets.scenes import captions, draw, generate, is_true, load, parse_scene
-from captioner.datasets.scenes.drawing import PALETTE, SIZE
-from captioner.datasets.scenes.grammar import (
+from captioner.data import scenes
+from captioner.data.load import load_dataset
+from captioner.data.scenes import captions, draw, generate, is_true, load, parse_scene
+from captioner.data.scenes.drawing import PALETTE, SIZE
+from captioner.data.scenes.grammar import (
     COLOURS,
     KINDS,
     RELATIONS,
@@ -33,7 +34,7 @@ from captioner.datasets.scenes.grammar import (
     Thing,
     sentences,
 )
-from captioner.datasets.scenes.splits import combination, split_combinations
+from captioner.data.scenes.splits import combination, split_combinations
 from captioner.errors import DataError
 from captioner.text import tokenize
 
@@ -321,18 +322,18 @@ def test_a_seed_gives_the_same_files_and_another_seed_others(few: Path, tmp_path
 def test_the_module_redraws(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "anew" / "scenes"
     monkeypatch.setattr(sys, "argv", ["scenes", str(folder)])
-    runpy.run_module("captioner.datasets.scenes", run_name="__main__")
+    runpy.run_module("captioner.data.scenes", run_name="__main__")
     assert (folder / "captions.jsonl").read_bytes() == (few / "captions.jsonl").read_bytes()
     monkeypatch.setattr(sys, "argv", ["scenes"])
     with pytest.raises(SystemExit, match="usage: "):
-        runpy.run_module("captioner.datasets.scenes", run_name="__main__")
+        runpy.run_module("captioner.data.scenes", run_name="__main__")
 
 
 # What is read.
 
 
 def test_a_folder_without_scenes_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no drawn scenes.*python -m captioner.datasets.scenes"):
+    with pytest.raises(DataError, match=r"no drawn scenes.*python -m captioner.data.scenes"):
         load(tmp_path)
     (tmp_path / "captions.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="no usable image"):

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from captioner.config import Config, DataConfig, resolve_path
-from captioner.datasets import Dataset, Example, describe, load_dataset
+from captioner.data.caption_table import CaptionTable
+from captioner.data.dataset import Dataset, Example
+from captioner.data.feature_store import FeatureStore, fill_store
+from captioner.data.load import load_dataset
+from captioner.data.summary import describe
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import DataError
-from captioner.features import FeatureStore, fill_store
 from captioner.system.foreign import plain
 from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize
-from captioner.training.tables import CaptionTable
 
 Say = Callable[[str], None]
 

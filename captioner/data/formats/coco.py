@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets.base import SPLIT_NAMES, Dataset, Options
-from captioner.datasets.collect import Collector, picture_folders
+from captioner.data.dataset import SPLIT_NAMES, Dataset, Options
+from captioner.data.formats.collect import Collector, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import read_json

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from captioner.datasets.base import Dataset, Options
-from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.table import Row, add_rows, choose_columns, table_files
+from captioner.data.dataset import Dataset, Options
+from captioner.data.formats.collect import Collector, picture_folders
+from captioner.data.formats.columns import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells
 from captioner.system.foreign import excerpt

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from captioner.datasets.base import Dataset, Options
-from captioner.datasets.collect import Collector, picture_folders
-from captioner.datasets.table import Row, add_rows, choose_columns, table_files
+from captioner.data.dataset import Dataset, Options
+from captioner.data.formats.collect import Collector, picture_folders
+from captioner.data.formats.columns import Row, add_rows, choose_columns, table_files
 from captioner.errors import DataError
 from captioner.system.escapes import own_fields
 from captioner.system.foreign import excerpt, plain

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets.base import Dataset, Options
-from captioner.datasets.collect import Collector, picture_folders
+from captioner.data.dataset import Dataset, Options
+from captioner.data.formats.collect import Collector, picture_folders
 from captioner.errors import DataError
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt

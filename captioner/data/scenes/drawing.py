@@ -9,7 +9,7 @@ from itertools import combinations
 
 from PIL import Image, ImageChops, ImageDraw
 
-from captioner.datasets.scenes.grammar import Scene
+from captioner.data.scenes.grammar import Scene
 
 Colour = tuple[float, float, float]
 Spot = tuple[float, float, float]

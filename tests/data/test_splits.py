@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.datasets import Dataset, Example, describe, load_dataset
-from captioner.datasets.base import split_name
+from captioner.data.dataset import Dataset, Example, split_name
+from captioner.data.load import load_dataset
+from captioner.data.summary import describe
 from captioner.errors import DataError
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.datasets import describe, load_dataset
-from captioner.datasets.collect import Pictures
+from captioner.data.formats.collect import Pictures
+from captioner.data.load import load_dataset
+from captioner.data.summary import describe
 from captioner.errors import DataError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from captioner.datasets.base import Dataset, Example, Kind, Problem, split_name
+from captioner.data.dataset import Dataset, Example, Kind, Problem, split_name
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from captioner.encoder.encoder import FrozenEncoder
-from captioner.errors import DataError, ModelError
-from captioner.features import (
+from captioner.data.feature_store import (
     MIRRORED,
     PLAIN,
     FeatureStore,
@@ -28,6 +26,8 @@ from captioner.features import (
     fill_store,
     image_key,
 )
+from captioner.encoder.encoder import FrozenEncoder
+from captioner.errors import DataError, ModelError
 from captioner.images.decode import MAX_PIXELS, read_image
 from captioner.system.ownership import begin
 
@@ -290,7 +290,7 @@ FILL = """
 import os, sys, time
 from pathlib import Path
 import torch
-from captioner.features import FeatureStore, fill_store
+from captioner.data.feature_store import FeatureStore, fill_store
 from captioner.encoder.encoder import FrozenEncoder
 torch.set_num_threads(1)
 root = Path(sys.argv[1])

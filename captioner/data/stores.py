@@ -9,8 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from captioner.errors import ConfigError
-from captioner.features import (
+from captioner.data.feature_store import (
     ABOUT,
     KEY_BYTES,
     KEYS,
@@ -20,6 +19,7 @@ from captioner.features import (
     limit,
     size_of,
 )
+from captioner.errors import ConfigError
 from captioner.system import ownership
 from captioner.system.files import read_json
 from captioner.system.foreign import plain

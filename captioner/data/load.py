@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from captioner.datasets import coco, delimited, flickr, jsonl, karpathy, scenes
-from captioner.datasets.base import Dataset, Example, Options, Problem
-from captioner.datasets.report import describe, refuse_problems
+from captioner.data import scenes
+from captioner.data.dataset import Dataset, Example, Options, Problem
+from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
+from captioner.data.summary import describe, refuse_problems
 from captioner.errors import DataError
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from captioner.datasets.base import Dataset, Options
-from captioner.datasets.collect import Collector, Entry, picture_folders
+from captioner.data.dataset import Dataset, Options
+from captioner.data.formats.collect import Collector, Entry, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import is_utf8, read_lines, read_rows

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.config import DataConfig
-from captioner.datasets import FORMATS, Dataset, load_dataset
+from captioner.data.dataset import Dataset
+from captioner.data.load import FORMATS, load_dataset
 from captioner.errors import DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from captioner.datasets.base import Dataset, Problem
+from captioner.data.dataset import Dataset, Problem
 from captioner.errors import DataError
 from captioner.system.foreign import plain
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from itertools import combinations, count, product
 
-from captioner.datasets.scenes.grammar import (
+from captioner.data.scenes.grammar import (
     COLOURS,
     COUNTS,
     KINDS,

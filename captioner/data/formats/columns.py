@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.datasets.base import SPLIT_NAMES, Options, split_name
-from captioner.datasets.collect import Collector, Entry
+from captioner.data.dataset import SPLIT_NAMES, Options, split_name
+from captioner.data.formats.collect import Collector, Entry
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.data.caption_table import CaptionTable, epoch_order, iterate
 from captioner.text import Vocabulary
-from captioner.training.tables import CaptionTable, epoch_order, iterate
 
 import toys
 

@@ -4,7 +4,7 @@ A picture shows either one to four equal things, or two things of different kind
 above the other. `generate` draws the bundled set, `load` reads it, and the judge of the loaded
 set says whether a caption is true of its picture. Redraw it with
 
-    python -m captioner.datasets.scenes FOLDER
+    python -m captioner.data.scenes FOLDER
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from captioner.datasets.base import Dataset
-from captioner.datasets.collect import Collector
-from captioner.datasets.scenes.drawing import draw
-from captioner.datasets.scenes.grammar import Scene, captions, is_true, parse_scene
-from captioner.datasets.scenes.splits import scenes, split_combinations
+from captioner.data.dataset import Dataset
+from captioner.data.formats.collect import Collector
+from captioner.data.scenes.drawing import draw
+from captioner.data.scenes.grammar import Scene, captions, is_true, parse_scene
+from captioner.data.scenes.splits import scenes, split_combinations
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 from captioner.system.ownership import check
@@ -75,7 +75,7 @@ def load(root: Path) -> Dataset:
     if not index.is_file():
         raise DataError(
             f"{root}: no drawn scenes: it has no {INDEX};"
-            f" draw them with `python -m captioner.datasets.scenes {root}`"
+            f" draw them with `python -m captioner.data.scenes {root}`"
         )
     found = Collector(root, "scenes", [root])
     truths: dict[str, Scene] = {}
