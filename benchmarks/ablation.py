@@ -29,10 +29,10 @@ from typing import Any
 
 from common import describe_machine
 
+from captioner.captioner import Captioner
 from captioner.config import DecodingConfig, load_config
 from captioner.evaluation.run import evaluate
-from captioner.models.captioner import Captioner
-from captioner.models.directory import fingerprint, model_folder
+from captioner.model_dir import fingerprint, model_folder
 from captioner.training.run import train
 
 SCORES = ("bleu_1", "bleu_4", "cider")

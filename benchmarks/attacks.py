@@ -44,12 +44,12 @@ import torch
 from common import describe_machine
 from safetensors.torch import load_file, save_file
 
+from captioner.captioner import Captioner
 from captioner.errors import CaptionerError
 from captioner.inference.job import JobOptions, caption_to_file
 from captioner.inference.journal import journals_of
 from captioner.inference.local import CaptioningOptions, caption_files
 from captioner.inference.sources import list_images
-from captioner.models.captioner import Captioner
 from captioner.training.run import train
 
 import toys

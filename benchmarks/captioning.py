@@ -55,6 +55,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import models, transforms
 
+from captioner.captioner import Captioner
 from captioner.config import DecoderConfig, load_config
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone, remove_head
@@ -62,7 +63,6 @@ from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.images.decode import read_image
 from captioner.inference.local import caption_files
 from captioner.inference.sources import Item
-from captioner.models.captioner import Captioner
 from captioner.system.workers import WithinMemory, workers
 from captioner.text import Vocabulary
 
@@ -78,7 +78,7 @@ import sys
 from pathlib import Path
 from captioner.inference.job import caption_to_file
 from captioner.inference.sources import Item
-from captioner.models.captioner import Captioner
+from captioner.captioner import Captioner
 
 model, pictures, count = sys.argv[1:]
 paths = sorted(Path(pictures).iterdir())

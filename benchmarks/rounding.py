@@ -17,13 +17,13 @@ import torch
 from common import describe_machine
 from torch.nn import functional
 
+from captioner.captioner import Captioner
 from captioner.data.prepare import open_dataset, read_split
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.encoder.side_by_side import side_by_side
 from captioner.evaluation.run import caption_split
 from captioner.metrics import PreparedReferences, score_captions
-from captioner.models.captioner import Captioner
-from captioner.models.directory import model_folder
+from captioner.model_dir import model_folder
 from captioner.run_dir import config_of_model
 from captioner.text import tokenize
 

@@ -62,10 +62,10 @@ def make_model(folder: Path) -> Path:
     import torch
     from torchvision import models
 
+    from captioner.captioner import Captioner
     from captioner.config import DecoderConfig
     from captioner.decoder.decoder import Decoder
     from captioner.encoder.encoder import FrozenEncoder
-    from captioner.models.captioner import Captioner
     from captioner.text import Vocabulary
 
     state = folder / "mobilenet_v2.pth"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.system.version import __version__
 
 if TYPE_CHECKING:
+    from captioner.captioner import Caption, Captioner
     from captioner.config import DecodingConfig
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from captioner.inference.local import CaptioningOptions, Record, caption_files
     from captioner.inference.sources import list_images
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
-    from captioner.models.captioner import Caption, Captioner
     from captioner.text import detokenize, tokenize
 
 # The modules of the names above: importing captioner alone imports neither torch nor nltk.
@@ -33,7 +33,7 @@ _MODULES = {
     "inference.local": ["CaptioningOptions", "Record", "caption_files"],
     "inference.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
-    "models.captioner": ["Caption", "Captioner"],
+    "captioner": ["Caption", "Captioner"],
     "text": ["detokenize", "tokenize"],
 }
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from captioner.config import Config, load_config
 from captioner.errors import ConfigError, ModelError
-from captioner.models.directory import model_folder
+from captioner.model_dir import model_folder
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
 # What each kind of line of `metrics.jsonl` holds beside its epoch and step, and may hold.

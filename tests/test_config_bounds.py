@@ -14,6 +14,7 @@ from config_edges import Setting, edges
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captioner.captioner import Captioner, choose_device
 from captioner.cli import main
 from captioner.config import Config
 from captioner.data.caption_table import epoch_order
@@ -22,7 +23,6 @@ from captioner.inference.cluster import caption_with_ray
 from captioner.inference.local import caption_files
 from captioner.inference.sources import list_images
 from captioner.metrics.bootstrap import paired_test, resampled_sums
-from captioner.models.captioner import Captioner, choose_device
 from captioner.system import workers, world
 from captioner.system.workers import WithinMemory
 from captioner.training import run as training_run

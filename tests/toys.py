@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from captioner.captioner import Captioner
 from captioner.config import Config, DecoderConfig, DecodingConfig
 from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
@@ -23,7 +24,6 @@ from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.side_by_side import side_by_side
 from captioner.inference.job import JobOptions
-from captioner.models.captioner import Captioner
 from captioner.text import Vocabulary
 
 COLOURS = {

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from captioner.captioner import Caption, Captioner
 from captioner.cli import main
 from captioner.config import Config
 from captioner.data import scenes
@@ -34,7 +35,6 @@ from captioner.inference.job import JobOptions, caption_to_file
 from captioner.inference.local import Record
 from captioner.inference.sources import list_images
 from captioner.inference.writers import SidecarWriter
-from captioner.models.captioner import Caption, Captioner
 from captioner.system.ownership import check_files
 from captioner.training.checkpoint import write_tensors
 from captioner.training.run import train

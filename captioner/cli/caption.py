@@ -24,11 +24,11 @@ from captioner.cli.options import (
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
+    from captioner.captioner import Captioner
     from captioner.config import DecodingOverrides
     from captioner.inference.job import JobOptions
     from captioner.inference.local import Record, Totals
     from captioner.inference.sources import Item
-    from captioner.models.captioner import Captioner
     from captioner.system.memory import Memory
     from captioner.system.world import World
 
@@ -226,7 +226,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -
 def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Caption into a file, with a journal; several processes may share the work."""
     from captioner.inference.job import caption_to_file, going_on
-    from captioner.models.directory import fingerprint
+    from captioner.model_dir import fingerprint
     from captioner.system.memory import Memory
 
     assert how.output
@@ -296,7 +296,7 @@ def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator
 @contextmanager
 def _started(images: tuple[str, ...], how: How) -> Iterator[tuple[Captioner, World]]:
     """Join the other processes of the job, and load the model."""
-    from captioner.models.captioner import choose_device
+    from captioner.captioner import choose_device
     from captioner.system.world import joined
 
     # Shares of a job take different times, and the leader merges them all. `torchrun` ends the

@@ -63,8 +63,8 @@ def command(
 
     settings = load_config(config or "scenes", overrides)
 
+    from captioner.captioner import choose_device
     from captioner.data.prepare import open_encoder, prepare
-    from captioner.models.captioner import choose_device
 
     encoder = open_encoder(settings, choose_device(device))
     prepared = prepare(settings, encoder, say)

@@ -12,7 +12,7 @@ import click
 from captioner.system.foreign import message, printable
 
 if TYPE_CHECKING:
-    from captioner.models.captioner import Captioner
+    from captioner.captioner import Captioner
 
 config_argument = click.argument("config", required=False)
 set_option = click.option(
@@ -76,7 +76,7 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def load_captioner(folders: Path | list[Path], device: str) -> Captioner:
     """Load the model a command works with, or several as one."""
-    from captioner.models.captioner import Captioner
+    from captioner.captioner import Captioner
 
     return Captioner.load(folders, device)
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captioner.captioner import DEVICES, Captioner
 from captioner.config import Config
 from captioner.data.dataset import Example
 from captioner.data.feature_store import AlteredError, FeatureStore
@@ -26,7 +27,6 @@ from captioner.evaluation import checks
 from captioner.evaluation.checks import Check
 from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
-from captioner.models.captioner import DEVICES, Captioner
 from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from captioner.captioner import Caption, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.errors import DataError, ImageError, within_memory
 from captioner.metrics import PreparedReferences, Score, score_captions
-from captioner.models.captioner import Caption, Captioner
 from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain

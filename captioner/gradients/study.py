@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 import torch
 from tqdm import tqdm
 
+from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.data.prepare import open_encoder, prepare
@@ -28,7 +29,6 @@ from captioner.gradients.measure import (
     measure_flow,
     recurrent_sizes,
 )
-from captioner.models.captioner import Captioner, choose_device
 from captioner.run_dir import read_metrics
 from captioner.training import bptt
 from captioner.training.update import Updater, check_room

@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from captioner.captioner import Captioner
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError
 from captioner.inference.local import CaptioningOptions, Record, Totals, caption_files
 from captioner.inference.shares import items_of, last_line, to_row, to_table, to_text
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
-from captioner.models.captioner import Captioner
-from captioner.models.directory import model_folder
+from captioner.model_dir import model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit
 

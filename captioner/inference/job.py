@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.captioner import Captioner
 from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import RESIZING
 from captioner.errors import ConfigError, DataError
@@ -30,7 +31,6 @@ from captioner.inference.journal import (
 from captioner.inference.local import CaptioningOptions, ItemReader, Record, Totals
 from captioner.inference.sources import Item
 from captioner.inference.writers import write_output
-from captioner.models.captioner import Captioner
 from captioner.system.batches import in_turn
 from captioner.system.files import sweep
 from captioner.system.foreign import plain

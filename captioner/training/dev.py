@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from captioner.captioner import Captioner
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, score_captions
-from captioner.models.captioner import Captioner
 from captioner.text import tokenize
 
 SEARCHED = 256  # images searched together

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
 from captioner.data.caption_table import CaptionTable
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
@@ -19,7 +20,6 @@ from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import CaptionNgrams, Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, within_memory
-from captioner.models.captioner import Captioner, choose_device
 from captioner.run_dir import identity_of, saved_steps
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain

@@ -10,7 +10,7 @@ from torch import Tensor
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import Encoder
 from captioner.errors import ConfigError, ModelError
-from captioner.models.directory import read_model
+from captioner.model_dir import read_model
 from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from captioner.captioner import Captioner
 from captioner.decoder.ensemble import Ensemble
 from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import ModelError
-from captioner.models.captioner import Captioner
-from captioner.models.directory import Parts, join_models
+from captioner.model_dir import Parts, join_models
 from captioner.text import Vocabulary
 
 import toys

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.caption_table import CaptionTable
 from captioner.decoder.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
 from captioner.decoder.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
 from captioner.errors import ConfigError, ModelError
-from captioner.models.captioner import Captioner
 from captioner.search import Hypotheses
 from captioner.text import tokenize
 from captioner.training.run import train

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.feature_store import FeatureStore
 from captioner.data.prepare import open_encoder
@@ -22,7 +23,6 @@ from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.side_by_side import SideBySide, side_by_side
 from captioner.errors import ModelError
-from captioner.models.captioner import Captioner
 
 import toys
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from captioner.captioner import Caption
 from captioner.config import bundled
 from captioner.data.dataset import Dataset, Example
 from captioner.data.load import load_dataset
@@ -19,7 +20,6 @@ from captioner.data.prepare import SplitTable
 from captioner.evaluation.report import write_report
 from captioner.evaluation.run import Evaluation
 from captioner.metrics import score_captions
-from captioner.models.captioner import Caption
 from captioner.text import Vocabulary, tokenize
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

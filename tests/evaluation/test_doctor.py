@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from captioner.captioner import Captioner
 from captioner.cli import main
 from captioner.data.feature_store import FeatureStore
 from captioner.evaluation import checks
 from captioner.evaluation.checks import Check, verdict
 from captioner.evaluation.doctor import examine, shuffled_scores
 from captioner.metrics import PreparedReferences
-from captioner.models.captioner import Captioner
 from captioner.training.checkpoint import read_tensors, write_tensors
 from captioner.training.run import train
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner.captioner import Captioner
 from captioner.errors import ConfigError, ImageError
 from captioner.inference import cluster
 from captioner.inference.cluster import caption_with_ray
@@ -19,7 +20,6 @@ from captioner.inference.local import CaptioningOptions, Record, Totals, caption
 from captioner.inference.shares import _Remote
 from captioner.inference.sources import Item, Slice, list_images
 from captioner.inference.writers import JsonLinesWriter
-from captioner.models.captioner import Captioner
 
 import toys
 

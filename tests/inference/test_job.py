@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from captioner.captioner import Captioner
 from captioner.errors import ConfigError, DataError
 from captioner.inference.job import JobOptions, caption_to_file, going_on
 from captioner.inference.journal import Done, Journal, journals_of
 from captioner.inference.local import CaptioningOptions, Record, caption_files
 from captioner.inference.sources import list_images
 from captioner.inference.writers import as_dict
-from captioner.models.captioner import Captioner
 from captioner.system.memory import Memory
 from captioner.system.workers import WithinMemory
 

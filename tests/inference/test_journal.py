@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from captioner.captioner import Caption
 from captioner.errors import ConfigError, DataError
 from captioner.inference import journal as module
 from captioner.inference.journal import Done, Journal, check_journals, forget, journals_of, salvaged
 from captioner.inference.local import Record
-from captioner.models.captioner import Caption
 
 A, B = b"a" * 16, b"b" * 16
 

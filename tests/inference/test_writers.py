@@ -13,12 +13,12 @@ from pathlib import Path
 import click
 import pytest
 
+from captioner.captioner import Caption
 from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
 from captioner.inference.local import Record
 from captioner.inference.sources import Item
 from captioner.inference.writers import FORMATS, as_dict, untaken, write_output
-from captioner.models.captioner import Caption
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from captioner.captioner import Caption
 from captioner.data.load import load_dataset
 from captioner.evaluation.caption_rows import read_captions
 from captioner.inference.local import Record
 from captioner.inference.sources.tables import table_images
 from captioner.inference.writers import FORMATS
-from captioner.models.captioner import Caption
 from captioner.system.escapes import (
     COLUMNS,
     escape,

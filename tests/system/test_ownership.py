@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trees import COMMANDS, Tools, attempt, changed, plant, snapshot
 
+from captioner.captioner import Captioner
 from captioner.errors import ConfigError, ModelError
 from captioner.inference.journal import journals_of
-from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
 from captioner.system.ownership import MARKER, owns, writes
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_world import ENVIRONMENT, command
 
+from captioner.captioner import Captioner
 from captioner.cli import train as verb
 from captioner.config import Config
 from captioner.errors import DivergedError
-from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
 from captioner.training import bptt, loop
 from captioner.training.checkpoint import read_newest, read_tensors

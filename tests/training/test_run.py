@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
+from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.prepare import open_encoder, prepare
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
-from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
 from captioner.training import loop
 from captioner.training.run import Stopped, train

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from captioner.captioner import Captioner
 from captioner.config import Config, TrainingConfig
 from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.errors import ConfigError, DataError
 from captioner.metrics import Bleu, CiderD
-from captioner.models.captioner import Captioner
 from captioner.run_dir import read_metrics
 from captioner.system.world import World
 from captioner.text import Vocabulary

@@ -22,8 +22,8 @@ from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.images.accept import ImageLike, as_it_is, each, is_one, to_picture
-from captioner.models.directory import Parts, join_models, read_model, write_model
-from captioner.models.pipeline import run
+from captioner.model_dir import Parts, join_models, read_model, write_model
+from captioner.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.system.batches import batched
 from captioner.system.foreign import excerpt

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
+from captioner import model_dir
+from captioner.captioner import Captioner
 from captioner.encoder import preprocess
 from captioner.encoder.backbones import MAX_CALLS, build_backbone
 from captioner.encoder.weights import read_state_dict
 from captioner.errors import ModelError
-from captioner.models import directory
-from captioner.models.captioner import Captioner
 
 import toys
 
@@ -350,13 +350,13 @@ def test_of_many_mistakes_one_is_looked_at(folder, monkeypatch, file, content):
     good = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(good | content if file == "config.json" else content))
     counts = []
-    mistake = directory.first_mistake
+    mistake = model_dir.first_mistake
 
     def counted(error, *tags):
         counts.append(error.error_count())
         return mistake(error, *tags)
 
-    for module in (directory, preprocess):
+    for module in (model_dir, preprocess):
         monkeypatch.setattr(module, "first_mistake", counted)
     assert file in refused(folder)
     assert counts == [1]

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
+from captioner.captioner import Captioner
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.images.accept import to_picture
-from captioner.models.captioner import Captioner
 
 import toys
 
