@@ -45,11 +45,11 @@ from common import describe_machine
 from safetensors.torch import load_file, save_file
 
 from captioner.captioner import Captioner
+from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.journal import journals_of
+from captioner.captioning.records import CaptioningOptions, caption_files
+from captioner.captioning.sources import list_images
 from captioner.errors import CaptionerError
-from captioner.inference.job import JobOptions, caption_to_file
-from captioner.inference.journal import journals_of
-from captioner.inference.local import CaptioningOptions, caption_files
-from captioner.inference.sources import list_images
 from captioner.training.run import train
 
 import toys

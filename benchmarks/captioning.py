@@ -56,13 +56,13 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 
 from captioner.captioner import Captioner
+from captioner.captioning.records import caption_files
+from captioner.captioning.sources import Item
 from captioner.config import DecoderConfig, load_config
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.images.decode import read_image
-from captioner.inference.local import caption_files
-from captioner.inference.sources import Item
 from captioner.system.workers import WithinMemory, workers
 from captioner.text import Vocabulary
 
@@ -76,8 +76,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MEMORY = """
 import sys
 from pathlib import Path
-from captioner.inference.job import caption_to_file
-from captioner.inference.sources import Item
+from captioner.captioning.job import caption_to_file
+from captioner.captioning.sources import Item
 from captioner.captioner import Captioner
 
 model, pictures, count = sys.argv[1:]

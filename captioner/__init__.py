@@ -15,12 +15,12 @@ from captioner.system.version import __version__
 
 if TYPE_CHECKING:
     from captioner.captioner import Caption, Captioner
+    from captioner.captioning.ray import caption_with_ray
+    from captioner.captioning.records import CaptioningOptions, Record, caption_files
+    from captioner.captioning.sources import list_images
     from captioner.config import DecodingConfig
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
-    from captioner.inference.cluster import caption_with_ray
-    from captioner.inference.local import CaptioningOptions, Record, caption_files
-    from captioner.inference.sources import list_images
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
     from captioner.text import detokenize, tokenize
 
@@ -29,9 +29,9 @@ _MODULES = {
     "config": ["DecodingConfig"],
     "data.load": ["load_dataset"],
     "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
-    "inference.cluster": ["caption_with_ray"],
-    "inference.local": ["CaptioningOptions", "Record", "caption_files"],
-    "inference.sources": ["list_images"],
+    "captioning.ray": ["caption_with_ray"],
+    "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
+    "captioning.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "captioner": ["Caption", "Captioner"],
     "text": ["detokenize", "tokenize"],

@@ -43,7 +43,7 @@ OTHERS = "test_no_numbers.py::test_the_others_of_a_batch_keep_their_captions"
 METRICS = ("metrics/test_metric_parity.py", "metrics/test_metric_properties.py")
 QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 or resnet18))"
 ROOM = "test_update or the_room_a_decoder_takes"
-JOB = ("inference/test_job.py", "not (twenty_random or flipped_bit)")
+JOB = ("captioning/test_job.py", "not (twenty_random or flipped_bit)")
 BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or backbone or kinds or auxiliary"
 TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps which of their tests
     "training/update.py": ("training/test_update.py", "test_config_bounds.py", ROOM),
@@ -62,8 +62,8 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
     "metrics/cider.py": METRICS,
     "metrics/bootstrap.py": ("metrics/test_bootstrap.py",),
     "metrics/scores.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
-    "inference/job.py": JOB,
-    "inference/journal.py": ("inference/test_journal.py", *JOB),
+    "captioning/job.py": JOB,
+    "captioning/journal.py": ("captioning/test_journal.py", *JOB),
 }
 
 

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.captioner import Captioner, choose_device
+from captioner.captioning.ray import caption_with_ray
+from captioner.captioning.records import caption_files
+from captioner.captioning.sources import list_images
 from captioner.cli import main
 from captioner.config import Config
 from captioner.data.caption_table import epoch_order
 from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageError, within_memory
-from captioner.inference.cluster import caption_with_ray
-from captioner.inference.local import caption_files
-from captioner.inference.sources import list_images
 from captioner.metrics.bootstrap import paired_test, resampled_sums
 from captioner.system import workers, world
 from captioner.system.workers import WithinMemory
@@ -276,7 +276,7 @@ def test_files_are_captioned_within_bounds(options, words, picture):
 
 @pytest.mark.parametrize("gpus", [math.nan, math.inf, -1, 10**30])
 def test_a_worker_has_a_number_of_gpus(gpus, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("captioner.inference.cluster._ray", lambda: None)
+    monkeypatch.setattr("captioner.captioning.ray._ray", lambda: None)
     with pytest.raises(ConfigError, match="num_gpus: must be 0 to"):
         caption_with_ray(model, (), tmp_path / "o.jsonl", num_gpus=gpus)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.captioner import Captioner
+from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.records import caption_files
+from captioner.captioning.sources import list_images
 from captioner.cli import main
 from captioner.errors import ImageError, ModelError
-from captioner.inference.job import JobOptions, caption_to_file
-from captioner.inference.local import caption_files
-from captioner.inference.sources import list_images
 from captioner.search import beam_search, sample
 from captioner.training.run import train
 

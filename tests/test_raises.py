@@ -78,7 +78,7 @@ def without_cluster() -> None:
         raise ConnectionError("nobody answers")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("captioner.inference.cluster._connected", refuse)
+        patch.setattr("captioner.captioning.ray._connected", refuse)
         on_ray(saved())
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captioner.captioner import Captioner
+from captioner.captioning.job import JobOptions
 from captioner.config import Config, DecoderConfig, DecodingConfig
 from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
@@ -23,7 +24,6 @@ from captioner.encoder.backbones import build_backbone
 from captioner.encoder.encoder import Encoder, EncoderSpec, FrozenEncoder
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.side_by_side import side_by_side
-from captioner.inference.job import JobOptions
 from captioner.text import Vocabulary
 
 COLOURS = {

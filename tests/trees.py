@@ -21,6 +21,10 @@ import pytest
 from click.testing import CliRunner
 
 from captioner.captioner import Caption, Captioner
+from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.records import Record
+from captioner.captioning.sources import list_images
+from captioner.captioning.writers import SidecarWriter
 from captioner.cli import main
 from captioner.config import Config
 from captioner.data import scenes
@@ -31,10 +35,6 @@ from captioner.evaluation.report import write_report
 from captioner.evaluation.run import Evaluation, _write
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
-from captioner.inference.job import JobOptions, caption_to_file
-from captioner.inference.local import Record
-from captioner.inference.sources import list_images
-from captioner.inference.writers import SidecarWriter
 from captioner.system.ownership import check_files
 from captioner.training.checkpoint import write_tensors
 from captioner.training.run import train

@@ -25,10 +25,10 @@ from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
+    from captioner.captioning.job import JobOptions
+    from captioner.captioning.records import Record, Totals
+    from captioner.captioning.sources import Item
     from captioner.config import DecodingOverrides
-    from captioner.inference.job import JobOptions
-    from captioner.inference.local import Record, Totals
-    from captioner.inference.sources import Item
     from captioner.system.memory import Memory
     from captioner.system.world import World
 
@@ -62,8 +62,8 @@ class How:
 
     def job(self) -> JobOptions:
         """Return what the captioning needs to know of it."""
+        from captioner.captioning.job import JobOptions
         from captioner.images.decode import MAX_PIXELS
-        from captioner.inference.job import JobOptions
 
         return JobOptions(
             n_best=self.n_best,
@@ -191,9 +191,9 @@ Outcome = tuple["Totals", str]  # what came of the images, and what else is to b
 
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Write captions to stdout as they come, or beside their images."""
-    from captioner.inference.local import Totals, caption_files
-    from captioner.inference.sources import files_only
-    from captioner.inference.writers import FORMATS, untaken
+    from captioner.captioning.records import Totals, caption_files
+    from captioner.captioning.sources import files_only
+    from captioner.captioning.writers import FORMATS, untaken
     from captioner.system.memory import Memory
 
     memory, left = Memory(how.max_memory), 0
@@ -225,7 +225,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -
 
 def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Caption into a file, with a journal; several processes may share the work."""
-    from captioner.inference.job import caption_to_file, going_on
+    from captioner.captioning.job import caption_to_file, going_on
     from captioner.model_dir import fingerprint
     from captioner.system.memory import Memory
 
@@ -253,7 +253,7 @@ def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> 
 
 def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
     """Caption into a file, on a Ray cluster."""
-    from captioner.inference.cluster import caption_with_ray
+    from captioner.captioning.ray import caption_with_ray
     from captioner.system.ownership import check
 
     assert how.output
@@ -279,7 +279,7 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> O
 
 def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator[Item]:
     """List the images, as they are needed."""
-    from captioner.inference.sources import list_images
+    from captioner.captioning.sources import list_images
 
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths are bytes, and only a line feed ends one.
@@ -311,7 +311,7 @@ def _started(images: tuple[str, ...], how: How) -> Iterator[tuple[Captioner, Wor
 
 def _read_once(source: str) -> bool:
     """Whether only one process can read it."""
-    from captioner.inference.sources import typed
+    from captioner.captioning.sources import typed
 
     return source == "-" or any(Path(name).is_fifo() for name in typed(source))
 
@@ -344,8 +344,8 @@ def _check_output(how: How) -> None:
         raise click.UsageError(f"--extension: must look like .txt, given {excerpt(how.extension)}")
     if how.salvage and (how.overwrite or not how.output):
         raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
+    from captioner.captioning.writers import FORMATS
     from captioner.images.decode import SUFFIXES
-    from captioner.inference.writers import FORMATS
 
     if how.n_best > 1 and not FORMATS[how.format].several:
         raise click.UsageError(

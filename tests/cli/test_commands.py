@@ -247,7 +247,7 @@ def test_who_stops_a_job_is_told_that_it_goes_on(home, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captioner.inference.job.caption_to_file", stopped)
+    monkeypatch.setattr("captioner.captioning.job.caption_to_file", stopped)
     result = run("caption", "dev_red_5.png", "--model", "runs/toy", "--output", "stopped.jsonl")
     assert result.exit_code == 130
     assert result.stderr == "captioner: stopped; what was done is kept, the same command goes on\n"

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from captioner.captioner import Caption
+from captioner.captioning.records import Record
+from captioner.captioning.sources.tables import table_images
+from captioner.captioning.writers import FORMATS
 from captioner.data.load import load_dataset
 from captioner.evaluation.caption_rows import read_captions
-from captioner.inference.local import Record
-from captioner.inference.sources.tables import table_images
-from captioner.inference.writers import FORMATS
 from captioner.system.escapes import (
     COLUMNS,
     escape,

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.captioning.records import CaptioningOptions, caption_files
+from captioner.captioning.sources import list_images
 from captioner.errors import ConfigError, ImageError
 from captioner.images.decode import read_image
-from captioner.inference.local import CaptioningOptions, caption_files
-from captioner.inference.sources import list_images
 from captioner.system.memory import Held, Memory, bytes_of, usual_limit
 
 import toys
@@ -229,7 +229,7 @@ def test_room_is_given_back_when_the_picture_is_gone(pictures, tmp_path, monkeyp
             left.append([picture() for picture in there])
             super().leave(number)
 
-    monkeypatch.setattr("captioner.inference.local.read_image", noted)
+    monkeypatch.setattr("captioner.captioning.records.read_image", noted)
     items = list_images([str(archives(tmp_path, pictures)[0])])
     list(
         caption_files(

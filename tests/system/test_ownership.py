@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from trees import COMMANDS, Tools, attempt, changed, plant, snapshot
 
 from captioner.captioner import Captioner
+from captioner.captioning.journal import journals_of
 from captioner.errors import ConfigError, ModelError
-from captioner.inference.journal import journals_of
 from captioner.run_dir import read_metrics
 from captioner.system.ownership import MARKER, owns, writes
 

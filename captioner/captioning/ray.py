@@ -17,12 +17,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from captioner.captioner import Captioner
+from captioner.captioning.ray_blocks import items_of, last_line, to_row, to_table, to_text
+from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
+from captioner.captioning.sources import Item
+from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError
-from captioner.inference.local import CaptioningOptions, Record, Totals, caption_files
-from captioner.inference.shares import items_of, last_line, to_row, to_table, to_text
-from captioner.inference.sources import Item
-from captioner.inference.writers import write_output
 from captioner.model_dir import model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
+from captioner.captioning.sources.item import Item, failure
+from captioner.captioning.sources.members import is_image, name_in, refusal
 from captioner.errors import ImageError
-from captioner.inference.sources.item import Item, failure
-from captioner.inference.sources.members import is_image, name_in, refusal
 from captioner.system.files import no_stream
 
 _ENCRYPTED = 0x1  # the bit of a member's flags

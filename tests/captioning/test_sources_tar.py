@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.captioning.sources import files_only, list_images, tar
+from captioner.captioning.sources.braces import expand
+from captioner.captioning.sources.members import UNFOLDED
 from captioner.errors import ImageError
-from captioner.inference.sources import files_only, list_images, tar
-from captioner.inference.sources.braces import expand
-from captioner.inference.sources.members import UNFOLDED
 from captioner.system.memory import Held, Memory
 
 from source_toys import content, contents, entry, listed, memory_below, tar_bytes, write
@@ -120,7 +120,7 @@ def test_an_oversized_member_is_one_failure_and_no_memory(size: int) -> None:
 
 
 def test_a_member_beyond_the_limit_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.inference.sources.members.MAX_MEMBER", 5)
+    monkeypatch.setattr("captioner.captioning.sources.members.MAX_MEMBER", 5)
     write("s.tar", [("a.jpg", b"12345"), ("b.jpg", b"123456"), ("c.jpg", b"1")])
     assert listed("s.tar") == [
         "s.tar/a.jpg",

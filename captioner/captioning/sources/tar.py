@@ -20,9 +20,9 @@ from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
+from captioner.captioning.sources.item import Item, Slice, failure
+from captioner.captioning.sources.members import bomb, is_image, name_in, refusal
 from captioner.errors import ImageError
-from captioner.inference.sources.item import Item, Slice, failure
-from captioner.inference.sources.members import bomb, is_image, name_in, refusal
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory

@@ -16,11 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.captioner import Captioner
-from captioner.config import DecodingConfig
-from captioner.encoder.preprocess import RESIZING
-from captioner.errors import ConfigError, DataError
-from captioner.inference.failures import ERRORS, lines_of_others
-from captioner.inference.journal import (
+from captioner.captioning.failures import ERRORS, lines_of_others
+from captioner.captioning.journal import (
     Done,
     Journal,
     check_journals,
@@ -28,9 +25,12 @@ from captioner.inference.journal import (
     journals_of,
     salvaged,
 )
-from captioner.inference.local import CaptioningOptions, ItemReader, Record, Totals
-from captioner.inference.sources import Item
-from captioner.inference.writers import write_output
+from captioner.captioning.records import CaptioningOptions, ItemReader, Record, Totals
+from captioner.captioning.sources import Item
+from captioner.captioning.writers import write_output
+from captioner.config import DecodingConfig
+from captioner.encoder.preprocess import RESIZING
+from captioner.errors import ConfigError, DataError
 from captioner.system.batches import in_turn
 from captioner.system.files import sweep
 from captioner.system.foreign import plain

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from captioner.captioner import Caption
+from captioner.captioning import journal as module
+from captioner.captioning.journal import (
+    Done,
+    Journal,
+    check_journals,
+    forget,
+    journals_of,
+    salvaged,
+)
+from captioner.captioning.records import Record
 from captioner.errors import ConfigError, DataError
-from captioner.inference import journal as module
-from captioner.inference.journal import Done, Journal, check_journals, forget, journals_of, salvaged
-from captioner.inference.local import Record
 
 A, B = b"a" * 16, b"b" * 16
 

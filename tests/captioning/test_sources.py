@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from captioner.captioning import sources
+from captioner.captioning.sources import Item, list_images, typed
 from captioner.errors import ImageError
 from captioner.images.decode import read_file
-from captioner.inference import sources
-from captioner.inference.sources import Item, list_images, typed
 
 from source_toys import listed, write
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.inference.sources import Item, list_images, tables
+from captioner.captioning.sources import Item, list_images, tables
 from captioner.system.text_files import read_rows
 
 from source_toys import listed, memory_below, tar_bytes, write

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
+from captioner.captioning.sources import Item, Packed, Slice
 from captioner.errors import ImageError
 from captioner.images.decode import check_bytes, read_file
-from captioner.inference.sources import Item, Packed, Slice
 from captioner.system.memory import Held, Memory
 
 if TYPE_CHECKING:

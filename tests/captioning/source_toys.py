@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from captioner.captioning.sources import Item, Packed, Slice, list_images
 from captioner.errors import ImageError
-from captioner.inference.sources import Item, Packed, Slice, list_images
 
 Member = tuple[str, bytes] | tarfile.TarInfo
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from captioner.captioner import Captioner
+from captioner.captioning import ray as cluster
+from captioner.captioning.ray import caption_with_ray
+from captioner.captioning.ray_blocks import _Remote
+from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
+from captioner.captioning.sources import Item, Slice, list_images
+from captioner.captioning.writers import JsonLinesWriter
 from captioner.errors import ConfigError, ImageError
-from captioner.inference import cluster
-from captioner.inference.cluster import caption_with_ray
-from captioner.inference.local import CaptioningOptions, Record, Totals, caption_files
-from captioner.inference.shares import _Remote
-from captioner.inference.sources import Item, Slice, list_images
-from captioner.inference.writers import JsonLinesWriter
 
 import toys
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Self, TextIO
 
+from captioner.captioning.failures import ERRORS, failure_list
+from captioner.captioning.records import Record, Totals
+from captioner.captioning.sources import Item
 from captioner.errors import DataError, ImageError
-from captioner.inference.failures import ERRORS, failure_list
-from captioner.inference.local import Record, Totals
-from captioner.inference.sources import Item
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file, write_text
 from captioner.system.ownership import owns

@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from captioner.captioner import Caption, Captioner
+from captioner.captioning.sources import Item
 from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ConfigError, ImageError, ImageErrorKind
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
-from captioner.inference.sources import Item
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory

@@ -17,19 +17,19 @@ import pytest
 import torch
 
 from captioner.captioner import Captioner
+from captioner.captioning.job import JobOptions, caption_to_file, going_on
+from captioner.captioning.journal import Done, Journal, journals_of
+from captioner.captioning.records import CaptioningOptions, Record, caption_files
+from captioner.captioning.sources import list_images
+from captioner.captioning.writers import as_dict
 from captioner.errors import ConfigError, DataError
-from captioner.inference.job import JobOptions, caption_to_file, going_on
-from captioner.inference.journal import Done, Journal, journals_of
-from captioner.inference.local import CaptioningOptions, Record, caption_files
-from captioner.inference.sources import list_images
-from captioner.inference.writers import as_dict
 from captioner.system.memory import Memory
 from captioner.system.workers import WithinMemory
 
 import toys
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["captioner.inference.job", "toys"])
+PROCESSES.set_forkserver_preload(["captioner.captioning.job", "toys"])
 IMAGES = 60
 
 

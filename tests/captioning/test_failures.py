@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from captioner.captioning.failures import ERRORS, failure_list
 from captioner.errors import ConfigError
-from captioner.inference.failures import ERRORS, failure_list
 
 
 def listed(folder: Path) -> list[tuple[str, str, str]]:

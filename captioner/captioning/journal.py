@@ -22,9 +22,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from captioner.captioning.records import Record
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import ConfigError, DataError
-from captioner.inference.local import Record
 from captioner.system.files import no_stream, room, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns

@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from captioner.errors import ImageError
-from captioner.inference.sources.braces import expand
-from captioner.inference.sources.folders import folder_images, matches
-from captioner.inference.sources.item import (
+from captioner.captioning.sources.braces import expand
+from captioner.captioning.sources.folders import folder_images, matches
+from captioner.captioning.sources.item import (
     TARS,
     ZIPS,
     Item,
@@ -24,10 +23,11 @@ from captioner.inference.sources.item import (
     kind_of,
     unreachable,
 )
-from captioner.inference.sources.tables import SUFFIXES as TABLES
-from captioner.inference.sources.tables import table_images
-from captioner.inference.sources.tar import COMMAND, command_images, tar_images
-from captioner.inference.sources.zip import Packed, zip_images
+from captioner.captioning.sources.tables import SUFFIXES as TABLES
+from captioner.captioning.sources.tables import table_images
+from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
+from captioner.captioning.sources.zip import Packed, zip_images
+from captioner.errors import ImageError
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]

@@ -14,11 +14,11 @@ import click
 import pytest
 
 from captioner.captioner import Caption
+from captioner.captioning.records import Record
+from captioner.captioning.sources import Item
+from captioner.captioning.writers import FORMATS, as_dict, untaken, write_output
 from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
-from captioner.inference.local import Record
-from captioner.inference.sources import Item
-from captioner.inference.writers import FORMATS, as_dict, untaken, write_output
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 
@@ -188,7 +188,7 @@ def test_parquet_has_the_columns_of_json_lines(
     n_best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
-    monkeypatch.setattr("captioner.inference.writers.ROW_GROUP", 2)
+    monkeypatch.setattr("captioner.captioning.writers.ROW_GROUP", 2)
     output = tmp_path / "out.parquet"
     totals = write_output(iter(RECORDS), output, "parquet", n_best=n_best)
     assert (totals.images, totals.failed, totals.captioned) == (3, 1, 2)
@@ -203,7 +203,7 @@ def test_an_output_that_is_moved_away_is_missed(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow", reason="needs the extra `ray`")
-    monkeypatch.setattr("captioner.inference.writers.LOOK_EVERY", 2)
+    monkeypatch.setattr("captioner.captioning.writers.LOOK_EVERY", 2)
     output = tmp_path / "folder" / "out"
     output.parent.mkdir()
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
+from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 from captioner.data.formats.columns import IMAGE_COLUMNS
 from captioner.errors import ImageError
-from captioner.inference.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt, plain

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioner.captioning.records import CaptioningOptions, caption_files
+from captioner.captioning.sources import Item
 from captioner.errors import IMAGE_ERROR_KINDS, ImageError
 from captioner.images.decode import read_image
-from captioner.inference.local import CaptioningOptions, caption_files
-from captioner.inference.sources import Item
 
 import toys
 from hostile import make_cases

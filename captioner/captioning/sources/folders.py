@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from captioner.captioning.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
 from captioner.images.decode import SUFFIXES
-from captioner.inference.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
 
 
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:

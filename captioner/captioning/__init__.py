@@ -1,0 +1,1 @@
+"""Captions for many images: into a file, to stdout, on a cluster."""
