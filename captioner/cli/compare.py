@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import say, show
-from captioner.cli.scoring import (
+from captioner.cli.metric_options import (
     metrics_option,
     resamples_option,
     seed_option,
     show_signatures,
     write_json,
 )
+from captioner.cli.options import say, show
 from captioner.system.foreign import plain
 
 if TYPE_CHECKING:
-    from captioner.evaluation.compare import Change, Pair
     from captioner.metrics import Comparison
+    from captioner.scoring.compare import Change, Pair
 
 VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure": "unclear"}
 
@@ -63,7 +63,7 @@ def command(
     if not resamples:
         raise click.UsageError("--resamples: a comparison needs some")
 
-    from captioner.evaluation.compare import compare_files, conclusion
+    from captioner.scoring.compare import compare_files, conclusion
     from captioner.system.ownership import check
 
     if output:
@@ -93,7 +93,7 @@ def _show_systems(pair: Pair) -> None:
 
 
 def _show_scores(pair: Pair) -> None:
-    from captioner.evaluation.compare import verdict
+    from captioner.scoring.compare import verdict
 
     head = ("", "A", "B", "B - A", "p boot", "p rand", "")
     rows = [head, *(_row(name, score, verdict(score)) for name, score in pair.scores.items())]

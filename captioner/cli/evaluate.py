@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from captioner.cli.metric_options import show_scores, show_signatures
 from captioner.cli.options import (
     decoding_options,
     device_option,
@@ -15,7 +16,6 @@ from captioner.cli.options import (
     say,
     set_option,
 )
-from captioner.cli.scoring import show_scores, show_signatures
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides

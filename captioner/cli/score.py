@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import say
-from captioner.cli.scoring import (
+from captioner.cli.metric_options import (
     metrics_option,
     resamples_option,
     seed_option,
@@ -15,6 +14,7 @@ from captioner.cli.scoring import (
     show_signatures,
     write_json,
 )
+from captioner.cli.options import say
 
 
 @click.command("score")
@@ -41,7 +41,7 @@ def command(
     by id or file name, or by line where the files have neither. A predictions.jsonl of
     `captioner evaluate`, or its folder, holds its own references.
     """
-    from captioner.evaluation.score import score_file
+    from captioner.scoring.score import score_file
     from captioner.system.ownership import check
 
     if output:

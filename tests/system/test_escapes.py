@@ -18,7 +18,7 @@ from captioner.captioning.records import Record
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.writers import FORMATS
 from captioner.data.load import load_dataset
-from captioner.evaluation.caption_rows import read_captions
+from captioner.scoring.caption_rows import read_captions
 from captioner.system.escapes import (
     COLUMNS,
     escape,

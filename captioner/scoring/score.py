@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import DataError
-from captioner.evaluation.systems import (
+from captioner.metrics import Score, score_captions
+from captioner.scoring.systems import (
     match,
     own_references,
     read_hypotheses,
     read_references,
     reference_tokens,
 )
-from captioner.metrics import Score, score_captions
 from captioner.text import tokenize
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from captioner.errors import DataError
-from captioner.evaluation.caption_rows import Row, read_captions
 from captioner.metrics import Signature
+from captioner.scoring.caption_rows import Row, read_captions
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
 from captioner.text import tokenize

@@ -7,16 +7,16 @@ import pytest
 
 from captioner import __version__
 from captioner.errors import DataError
-from captioner.evaluation.compare import compare_files, conclusion, verdict
-from captioner.evaluation.score import score_file
-from captioner.evaluation.systems import (
+from captioner.metrics import Comparison
+from captioner.scoring.compare import compare_files, conclusion, verdict
+from captioner.scoring.score import score_file
+from captioner.scoring.systems import (
     match,
     own_references,
     read_hypotheses,
     read_references,
     reference_tokens,
 )
-from captioner.metrics import Comparison
 
 SAID = {"1": "a dog runs on the grass", "2": "two men play a game", "3": "a red car on a road"}
 TRUE = {

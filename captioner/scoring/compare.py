@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from captioner.errors import DataError
-from captioner.evaluation.systems import (
+from captioner.metrics import Comparison, Signature, compare_captions, compatible, differences
+from captioner.scoring.systems import (
     CaptionSet,
     match,
     own_references,
@@ -19,7 +20,6 @@ from captioner.evaluation.systems import (
     read_references,
     reference_tokens,
 )
-from captioner.metrics import Comparison, Signature, compare_captions, compatible, differences
 from captioner.text import tokenize
 
 LEVEL = 0.05  # a difference is called one when chance alone gives it less often than this

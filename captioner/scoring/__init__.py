@@ -1,0 +1,1 @@
+"""Score and compare the captions of any system; needs no model."""
