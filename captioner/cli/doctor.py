@@ -34,8 +34,8 @@ def command(
     Follows the image from the file to the caption and checks each step. The exit code is 1 if a
     problem is found.
     """
-    from captioner.evaluation.checks import verdict
-    from captioner.evaluation.doctor import examine
+    from captioner.doctor.checks import verdict
+    from captioner.doctor.examine import examine
     from captioner.run_dir import config_of_model, find_model
 
     folder = find_model(model)

@@ -20,11 +20,11 @@ from captioner.data.dataset import Example
 from captioner.data.feature_store import AlteredError, FeatureStore
 from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.decoder.decoder import Decoder
+from captioner.doctor import checks
+from captioner.doctor.checks import Check
 from captioner.encoder.encoder import DTYPES, Encoder, arithmetic_of
 from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ImageError
-from captioner.evaluation import checks
-from captioner.evaluation.checks import Check
 from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.run_dir import identity_of

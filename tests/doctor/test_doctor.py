@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from captioner.captioner import Captioner
 from captioner.cli import main
 from captioner.data.feature_store import FeatureStore
-from captioner.evaluation import checks
-from captioner.evaluation.checks import Check, verdict
-from captioner.evaluation.doctor import examine, shuffled_scores
+from captioner.doctor import checks
+from captioner.doctor.checks import Check, verdict
+from captioner.doctor.examine import examine, shuffled_scores
 from captioner.metrics import PreparedReferences
 from captioner.training.checkpoint import read_tensors, write_tensors
 from captioner.training.run import train

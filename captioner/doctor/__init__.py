@@ -1,0 +1,1 @@
+"""Examine a trained model."""
