@@ -31,7 +31,7 @@ from common import describe_machine
 
 from captioner.captioner import Captioner
 from captioner.config import DecodingConfig, load_config
-from captioner.evaluation.run import evaluate
+from captioner.evaluation.evaluate import evaluate
 from captioner.model_dir import fingerprint, model_folder
 from captioner.training.run import train
 

@@ -21,7 +21,7 @@ from captioner.captioner import Captioner
 from captioner.data.prepare import open_dataset, read_split
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.encoder.side_by_side import side_by_side
-from captioner.evaluation.run import caption_split
+from captioner.evaluation.evaluate import caption_split
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.model_dir import model_folder
 from captioner.run_dir import config_of_model

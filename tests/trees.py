@@ -31,8 +31,8 @@ from captioner.data import scenes
 from captioner.data.dataset import Example
 from captioner.data.feature_store import FeatureStore
 from captioner.errors import CaptionerError
+from captioner.evaluation.evaluate import Evaluation, _write
 from captioner.evaluation.report import write_report
-from captioner.evaluation.run import Evaluation, _write
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
 from captioner.system.ownership import check_files

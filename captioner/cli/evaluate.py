@@ -19,7 +19,7 @@ from captioner.cli.options import (
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
-    from captioner.evaluation.run import Evaluation
+    from captioner.evaluation.evaluate import Evaluation
 
 
 @click.command("evaluate")
@@ -53,8 +53,8 @@ def command(
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
         raise click.UsageError("several --model need --output: none of their runs is theirs alone")
+    from captioner.evaluation.evaluate import evaluate
     from captioner.evaluation.report import write_report
-    from captioner.evaluation.run import evaluate
     from captioner.run_dir import config_of_model, find_models
 
     folders = find_models(models)

@@ -257,7 +257,7 @@ def test_who_stops_another_command_is_not_told_that_it_aborted(home, monkeypatch
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captioner.evaluation.run.evaluate", stopped)
+    monkeypatch.setattr("captioner.evaluation.evaluate.evaluate", stopped)
     result = run("evaluate", "--model", "runs/toy")
     assert result.exit_code == 130
     assert result.stderr == "captioner: stopped\n"

@@ -17,8 +17,8 @@ from captioner.config import bundled
 from captioner.data.dataset import Dataset, Example
 from captioner.data.load import load_dataset
 from captioner.data.prepare import SplitTable
+from captioner.evaluation.evaluate import Evaluation
 from captioner.evaluation.report import write_report
-from captioner.evaluation.run import Evaluation
 from captioner.metrics import score_captions
 from captioner.text import Vocabulary, tokenize
 

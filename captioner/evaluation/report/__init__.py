@@ -27,7 +27,7 @@ from captioner.system.files import whole_file
 from captioner.text import Vocabulary
 
 if TYPE_CHECKING:
-    from captioner.evaluation.run import Evaluation
+    from captioner.evaluation.evaluate import Evaluation
 
 HERE = Path(__file__).parent
 LABELS = {

@@ -22,7 +22,7 @@ from captioner.images.decode import read_image
 from captioner.text import Vocabulary, tokenize
 
 if TYPE_CHECKING:
-    from captioner.evaluation.run import Evaluation
+    from captioner.evaluation.evaluate import Evaluation
 
 THUMBNAIL = 256  # pixels of the longer side
 QUALITY = 70  # of a JPEG: about 10 KB for a photograph of that size
