@@ -378,8 +378,8 @@ def test_a_damaged_record_is_a_problem(few: Path, change: dict[str, object]) -> 
 
 
 def cnn() -> torch.nn.Module:
-    encoder = load_config("scenes").encoder
-    model = get_model(encoder.backbone, weights=None, **encoder.builder_args)
+    (own,) = load_config("scenes").encoder.cnns
+    model = get_model(own.backbone, weights=None, **own.builder_args)
     weights = load_file(bundled("data/scenes_cnn.safetensors"))
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
