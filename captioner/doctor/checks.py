@@ -8,7 +8,7 @@ link of that chain, and says in one line what it found and in another what to do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,14 +54,19 @@ OLDER = Check(
 
 
 def check_preprocessing(
-    trained: str | None, here: str, by_arithmetic: Mapping[str, str], changed: Sequence[str] = ()
+    trained: str | None,
+    here: str,
+    arithmetic: str,
+    here_in_it: str,
+    changed: Sequence[str] = (),
 ) -> Check:
     """Compare the encoder with the one the decoder was trained on.
 
     Args:
         trained: fingerprint kept by the training run; None where there is no run.
         here: fingerprint of the model's own encoder, preprocessing and weights included.
-        by_arithmetic: its fingerprint in other arithmetic, by the name of that.
+        arithmetic: of training, such as "bf16 on cuda".
+        here_in_it: fingerprint of the model's own encoder in the arithmetic of training.
         changed: what is known to differ, for example "preprocess.mean: (0.5, ...), was (0.4, ...)".
     """
     name = "preprocessing"
@@ -74,8 +79,8 @@ def check_preprocessing(
         )
     if trained == here:
         return Check(name, "ok", "encoder, weights, transform and precision are those of training")
-    if how := next((key for key, value in by_arithmetic.items() if value == trained), None):
-        return Check(name, "ok", f"as in training, which computed features in {how}")
+    if trained == here_in_it:
+        return Check(name, "ok", f"as in training, which computed features in {arithmetic}")
     what = "; ".join(changed) or "its weights or its transform"
     return Check(
         name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.captioner import DEVICES, Captioner
+from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.dataset import Example
 from captioner.data.feature_store import AlteredError, FeatureStore
@@ -22,7 +21,7 @@ from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.decoder.decoder import Decoder
 from captioner.doctor import checks
 from captioner.doctor.checks import Check
-from captioner.encoder.encoder import DTYPES, Encoder, arithmetic_of
+from captioner.encoder.encoder import Encoder
 from captioner.encoder.preprocess import one_or_list
 from captioner.errors import ImageError
 from captioner.images.decode import read_image
@@ -206,16 +205,16 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
 
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     identity = identity_of(run / "checkpoints")
-    trained, here = identity.get("encoder"), encoder.fingerprint()
-    if trained and "arithmetic" not in identity:
+    trained, arithmetic = identity.get("encoder"), identity.get("arithmetic")
+    if trained and not arithmetic:
         return checks.OLDER
-    others: Mapping[str, str] = {}
-    changed: list[str] = []
-    if trained not in (None, here):
-        ways = (arithmetic_of(*each) for each in product(DTYPES.values(), DEVICES))
-        others = {way: encoder.fingerprint(way) for way in ways}
-        changed = _changes(encoder, trained or "")
-    return checks.check_preprocessing(trained, here, others, changed)
+    return checks.check_preprocessing(
+        trained,
+        encoder.fingerprint(),
+        arithmetic or "",
+        encoder.fingerprint(arithmetic),
+        _changes(encoder, trained) if trained else [],
+    )
 
 
 def _changes(encoder: Encoder, trained: str) -> list[str]:

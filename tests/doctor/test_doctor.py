@@ -148,6 +148,19 @@ def test_another_precision_is_no_illness(home):
     assert "which computed features in fp32" in result.stdout
 
 
+@pytest.mark.parametrize("arithmetic", ["bf16 by oneDNN", "fp16 on cuda"])
+def test_an_arithmetic_of_elsewhere_is_no_illness(home, arithmetic):
+    encoder = Captioner.load(home / "run", "cpu").encoder
+    for path in (home / "run" / "checkpoints").glob("step-*.safetensors"):
+        tensors, header = read_tensors(path)
+        identity = json.loads(header["identity"])
+        identity |= {"arithmetic": arithmetic, "encoder": encoder.fingerprint(arithmetic)}
+        write_tensors(path, tensors, header | {"identity": json.dumps(identity)})
+    result, found = visit(home)
+    assert found["preprocessing"] == "ok"
+    assert f"which computed features in {arithmetic}" in result.stdout
+
+
 def test_a_model_of_an_older_captioner_is_not_called_ill(home):
     for path in (home / "run" / "checkpoints").glob("step-*.safetensors"):
         tensors, header = read_tensors(path)
@@ -318,10 +331,11 @@ def test_vocabulary_check():
 
 def test_preprocessing_check():
     check = checks.check_preprocessing
-    assert check("aa", "aa", {}).status == "ok"
-    assert check("aa", "bb", {"bf16": "aa"}).status == "ok"
-    assert check("aa", "bb", {"bf16": "cc"}, ["preprocess.mean: x, was y"]).status == "problem"
-    assert check(None, "bb", {}).status == "warning"
+    assert check("aa", "aa", "bf16 on cpu", "aa").status == "ok"
+    assert check("aa", "bb", "bf16 on cuda", "aa").status == "ok"
+    mean = ["preprocess.mean: x, was y"]
+    assert check("aa", "bb", "bf16 on cuda", "cc", mean).status == "problem"
+    assert check(None, "bb", "", "bb").status == "warning"
 
 
 def test_the_verdict_begins_with_the_first_problem():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,27 @@ def test_moving_between_precisions_does_not_round_twice(make_encoder: MakeEncode
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
+def test_a_spec_needs_no_more_than_a_name(make_state: MakeState) -> None:
+    spec = EncoderSpec("squeezenet1_1")
+    assert spec == EncoderSpec("squeezenet1_1", {}, Preprocess(), "none")
+    encoder = FrozenEncoder(spec, make_state("squeezenet1_1"))
+    assert encoder.precision == "auto"
+    assert encoder.arithmetic == f"{best_precision(torch.device('cpu'))} on cpu"
+
+
+def test_moving_to_where_it_is_builds_nothing(tiny_encoder: FrozenEncoder) -> None:
+    network = tiny_encoder.network
+    assert tiny_encoder.to_device(torch.device("cpu")).network is network
+
+
+def test_an_encoder_is_the_same_in_another_process(tiny_encoder: FrozenEncoder) -> None:
+    tiny_encoder.mirrored = True
+    copy = pickle.loads(pickle.dumps(tiny_encoder))
+    assert copy.mirrored
+    assert copy.fingerprint() == tiny_encoder.fingerprint()
+    assert torch.equal(copy.see(pixels(32)), tiny_encoder.see(pixels(32)))
+
+
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for known, wanted in (
@@ -239,7 +261,12 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
         assert best_precision(cpu) == wanted
     assert best_precision(torch.device("mps")) == "fp32"
     for native, wanted in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda native=native, **_: native)
+        # Emulated bf16 is slower than fp16.
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation, native=native: native or including_emulation,
+        )
         assert best_precision(torch.device("cuda")) == wanted
 
 
