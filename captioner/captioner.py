@@ -1,4 +1,4 @@
-"""The captioner: frozen CNN, decoder and vocabulary together."""
+"""The public class `Captioner`: frozen CNN, decoder and vocabulary."""
 
 from __future__ import annotations
 
@@ -32,18 +32,15 @@ from captioner.text import Vocabulary, detokenize, tokenize
 T = TypeVar("T")
 R = TypeVar("R")
 
-BATCH = 128  # images that are captioned together
+BATCH_SIZE = 128
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-MOST = 1000  # captions of an image
-LARGE = 256  # units of a layer whose matrices are worth rounding
+MAX_CAPTIONS = 1000  # per image
+MIN_ROUNDED_SIZE = 256  # hidden units; below it, rounding the matrices saves no time
 
-# What may be no number
 FEATURES = "the image's features are not finite"
 STATES = "the decoder's states are not finite"
 SCORES = "the words' probabilities are not finite"
-OVERFLOW = (
-    "its weights overflow (precision fp32 bears the most); restore them, or train the model again"
-)
+OVERFLOW = "the weights overflow; try precision fp32, restore the weights, or train the model again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +48,11 @@ class Caption:
     """One caption of one image.
 
     Attributes:
-        text: the caption, lower case.
-        log_prob: natural logarithm of its probability, end token included.
-        score: what it was ranked by, log_prob / length ** length_penalty, plus the
-            neighbours' votes; of drawn captions, log_prob.
-        finished: False if the longest length came before an end token.
+        text: the caption in lower case.
+        log_prob: natural logarithm of the caption's probability, end token included.
+        score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
+            neighbours' votes. Sampling: log_prob.
+        finished: False if max_length cut the caption off before an end token.
     """
 
     text: str
@@ -65,7 +62,7 @@ class Caption:
 
 
 class Captioner:
-    """Images in, captions out.
+    """Write captions for images.
 
     Examples:
         >>> captioner = Captioner.load("runs/scenes")       # doctest: +SKIP
@@ -81,14 +78,14 @@ class Captioner:
         decoding: DecodingConfig | None = None,
         neighbours: Neighbours | None = None,
     ):
-        """Put the parts together.
+        """Build a captioner from its components.
 
         Args:
-            encoder: the frozen CNN, or several side by side.
+            encoder: one or several frozen CNNs.
             decoder: built for the encoder's feature size and the vocabulary's size.
-            vocabulary: words of the decoder's ids.
-            decoding: how to search when a call does not say.
-            neighbours: what people wrote about the training images, for `decoding.neighbours`.
+            vocabulary: the word of each token id.
+            decoding: default search settings.
+            neighbours: captions of the training images, needed if `decoding.neighbours` > 0.
         """
         self.encoder = encoder
         self.decoder = decoder.eval()
@@ -101,14 +98,20 @@ class Captioner:
 
     @property
     def num_models(self) -> int:
-        """How many models write together."""
+        """Number of models in the ensemble; 1 without an ensemble."""
         return len(self.decoder.members) if isinstance(self.decoder, Ensemble) else 1
 
     def to(self, device: str | torch.device) -> Self:
-        """Move to a device: "cpu", "cuda", "cuda:1", "mps" or "auto" (the best there is).
+        """Move the model to a device.
+
+        Args:
+            device: such as "cpu", "cuda:1" or "mps"; "auto" takes cuda, else mps, else cpu.
+
+        Returns:
+            This captioner.
 
         Raises:
-            ConfigError: if the device is not there.
+            ConfigError: if the device is not available.
         """
         self.device = choose_device(device)
         self.encoder.to_device(self.device)
@@ -118,67 +121,68 @@ class Captioner:
         return self
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Turn RGB pictures into features.
+        """Compute the features of RGB images.
 
         Args:
-            images: B pictures.
+            images: B images.
 
         Returns:
-            features, float32 (B, F), on the captioner's device.
+            Features, float32 (B, F), on the captioner's device.
 
         Raises:
-            ImageError: if the model gives no numbers for a picture.
+            ImageError: if a feature is NaN or infinite.
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
         features = self.encoder.see(pixels)
-        self._refuse(~features.isfinite().all(1), FEATURES)
+        self._check_finite(features.isfinite().all(1), FEATURES)
         return features
 
-    def _no_numbers(self, what: str) -> ImageError:
+    def _not_finite(self, reason: str) -> ImageError:
         return ImageError(
-            f"{self.name} gives no numbers for this picture: {what}; {OVERFLOW}",
+            f"{self.name} computes NaN or infinity for this image: {reason}; {OVERFLOW}",
             kind="not_a_number",
         )
 
-    def _refuse(self, broken: Tensor, what: str) -> None:
-        """Raise an error where the model gives no numbers for one of the pictures, bool (B,)."""
-        if broken.any():
-            error = self._no_numbers(what)
-            where = f"picture {int(broken.nonzero()[0]) + 1} of {len(broken)}: "
-            raise ImageError((where if len(broken) > 1 else "") + str(error), kind=error.kind)
+    def _check_finite(self, finite: Tensor, reason: str) -> None:
+        """Raise an ImageError for the first image that is False in `finite`, bool (B,)."""
+        if not finite.all():
+            error = self._not_finite(reason)
+            where = f"image {int((~finite).nonzero()[0]) + 1} of {len(finite)}: "
+            raise ImageError((where if len(finite) > 1 else "") + str(error), kind=error.kind)
 
     def search(
         self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
     ) -> list[list[Caption]]:
-        """Write captions for features.
+        """Search for the captions of images, given their features.
 
         Args:
             features: (B, F).
-            options: how to search, such as `settings(beam_size=5)`; None: as the model does.
+            options: search settings, such as `settings(beam_size=5)`; None: the model's own.
             n_best: captions per image.
 
         Returns:
-            For each of the B images, up to n_best captions, best first.
+            Up to n_best captions for each of the B images, best first.
 
         Raises:
             ConfigError: if the options do not fit the model or n_best.
-            ImageError: if the model gives no numbers for an image; `search_each` tells which.
+            ImageError: if the model computes NaN or infinity for an image; `search_each` returns
+                the error of each image instead.
         """
-        found = self.search_each(features, options, n_best=n_best)
-        for number, captions in enumerate(found, 1):
+        results = self.search_each(features, options, n_best=n_best)
+        for number, captions in enumerate(results, 1):
             if isinstance(captions, ImageError):
-                where = f"picture {number} of {len(found)}: " if len(found) > 1 else ""
+                where = f"image {number} of {len(results)}: " if len(results) > 1 else ""
                 raise ImageError(f"{where}{captions}", kind=captions.kind)
-        return cast(list[list[Caption]], found)
+        return cast(list[list[Caption]], results)
 
     @torch.inference_mode()
     def search_each(
         self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
     ) -> list[list[Caption] | ImageError]:
-        """Write captions for features; an image that the model gives no numbers for has an error.
+        """Search for the captions of images, and report overflow for each image.
 
-        Weights that are finite may still overflow. The captions of the other images are what they
-        would be in any other company.
+        Finite weights may still overflow. An overflow in one image does not change the captions
+        of the other images.
 
         Args:
             features: see `search`.
@@ -186,7 +190,7 @@ class Captioner:
             n_best: see `search`.
 
         Returns:
-            For each of the B images, up to n_best captions, best first; or what is wrong.
+            For each of the B images, up to n_best captions, best first, or the error.
 
         Raises:
             ConfigError: if the options do not fit the model or n_best.
@@ -200,16 +204,16 @@ class Captioner:
         hidden = self.decoder.init_hidden(features)
         votes = options.search == "beam" and options.neighbours
         voters = self.neighbours if votes else None
-        found = self._hypotheses(hidden, options, options.beam_size if voters else n_best)
-        # Checked before anything is ranked by them.
-        sound = [
+        hypotheses = self._hypotheses(hidden, options, options.beam_size if voters else n_best)
+        # Before the votes, which may turn NaN scores into numbers.
+        checks = [
             (FEATURES, features.isfinite().all(1)),
             (STATES, hidden.isfinite().all(2).all(0)),
-            (SCORES, (found.log_probs > -torch.inf).any(1)),
+            (SCORES, (hypotheses.log_probs > -torch.inf).any(1)),
         ]
         if voters:
-            found = voters.rank(found, hidden, options.neighbours)
-        return self._checked(self._read(found, n_best), sound)
+            hypotheses = voters.rank(hypotheses, hidden, options.neighbours)
+        return self._checked(self._to_captions(hypotheses, n_best), checks)
 
     def _hypotheses(self, hidden: Tensor, options: DecodingConfig, n_best: int) -> Hypotheses:
         """Search from initial hidden states, (L, B, H)."""
@@ -243,36 +247,36 @@ class Captioner:
         )
 
     def _checked(
-        self, captions: list[list[Caption]], sound: list[tuple[str, Tensor]]
+        self, captions: list[list[Caption]], checks: list[tuple[str, Tensor]]
     ) -> list[list[Caption] | ImageError]:
-        """Put an error in the place of captions that come from what is no number."""
-        names = [name for name, _ in sound]
-        flags = torch.stack([flag for _, flag in sound], dim=1).tolist()  # one wait for the device
+        """Replace the captions of an image by an error if a check, bool (B,), is False."""
+        reasons = [reason for reason, _ in checks]
+        rows = torch.stack([passed for _, passed in checks], dim=1).tolist()  # one device wait
         return [
-            best if all(each) else self._no_numbers(names[each.index(False)])
-            for best, each in zip(captions, flags, strict=True)
+            best if all(passed) else self._not_finite(reasons[passed.index(False)])
+            for best, passed in zip(captions, rows, strict=True)
         ]
 
     def _step(self, dtype: torch.dtype) -> Step:
-        """Return the decoder's step, laid out once for each dtype: its weights stay as they are."""
+        """Return the decoder's step function, cached per dtype: the weights never change."""
         if dtype not in self._steps:
             self._steps[dtype] = self.decoder.stepper(dtype)
         return self._steps[dtype]
 
     def _dtype(self, precision: str) -> torch.dtype:
-        """Return the dtype of a search's matrices; small ones gain nothing from being rounded."""
-        small = self.decoder.hidden_size < LARGE
+        """Return the dtype of the decoder's matrices; "auto" keeps small ones in float32."""
+        small = self.decoder.hidden_size < MIN_ROUNDED_SIZE
         return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
-    def _read(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
-        """Turn ids into captions, of the n best of each image."""
+    def _to_captions(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
+        """Convert the n_best first hypotheses of each image to captions."""
         columns = (found.token_ids, found.log_probs, found.scores, found.finished)
         captions: list[list[Caption]] = []
         for row in zip(*(column[:, :n_best].tolist() for column in columns), strict=True):
             captions.append([])
             for ids, log_prob, score, finished in zip(*row, strict=True):
                 if log_prob == -np.inf:
-                    continue  # fewer hypotheses exist than were asked for
+                    continue  # the search found fewer than n_best
                 text = detokenize(self.vocabulary.decode(ids))
                 captions[-1].append(Caption(text, log_prob, score, finished))
         return captions
@@ -280,14 +284,14 @@ class Captioner:
     def settings(
         self, *, n_best: int = 1, **overrides: Unpack[DecodingOverrides]
     ) -> DecodingConfig:
-        """Return how to search: the model's own settings, with some of them changed.
+        """Return the model's search settings, with some of them changed.
 
         Args:
-            n_best: captions that will be asked for; the model's own beam grows to as many.
+            n_best: captions per image; the default beam size grows to n_best.
             **overrides: the settings to change, such as beam_size=5.
 
         Raises:
-            ConfigError: if a setting is unknown, impossible, or has no effect on this search.
+            ConfigError: if a setting is unknown, out of range, or has no effect on this search.
         """
         try:
             options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
@@ -306,25 +310,26 @@ class Captioner:
                 f"with {options.search}"
             )
         if options.search == "beam" and "beam_size" not in overrides and isinstance(n_best, int):
-            beam_size = max(options.beam_size, min(n_best, MOST))
+            beam_size = max(options.beam_size, min(n_best, MAX_CAPTIONS))
             options = options.model_copy(update={"beam_size": beam_size})
         self._check_fit(options, n_best)
         return options
 
     def _check_fit(self, options: DecodingConfig, n_best: int) -> None:
-        """Refuse a search that this model cannot do, or that finds fewer captions than wanted."""
-        drawn = options.search == "sample"
-        if not isinstance(n_best, int) or not 1 <= n_best <= (MOST if drawn else options.beam_size):
-            limit = f"{MOST:,}" if drawn else f"the beam size ({options.beam_size})"
+        """Raise a ConfigError if the model lacks neighbours, or n_best is out of range."""
+        sampling = options.search == "sample"
+        most = MAX_CAPTIONS if sampling else options.beam_size
+        if not isinstance(n_best, int) or not 1 <= n_best <= most:
+            limit = f"{most:,}" if sampling else f"the beam size ({most})"
             raise ConfigError(f"n_best: must be 1 to {limit}, given {excerpt(n_best, 60)}")
         if options.neighbours and self.neighbours is None:
-            which = "the first of the models" if self.num_models > 1 else "this model"
+            which = "the first model" if self.num_models > 1 else "this model"
             raise ConfigError(
-                f"decoding.neighbours: {which} keeps nothing of what people wrote; choose 0, or "
-                f"train it with decoding.neighbours above 0"
+                f"decoding.neighbours: {which} stores no training captions; set "
+                f"decoding.neighbours to 0, or train a model with decoding.neighbours above 0"
             )
 
-    @overload  # a string is an iterable of strings too: the first to fit decides
+    @overload  # a string is also an iterable of strings: mypy takes the first overload that fits
     def caption(  # type: ignore[overload-overlap]
         self, images: ImageLike, **overrides: Unpack[DecodingOverrides]
     ) -> str: ...
@@ -333,7 +338,7 @@ class Captioner:
         self,
         images: Iterable[ImageLike],
         *,
-        batch_size: int = BATCH,
+        batch_size: int = BATCH_SIZE,
         on_error: Literal["raise"] = "raise",
         **overrides: Unpack[DecodingOverrides],
     ) -> Iterator[str]: ...
@@ -342,7 +347,7 @@ class Captioner:
         self,
         images: Iterable[ImageLike],
         *,
-        batch_size: int = BATCH,
+        batch_size: int = BATCH_SIZE,
         on_error: Literal["skip"],
         **overrides: Unpack[DecodingOverrides],
     ) -> Iterator[str | None]: ...
@@ -350,37 +355,37 @@ class Captioner:
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        batch_size: int = BATCH,
+        batch_size: int = BATCH_SIZE,
         on_error: Literal["raise", "skip"] = "raise",
         **overrides: Unpack[DecodingOverrides],
     ) -> str | Iterator[str] | Iterator[str | None]:
-        """Caption one image, or any number of them lazily.
+        """Caption one image, or many images lazily.
 
-        Of many images the next are read and decoded while some are captioned, on all cores. For
-        reasons of failures, n-best lists and names there is `inference.local.caption_files`.
+        Threads read and decode the next images meanwhile. `captioner.caption_files` also
+        returns image names, n-best lists and the reason of each failure.
 
         Args:
-            images: a path, encoded bytes, a file opened for them, a Pillow image, an array or
-                tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1; or an
-                iterable of these, which is read a few batches ahead of the captions asked for.
-            batch_size: of many, images per pass. Sums in bf16 depend in their last digits on how
-                many rows there are: an image may be captioned otherwise, rarely, in other company.
-            on_error: "skip" gives None for one of many images that cannot be read, or that the
-                model gives no numbers for.
-            **overrides: settings of the search to change, such as beam_size=5; see `settings`.
+            images: one image or an iterable of images, which is read a few batches ahead. An
+                image is a path, encoded bytes, an open binary file, a Pillow image, or an array
+                or tensor (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
+            batch_size: images per pass. Rounding in bf16 depends on the batch size: another
+                batch size changes a caption in rare cases.
+            on_error: "skip" yields None for an image that cannot be read or that overflows the
+                model; only for an iterable.
+            **overrides: search settings to change, such as beam_size=5; see `settings`.
 
         Returns:
-            The best caption of the one image, or an iterator over those of many.
+            The best caption of one image, or an iterator over the best caption of each image.
 
         Raises:
-            ImageError: if an image cannot be read, or the model gives no numbers for it; of many,
-                after the captions of those before, as is anything that their iterator raises.
-            ConfigError: at once, if a setting is unknown or impossible.
+            ImageError: if an image cannot be read, or the model computes NaN or infinity for the
+                image. An iterator raises it after the captions of the images before.
+            ConfigError: at once, if a setting is unknown or out of range.
         """
         if "n_best" in overrides:
             raise ConfigError(
-                "n_best: `caption` gives the best alone; `inference.local.caption_files` and "
-                "`search(encode(pictures), n_best=...)` give several"
+                "n_best: `caption` returns the best caption only; for several, use "
+                "`captioner.caption_files` or `search(encode(images), n_best=...)`"
             )
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
@@ -401,19 +406,19 @@ class Captioner:
         needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
         num_workers: int | None = None,
     ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
-        """Caption batch by batch; threads read the next batches meanwhile.
+        """Caption batch by batch, while threads read the next batches.
 
         Args:
             batches: see `pipeline.run`.
             read: see `pipeline.run`.
-            options: how to search.
+            options: search settings.
             n_best: captions per image.
             needed: see `pipeline.run`.
             num_workers: see `pipeline.run`.
 
         Yields:
-            For each image of a batch what `read` returned, and its captions, best first; None
-            where there were no pixels, an error where the model gives no numbers.
+            For each image of a batch, the result of `read` and the captions, best first. The
+            captions are None without pixels, and an error if the model computes NaN or infinity.
         """
         return run(
             batches,
@@ -447,7 +452,7 @@ class Captioner:
                     raise error
                 yield captions[0].text if isinstance(captions, list) else None
 
-    @overload  # a string is an iterable of strings too: the first to fit decides
+    @overload  # a string is also an iterable of strings: mypy takes the first overload that fits
     def score(  # type: ignore[overload-overlap]
         self, images: ImageLike, captions: str, *, per_token: bool = True
     ) -> float: ...
@@ -467,72 +472,79 @@ class Captioner:
         *,
         per_token: bool = True,
     ) -> float | Tensor:
-        """Say how probable images make captions: to filter data, or to rank either for the other.
+        """Compute the log-likelihood of captions given images.
 
-        Words the model does not know count as its unknown word, which is likelier than any one
-        rare word: mind `vocabulary.coverage` where captions hold many.
+        Use it to filter data, or to rank captions for an image or images for a caption. Unknown
+        words score as the token <unk>, which is more probable than a single rare word: check
+        `vocabulary.coverage` if captions may hold many unknown words.
 
         Args:
-            images: one image or many, as for `caption`.
-            captions: one caption or many, as people write them.
-            per_token: the mean over a caption's words and its end token; False: their sum, the
+            images: one image or many; see `caption`.
+            captions: one caption or many, as plain text.
+            per_token: True: the mean over words and end token; False: the sum, which is the
                 logarithm of the caption's probability.
 
         Returns:
-            Log-likelihood in nats, 0 at most: a float for one image and one caption; float32 on
-            the processor for more: (captions,), (images,), or (images, captions) of all pairs.
+            Log-likelihood in nats, at most 0. One image and one caption: a float. Otherwise a
+            float32 tensor on the CPU: (captions,), (images,), or (images, captions).
 
         Raises:
-            ImageError: if an image cannot be read, or the model gives no numbers for it.
+            ImageError: if an image cannot be read, or the model computes NaN or infinity for it.
+            ConfigError: if a caption is no text.
         """
         if is_one(images):
-            of_one = self.score([images], captions, per_token=per_token)[0]
-            return of_one.item() if isinstance(captions, str) else of_one
+            row = self.score([images], captions, per_token=per_token)[0]
+            return row.item() if isinstance(captions, str) else row
         many = cast(Iterable[ImageLike], images)
         if isinstance(captions, str):
             return self.score(many, [captions], per_token=per_token)[:, 0]
-        texts = self._token_ids(captions)
-        scores = [torch.empty(0, len(texts))]
-        for batch in batched(map(to_picture, each(many)), BATCH):
+        token_ids = self._token_ids(captions)
+        scores = [torch.empty(0, len(token_ids))]
+        for batch in batched(map(to_picture, each(many)), BATCH_SIZE):
             hidden = self.decoder.init_hidden(self.encode(batch))
-            self._refuse(~hidden.isfinite().all(2).all(0), STATES)
-            likely = log_likelihoods(self._step(torch.float32), hidden, texts).cpu()
-            self._refuse(likely.isnan().any(1), SCORES)
-            scores.append(likely)
-        tokens = torch.tensor([len(ids) + 1 if per_token else 1 for ids in texts])
-        return torch.cat(scores) / tokens
+            self._check_finite(hidden.isfinite().all(2).all(0), STATES)
+            log_probs = log_likelihoods(self._step(torch.float32), hidden, token_ids).cpu()
+            self._check_finite(~log_probs.isnan().any(1), SCORES)
+            scores.append(log_probs)
+        lengths = torch.tensor([len(ids) + 1 if per_token else 1 for ids in token_ids])
+        return torch.cat(scores) / lengths
 
     def embed(self, captions: str | Iterable[str]) -> Tensor:
-        """Turn texts into vectors: the hidden state they leave behind after the average image.
+        """Compute a vector for each caption: the hidden state after the caption's last word.
+
+        The decoder starts from the average training image.
 
         Args:
-            captions: one caption or many, as people write them.
+            captions: one caption or many, as plain text.
 
         Returns:
-            float32 on the processor, (L * H,) of one caption, (captions, L * H) of many.
+            float32 on the CPU: (L * H,) for one caption, (captions, L * H) for many.
 
         Raises:
-            ModelError: if the model gives no numbers for a caption.
+            ModelError: if the model is an ensemble, or computes NaN or infinity for a caption.
+            ConfigError: if a caption is no text.
         """
         if isinstance(captions, str):
             return self.embed([captions])[0]
-        decoder = self.single_decoder("asked for embeddings; ask one of its models")
+        decoder = self.single_decoder("used for embeddings; load one of its models alone")
         states = embeddings(decoder, self._token_ids(captions)).cpu()
         if not states.isfinite().all():
-            raise ModelError(f"{self.name} gives no numbers for a caption: {STATES}; {OVERFLOW}")
+            raise ModelError(
+                f"{self.name} computes NaN or infinity for a caption: {STATES}; {OVERFLOW}"
+            )
         return states
 
-    def single_decoder(self, purpose: str) -> Decoder:
-        """Return the decoder of a captioner that is one model.
+    def single_decoder(self, use: str) -> Decoder:
+        """Return the decoder of a captioner that is not an ensemble.
 
         Args:
-            purpose: what an ensemble cannot be, for the error.
+            use: the end of the error message "an ensemble cannot be ...".
 
         Raises:
             ModelError: if this is an ensemble.
         """
         if not isinstance(self.decoder, Decoder):
-            raise ModelError(f"an ensemble cannot be {purpose}")
+            raise ModelError(f"an ensemble cannot be {use}")
         return self.decoder
 
     def _token_ids(self, captions: Iterable[str]) -> list[list[int]]:
@@ -543,16 +555,17 @@ class Captioner:
         return [self.vocabulary.encode(tokenize(text)) for text in texts]
 
     def save(self, folder: str | Path) -> None:
-        """Write the model directory, whole.
+        """Write the model directory.
 
         Args:
-            folder: directory to write, `~` for the home; absent, empty, or a model directory,
-                which is replaced, with nothing else in it.
+            folder: the directory to write; a leading `~` is the home directory. It may be absent
+                or empty. A directory that holds a model and nothing else is replaced.
 
         Raises:
-            ModelError: if something else stands there, or it cannot be written.
+            ModelError: if the directory holds other files or cannot be written, or if this is an
+                ensemble.
         """
-        decoder = self.single_decoder("saved; its models are there already")
+        decoder = self.single_decoder("saved; the directories of its models exist already")
         parts = Parts(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
         write_model(Path(folder), parts)
 
@@ -560,20 +573,20 @@ class Captioner:
     def load(
         cls, folder: str | Path | Sequence[str | Path], device: str | torch.device = "auto"
     ) -> Self:
-        """Read a model directory, or several, which then write captions together.
+        """Load a model, or several models as an ensemble.
 
         Args:
-            folder: a model directory, or a run directory that holds one as `model/`; of several,
-                the average of their distributions decides on every word.
+            folder: a model directory, or a run directory that holds `model/`. With several, the
+                mean of the models' word distributions is used.
             device: see `to`.
 
         Raises:
-            ModelError: if a file is missing, damaged, or does not fit the others.
-            ConfigError: if the device is not there.
+            ModelError: if a file is missing, damaged, or does not fit the other files.
+            ConfigError: if the device is not available.
         """
         folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
         if not folders:
-            raise ModelError("no model directory is named; name one, or several")
+            raise ModelError("no model directory given; give at least one")
         with within_memory("to load the model"):
             models = [(Path(each), read_model(each)) for each in folders]
             captioner = cls(*models[0][1])
@@ -584,13 +597,13 @@ class Captioner:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device that is really there.
+    """Return a device that is available.
 
     Args:
-        device: torch's name of one, or "auto": cuda, else mps, else cpu.
+        device: a PyTorch device name, or "auto": cuda, else mps, else cpu.
 
     Raises:
-        ConfigError: if it is unknown or absent.
+        ConfigError: if the device is unknown or not available.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -598,8 +611,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        if chosen.type not in DEVICES:  # some, such as meta, hold no numbers; others need a module
-            raise ValueError(f"{chosen.type} computes nothing here")
+        if chosen.type not in DEVICES:  # such as meta, which holds no numbers
+            raise ValueError(f"{chosen.type} is not supported")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -65,11 +65,13 @@ SEARCHES = [
 
 @pytest.mark.parametrize("decoding", SEARCHES)
 def test_every_way_to_caption_says_so(broken, pictures, decoding):
-    with pytest.raises(ImageError, match="the model gives no numbers for this picture") as error:
+    with pytest.raises(
+        ImageError, match="the model computes NaN or infinity for this image"
+    ) as error:
         broken.caption(pictures[0], **decoding)
     assert error.value.kind == "not_a_number"
     assert "\n" not in str(error.value)
-    with pytest.raises(ImageError, match="gives no numbers"):
+    with pytest.raises(ImageError, match="computes NaN or infinity"):
         list(broken.caption(pictures, **decoding))
     assert list(broken.caption(pictures, on_error="skip", **decoding)) == [None] * len(pictures)
     items = list_images([str(pictures[0].parent)])
@@ -78,25 +80,25 @@ def test_every_way_to_caption_says_so(broken, pictures, decoding):
 
 
 def test_scores_and_vectors_are_refused(broken, pictures):
-    with pytest.raises(ImageError, match="gives no numbers"):
+    with pytest.raises(ImageError, match="computes NaN or infinity"):
         broken.score(pictures[0], "a red square")
-    with pytest.raises(ImageError, match=r"picture 1 of 6: .* gives no numbers"):
+    with pytest.raises(ImageError, match=r"image 1 of 6: .* computes NaN or infinity"):
         broken.score(pictures, ["a red square", "a square"])
 
 
 def test_a_text_without_numbers_is_refused():
-    with pytest.raises(ModelError, match="gives no numbers for a caption"):
+    with pytest.raises(ModelError, match="computes NaN or infinity for a caption"):
         overflow(toys.captioner(cell="rnn"), "states").embed("a red square")
 
 
 def test_features_without_numbers_are_refused(pictures):
     broken = overflow(toys.captioner(), "features")
-    with pytest.raises(ImageError, match=r"picture 1 of 2: .* features are not finite"):
+    with pytest.raises(ImageError, match=r"image 1 of 2: .* features are not finite"):
         broken.encode([Image.open(p).convert("RGB") for p in pictures[:2]])
     sound = toys.captioner()
     features = torch.zeros(3, sound.encoder.feature_size)
     features[1, 2] = torch.nan
-    with pytest.raises(ImageError, match=r"picture 2 of 3: .* features are not finite"):
+    with pytest.raises(ImageError, match=r"image 2 of 3: .* features are not finite"):
         sound.search(features)
 
 
@@ -165,7 +167,9 @@ def test_a_job_lists_them_and_the_exit_code_says_so(pictures, tmp_path):
     assert done.exit_code == 1
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["error"] * 6
-    assert all(f"model {tmp_path / 'model'} gives no numbers" in row["error"] for row in rows)
+    assert all(
+        f"model {tmp_path / 'model'} computes NaN or infinity" in row["error"] for row in rows
+    )
     told = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in told] == ["not_a_number"] * 6
     done = CliRunner().invoke(main, [*arguments, "--format", "jsonl"])
@@ -202,7 +206,7 @@ def test_nothing_is_scored_and_the_doctor_says_why(spoilt_run):
     done = CliRunner().invoke(main, ["evaluate", "--model", str(spoilt_run)])
     assert done.exit_code == 1
     assert "captioner: error: " in done.stderr
-    assert "gives no numbers for this picture" in done.stderr.splitlines()[-1]
+    assert "computes NaN or infinity for this image" in done.stderr.splitlines()[-1]
     assert not (spoilt_run / "evaluation" / "scores.json").exists()
     done = CliRunner().invoke(main, ["doctor", "--model", str(spoilt_run)])
     assert done.exit_code == 1

@@ -94,6 +94,8 @@ CASES = {
     ("Captioner.caption", ConfigError): lambda: sound().caption([], beam_size=0),
     ("Captioner.caption", ImageError): lambda: sound().caption(b"no image"),
     ("Captioner.score", ImageError): lambda: sound().score(b"no image", ["a dog"]),
+    ("Captioner.score", ConfigError): lambda: sound().score(GREY, [1]),
+    ("Captioner.embed", ConfigError): lambda: sound().embed([1]),
     ("Captioner.embed", ModelError): lambda: broken().embed(["a dog"]),
     ("Captioner.single_decoder", ModelError): lambda: ensemble().single_decoder("saved"),
     ("Captioner.save", ModelError): lambda: sound().save(__file__),

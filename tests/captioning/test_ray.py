@@ -138,7 +138,7 @@ def test_pictures_without_numbers_are_the_same_lines_too(small_cluster, items, t
     assert totals.failed == 6
     lines = output.read_text(encoding="utf-8")
     assert lines == plain([tmp_path / "broken"], items[:6], 1)
-    assert lines.count(f"model {tmp_path / 'broken'} gives no numbers") == 6
+    assert lines.count(f"model {tmp_path / 'broken'} computes NaN or infinity") == 6
 
 
 def test_parquet_has_the_same_rows_and_uris_are_read(

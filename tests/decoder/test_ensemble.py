@@ -94,7 +94,7 @@ def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
     ensemble = together([("a", parts(one)), ("b", parts(other))])
     with pytest.raises(ModelError, match="an ensemble cannot be saved"):
         ensemble.save(tmp_path / "c")
-    with pytest.raises(ModelError, match="an ensemble cannot be asked for embeddings"):
+    with pytest.raises(ModelError, match="an ensemble cannot be used for embeddings"):
         ensemble.embed("w5")
     words = other.vocabulary
     odd = parts(other)._replace(vocabulary=Vocabulary.build([(*words.words[:-1], "odd")], 1))

@@ -184,7 +184,7 @@ def test_many_give_all_pairs(captioner, pictures):
 
 def test_more_images_than_go_through_the_cnn_together(captioner, pictures, monkeypatch):
     whole = captioner.score(pictures, TEXTS)
-    monkeypatch.setattr("captioner.captioner.BATCH", 2)
+    monkeypatch.setattr("captioner.captioner.BATCH_SIZE", 2)
     assert torch.allclose(captioner.score(pictures, TEXTS), whole, atol=1e-5)
 
 
