@@ -174,7 +174,7 @@ def scored(
         captioner = Captioner.load(models)
         if mirrored is not None:
             captioner.encoder.mirrored = mirrored
-        search, found = captioner.search, {"captioning": 0.0}
+        search, found = captioner.search_each, {"captioning": 0.0}
 
         def timed(*args: Any, **options: Any) -> Any:
             began = perf_counter()
@@ -182,7 +182,7 @@ def scored(
             found["captioning"] += perf_counter() - began
             return captions
 
-        captioner.search = timed  # type: ignore[method-assign]
+        captioner.search_each = timed  # type: ignore[method-assign]
         result = evaluate(captioner, config, output, decoding, split="dev", resamples=resamples)
         for each in SCORES:
             score = result.scores[each]
