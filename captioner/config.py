@@ -1,7 +1,7 @@
-"""Every setting, its default, its meaning and its unit, in one place.
+"""Every setting with its default, its meaning and its unit.
 
-A YAML file holds what differs from these defaults; `--set section.key=value` overrides both.
-All mistakes are reported together, each as `section.key: what is wrong, what was given`.
+A YAML file overrides the defaults; `--set section.key=value` overrides both.
+All mistakes are reported together, one a line: `section.key: what is wrong, given value`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from captioner.system.escapes import OBEYED
 from captioner.system.foreign import excerpt, plain
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# More would be a slip, or mischief in a model of others; the arithmetic bears all up to these.
+# Larger values are typing errors or attacks; smaller ones cannot overflow the arithmetic.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=1000)]
-Size = Annotated[int, Field(ge=1, le=2**16)]  # of layers and batches
+Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-MOST_KEYS = 100  # of a section
-BUNDLED = "bundled:"  # prefix of a path that travels with the package
+MAX_SETTINGS = 100  # in one section
+BUNDLED = "bundled:"  # prefix of a path inside the package
 
 
 class Section(BaseModel):
-    """Base of all sections: values never change, unknown keys are mistakes."""
+    """Base class of all sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants"
     )
-    # Settings of older versions, which their runs and models still name: the value that means off.
+    # Settings of version 0.1 that no longer exist, with the value that turned each one off.
     removed: ClassVar[Mapping[str, Any]] = {}
 
     @model_validator(mode="before")
@@ -54,47 +54,46 @@ class Section(BaseModel):
     def _drop_removed(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        owner = next(each for each in cls.__mro__ if "removed" in vars(each))
+        owner = next(base for base in cls.__mro__ if "removed" in vars(base))
         section = owner.__name__.removesuffix("Config").lower()
-        if len(given) > MOST_KEYS:  # pydantic would make an error of each that it does not know
-            raise ValueError(f"{section}: more than {MOST_KEYS} settings")
+        if len(given) > MAX_SETTINGS:  # pydantic would report every unknown key
+            raise ValueError(f"{section}: more than {MAX_SETTINGS} settings")
         for name, off in cls.removed.items():
             if given.get(name, off) != off:
                 raise ValueError(
-                    f"{section}.{name}: captioner 0.2 has no such setting; set it to {off!r}, or "
-                    f"leave it out"
+                    f"{section}.{name}: removed in captioner 0.2; delete it or set it to {off!r}"
                 )
         return {name: value for name, value in given.items() if name not in cls.removed}
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Pydantic would read `epochs: yes` as 1.
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and wanted is not bool:
-            raise PydanticCustomError("truth", "should not be true or false")
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic reads `epochs: yes` as 1.
+        expected = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and expected is not bool:
+            raise PydanticCustomError("boolean", "should not be true or false")
         return value
 
 
 class DataConfig(Section):
-    """Where the pictures and captions are."""
+    """Where the images and captions are."""
 
     root: str = Field("bundled:data/scenes", description="folder or annotation file")
     format: Literal["auto", "flickr", "karpathy", "coco", "csv", "jsonl", "scenes"] = Field(
         "auto", description="annotation format; auto detects it"
     )
-    images: str | None = Field(None, description="folder of the pictures, when not beside them")
-    split_train: str = Field("train", description="split to learn from")
+    images: str | None = Field(None, description="image folder; null: found from data.root")
+    split_train: str = Field("train", description="split to train on")
     split_dev: str = Field("dev", description="split that chooses the best epoch")
-    split_test: str = Field("test", description="split kept for the last score")
-    restval: bool = Field(False, description="join Karpathy's `restval` images to train")
-    image_column: str | None = Field(None, description="CSV/JSONL column; guessed when null")
-    caption_column: str | None = Field(None, description="CSV/JSONL column; guessed when null")
-    split_column: str = Field("split", description="CSV/JSONL column that names the split")
+    split_test: str = Field("test", description="split for the final score")
+    restval: bool = Field(False, description="add Karpathy's `restval` images to the train split")
+    image_column: str | None = Field(None, description="CSV/JSONL image column; null: guessed")
+    caption_column: str | None = Field(None, description="CSV/JSONL caption column; null: guessed")
+    split_column: str = Field("split", description="CSV/JSONL column of the split")
     holdout: Fraction = Field(
-        0.05, description="share of train images used as dev where the data names no dev split"
+        0.05, description="fraction of train images moved to dev if the data has no dev split"
     )
-    strict: bool = Field(False, description="any problem in the data stops the run")
+    strict: bool = Field(False, description="stop at any problem in the data")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -107,8 +106,8 @@ class DataConfig(Section):
 class TextConfig(Section):
     """How captions become token ids."""
 
-    min_count: Count = Field(5, description="a word seen fewer times in train becomes <unk>")
-    max_length: Size = Field(50, description="tokens of a training caption; longer ones are cut")
+    min_count: Count = Field(5, description="rarer words in train become <unk>")
+    max_length: Size = Field(50, description="tokens of a training caption; the rest is cut off")
 
 
 class CnnConfig(Section):
@@ -124,21 +123,23 @@ class CnnConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The frozen CNNs, and what holds for all of them."""
+    """The frozen CNNs, and the settings that apply to all of them."""
 
     cnns: Annotated[list[CnnConfig], Field(min_length=1)] = Field(
         [CnnConfig()],
-        description="CNNs that see the same pixels; their features follow one another. "
-        "encoder.backbone, .weights and .builder_args are those of the first",
+        description="CNNs that read the same pixels; their features are concatenated. "
+        "encoder.backbone, .weights and .builder_args set the first CNN",
     )
     image_size: Annotated[int, Field(ge=32, le=2048)] | None = Field(
-        None, description="pixels: shorter side resized to this, centre cropped; null: the weights'"
+        None, description="pixels; resize shorter side, crop centre; null: set by the weights"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the CNNs; auto: bf16 where the hardware has it"
+        "auto", description="number format of the CNNs; auto: bf16 if the hardware supports it"
     )
     flip: bool = Field(
-        False, description="mirror pictures: at random in training, else both views' mean"
+        False,
+        description="use mirrored images: chosen at random in training; otherwise the mean of the "
+        "features of both views",
     )
     batch_size: Size = Field(64, description="images per forward pass of the CNNs")
 
@@ -149,9 +150,9 @@ class EncoderConfig(Section):
 
 
 def list_cnns(encoder: Any) -> Any:
-    """Spell the short form of one CNN, and both forms of 0.1, with `cnns`; leave anything else.
+    """Convert the short form of one CNN, and both forms of version 0.1, to a list `cnns`.
 
-    In 0.1 an encoder was one CNN with others `beside` it, or a list of them.
+    In 0.1 an encoder was one CNN with others in `beside`, or a list. Other input is returned as is.
     """
     if isinstance(encoder, list) and encoder and isinstance(encoder[0], dict):
         encoder = encoder[0] | {"beside": encoder[1:]}
@@ -166,20 +167,20 @@ def list_cnns(encoder: Any) -> Any:
 
 
 class DecoderConfig(Section):
-    """The RNN that writes the caption, and the layer that starts it."""
+    """The RNN that writes the caption, and the layer that computes its initial state."""
 
     removed = {"init_activation": "tanh"}
 
     cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
-    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="phi of rnn and elman")
+    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="activation of rnn and elman")
     hidden_size: Size = Field(512, description="units per layer")
-    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="stacked layers")
-    embed_size: Size = Field(256, description="width of a word vector")
-    dropout: Fraction = Field(0.5, description="on embeddings, between layers, on outputs")
-    feature_dropout: Fraction = Field(0.0, description="on the image features")
-    tie_weights: bool = Field(True, description="output layer shares the word vectors")
+    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="recurrent layers")
+    embed_size: Size = Field(256, description="dimensions of a word vector")
+    dropout: Fraction = Field(0.5, description="on word vectors, between layers, on outputs")
+    feature_dropout: Fraction = Field(0.0, description="dropout on the image features")
+    tie_weights: bool = Field(True, description="output layer reuses the word vectors")
     feature_norm: Literal["standardize", "none"] = Field(
-        "standardize", description="scale each feature to mean 0 and deviation 1 on train images"
+        "standardize", description="scale each feature to mean 0 and standard deviation 1 on train"
     )
 
     @model_validator(mode="after")
@@ -193,85 +194,86 @@ class DecoderConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the decoder learns."""
+    """How the decoder is trained."""
 
     removed = {"teachers": [], "teachers_share": 0.5, "compile": False}
 
     objective: Literal["xent", "scst"] = Field(
         "xent",
-        description="xent: the next word (cross-entropy); scst: the score of captions it draws",
+        description="xent: cross-entropy of the next word; scst: self-critical training, which "
+        "rewards the scores of sampled captions",
     )
     start_from: str | None = Field(
-        None, description="run or model directory whose weights are the first; scst needs one"
+        None, description="run or model directory with the initial weights; scst requires it"
     )
     samples: Annotated[int, Field(ge=2, le=1000)] = Field(
-        5, description="scst: captions drawn per image"
+        5, description="scst: captions sampled per image"
     )
     bleu_weight: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="scst: reward is CIDEr-D plus this times BLEU-4"
+        0.0, description="scst: weight of BLEU-4 in the reward; CIDEr-D has weight 1"
     )
     epochs: Annotated[int, Field(ge=1, le=10**6)] = Field(
-        10, description="passes over the training captions; scst: images"
+        10, description="passes over the training captions; scst: over the images"
     )
-    batch_size: Size = Field(128, description="captions per step; scst: images")
+    batch_size: Size = Field(128, description="captions per step; scst: images per step")
     learning_rate: Annotated[float, Field(ge=1e-12, le=1e6)] = Field(
-        2e-3, description="peak, of AdamW"
+        2e-3, description="peak learning rate of AdamW"
     )
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        100, description="steps up to the peak"
+        100, description="steps of linear warm-up; at most a tenth of the run"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="from the peak to the last step"
+        "cosine", description="learning rate after the warm-up"
     )
     beta2: Annotated[float, Field(gt=0, le=0.99999)] = Field(
         0.98, description="AdamW's second beta"
     )
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.01, description="of matrices; biases and norms have none"
+        0.01, description="AdamW's weight decay of matrices; biases have none"
     )
     label_smoothing: Fraction = Field(
-        0.1, description="probability spread over the vocabulary; not in scst"
+        0.1, description="probability spread over the vocabulary; not used by scst"
     )
     clip_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = Field(
-        5.0, description="global gradient norm"
+        5.0, description="maximum global gradient norm"
     )
     bptt_window: Count | None = Field(
         None, description="tokens per window of truncated BPTT; null: the whole caption"
     )
     ema_decay: Fraction = Field(
-        0.0, description="moving average of the weights, per step; evaluated and saved; 0: off"
+        0.0, description="moving average of the weights: decay per step; saves the average; 0: off"
     )
     metric: Literal["bleu_4", "cider_d"] = Field(
-        "cider_d", description="dev score that chooses the best epoch"
+        "cider_d", description="dev score that selects the best epoch"
     )
     patience: Count | None = Field(
-        None, description="stop after this many epochs without a better dev score; null: never"
+        None, description="epochs without a better dev score before training stops; null: no limit"
     )
     accumulate: Few = Field(
-        1, description="parts a batch goes through the network in, where memory is short"
+        1, description="split each batch into this many forward passes to save memory"
     )
     save_every: Count = Field(
-        500, description="steps between checkpoints; each epoch ends with one as well"
+        500, description="steps between checkpoints; every epoch also ends with one"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="arithmetic of the decoder; auto: bf16 where the hardware has it"
+        "auto", description="number format of the decoder; auto: bf16 if the hardware supports it"
     )
-    seed: Seed = Field(0, description="of weights, order and dropout")
+    seed: Seed = Field(0, description="random seed of weights, order and dropout")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.objective == "scst" and self.start_from is None:
             raise ValueError(
-                "training.start_from: scst makes a trained model better, name its run directory"
+                "training.start_from: scst needs a trained model; set this to its run directory"
             )
         for name in [] if self.objective == "scst" else ["samples", "bleu_weight"]:
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"training.{name}: has no effect without training.objective scst")
+                raise ValueError(f"training.{name}: applies only to training.objective scst")
         return self
 
 
 class DecodingOverrides(TypedDict, total=False):
-    """Settings of `DecodingConfig` that a call changes; the others stay the model's own."""
+    """Settings of `DecodingConfig` that a call overrides; the model's own apply otherwise."""
 
     search: Literal["beam", "sample"]
     beam_size: int
@@ -287,44 +289,44 @@ class DecodingOverrides(TypedDict, total=False):
 
 
 class DecodingConfig(Section):
-    """How words are searched."""
+    """How captions are searched."""
 
     removed = {"consensus": 0, "draws": 1}
-    # The settings that a search does not look at.
+    # Settings that a search ignores.
     idle: ClassVar[Mapping[str, frozenset[str]]] = {
         "beam": frozenset({"temperature", "top_k", "top_p"}),
         "sample": frozenset({"beam_size", "length_penalty", "no_repeat_ngram_size", "neighbours"}),
     }
 
     search: Literal["beam", "sample"] = Field(
-        "beam", description="beam: the most probable captions; sample: captions drawn at random"
+        "beam", description="beam: the most probable captions; sample: random captions"
     )
-    beam_size: Few = Field(3, description="hypotheses kept per image; 1 is greedy")
+    beam_size: Few = Field(3, description="hypotheses per image; 1: greedy search")
     length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.7, description="a: score = log-probability / length^a"
+        0.7, description="exponent a in score = log-probability / length^a"
     )
-    max_length: Few = Field(24, description="most tokens, end included")
+    max_length: Few = Field(24, description="maximum tokens, end token included")
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="n: no n-gram twice in a caption; 0: off"
+        0, description="n: no n-gram repeats in a caption; 0: off"
     )
     neighbours: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0,
-        description="weight of what people wrote about similar training images, in ranking the "
-        "beam; trained models keep it where it is above 0",
+        description="ranks the beam: weight of the captions of similar training images; above 0, "
+        "training stores those captions in the model",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="matrix products of the decoder; auto: bf16 where that is faster"
+        "auto", description="number format of matrix products; auto: bf16 if that is faster"
     )
     temperature: Annotated[float, Field(ge=1e-3, le=1000)] = Field(
-        1.0, description="sampling: below 1 sharper, above 1 flatter"
+        1.0, description="sampling: below 1, probable words are drawn more often; above 1, less"
     )
     top_k: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        0, description="sampling: only from the k most probable words; 0: all"
+        0, description="sampling: draw from the k most probable words; 0: from all"
     )
     top_p: Annotated[float, Field(ge=1e-6, le=1)] = Field(
-        1.0, description="sampling: only from the fewest words that hold this probability"
+        1.0, description="sampling: draw from the fewest words with this total probability"
     )
-    seed: Seed = Field(0, description="sampling: of the draws")
+    seed: Seed = Field(0, description="sampling: random seed")
 
     @model_validator(mode="before")
     @classmethod
@@ -335,13 +337,13 @@ class DecodingConfig(Section):
         sample = given["sample"]
         if not isinstance(sample, bool) or (sample and given.get("search", "sample") != "sample"):
             raise ValueError(
-                f"decoding.sample: now `decoding.search: sample` or `beam`, given {excerpt(sample)}"
+                f"decoding.sample: use `decoding.search: sample` or `beam`, given {excerpt(sample)}"
             )
         rest = {name: value for name, value in given.items() if name != "sample"}
         return {"search": "sample"} | rest if sample else rest
 
     def summary(self) -> str:
-        """Return the settings as a score's signature names them, such as `beam3,lp0.7`."""
+        """Return the settings in the form of a score's signature, such as `beam3,lp0.7`."""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
         if self.search == "sample":
             return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
@@ -360,14 +362,14 @@ class Config(Section):
     decoding: DecodingConfig = DecodingConfig()
 
     def to_yaml(self) -> str:
-        """Return every value, defaults included, as YAML that `load_config` reads back."""
+        """Return every value, defaults included, as YAML for `load_config`."""
         values = self.model_dump(mode="json")
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return yaml.safe_dump(values, sort_keys=False) if OBEYED.search(text) else text
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a file or folder that travels with the package.
+    """Return the path of a file or folder inside the package.
 
     Args:
         name: path below the bundle, such as `configs/scenes.yaml` or `data/scenes`.
@@ -379,34 +381,32 @@ def bundled(name: str) -> Path:
 
 
 def resolve_path(value: str) -> Path:
-    """Return the path a setting names; `bundled:` paths are inside the package."""
+    """Return the path in a setting; `bundled:` paths are inside the package."""
     if value.startswith(BUNDLED):
         return bundled(value.removeprefix(BUNDLED))
     return home_path(value)
 
 
 def home_path(value: str) -> Path:
-    """Return the path with `~` replaced; a user nobody knows is left for the caller to miss."""
-    return Path(os.path.expanduser(value))  # noqa: PTH111 pathlib's raises for such a user
+    """Return the path with `~` expanded; `~name` of an unknown user stays as it is."""
+    return Path(os.path.expanduser(value))  # noqa: PTH111 pathlib raises for an unknown user
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config given by path or by the name of a bundled one.
+    """Return the config file with a path or a bundled name.
 
     Raises:
-        ConfigError: if there is no such file.
+        ConfigError: if the file does not exist.
     """
     path = home_path(name)
-    if os.path.isfile(path):  # noqa: PTH113 pathlib's raises for a name that is too long
+    if os.path.isfile(path):  # noqa: PTH113 pathlib raises for a name that is too long
         return path
     packaged = sorted(bundled("configs").glob("*.yaml"))
     for path in packaged:
         if name in (path.stem, path.name, f"configs/{path.name}"):
             return path
-    have = ", ".join(path.stem for path in packaged)
-    raise ConfigError(
-        f"{plain(name)}: no such config file; give a path or one of the bundled: {have}"
-    )
+    names = ", ".join(path.stem for path in packaged)
+    raise ConfigError(f"{plain(name)}: no such config file; give a path or a bundled name: {names}")
 
 
 def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
@@ -414,10 +414,10 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
 
     Args:
         name: path of a YAML file, name of a bundled config, or None for the defaults.
-        overrides: `section.key=value` strings, the value in YAML.
+        overrides: `section.key=value` strings; the value is YAML.
 
     Raises:
-        ConfigError: with one line per mistake, all mistakes at once.
+        ConfigError: if the file or an override has mistakes; one line for each.
     """
     tree: dict[str, Any] = {}
     source = "defaults"
@@ -425,7 +425,7 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
         path = find_config(name)
         source = str(path)
         tree = _read_yaml(path)
-    tree["encoder"] = list_cnns(tree.get("encoder", {}))  # which overrides can be put into
+    tree["encoder"] = list_cnns(tree.get("encoder", {}))  # overrides need the long form
     mistakes = [m for override in overrides if (m := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
@@ -442,7 +442,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {plain(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 32nd of May
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         raise ConfigError(f"{path}: not valid YAML: {plain(error)}") from error
     if tree is None:
         return {}
@@ -452,7 +452,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> str | None:
-    """Put one `section.key=value` into the tree; return what is wrong with it, if anything."""
+    """Apply one `section.key=value` to the tree; return its mistake, or None."""
     shown = plain(override)
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
@@ -478,7 +478,7 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One line per mistake: `section.key: what is wrong, given value`."""
+    """Return one line per mistake: `section.key: what is wrong, given value`."""
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(plain(part) for part in item["loc"])
@@ -489,8 +489,8 @@ def _explain(error: ValidationError) -> list[str]:
         elif item["type"] == "value_error":
             lines.append(str(item["ctx"]["error"]))
         else:
-            what = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{key}: {what}, given {excerpt(item['input'])}")
+            mistake = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{key}: {mistake}, given {excerpt(item['input'])}")
     return lines
 
 
@@ -498,8 +498,8 @@ def first_mistake(error: ValidationError, *tags: str | int) -> str:
     """Return the first mistake in a JSON file, on one line.
 
     Args:
-        error: what pydantic says.
-        *tags: steps of its paths that stand for no key.
+        error: from pydantic.
+        *tags: steps of pydantic's paths that are not keys of the file.
     """
     item = error.errors(include_url=False)[0]
     key = ".".join(plain(part) for part in item["loc"] if part not in tags)
@@ -507,16 +507,16 @@ def first_mistake(error: ValidationError, *tags: str | int) -> str:
         return f"{key} is missing"
     if item["type"] == "model_type":
         return f"{key + ': ' if key else ''}not an object, given {excerpt(item['input'])}"
-    if item["type"] == "value_error":  # of our own validators, which name the key
+    if item["type"] == "value_error":  # from our validators, which name the key
         return plain(item["ctx"]["error"])
     return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, given {excerpt(item['input'])}"
 
 
 def _suggest(loc: tuple[int | str, ...]) -> str:
-    """Name the setting that was probably meant."""
+    """Return the most similar setting, or all settings of the section."""
     model: type[BaseModel] = Config
     for part in loc[:-1]:
-        if isinstance(part, int):  # of a list, whose items `model` already is
+        if isinstance(part, int):  # a list index: `model` is already the item's class
             continue
         annotation = model.model_fields[part].annotation
         if get_origin(annotation) is list:
@@ -525,12 +525,6 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
             return ""
         model = annotation
     if model is CnnConfig and loc[-1] in EncoderConfig.model_fields:
-        return f" of one CNN: encoder.{loc[-1]} holds for all"
+        return f" of one CNN: set encoder.{loc[-1]}, for all CNNs"
     close = difflib.get_close_matches(plain(loc[-1]), model.model_fields, n=1)
-    return (
-        f" (did you mean {close[0]}?)" if close else f" (there are: {_names(model.model_fields)})"
-    )
-
-
-def _names(fields: Mapping[str, Any]) -> str:
-    return ", ".join(fields)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(model.model_fields)})"
