@@ -47,7 +47,7 @@ def test_the_configuration_page_names_every_setting_and_its_values(hooks):
         section = page.partition(f"## {name}\n")[2].partition("\n## ")[0]
         for setting in field.annotation.model_fields:
             assert f"| `{setting}` |" in section
-    assert "| `clip_norm` | `5.0` | 1e-12 to 1e+12 | global gradient norm |" in page
+    assert "| `clip_norm` | `5.0` | 1e-12 to 1e+12 | maximum global gradient norm |" in page
     assert "| `schedule` | `cosine` | `cosine`, `linear`, `constant` |" in page
 
 
