@@ -1,1 +1,1 @@
-"""The RNN: features and words to the next word."""
+"""The RNN: features and previous words -> next word."""

@@ -1,4 +1,4 @@
-"""N-grams of many sentences at once, as 64-bit keys that can be compared and looked up."""
+"""64-bit hash keys of the n-grams of many sentences at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ def ngram_keys(token_ids: Tensor, lengths: Tensor, order: int) -> tuple[Tensor, 
 
     Args:
         token_ids: int64 (..., T), T at least `order`.
-        lengths: tokens that count, int64 (...).
-        order: n, from 1.
+        lengths: tokens of each sentence without padding, int64 (...).
+        order: n, at least 1.
 
     Returns:
-        Keys, int64 (..., T-n+1), of different orders different; and which of them are real.
+        keys: int64 (..., T-n+1); n-grams of different orders have different keys.
+        real: bool, the shape of keys; False if the n-gram holds padding.
     """
     grams = token_ids.unfold(-1, order, 1)
     keys = torch.full_like(grams[..., 0], order)

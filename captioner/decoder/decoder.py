@@ -1,9 +1,8 @@
-"""The RNN that writes the caption, started by the image.
+"""The RNN that writes the caption; the image gives its initial hidden state.
 
-`init_hidden` turns features into the initial hidden state, `forward` reads whole captions
-(teacher forcing, one fused call), `step` advances by one token. All three share one set of
-weights. An LSTM's h and c travel as one tensor, concatenated over layers, so that search and
-training see a single hidden state whatever the cell.
+`init_hidden` turns features into the initial hidden state. `forward` reads whole captions
+(teacher forcing). `step` advances by one token. An LSTM's h and c are concatenated over layers,
+so every cell has one hidden state tensor.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from captioner.text import Vocabulary
 
 
 class Dropout(nn.Module):
-    """Zero values at random while training, and scale up the others to keep the mean.
+    """Dropout that is faster than `nn.Dropout` on a CPU.
+
+    On a CPU, `nn.Dropout` draws one random number per value and takes a seventh of a training
+    step. Here one 64-bit random number serves four values.
 
     Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
-    Overfitting". `nn.Dropout` draws one random number per value on a processor, which took a
-    seventh of a training step. Here each 64-bit number decides for four values.
+    Overfitting".
     """
 
     def __init__(self, rate: float):
@@ -35,13 +36,13 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
-        """Drop out.
+        """Zero values at random, and scale the others by 1 / (1 - rate) to keep the mean.
 
         Args:
-            values: of any shape.
+            values: any shape.
 
         Returns:
-            The values, some of them zero; unchanged in evaluation mode.
+            The result, same shape; in evaluation mode, the values unchanged.
         """
         if not self.training or not self.rate:
             return values
@@ -54,10 +55,10 @@ class Dropout(nn.Module):
 
 
 class InitialState(nn.Module):
-    """Features -> initial hidden state of every layer, through a learned projection.
+    """Project features to the initial hidden state of every layer.
 
-    tanh bounds h as the cell's own recurrence does; an LSTM's c is unbounded by nature and stays
-    linear.
+    h passes through tanh, so it has the range of the cell's own states. An LSTM's c is unbounded
+    and stays linear.
     """
 
     mean: Tensor
@@ -74,11 +75,11 @@ class InitialState(nn.Module):
         self.register_buffer("std", torch.ones(feature_size))
 
     def measure(self, features: Tensor, rows: Tensor | None = None) -> None:
-        """Compute mean and standard deviation of each dimension over the training images.
+        """Store the mean and standard deviation of each feature over the training images.
 
         Args:
-            features: (R, F); read in pieces, so it may be larger than the memory.
-            rows: those of the training split, int64 (N,); None: all.
+            features: (R, F); read in pieces, so the tensor may exceed the memory.
+            rows: the rows of the training split, int64 (N,); None: all.
         """
         pieces = (torch.arange(len(features)) if rows is None else rows).split(8192)
         count = sum(map(len, pieces))
@@ -88,18 +89,18 @@ class InitialState(nn.Module):
         for piece in pieces:
             variance += (features[piece].double() - mean).square().sum(0) / count
         self.mean.copy_(mean)
-        # A constant dimension has deviation 0, and dividing by it would make noise.
+        # Dividing a constant feature by its deviation of almost 0 would amplify rounding errors.
         std = variance.sqrt()
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Project a batch.
+        """Compute the initial hidden state.
 
         Args:
             features: (B, F).
 
         Returns:
-            initial hidden state (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
+            (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
         """
         features = features.float()
         if self.norm == "standardize":
@@ -112,16 +113,16 @@ class InitialState(nn.Module):
 
 
 class SearchDecoder(Protocol):
-    """What searching and scoring need of a decoder; a `Decoder` has it, and an `Ensemble`."""
+    """The interface that search and scoring use; `Decoder` and `Ensemble` implement it."""
 
     hidden_size: int
 
     @property
     def init_hidden(self) -> Callable[[Tensor], Tensor]:
-        """Maps features (B, F) to an initial hidden state (S, B, H)."""
+        """Function that maps features (B, F) to the initial hidden state (S, B, H)."""
 
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return what advances the decoder by one token; see `Decoder.stepper`."""
+        """Return a function that advances the decoder by one token; see `Decoder.stepper`."""
 
     def eval(self) -> Self:
         """Leave training mode."""
@@ -131,7 +132,7 @@ class SearchDecoder(Protocol):
 
 
 class Decoder(nn.Module):
-    """Word vectors -> recurrent cell -> scores of the next word."""
+    """Word vectors -> recurrent cell -> logits of the next word."""
 
     def __init__(self, config: DecoderConfig, *, vocab_size: int, feature_size: int):
         """Build a decoder with random weights.
@@ -153,9 +154,9 @@ class Decoder(nn.Module):
         self.init_hidden = InitialState(config, feature_size)
         self.dropout = Dropout(config.dropout)
         self.output = nn.Linear(embed_size if tie_weights else self.hidden_size, vocab_size)
-        # Tied: hidden -> word-vector space, then the scores are products with the word vectors.
+        # Tied weights: the logits are products of this projection with the word vectors.
         self.to_embed = nn.Linear(self.hidden_size, embed_size, bias=False) if tie_weights else None
-        # Scores start near zero, so the first loss is about log V.
+        # The first logits are near zero, so the first loss is about log V.
         nn.init.normal_(self.embedding.weight, std=embed_size**-0.5)
         with torch.no_grad():
             self.embedding.weight[Vocabulary.pad_id].zero_()
@@ -164,14 +165,14 @@ class Decoder(nn.Module):
             self.output.weight = self.embedding.weight
 
     def run_cell(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Read tokens without scoring words.
+        """Run the recurrent cell over tokens, without the output layer.
 
         Args:
             token_ids: int64 (B, T).
             hidden: (L, B, H), or (2L, B, H) for an LSTM.
 
         Returns:
-            outputs of the last layer (B, T, H), and the hidden state after the last token.
+            Outputs of the last layer (B, T, H), and the hidden state after the last token.
         """
         words = self.dropout(self.embedding(token_ids))
         if not self.is_lstm:
@@ -182,13 +183,13 @@ class Decoder(nn.Module):
         return outputs, torch.cat(state)
 
     def to_logits(self, outputs: Tensor) -> Tensor:
-        """Score every word of the vocabulary.
+        """Compute the logits of every word.
 
         Args:
-            outputs: of the last layer, (..., H).
+            outputs: outputs of the last layer, (..., H).
 
         Returns:
-            logits (..., V).
+            Logits (..., V).
         """
         outputs = self.dropout(outputs)
         if self.to_embed is not None:
@@ -197,39 +198,39 @@ class Decoder(nn.Module):
         return logits
 
     def forward(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Read whole captions.
+        """Compute the logits of every next token of whole captions.
 
         Args:
             token_ids: int64 (B, T), start token first.
             hidden: from `init_hidden`.
 
         Returns:
-            logits (B, T, V) of each next token, and the hidden state after the last.
+            Logits (B, T, V), and the hidden state after the last token.
         """
         outputs, hidden = self.run_cell(token_ids, hidden)
         return self.to_logits(outputs), hidden
 
     def step(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance by one token; `stepper` does it faster where no gradients are wanted.
+        """Advance by one token; without gradients, `stepper` is faster.
 
         Args:
             token_ids: int64 (B,).
             hidden: (L, B, H), or (2L, B, H) for an LSTM.
 
         Returns:
-            logits (B, V) of the next token, and the hidden state after this one.
+            Logits (B, V) of the next token, and the hidden state after `token_ids`.
         """
         logits, hidden = self(token_ids.unsqueeze(1), hidden)
         return logits.squeeze(1), hidden
 
     @torch.no_grad()
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return `step` in its fast form, with the weights as they are now.
+        """Return a fast `step` for the current weights.
 
-        Making it costs as much as some steps: keep it while the weights stay as they are.
+        Building it takes as long as several steps: reuse it until the weights change.
 
         Args:
-            dtype: of matrix products; those of a cell without a fast form stay in float32.
+            dtype: dtype of the matrix products; the cell `elman` stays in float32.
         """
         if not isinstance(self.cell, nn.RNNBase):
             return self.step
@@ -238,15 +239,15 @@ class Decoder(nn.Module):
 
 def _build_cell(config: DecoderConfig) -> nn.Module:
     shape = (config.embed_size, config.hidden_size, config.num_layers)
-    between = config.dropout if config.num_layers > 1 else 0.0
+    dropout = config.dropout if config.num_layers > 1 else 0.0
     if config.cell == "elman":
-        return Elman(*shape, nonlinearity=config.nonlinearity, dropout=between)
+        return Elman(*shape, nonlinearity=config.nonlinearity, dropout=dropout)
     if config.cell == "rnn":
-        rnn = nn.RNN(*shape, nonlinearity=config.nonlinearity, batch_first=True, dropout=between)
-        # Its two biases only ever appear as their sum: one is enough, as in the textbook.
+        rnn = nn.RNN(*shape, nonlinearity=config.nonlinearity, batch_first=True, dropout=dropout)
+        # Only the sum of the two biases matters, so one of them stays zero.
         for layer in range(config.num_layers):
             bias = rnn.get_parameter(f"bias_hh_l{layer}")
             nn.init.zeros_(bias).requires_grad_(False)
         return rnn
     cell = nn.GRU if config.cell == "gru" else nn.LSTM
-    return cell(*shape, batch_first=True, dropout=between)
+    return cell(*shape, batch_first=True, dropout=dropout)

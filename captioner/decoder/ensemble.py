@@ -1,8 +1,8 @@
-"""Several decoders as one: each keeps its own state, and their distributions are averaged.
+"""An ensemble of decoders: the mean of their word distributions.
 
-The average is taken before a search sees it, so that every search works on an ensemble as on one
-model (Sutskever et al., 2014, "Sequence to Sequence Learning with
-Neural Networks").
+A step of the ensemble returns the mean, so every search works on an ensemble as on one model.
+
+Source: Sutskever et al. (2014), "Sequence to Sequence Learning with Neural Networks".
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from captioner.search import Step
 
 
 class Ensemble(nn.Module):
-    """Decoders that write one caption together; a `SearchDecoder`."""
+    """Decoders that write one caption together; implements `SearchDecoder`."""
 
     def __init__(self, members: Sequence[Decoder], columns: Sequence[Tensor]):
-        """Put decoders together.
+        """Build an ensemble.
 
         Args:
-            members: with the same vocabulary.
-            columns: places of each member's features among all features, int64 (F,).
+            members: decoders with the same vocabulary.
+            columns: for each member, the columns of `features` that it reads, int64 (F,).
         """
         super().__init__()
         self._members, self._columns = tuple(members), tuple(columns)
@@ -33,13 +33,13 @@ class Ensemble(nn.Module):
         self.hidden_size = min(member.hidden_size for member in members)
 
     def init_hidden(self, features: Tensor) -> Tensor:
-        """Make the initial state of every member.
+        """Compute the initial states of all members.
 
         Args:
             features: (B, F).
 
         Returns:
-            All their states side by side, (1, B, sum of S * H).
+            The members' states, concatenated, (1, B, sum of S * H).
         """
         states = [
             member.init_hidden(features[:, columns.to(features.device)])
@@ -48,20 +48,20 @@ class Ensemble(nn.Module):
         return torch.cat([flat(state) for state in states], dim=1)[None]
 
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return what advances all members by one token; see `Decoder.stepper`."""
+        """Return a function that advances all members by one token; see `Decoder.stepper`."""
         steps = [member.stepper(dtype) for member in self._members]
         depths = [member.num_states for member in self._members]
         widths = [member.num_states * member.hidden_size for member in self._members]
 
         def step(token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
             probs: list[Tensor] = []
-            after: list[Tensor] = []
+            next_states: list[Tensor] = []
             states = hidden[0].split(widths, dim=1)
-            for advance, depth, state in zip(steps, depths, states, strict=True):
-                own = state.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
-                logits, own = advance(token_ids, own)
+            for member_step, depth, flat_state in zip(steps, depths, states, strict=True):
+                state = flat_state.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
+                logits, state = member_step(token_ids, state)
                 probs.append(logits.softmax(dim=-1, dtype=torch.float32))
-                after.append(flat(own))
-            return torch.stack(probs).mean(0).log_(), torch.cat(after, dim=1)[None]
+                next_states.append(flat(state))
+            return torch.stack(probs).mean(0).log_(), torch.cat(next_states, dim=1)[None]
 
         return step

@@ -1,8 +1,10 @@
-"""The captions of the most similar training images, as votes on the candidates of a search.
+"""Rank candidate captions by the captions of similar training images.
 
-Each candidate is compared with those captions, and its vote is added to the model's score. Two
-images are similar where the decoder's initial states are (Devlin et al., 2015, "Exploring Nearest
-Neighbor Approaches for Image Captioning", who used votes alone).
+A candidate's vote is its CIDEr against the captions of the nearest training images. The vote is
+added to the model's score. Two images are similar if the decoder's initial states are similar.
+
+Source: Devlin et al. (2015), "Exploring Nearest Neighbor Approaches for Image Captioning", who
+use votes alone.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from captioner.metrics.cider import TfIdf
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
 
-NEAREST = 32  # images that vote
-TEMPERATURE = 0.05  # of their weights, softmax(cosine / this)
-MIN_IMAGES = 2  # images; n-grams of one image only are four fifths of all and change nothing
-UNIT = 2**40  # of which votes are whole numbers while they are added up
-ROOM = 2**24  # numbers in which the n-grams of some images are added up at once
+NEAREST = 32  # training images that vote
+TEMPERATURE = 0.05  # an image's weight is softmax(cosine / TEMPERATURE)
+MIN_IMAGES = 2  # an n-gram of fewer images is dropped: four fifths of all, no effect on scores
+UNIT = 2**40  # votes are summed as integers in units of 1 / UNIT
+MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,12 @@ class CaptionNgrams:
     """The n-grams of the captions of R images, weighted as CIDEr weights them.
 
     Attributes:
-        keys: of G n-grams, int64 (G,), ascending.
-        idf: log(R / images with the n-gram), float32 (G,).
-        starts: where the entries of each image begin, and end, int64 (R + 1,).
-        ngrams: which n-gram an entry is about, int32 (E,).
-        weights: of the n-gram in the image's captions: the mean of its values in their unit
-            vectors of each order, over captions and orders, float16 (E,).
+        keys: keys of G n-grams, int64 (G,), ascending.
+        idf: log(R / number of images with the n-gram), float32 (G,).
+        starts: image r has the entries starts[r] to starts[r + 1] - 1, int64 (R + 1,).
+        ngrams: the n-gram of each entry, an index into keys, int32 (E,).
+        weights: TF-IDF weight of each entry's n-gram in its image, float16 (E,): the mean over
+            captions and orders, with each caption's vector of an order scaled to length 1.
     """
 
     keys: Tensor
@@ -55,9 +57,9 @@ class CaptionNgrams:
         """Count the n-grams of captions.
 
         Args:
-            token_ids: int64 (N, T), words from the first place on.
+            token_ids: int64 (N, T), without start token, padded at the end.
             lengths: words of each caption, int64 (N,).
-            images: the image each is about, int64 (N,), from 0, none left out.
+            images: index of each caption's image, int64 (N,); every index from 0 appears.
         """
         names = [str(token_id) for token_id in range(int(token_ids.max()) + 1)]
         captions: list[list[list[str]]] = [[] for _ in range(int(images.max()) + 1)]
@@ -72,9 +74,9 @@ class CaptionNgrams:
         weights /= references.per_image[owners] * MAX_ORDER
 
         ids = np.array([int(name) for name in references.words])
-        keys = torch.cat([_keys_of(torch.from_numpy(ids[each])) for each in references.ngrams()])
+        keys = torch.cat([_keys_of(torch.from_numpy(ids[words])) for words in references.ngrams()])
         common = torch.from_numpy(np.flatnonzero(vectors.frequency >= MIN_IMAGES))
-        common = common[keys[common].argsort()]  # those that are kept, by their keys
+        common = common[keys[common].argsort()]
         number = torch.full((references.size,), -1)
         number[common] = torch.arange(len(common))
         kept = number[counts.ngram] >= 0
@@ -99,11 +101,11 @@ class CaptionNgrams:
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The initial states of the training images, and the n-grams of their captions.
+    """The initial states of R training images, and the n-grams of their captions.
 
     Attributes:
-        states: unit vectors of their initial states, float32 (R, D); stored in float16.
-        ngrams: of the captions of the R images.
+        states: initial states, scaled to length 1, float32 (R, D); float16 on disk.
+        ngrams: n-grams of the captions of the R images.
     """
 
     states: Tensor
@@ -115,29 +117,29 @@ class Neighbours:
         """Compute the initial state of every training image.
 
         Args:
-            decoder: in evaluation mode afterwards, so that no feature is dropped.
-            features: of the R images in order, in batches (B, F), on the decoder's device.
-            ngrams: of the captions of these images.
+            decoder: the decoder; this sets evaluation mode.
+            features: features of the R images in order, in batches (B, F), on its device.
+            ngrams: n-grams of the captions of these images.
         """
         decoder.eval()
         states = [functional.normalize(flat(decoder.init_hidden(batch))) for batch in features]
         return cls(torch.cat(states), ngrams)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name, as `read` takes them."""
-        of_captions = {f.name: getattr(self.ngrams, f.name) for f in fields(CaptionNgrams)}
-        return {"states": self.states.half()} | of_captions
+        """Return all tensors by name, for `read`."""
+        ngrams = {f.name: getattr(self.ngrams, f.name) for f in fields(CaptionNgrams)}
+        return {"states": self.states.half()} | ngrams
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
-        """Make neighbours of tensors that a stranger may have written.
+        """Build neighbours from untrusted tensors.
 
         Args:
-            tensors: by name.
-            state_size: D, of the decoder's initial state.
+            tensors: tensors by name.
+            state_size: size D of the decoder's initial state.
 
         Raises:
-            ValueError: if one is missing, or does not fit the others.
+            ValueError: if a tensor is missing, or does not fit the others or the decoder.
         """
         kinds = {
             "states": (torch.float16, 2),
@@ -151,7 +153,7 @@ class Neighbours:
             if name not in tensors:
                 raise ValueError(f"neighbours.{name} is missing")
             if tensors[name].dtype != dtype or tensors[name].dim() != dims:
-                raise ValueError(f"neighbours.{name} is no {dims}-dimensional {dtype}")
+                raise ValueError(f"neighbours.{name} must be a {dims}-dimensional {dtype} tensor")
         states = tensors["states"]
         ngrams = CaptionNgrams(**{name: tensors[name] for name in kinds if name != "states"})
         starts, entries = ngrams.starts, len(ngrams.ngrams)
@@ -162,7 +164,7 @@ class Neighbours:
             and len(ngrams.weights) == entries
             and int(starts[0]) == 0
             and int(starts[-1]) == entries
-            and bool((starts[1:] >= starts[:-1]).all())  # differences could overflow
+            and bool((starts[1:] >= starts[:-1]).all())  # a difference may overflow
             and bool((ngrams.keys[1:] > ngrams.keys[:-1]).all())
             and bool(((ngrams.ngrams >= 0) & (ngrams.ngrams < len(ngrams.keys))).all())
             and bool(((ngrams.idf >= 0) & (ngrams.idf <= math.log(len(states)) + 1e-3)).all())
@@ -181,46 +183,47 @@ class Neighbours:
 
         Args:
             hypotheses: n hypotheses for each of B images.
-            hidden: initial decoder state made from the images, (S, B, H); of an ensemble, whose
-                first member these neighbours are of, (1, B, all states).
-            weight: of the votes, which are 0 to 1.
+            hidden: initial states of the images, (S, B, H); of an ensemble, (1, B, all states),
+                the states of the model with these neighbours first.
+            weight: weight of the votes; a vote is 0 to 1.
 
         Returns:
-            The same hypotheses, the finished first, best first; scores are score + weight x votes.
+            The hypotheses with score + weight x vote as score, best first, unfinished ones last.
         """
-        own = flat(hidden)[:, : self.states.shape[1]]
-        votes = self.votes(hypotheses.token_ids, hypotheses.lengths, own)
+        states = flat(hidden)[:, : self.states.shape[1]]
+        votes = self.votes(hypotheses.token_ids, hypotheses.lengths, states)
         return finished_first(hypotheses, hypotheses.scores + weight * votes)
 
     def votes(self, token_ids: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
-        """Compare sentences with the captions of the images that are most like their own.
+        """Compute the CIDEr of sentences against the captions of the nearest training images.
 
-        Source: CIDEr (Vedantam et al., 2015), with the images' neighbours for references, each
-        weighted by softmax(cosine / temperature).
+        Source: CIDEr (Vedantam et al., 2015). Each training image has the weight
+        softmax(cosine / TEMPERATURE).
 
         Args:
-            token_ids: of n sentences for each of B images, int64 (B, n, T).
-            lengths: words of each, int64 (B, n).
-            states: of the images, (B, D).
+            token_ids: n sentences for each of B images, int64 (B, n, T).
+            lengths: words of each sentence, int64 (B, n).
+            states: initial states of the images, (B, D).
 
         Returns:
-            The expected CIDEr of each, not times ten, float32 (B, n), 0 to 1.
+            CIDEr without the usual factor 10, float32 (B, n), 0 to 1.
         """
         if not len(self.ngrams.keys):
             return torch.zeros(lengths.shape, device=lengths.device)
-        size = max(1, ROOM // len(self.ngrams.keys))
+        size = max(1, MAX_SUMS // len(self.ngrams.keys))
         cosines = functional.normalize(states.float()) @ self.states.t()
         nearest = cosines.topk(min(NEAREST, len(self.states)), dim=1)
         nearness = (nearest.values / TEMPERATURE).softmax(1)
-        pieces = (each.split(size) for each in (token_ids, lengths, nearest.indices, nearness))
-        return torch.cat([self._votes(*piece) for piece in zip(*pieces, strict=True)])
+        inputs = (token_ids, lengths, nearest.indices, nearness)
+        batches = zip(*(values.split(size) for values in inputs), strict=True)
+        return torch.cat([self._votes(*batch) for batch in batches])
 
     def _votes(
         self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, nearness: Tensor
     ) -> Tensor:
         stored = self.ngrams
         num_images, num_ngrams = len(nearest), len(stored.keys)
-        # In whole numbers, whose sum does not depend on the order, as it would on a GPU.
+        # Integers: a GPU adds in any order, which changes the sums of floats.
         summed = torch.zeros(num_images, num_ngrams, dtype=torch.int64, device=nearest.device)
         first, last = stored.starts[nearest.flatten()], stored.starts[nearest.flatten() + 1]
         counts = last - first
@@ -232,7 +235,7 @@ class Neighbours:
         weights = stored.weights[entries].float() * nearness.flatten().repeat_interleave(counts)
         summed.view(-1).index_add_(0, places, (weights * UNIT).long())
 
-        rare = math.log(len(self.states))  # the idf of n-grams that are not known
+        rare = math.log(len(self.states))  # the idf of an unknown n-gram
         total = torch.zeros(lengths.shape, device=nearest.device)
         for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
             keys, real = ngram_keys(token_ids, lengths, order)  # b, n, P
@@ -247,12 +250,12 @@ class Neighbours:
 
 
 def _keys_of(ngrams: Tensor) -> Tensor:
-    """Return the keys of n-grams of one order, given as token ids, int64 (n-grams, order)."""
+    """Return the keys of n-grams of one order; token ids, int64 (n-grams, order)."""
     count, order = ngrams.shape
     keys, _ = ngram_keys(ngrams, torch.full((count,), order), order)
     return keys[:, 0]
 
 
 def flat(states: Tensor) -> Tensor:
-    """Lay the states of a row side by side, (S, B, H) to (B, S * H)."""
+    """Concatenate the states of each row, (S, B, H) to (B, S * H)."""
     return states.transpose(0, 1).flatten(1)

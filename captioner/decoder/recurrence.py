@@ -1,15 +1,14 @@
-r"""The recurrence written out: an Elman network and its gradients, derived by hand.
+r"""An Elman network and its gradients, derived by hand.
 
     H_t = phi(Z_t),   Z_t = X_t W_xh + H_t-1 W_hh + b        t = 1 ... T, from H_0
     O_t = H_t W_ho + b_o
     L   = sum over t of l(O_t, Y_t)
 
-`docs/learn/recurrence.md` derives every line of the backward pass; the tests prove it equal to
-`torch.nn.RNN` and to autograd. `Elman` trains the real captioner with it.
+`docs/learn/recurrence.md` derives every line of the backward pass. The tests compare the results
+with `torch.nn.RNN` and autograd. `Elman` is the captioner's cell `elman`.
 
-The worked example, 3 samples of 5 features through 7 hidden units with relu. One step, with
-numbers simple enough for paper: each unit adds up the features (a tenth of each), its own old
-state (1 everywhere), and its bias (-3 to 3).
+A worked example for paper: one step of 3 samples with 5 features and 7 hidden units, with relu.
+Each unit adds a tenth of each feature, its old state (1 everywhere) and its bias (-3 to 3).
 
 >>> import torch
 >>> X = torch.arange(-7.0, 8.0).reshape(3, 1, 5)  # B = 3 samples, T = 1 step, E = 5 features
@@ -22,8 +21,8 @@ tensor([[0.0000, 0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 1.5000],
         [0.0000, 0.0000, 0.0000, 1.0000, 2.0000, 3.0000, 4.0000],
         [0.5000, 1.5000, 2.5000, 3.5000, 4.5000, 5.5000, 6.5000]])
 
-Four steps of random numbers are what `torch.nn.RNN` makes of them. It keeps its weights
-transposed, and has a second bias that adds nothing to the first:
+Four steps of random numbers give the states that `torch.nn.RNN` gives. `torch.nn.RNN` stores
+its weights transposed and has a second bias, zero here:
 
 >>> rnn = torch.nn.RNN(5, 7, nonlinearity="relu", batch_first=True, dtype=torch.float64)
 >>> _ = torch.nn.init.zeros_(rnn.bias_hh_l0)
@@ -36,8 +35,7 @@ torch.Size([3, 4, 7])
 (True, True)
 """
 
-# The names are those of the formulas above, capitals included, and so is their number; what goes
-# forward and comes back is described on its way forward.
+# The names are those of the formulas above. Some docstrings group arguments in one line.
 # ruff: noqa: D417, E741, N803, N806
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ Phi = Literal["tanh", "relu"]
 
 _PHI: Final[dict[str, Callable[[Tensor], Tensor]]] = {"tanh": torch.tanh, "relu": torch.relu}
 
-# phi'(Z), told from H = phi(Z) alone: Z need not be kept for the backward pass.
+# phi'(Z), computed from H = phi(Z): the backward pass needs no Z.
 _SLOPE: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "tanh": lambda H: 1 - H * H,
     "relu": lambda H: (H > 0).to(H.dtype),
@@ -60,7 +58,7 @@ _SLOPE: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 
 
 class Gradients(NamedTuple):
-    """The gradients of the loss with respect to everything the network computes with."""
+    """The gradients of the loss with respect to every input and weight."""
 
     X: Tensor
     H_0: Tensor
@@ -89,7 +87,7 @@ def recurrence(
     Returns:
         The states H_1 ... H_T, (B, T, H); the last one is `H[:, -1]`.
     """
-    # What comes from the inputs depends on no state: one product serves all the steps at once.
+    # The inputs' terms depend on no state: one product computes them for all steps.
     from_inputs = X @ W_xh + b  # (B, T, H)
     states = []
     H_t = H_0
@@ -110,19 +108,20 @@ def recurrence_backward(
     phi: Phi = "tanh",
     window: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Carry the gradients of the states back through time, to all that made them.
+    """Backpropagate the gradients of the states through time to inputs, H_0 and weights.
 
     Sources: P. J. Werbos, "Backpropagation Through Time: What It Does and How to Do It", Proc.
     IEEE 78 (1990); truncated: R. J. Williams and J. Peng, "An Efficient Gradient-Based Algorithm
     for On-Line Training of Recurrent Network Trajectories", Neural Computation 2 (1990).
 
     Args:
-        grad_H: what each state does to the loss directly, not by way of later states, (B, T, H).
-        X, H_0, W_xh, W_hh: as given to `recurrence`.
-        H: the states it returned, (B, T, H).
-        phi: the non-linearity it used.
-        window: cut the way back after every `window` steps counted from the first, at least 1;
-            None goes back to H_0 from everywhere.
+        grad_H: gradient of the loss with respect to each state, without the path through later
+            states, (B, T, H).
+        X, H_0, W_xh, W_hh: the arguments of `recurrence`.
+        H: the states that `recurrence` returned, (B, T, H).
+        phi: the non-linearity of `recurrence`.
+        window: steps of truncated backpropagation, at least 1: no gradient passes from step
+            k * window + 1 back to step k * window; None: no truncation.
 
     Returns:
         dL/dX, dL/dH_0, dL/dW_xh, dL/dW_hh and dL/db, each with the shape of its tensor.
@@ -135,7 +134,7 @@ def recurrence_backward(
     steps = H.shape[1]
     slope = _SLOPE[phi](H)
     deltas = []  # Delta_t = dL/dZ_t, from the last step to the first
-    from_later = torch.zeros_like(H_0)  # what H_t does to the loss by way of H_t+1
+    from_later = torch.zeros_like(H_0)  # dL/dH_t through H_t+1
     for t in reversed(range(steps)):
         if window is not None and (t + 1) % window == 0:
             from_later = torch.zeros_like(H_0)
@@ -143,7 +142,7 @@ def recurrence_backward(
         from_later = delta @ W_hh.T
         deltas.append(delta)
     Delta = torch.stack(deltas[::-1], dim=1)  # (B, T, H)
-    H_before = torch.cat([H_0[:, None], H[:, :-1]], dim=1)  # H_t-1 beside each Delta_t
+    H_before = torch.cat([H_0[:, None], H[:, :-1]], dim=1)  # H_t-1 for each Delta_t
     return (
         Delta @ W_xh.T,
         from_later,
@@ -168,24 +167,24 @@ def output_layer(H: Tensor, W_ho: Tensor, b_o: Tensor) -> Tensor:
 
 
 def output_layer_backward(grad_O: Tensor, H: Tensor, W_ho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Carry the gradients of the outputs back to the states and the output layer.
+    """Backpropagate the gradients of the outputs to the states and the output layer.
 
     Args:
         grad_O: dL/dO, (B, T, V).
-        H, W_ho: as given to `output_layer`.
+        H, W_ho: the arguments of `output_layer`.
 
     Returns:
-        dL/dH by way of the outputs alone (B, T, H), dL/dW_ho (H, V) and dL/db_o (V,).
+        dL/dH through O_t only (B, T, H), dL/dW_ho (H, V) and dL/db_o (V,).
     """
     return grad_O @ W_ho.T, torch.einsum("bth,btv->hv", H, grad_O), grad_O.sum((0, 1))
 
 
 def cross_entropy(O: Tensor, Y: Tensor) -> Tensor:
-    """Add up -log softmax(O_t)[Y_t] over steps and samples.
+    """Sum -log softmax(O_t)[Y_t] over steps and samples.
 
     Args:
         O: outputs, (B, T, V).
-        Y: the right output of each step, int64 (B, T), from 0 to V - 1.
+        Y: target of each step, int64 (B, T), from 0 to V - 1.
 
     Returns:
         The loss in nats, a scalar.
@@ -197,7 +196,7 @@ def cross_entropy_backward(O: Tensor, Y: Tensor) -> Tensor:
     """Compute dL/dO_t = softmax(O_t) - onehot(Y_t).
 
     Args:
-        O, Y: as given to `cross_entropy`.
+        O, Y: the arguments of `cross_entropy`.
 
     Returns:
         The gradient, (B, T, V).
@@ -218,13 +217,13 @@ def loss_and_gradients(
     phi: Phi = "tanh",
     window: int | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """Run the whole network forward to its loss and back to all its gradients.
+    """Compute the loss of the whole network and all its gradients.
 
     Args:
-        X, H_0, W_xh, W_hh, b, phi: as for `recurrence`.
-        Y: the right output of each step, int64 (B, T), from 0 to V - 1.
-        W_ho, b_o: as for `output_layer`.
-        window: truncate the gradients as in `recurrence_backward`; the loss stays the same.
+        X, H_0, W_xh, W_hh, b, phi: see `recurrence`.
+        Y: target of each step, int64 (B, T), from 0 to V - 1.
+        W_ho, b_o: see `output_layer`.
+        window: truncation of the gradients, see `recurrence_backward`; no effect on the loss.
 
     Returns:
         The loss, a scalar, and its gradients, each with the shape of its tensor.
@@ -240,7 +239,7 @@ def loss_and_gradients(
 
 
 class _Recurrence(torch.autograd.Function):
-    """`recurrence` for autograd, with `recurrence_backward` in place of what autograd derives."""
+    """`recurrence` as an autograd function with `recurrence_backward` as its backward pass."""
 
     @staticmethod
     def forward(X: Tensor, H_0: Tensor, W_xh: Tensor, W_hh: Tensor, b: Tensor, phi: Phi) -> Tensor:
@@ -254,28 +253,28 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_H: Tensor) -> tuple[Tensor | None, ...]:
-        # backward() may be called inside autocast too, where products would lose their precision.
+        # A caller may run backward() inside autocast, which would lower the precision.
         with torch.autocast(grad_H.device.type, enabled=False):
             gradients = recurrence_backward(grad_H, *ctx.saved_tensors, phi=ctx.phi)
         return *gradients, None
 
 
 class Elman(nn.Module):
-    """A stack of recurrences that stands in for `torch.nn.RNN`, trained by the gradients above.
+    """A replacement for `torch.nn.RNN` that uses the functions above.
 
-    It starts from the very values `torch.nn.RNN` draws from the same seed, has the one bias b
-    where that has two, and always computes in the precision of its weights, autocast or not.
+    The same seed gives the initial weights of `torch.nn.RNN`. There is one bias, not two. The
+    dtype of the weights is the precision of the computation, with or without autocast.
 
     Args:
         input_size: features of each input, E.
         hidden_size: hidden units of each layer, H.
-        num_layers: recurrences on top of each other, L; each reads the states of the one below.
+        num_layers: number of layers, L; each layer reads the states of the layer below.
         nonlinearity: phi, "tanh" or "relu".
-        batch_first: must be true: inputs are (B, T, E); there for the likeness.
-        dropout: probability, 0 to 1, of zeroing a state on its way to the next layer.
+        batch_first: must be True: inputs are (B, T, E). For compatibility with `torch.nn.RNN`.
+        dropout: probability, 0 to 1, of zeroing an input of layer 2 and above.
 
     Raises:
-        ValueError: if a size, the non-linearity or the dropout is not one of those.
+        ValueError: if an argument is outside the range given above.
     """
 
     def __init__(
@@ -290,7 +289,7 @@ class Elman(nn.Module):
     ) -> None:
         super().__init__()
         if not batch_first:
-            raise ValueError("Elman reads inputs as (B, T, E) only: leave batch_first true")
+            raise ValueError("batch_first must be True: Elman reads inputs as (B, T, E)")
         rnn = nn.RNN(input_size, hidden_size, num_layers, nonlinearity=nonlinearity)
         self.phi: Phi = nonlinearity
         self.dropout = nn.Dropout(dropout)
@@ -303,14 +302,14 @@ class Elman(nn.Module):
             self.b.append(nn.Parameter(bias_ih.detach()))
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Run all the layers over all the steps.
+        """Compute the states of all layers for all steps.
 
         Args:
             inputs: (B, T, E), T at least 1.
             hidden: the state of each layer before the first step, (L, B, H).
 
         Returns:
-            The states of the topmost layer, (B, T, H), and the last state of each, (L, B, H).
+            The states of the last layer, (B, T, H), and the last state of each layer, (L, B, H).
         """
         dtype = self.b[0].dtype
         H = inputs.to(dtype)
@@ -318,8 +317,8 @@ class Elman(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):
             layers = zip(hidden.to(dtype), self.W_xh, self.W_hh, self.b, strict=True)
             for layer, (H_0, W_xh, W_hh, b) in enumerate(layers):
-                # Dropout draws in the order of memory, time first as `recurrence` leaves it:
-                # the order in which torch.nn.RNN draws on a processor.
+                # Dropout draws in memory order. `recurrence` leaves time first, which is the
+                # order in which torch.nn.RNN draws on a CPU.
                 X = self.dropout(H) if layer else H
                 H = _Recurrence.apply(X, H_0, W_xh, W_hh, b, self.phi)
                 last.append(H[:, -1])

@@ -1,9 +1,8 @@
-"""One token at a time, for search: a recurrent cell and its output layer, prepared for speed.
+"""A fast step of one token for search: recurrent cell and output layer.
 
-`nn.LSTM` on one token spends more time in preparations than in arithmetic, and multiplies each
-word vector by the input weights every time. Here the cell is written out, a table holds those
-products for every word, and matrices may be rounded to a faster dtype. States and activations
-stay in float32.
+On one token, `nn.LSTM` spends more time on set-up than on arithmetic, and multiplies the word
+vector by the input weights in every step. Here a table holds these products for every word, and
+the matrices may have a faster dtype. States and activations stay in float32.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from torch.nn import functional
 
 
 class Stepper:
-    """Advances a recurrent cell by one token and scores the next, without gradients.
+    """Advance a recurrent cell by one token and compute the next logits, without gradients.
 
-    Make another one when the weights have changed.
+    Build a new stepper after the weights change.
     """
 
     def __init__(
@@ -32,9 +31,9 @@ class Stepper:
         Args:
             embedding: word vectors.
             cell: `nn.RNN`, `nn.GRU` or `nn.LSTM`, one direction.
-            to_embed: between the cell and the output layer.
-            output: scores words.
-            dtype: of the matrices.
+            to_embed: layer between the cell and the output layer; None: no such layer.
+            output: output layer.
+            dtype: dtype of the matrices.
         """
         self._kind, self._layers = cell.mode, cell.num_layers
         self._dtype = dtype
@@ -45,7 +44,7 @@ class Stepper:
                 self._doubled(cell.get_parameter(f"{name}_l{layer}").detach())
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
-            if self._kind == "GRU":  # its reset gate comes between the two biases
+            if self._kind == "GRU":  # the reset gate multiplies b_hh, so the biases cannot be added
                 self._recurrent.append((w_hh.to(dtype), b_hh.to(dtype)))
             else:
                 b_ih = b_ih + b_hh
@@ -58,15 +57,15 @@ class Stepper:
         self._output = output.weight.detach().to(dtype), output.bias.detach().to(dtype)
 
     def __call__(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Read one token per row.
+        """Advance by one token per row.
 
         Args:
             token_ids: int64 (B,).
             hidden: float32 (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
 
         Returns:
-            logits (B, V) of the next token, in the matrices' dtype, and the hidden state after
-            this one, float32.
+            Logits (B, V) of the next token, in the dtype of the matrices, and the hidden state
+            after `token_ids`, float32, in the shape of `hidden`.
         """
         states = hidden.unbind(0)
         after_h: list[Tensor] = []
@@ -94,7 +93,7 @@ class Stepper:
         return functional.linear(outputs, *self._output), torch.stack(after_h + after_c)
 
     def _doubled(self, weight: Tensor) -> Tensor:
-        """Double the rows that lead to a tanh, as `_tanh_of_half` wants them; this is exact."""
+        """Double the rows whose outputs go to `_tanh_of_half`; doubling a float is exact."""
         if self._kind == "RNN_RELU":
             return weight
         if self._kind == "RNN_TANH":
@@ -105,12 +104,12 @@ class Stepper:
 
 
 def _tanh_of_half(values: Tensor) -> Tensor:
-    """Return tanh(x / 2) = 2 sigmoid(x) - 1, in place: a fifth of the time of `torch.tanh`."""
+    """Compute tanh(x / 2) = 2 sigmoid(x) - 1 in place, five times as fast as `torch.tanh`."""
     return values.sigmoid_().mul_(2).sub_(1)
 
 
 def _lstm(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """i, f, o = sigmoid, g = tanh of the gates (g's doubled); c' = f c + i g; h' = o tanh(c')."""
+    """i, f, o = sigmoid, g = tanh of the gates (g is doubled); c' = f c + i g; h' = o tanh(c')."""
     i, f, half_g, o = gates.sigmoid_().chunk(4, dim=1)
     c = (f * c).addcmul_(i, half_g, value=2).sub_(i)
     return _tanh_of_half(2 * c).mul_(o), c

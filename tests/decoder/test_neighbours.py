@@ -103,7 +103,7 @@ def test_pictures_are_counted_in_pieces_where_there_are_many_ngrams(neighbours, 
     states = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(3))
     arguments = ids.expand(5, -1, -1), lengths.expand(5, -1), states
     whole = neighbours.votes(*arguments)
-    monkeypatch.setattr("captioner.decoder.neighbours.ROOM", 2 * len(neighbours.ngrams.keys))
+    monkeypatch.setattr("captioner.decoder.neighbours.MAX_SUMS", 2 * len(neighbours.ngrams.keys))
     torch.testing.assert_close(neighbours.votes(*arguments), whole)
 
 
@@ -239,7 +239,9 @@ def test_the_views_of_a_picture_are_seen_as_one(trained, tmp_path, monkeypatch):
 
 def test_asking_for_votes_that_nobody_can_give_is_refused():
     captioner = toys.captioner()
-    with pytest.raises(ConfigError, match=r"decoding\.neighbours: this model keeps nothing"):
+    with pytest.raises(
+        ConfigError, match=r"decoding\.neighbours: this model stores no training captions"
+    ):
         captioner.settings(neighbours=2.0)
 
 
@@ -258,7 +260,11 @@ def overflowing(starts: Tensor) -> Tensor:
     [
         ("states", lambda t: t[:, 1:], "do not fit"),
         ("states", lambda t: t[1:], "do not fit"),
-        ("states", lambda t: t.float(), "neighbours.states is no 2-dimensional torch.float16"),
+        (
+            "states",
+            lambda t: t.float(),
+            "neighbours.states must be a 2-dimensional torch.float16 tensor",
+        ),
         ("keys", lambda t: t.flip(0), "do not fit"),
         ("keys", None, "neighbours.keys is missing"),
         ("idf", lambda t: t[1:], "do not fit"),
@@ -273,7 +279,11 @@ def overflowing(starts: Tensor) -> Tensor:
         ("weights", lambda t: t - 1.5, "do not fit"),
         ("ngrams", lambda t: t + 10**6, "do not fit"),
         ("ngrams", lambda t: t - 10**6, "do not fit"),
-        ("ngrams", lambda t: t[None], "neighbours.ngrams is no 1-dimensional torch.int32"),
+        (
+            "ngrams",
+            lambda t: t[None],
+            "neighbours.ngrams must be a 1-dimensional torch.int32 tensor",
+        ),
         ("weights", lambda t: t[1:], "do not fit"),
     ],
 )
