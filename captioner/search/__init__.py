@@ -1,7 +1,6 @@
-"""Turning next-token scores into sentences: beam search and sampling.
+"""Beam search and sampling over token ids and a `Step` function, for a whole batch at once.
 
-Everything here works on token ids and a `Step` function, for a whole batch at once, and knows
-nothing of networks, images or words.
+Nothing here depends on networks, images or words.
 """
 
 from captioner.search.beam import beam_search

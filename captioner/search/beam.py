@@ -21,18 +21,18 @@ from captioner.search.top_tokens import top_tokens
 
 @dataclass(frozen=True, eq=False)
 class _Sentences:
-    """W sentences of each of A images, best first; a place with none has total and score -inf."""
+    """W sentences of each of A images, best first; an empty place has total and score -inf."""
 
     written: Tensor  # start token, words, end tokens up to the width, int64 (A, W, 1+max_length)
     totals: Tensor  # log-probabilities, float32 (A, W)
-    scores: Tensor  # what they are ranked by, float32 (A, W)
+    scores: Tensor  # ranking scores, float32 (A, W)
 
     def select(self, images: Tensor) -> _Sentences:
-        """Keep some of the images."""
+        """Return the sentences of some images."""
         return _Sentences(self.written[images], self.totals[images], self.scores[images])
 
     def beside(self, others: _Sentences) -> _Sentences:
-        """Put others after them."""
+        """Append the sentences of `others` to each image."""
         return _Sentences(
             torch.cat((self.written, others.written), dim=1),
             torch.cat((self.totals, others.totals), dim=1),
@@ -40,7 +40,7 @@ class _Sentences:
         )
 
     def spoil(self, images: Tensor) -> _Sentences:
-        """Make the totals and scores of some images NaN, bool (A,)."""
+        """Set the totals and scores of some images, bool (A,), to NaN."""
         broken = images[:, None]
         return _Sentences(
             self.written,
@@ -49,7 +49,7 @@ class _Sentences:
         )
 
     def take(self, order: Tensor) -> _Sentences:
-        """Return the sentences at places `order`, int64 (A, m), of each image."""
+        """Return the sentences at indices `order`, int64 (A, m), of each image."""
         return _Sentences(
             self.written.take_along_dim(order[:, :, None], dim=1),
             self.totals.gather(1, order),
@@ -71,29 +71,28 @@ def beam_search(
     n_best: int = 1,
     suppress_ids: Sequence[int] = (),
 ) -> Hypotheses:
-    """Find the sentences of highest score among the extensions of the K best prefixes.
+    """Search for the sentences of highest score with a beam of K prefixes.
 
-    At each step an image's live prefixes are extended by every token. An extension by the end
-    token is kept as finished if it is among the K best extensions; the K best others live on.
-    An image stops as soon as no live prefix can rest enter its n best, which never changes the
-    result (Huang et al., 2017, "When to Finish? Optimal Beam Search for Neural Text
-    Generation"). Equal scores go to the one found first, then to the better beam, then to the
-    lowest token. N-gram blocking is that of Paulus et al. (2018), "A Deep Reinforced Model for
+    Each step extends the live prefixes of an image by every token. Of the K best extensions,
+    those with the end token are finished. The K best extensions without it are the new live
+    prefixes. An image stops when no live prefix can enter its n best sentences (Huang et al.,
+    2017, "When to Finish? Optimal Beam Search for Neural Text Generation"); this does not change
+    the result. Equal scores go to the earlier sentence, then the better beam, then the lowest
+    token id. N-gram blocking is that of Paulus et al. (2018), "A Deep Reinforced Model for
     Abstractive Summarization".
 
     Args:
         step: maps (token_ids (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H)).
-        hidden: initial decoder state made from the images, (L, B, H).
-        bos_id: start token, fed first and not returned.
+        hidden: initial decoder state of the images, (L, B, H).
+        bos_id: start token, the first input; not returned.
         eos_id: end token.
-        beam_size: K, live prefixes per image, at least 1; 1 is greedy.
-        max_length: most tokens to emit, end token included; at least 1.
-        length_penalty: scores are log_prob / length**length_penalty, the end token counted;
-            0 ranks by log-probability, 1 by its mean per token; at least 0.
-        no_repeat_ngram_size: no n-gram of this many tokens appears twice in a sentence; 0 allows
-            all.
-        n_best: sentences to return for each image, 1 to beam_size.
-        suppress_ids: tokens never to emit (padding, start, unknown); not the end token.
+        beam_size: K, live prefixes per image, at least 1; 1 is greedy search.
+        max_length: maximum number of tokens, end token included; at least 1.
+        length_penalty: scores are log_prob / length**length_penalty, where length counts the end
+            token; 0 ranks by log-probability, 1 by the mean per token; at least 0.
+        no_repeat_ngram_size: no n-gram of this size appears twice in a sentence; 0: no limit.
+        n_best: sentences per image, 1 to beam_size.
+        suppress_ids: tokens never to write (padding, start, unknown); not the end token.
 
     Returns:
         n_best different sentences per image, best first. Sentences that max_length cut off rank
@@ -105,8 +104,8 @@ def beam_search(
     check_arguments(hidden, eos_id=eos_id, max_length=max_length, suppress_ids=suppress_ids)
     _check_beam_arguments(beam_size, n_best, length_penalty, no_repeat_ngram_size)
     suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=hidden.device)
-    images = torch.arange(hidden.shape[1], device=hidden.device)  # those rest searched
-    # The live prefixes, A x W as sentences are, best first; what grows from a dead one is dead.
+    images = torch.arange(hidden.shape[1], device=hidden.device)  # the A unfinished images
+    # Live prefixes, (A, W), best first; an extension of a dead prefix (total -inf) is dead.
     written = images.new_full((len(images), 1, 1 + max_length), eos_id)
     written[:, :, 0] = bos_id
     totals = torch.zeros(len(images), 1, device=hidden.device)
@@ -128,17 +127,17 @@ def beam_search(
             kept = kept.beside(ended)
             order = kept.scores.sort(dim=1, descending=True, stable=True).indices
             kept = kept.take(order[:, :n_best])
-        # No comparison with NaN is true: the search of such an image ends here.
+        # Comparisons with NaN are false, so the search of a broken image ends here.
         kept, totals = kept.spoil(broken), totals.masked_fill(broken[:, None], torch.nan)
 
-        # Log-probabilities only fall, so this is the most a live prefix can rest score.
+        # Log-probabilities only fall, so this is the upper bound of a live prefix's score.
         unfinished = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
-        if beam_size == 1:  # greedy: the first end is the end, whatever the length penalty
+        if beam_size == 1:  # greedy search stops at the first end token
             unfinished &= kept.totals[:, 0] == -torch.inf
         rest = unfinished.nonzero().squeeze(1)
         if not len(rest):
             break
-        if len(rest) < len(images):  # an image that is done costs no further step
+        if len(rest) < len(images):  # finished images take no further steps
             done = (~unfinished).nonzero().squeeze(1)
             of_done = kept.select(done)
             results.append((images[done], of_done, of_done.totals > -torch.inf))
@@ -165,7 +164,7 @@ def _check_beam_arguments(
 
 
 def _none_of(written: Tensor, width: int) -> _Sentences:
-    """Make places for sentences of images whose empty prefixes are given."""
+    """Return empty places for `width` sentences per image."""
     totals = torch.full((len(written), width), -torch.inf, device=written.device)
     return _Sentences(written.expand(-1, width, -1), totals, totals)
 
@@ -179,24 +178,25 @@ def _extend(
     eos_id: int,
     length_penalty: float,
 ) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
-    """Extend every prefix by every token and part those that end from those that live on.
+    """Extend every prefix by every token, and separate finished and live extensions.
 
     Args:
-        written: the live prefixes, (A, W, 1+max_length).
-        totals: their log-probabilities, (A, W).
-        log_probs: of the next token, (A*W, V); overwritten.
+        written: live prefixes, (A, W, 1+max_length).
+        totals: log-probabilities of the prefixes, (A, W).
+        log_probs: log-probabilities of the next token, (A*W, V); overwritten.
         beam_size: K.
-        length: tokens of a prefix once extended.
+        length: tokens of an extended prefix.
         eos_id: end token.
         length_penalty: see `beam_search`.
 
     Returns:
-        The ended among the K best extensions, None if there are none; the K best that did not
-        end, as `written` and `totals`; and the rows of `log_probs` they grew from, int64 (A, K).
+        The finished among the K best extensions, None if there are none; the K best unfinished
+        extensions as `written` and `totals`; and for each of these the row of `log_probs` that
+        it extends, int64 (A, K).
     """
     num_images, width = totals.shape
     log_probs += totals.view(-1, 1)
-    # The 2K best hold at most K ends, one for each prefix, and so the K best others.
+    # Each prefix has one end, so the 2K best extensions hold the K best without an end.
     extensions = log_probs.view(num_images, -1)  # A, W*V
     totals, places = top_tokens(extensions, min(2 * beam_size, extensions.shape[1]))
     beams = places.div(log_probs.shape[1], rounding_mode="floor")
@@ -209,7 +209,7 @@ def _extend(
     if ends[:, :beam_size].any():
         ended_totals = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]
         ended = _Sentences(
-            prefixes[rows[:, :beam_size]],  # behind a prefix there are end tokens already
+            prefixes[rows[:, :beam_size]],  # prefixes are padded with end tokens
             ended_totals,
             ended_totals / math.pow(length, length_penalty),
         )
@@ -225,7 +225,7 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
     """Set to -inf, in place, every token that would repeat an n-gram of its prefix.
 
     Args:
-        log_probs: of the next token, (N, V).
+        log_probs: log-probabilities of the next token, (N, V).
         prefixes: tokens so far, (N, T).
         size: n, at least 1.
     """
@@ -240,15 +240,15 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
 
 
 def _fill_with_cut_off(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentences, Tensor]:
-    """Fill the places that are rest empty with what max_length cut off.
+    """Fill the empty places of `kept` with sentences that max_length cut off.
 
     Returns:
-        As many sentences as were kept, and which of them are finished, bool (A, n).
+        n sentences per image, as in `kept`, and which of them are finished, bool (A, n).
     """
     both = kept.beside(cut_off)
     real = both.totals > -torch.inf
     finished = real & (torch.arange(real.shape[1], device=real.device) < kept.totals.shape[1])
-    # Empty places of `kept` come before dead ones of `cut_off`, which hold leftovers.
+    # The stable sort puts empty places of `kept` before dead prefixes of `cut_off`.
     order = (finished.byte() + real.byte()).sort(dim=1, descending=True, stable=True).indices
     order = order[:, : kept.totals.shape[1]]
     return both.take(order), finished.gather(1, order)
@@ -257,7 +257,7 @@ def _fill_with_cut_off(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentence
 def _in_order(
     results: list[tuple[Tensor, _Sentences, Tensor]], length: int, eos_id: int
 ) -> Hypotheses:
-    """Join sentences of some images each, in the order of the images, cut to length tokens."""
+    """Concatenate results in the order of the images, and cut sentences to `length` tokens."""
     order = torch.cat([images for images, _, _ in results]).argsort()
     written = torch.cat([sentences.written for _, sentences, _ in results])[order]
     token_ids = written[:, :, 1 : 1 + length]

@@ -1,4 +1,4 @@
-"""What every search shares: the step, the hypotheses, log-probabilities and the roll-out loop."""
+"""Shared by all searches: step, hypotheses, log-probabilities and the roll-out loop."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Hypotheses:
     """Up to n sentences for each of B images.
 
-    A place with no sentence to hold (a tiny vocabulary can run out of them) has log-probability
-    and score -inf, length 0, only end tokens, and is not finished. Where the step gave what is no
-    number, the log-probabilities and scores of all of the image's places are NaN.
+    With a tiny vocabulary there may be fewer than n sentences. An empty place has log-probability
+    and score -inf, length 0 and only end tokens, and is not finished. If an image's logits hold NaN
+    or +inf, or are all -inf, all its log-probabilities and scores are NaN.
 
     Attributes:
         token_ids: tokens without the start token, padded with the end token, int64 (B, n, T).
         lengths: number of tokens before the end token, int64 (B, n).
-        log_probs: sum of the tokens' log-probabilities in nats, the end token's included,
-            float32 (B, n).
-        scores: what the search ranks by, float32 (B, n).
-        finished: whether the sentence wrote its end token, bool (B, n).
+        log_probs: sum of log-probabilities in nats, end token included, float32 (B, n).
+        scores: ranking scores, float32 (B, n).
+        finished: whether the sentence has an end token, bool (B, n).
     """
 
     token_ids: Tensor
@@ -37,7 +36,7 @@ class Hypotheses:
     finished: Tensor
 
     def take(self, order: Tensor) -> Hypotheses:
-        """Return the sentences at places `order`, int64 (B, m), of each image."""
+        """Return the sentences at indices `order`, int64 (B, m), of each image."""
         return Hypotheses(
             token_ids=self.token_ids.take_along_dim(order[:, :, None], dim=1),
             lengths=self.lengths.gather(1, order),
@@ -48,7 +47,7 @@ class Hypotheses:
 
 
 def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
-    """Rank the sentences of each image by other scores, (B, n); unfinished ones come last."""
+    """Rank the sentences of each image by new scores, (B, n); unfinished ones come last."""
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
     finished = hypotheses.finished.gather(1, by_score).byte()
     order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
@@ -58,7 +57,7 @@ def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
 def check_arguments(
     hidden: Tensor, *, eos_id: int, max_length: int, suppress_ids: Sequence[int]
 ) -> None:
-    """Refuse what no search can do.
+    """Check the arguments that all searches share.
 
     Raises:
         ValueError: if hidden is not (L, B, H), max_length < 1, or the end token is suppressed.
@@ -68,33 +67,33 @@ def check_arguments(
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {max_length}")
     if eos_id in suppress_ids:
-        raise ValueError(f"suppress_ids must not hold the end token {eos_id}: nothing could end")
+        raise ValueError(f"suppress_ids must not hold the end token {eos_id}, or no sentence ends")
 
 
 def token_log_probs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
-    """Turn logits into log-probabilities, with -inf where a token must not be written.
+    """Compute log-probabilities, -inf for suppressed tokens.
 
-    The others keep the model's own probabilities: they are not scaled up to sum to one.
+    The other tokens keep their probabilities, which then sum to less than 1.
 
     Args:
         logits: any floating dtype, (N, V).
         suppress_ids: tokens never to write, int64 (S,).
 
     Returns:
-        A new tensor the caller may write to, float32 (N, V).
+        A new tensor, which the caller may overwrite, float32 (N, V).
     """
     log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
     return log_probs.index_fill_(1, suppress_ids, -torch.inf)
 
 
 def no_numbers(scores: Tensor) -> Tensor:
-    """Say of each row of a step's scores whether it has no largest number.
+    """Find the rows without a finite maximum.
 
     Args:
-        scores: (N, V), logits or their log-probabilities.
+        scores: logits or log-probabilities, (N, V).
 
     Returns:
-        bool (N,): true where something is NaN or +inf, or all is -inf.
+        bool (N,): True if a value of the row is NaN or +inf, or all are -inf.
     """
     return ~scores.amax(dim=1).isfinite()
 
@@ -109,20 +108,20 @@ def roll_out(
     max_length: int,
     suppress_ids: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Write one token after another in each row until all rows ended.
+    """Write tokens in each row until every row has its end token.
 
     Args:
-        step: the model's step.
+        step: the decoder's step.
         hidden: initial decoder state, (L, N, H).
-        choose: picks one token per row, float32 (M, V) log-probabilities to int64 (M,).
+        choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
         bos_id: start token.
         eos_id: end token.
-        max_length: most tokens to write, end token included; at least 1.
+        max_length: maximum number of tokens, end token included; at least 1.
         suppress_ids: tokens never to write.
 
     Returns:
         Token ids padded with the end token, int64 (N, T), T <= max_length, and the sum of their
-        log-probabilities, float32 (N,): NaN where the step gave what is no number.
+        log-probabilities, float32 (N,): NaN if a step has no finite maximum.
     """
     device, rows = hidden.device, hidden.shape[1]
     suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=device)
@@ -135,7 +134,7 @@ def roll_out(
         logits, hidden = step(token_ids, hidden)
         log_probs = token_log_probs(logits, suppressed)
         broken = no_numbers(log_probs)
-        # Such a row ends here; what draws must still find probabilities in it.
+        # A broken row ends here; `choose` still needs probabilities in it.
         log_probs.masked_fill_(broken[:, None], 0)
         token_ids = choose(log_probs).masked_fill(broken, eos_id)
         written[active, length] = token_ids
@@ -143,7 +142,7 @@ def roll_out(
         totals[active] += chosen.masked_fill(broken, torch.nan)
         length += 1
         going = (token_ids != eos_id).nonzero().squeeze(1)
-        if going.numel() < active.numel():  # a row that ended costs no further step
+        if going.numel() < active.numel():  # finished rows take no further steps
             active, token_ids = active[going], token_ids[going]
             hidden = hidden.index_select(1, going)
     return written[:, :length], totals

@@ -1,4 +1,4 @@
-"""Sampling: draw sentences from the model's distribution, or from a sharpened part of it."""
+"""Sampling with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def sample(
 ) -> Hypotheses:
     """Draw sentences token by token: temperature, then top-k, then top-p.
 
-    Top-k is Fan et al. (2018), "Hierarchical Neural Story Generation"; top-p (nucleus) is
+    Sources: top-k: Fan et al. (2018), "Hierarchical Neural Story Generation"; top-p (nucleus):
     Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration".
 
     Args:
         step: maps (token_ids (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H)).
-        hidden: initial decoder state made from the images, (L, B, H).
-        bos_id: start token, fed first and not returned.
+        hidden: initial decoder state of the images, (L, B, H).
+        bos_id: start token, the first input; not returned.
         eos_id: end token.
-        max_length: most tokens to emit, end token included; at least 1.
+        max_length: maximum number of tokens, end token included; at least 1.
         temperature: above 0; below 1 favours probable tokens.
-        top_k: draw from the k most probable tokens; 0 for all.
-        top_p: draw from the fewest tokens whose probabilities sum to at least this, in (0, 1].
-        n_samples: sentences to draw for each image, at least 1.
-        generator: source of randomness, on the device of hidden; the global one when None.
-        suppress_ids: tokens never to emit (padding, start, unknown); not the end token.
+        top_k: draw from the k most probable tokens; 0: all tokens.
+        top_p: draw from the fewest tokens whose probabilities sum to at least top_p, in (0, 1].
+        n_samples: sentences per image, at least 1.
+        generator: source of randomness on the device of hidden; None: the global generator.
+        suppress_ids: tokens never to write (padding, start, unknown); not the end token.
 
     Returns:
         n_samples independent sentences per image, in the order drawn. log_probs and scores are
-        both the log-probability under the model's own distribution: before suppression,
-        temperature, top-k and top-p. These are inference tensors: clone() the token ids before
-        training on them.
+        both the log-probability under the model's distribution, before suppression, temperature,
+        top-k and top-p. The tensors are inference tensors: clone() the token ids before training
+        on them.
 
     Raises:
         ValueError: if an argument is outside the range given above.
@@ -79,7 +79,7 @@ def sample(
     )
     token_ids = token_ids.view(hidden.shape[1], n_samples, token_ids.shape[1])
     log_probs = log_probs.view(-1, n_samples)
-    # Of sentences from one distribution none is to be trusted where another is no number.
+    # If one sentence of an image is NaN, the image's other sentences are wrong too.
     broken = log_probs.isnan().any(dim=1, keepdim=True)
     log_probs = log_probs.masked_fill(broken, torch.nan)
     ends = token_ids == eos_id
@@ -106,7 +106,7 @@ def _draw(
     vocab_size = log_probs.shape[1]
     values, token_ids = top_tokens(log_probs, min(top_k or vocab_size, vocab_size))
     probs = _sharpened(values, temperature)
-    # What lies before a token decides, so the token that crosses top_p stays in.
+    # The sum excludes the token itself, so the token that crosses top_p is kept.
     outside = probs.cumsum(dim=1) - probs >= top_p
     outside[:, 0] = False
     probs = probs.masked_fill(outside, 0)
@@ -115,6 +115,6 @@ def _draw(
 
 
 def _sharpened(log_probs: Tensor, temperature: float) -> Tensor:
-    """Return softmax(log_probs / temperature), whose quotients may overflow downwards only."""
+    """Compute softmax(log_probs / temperature); a low temperature overflows to -inf only."""
     highest = log_probs.amax(dim=1, keepdim=True)
     return ((log_probs - highest) / temperature).softmax(dim=1)

@@ -1,12 +1,12 @@
-"""The k most probable tokens of each row, in an order that equal values cannot change.
+"""The k most probable tokens of each row; of equal tokens, those with the lowest ids.
 
-`torch.topk` leaves open which of several equal values it picks, and log-probabilities from bf16
-logits are often equal. Here each log-probability and its token id are packed into one 64-bit
-number, the key: keys of one row are all different, so `torch.topk` has no choice.
+`torch.topk` does not define its choice between equal values, and log-probabilities from bf16
+logits are often equal. Here a 64-bit key holds each log-probability and its token id. All keys of
+a row differ, so the choice is defined.
 
-A worked example, one row of four tokens, of which the two best are wanted. Without their sign,
-log-probabilities from 0 down are floats from 0 up, and the bits of such floats, read as integers,
-are ordered as the floats are: the smallest is the most probable.
+A worked example: the two best of four tokens. Log-probabilities are at most 0. The bits of their
+absolute values, read as integers, have the order of the values: the smallest is the most
+probable.
 
 >>> import torch
 >>> log_probs = torch.tensor([[-2.0, -0.5, -1.0, -0.5]])
@@ -14,8 +14,8 @@ are ordered as the floats are: the smallest is the most probable.
 >>> [f"{each:08x}" for each in bits[0].tolist()]
 ['40000000', '3f000000', '3f800000', '3f000000']
 
-The bits fill the upper half of the key, the id the lower. Tokens 1 and 3 are equally probable; by
-their ids, the key of token 1 is smaller.
+The bits are the upper half of the key, the id is the lower half. Tokens 1 and 3 are equally
+probable; token 1 has the smaller key.
 
 >>> keys = bits.long() << 32 | torch.arange(4)
 >>> [f"{each:016x}" for each in keys[0].tolist()]
@@ -32,19 +32,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 32  # tokens; near the square root of V / k, where a narrowed top-k is cheapest
+_BLOCK = 32  # tokens; near the square root of V / k, the cheapest size
 _LOW = 2**32 - 1  # the lower half of 64 bits
 
 
 def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k most probable tokens of each row, best first, lowest id first among equals.
+    """Find the k most probable tokens of each row, best first; of equals, the lowest id first.
 
     Args:
-        log_probs: float32 (N, V), none above 0, V < 2**31.
+        log_probs: float32 (N, V), at most 0, V < 2**31.
         k: 1 to V.
 
     Returns:
-        Their log-probabilities, float32 (N, k), and their ids, int64 (N, k).
+        Log-probabilities, float32 (N, k), and token ids, int64 (N, k).
     """
     ids = torch.arange(log_probs.shape[1], device=log_probs.device)
     if k == len(ids):
@@ -58,10 +58,11 @@ def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _promising(log_probs: Tensor, ids: Tensor, k: int) -> Tensor:
-    """Narrow a wide vocabulary to tokens that hold each row's top k, (N, C).
+    """Return candidate token ids that include the top k of each row, (N, C).
 
-    Reading blocks of tokens once for their largest value is much cheaper than a top-k over them
-    all. A block that is not among the k best has k tokens before it, one in each of those.
+    The maximum of each block of tokens is much cheaper than a top-k over all tokens. The top k
+    are in the k blocks with the largest maxima: each of these k maxima ranks before every token
+    of the other blocks.
     """
     whole = len(ids) // _BLOCK * _BLOCK
     largest = log_probs[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=2)
