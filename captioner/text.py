@@ -1,8 +1,7 @@
-"""Captions as words, words as ids: one tokeniser and one vocabulary for training and scoring.
+"""The tokeniser and the vocabulary, shared by training and scoring.
 
-`tokenize` gives the tokens of the COCO evaluation (Stanford's PTB tokeniser, lower-cased, its
-punctuation removed) without Java or downloads. `docs/reference/metrics.md` lists where they still
-differ.
+`tokenize` returns the tokens of the COCO evaluation (Stanford PTB tokeniser, lower case, no
+punctuation) without Java or downloads. `docs/reference/metrics.md` lists the differences.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from captioner.system.escapes import to_json
 from captioner.system.files import read_json, write_text
 from captioner.system.foreign import excerpt, plain
 
-# What the COCO evaluation removes. Upper-case brackets are on its list too, but it lower-cases
-# before it looks, so "(" stays as "-lrb-"; to be comparable, it stays here as well.
+# The COCO evaluation removes these tokens. Its list also holds upper-case brackets, but it
+# compares after lower-casing: "(" remains as "-lrb-", so it remains here.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _BRACKETS = {
@@ -32,8 +31,8 @@ _BRACKETS = {
     "{": "-lcb-", "}": "-rcb-",
 }  # fmt: skip
 
-# The PTB conventions for single characters. Double quotes, long dashes and the ellipsis end up
-# as removed punctuation, so they are spaces from the start.
+# The PTB conventions for single characters. Double quotes, long dashes and ellipses become
+# spaces here, because they are punctuation that is removed later.
 _FOLDED = {
     **{mark: f" {name} " for mark, name in _BRACKETS.items()},
     **dict.fromkeys("\"`“”«»‹›–—―‒…", " "),
@@ -54,7 +53,7 @@ _ABBREVIATIONS = (
     "ste supt tel tenn thu thurs tue tues univ va vs vt wed wis wyo"
 )
 
-# Chunks that are one token although a rule below would take them apart.
+# Chunks that are one token, although a rule below would split them.
 _ATOM = re.compile(
     rf"{'|'.join(_BRACKETS.values())}|{_CLITICS}|[?!]{{2,}}|\*+"
     r"|'t|'n'?|'em|'till?|'cause|'[0-9]{2}s?|y'|o'|ol'|ma'am|d'ye|c'mon|s'mores|li'l|nat'l|cap'n"
@@ -63,9 +62,9 @@ _ATOM = re.compile(
     rf"|(?:{'|'.join(map(re.escape, _ABBREVIATIONS.split()))})\."
 )
 
-_LONGEST_CHUNK = 1000  # characters; no word, and some rules take off one at a time
+_MAX_CHUNK = 1000  # characters; some rules remove one per pass, which is slow for a long chunk
 
-# Tried in order; the first that changes a chunk splits it, and its pieces start over.
+# The first rule that changes a chunk splits it; all rules are then tried on the pieces.
 _RULES = [
     (re.compile(r"[,;:]+$|(?<![.?!])[.?!]$"), " "),
     (re.compile(r"^('t)(is|was)$|^(y')(all)$"), r"\1\3 \2\4"),
@@ -76,14 +75,14 @@ _RULES = [
     (re.compile(r"([?!]{2,}|\*+|^/|/$|\+(?!\d))"), r" \1 "),
 ]
 
-# Pairs the Treebank splits without an apostrophe, to be written as one word again.
+# Words that the Treebank splits without an apostrophe; `detokenize` joins them.
 _SPELT_TOGETHER = {("gim", "me"), ("gon", "na"), ("got", "ta"), ("lem", "me"), ("wan", "na")}
 _CLITIC = re.compile(rf"(?:{_CLITICS})\Z")
 _PLAIN_WORD = re.compile(r"[^\W\d_]+\Z")
 
 
 class _Fold(dict[int, str]):
-    """A table for `str.translate` that decides about further characters when it sees them."""
+    """A table for `str.translate` that computes and stores the entries of other characters."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -94,7 +93,7 @@ class _Fold(dict[int, str]):
             or category in ("Nl", "Me")
             or 0xFE00 <= code <= 0xFE0F
         ):
-            folded = " "  # control characters, emoji: what the PTB tokeniser cannot read
+            folded = " "  # control characters and emoji, which the PTB tokeniser cannot read
         elif code > 0x7F and category[0] in "SP":
             folded = f" {char} "
         else:
@@ -107,10 +106,10 @@ _FOLD = _Fold({ord(char): text for char, text in _FOLDED.items()})
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-cased PTB tokens without punctuation, as the COCO evaluation does.
+    """Split a caption into lower-case PTB tokens without punctuation, as the COCO evaluation does.
 
-    Every whitespace-separated chunk is split by itself, so a token tokenised again is itself.
-    Chunks of more than 1,000 characters are cut first.
+    Each chunk between white space is split on its own; a chunk of more than 1,000 characters is
+    cut first. Tokenising a token returns the token.
 
     Args:
         caption: any text; may be empty.
@@ -122,20 +121,20 @@ def tokenize(caption: str) -> list[str]:
     return [
         token
         for chunk in chunks
-        for start in range(0, len(chunk), _LONGEST_CHUNK)
-        for token in _pieces(chunk[start : start + _LONGEST_CHUNK])
+        for start in range(0, len(chunk), _MAX_CHUNK)
+        for token in _pieces(chunk[start : start + _MAX_CHUNK])
     ]
 
 
 @lru_cache(maxsize=1 << 16)
 def _pieces(chunk: str) -> tuple[str, ...]:
     """Split one chunk without white space until no piece can be split further."""
-    tokens, left = [], [chunk]
-    while left:
-        piece = left.pop()
+    tokens, stack = [], [chunk]
+    while stack:
+        piece = stack.pop()
         pieces = _split(piece)
         if pieces != [piece]:
-            left += reversed(pieces)
+            stack += reversed(pieces)
         elif piece not in PUNCTUATION:
             tokens.append(piece)
     return tuple(tokens)
@@ -153,7 +152,7 @@ def _split(chunk: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _treebank() -> Callable[[str], list[str]]:
-    """Import nltk only when text is tokenised: captioning a picture must not wait for it."""
+    """Import nltk here: captioning does not tokenise, so it need not load nltk."""
     from nltk.tokenize.treebank import TreebankWordTokenizer
 
     split: Callable[[str], list[str]] = TreebankWordTokenizer().tokenize
@@ -161,9 +160,9 @@ def _treebank() -> Callable[[str], list[str]]:
 
 
 def detokenize(tokens: Iterable[str]) -> str:
-    """Write tokens as a readable caption: clitics and brackets close up, the rest is spaced.
+    """Join tokens to a readable caption: no space before clitics and inside brackets.
 
-    For tokens that `tokenize` gave, `tokenize(detokenize(tokens)) == tokens`.
+    For the result of `tokenize`, `tokenize(detokenize(tokens)) == tokens`.
 
     Args:
         tokens: for example `["it", "does", "n't", "-lrb-", "yet", "-rrb-", "bark"]`.
@@ -171,12 +170,12 @@ def detokenize(tokens: Iterable[str]) -> str:
     Returns:
         For example `"it doesn't (yet) bark"`.
     """
-    written = {name: mark for mark, name in _BRACKETS.items()}
+    brackets = {name: mark for mark, name in _BRACKETS.items()}
     words: list[str] = []
     previous = ""
     for token in tokens:
-        word = written.get(token, token)
-        if words and _closes_up(previous, token):
+        word = brackets.get(token, token)
+        if words and _joins(previous, token):
             words[-1] += word
         else:
             words.append(word)
@@ -184,8 +183,8 @@ def detokenize(tokens: Iterable[str]) -> str:
     return " ".join(words)
 
 
-def _closes_up(previous: str, token: str) -> bool:
-    """Say whether `token` is written without a space after `previous`."""
+def _joins(previous: str, token: str) -> bool:
+    """Return whether `token` follows `previous` without a space."""
     if token in ("-rrb-", "-rsb-", "-rcb-") or previous in ("-lrb-", "-lsb-", "-lcb-"):
         return True
     if _CLITIC.match(token):
@@ -195,12 +194,12 @@ def _closes_up(previous: str, token: str) -> bool:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words a model knows and their ids; ids 0 to 3 are padding, start, end and unknown.
+    """The words of a model and their ids; ids 0 to 3 are padding, start, end and unknown.
 
     Args:
-        words: the words without the special tokens, in the order of their ids (the first is id 4).
-        counts: how often each was seen in the training captions.
-        min_count: how often a word had to be seen to be kept.
+        words: the words without special tokens, in the order of their ids; the first id is 4.
+        counts: occurrences of each word in the training captions.
+        min_count: minimum number of occurrences of a word.
     """
 
     words: tuple[str, ...]
@@ -215,40 +214,41 @@ class Vocabulary:
     eos_id: ClassVar[int] = 2
     unk_id: ClassVar[int] = 3
     longest: ClassVar[int] = 200  # characters of a word
-    unwritable: ClassVar[tuple[int, ...]] = (pad_id, bos_id, unk_id)  # in no caption
+    unwritable: ClassVar[tuple[int, ...]] = (pad_id, bos_id, unk_id)  # never in a caption
 
     def __post_init__(self) -> None:
-        for place, word in enumerate(self.words, start=1):
+        for number, word in enumerate(self.words, start=1):
             if not _is_word(word):
                 raise ModelError(
-                    f"vocabulary: {excerpt(word, 100)}, number {place:,}, is no word: one has 1 to "
-                    f"{self.longest} characters, none of them white space or invisible"
+                    f"vocabulary: invalid word number {number:,}: {excerpt(word, 100)}; a word has "
+                    f"1 to {self.longest} characters, none of them white space or invisible"
                 )
         tokens = self.specials + self.words
         object.__setattr__(self, "_tokens", tokens)
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
         if len(self._ids) != len(tokens):
-            twice = [token for token, seen in Counter(tokens).items() if seen > 1]
-            raise ModelError(f"vocabulary: word given twice: {', '.join(map(plain, twice[:5]))}")
+            duplicates = [token for token, count in Counter(tokens).items() if count > 1]
+            raise ModelError(f"vocabulary: duplicate word: {', '.join(map(plain, duplicates[:5]))}")
         if len(self.counts) != len(self.words):
             raise ModelError(
-                f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one each"
+                f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one "
+                f"count for each word"
             )
 
     @classmethod
     def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
-        """Keep the words seen at least `min_count` times, most frequent first, ties by alphabet.
+        """Build the vocabulary of captions: most frequent words first, ties in alphabetical order.
 
-        What is longer than any word is left out.
+        Tokens of more than 200 characters are left out.
 
         Args:
             captions_tokens: the tokens of each training caption.
-            min_count: at least 1.
+            min_count: keep words with at least this many occurrences; at least 1.
         """
-        seen = Counter(token for tokens in captions_tokens for token in tokens)
+        counts = Counter(token for tokens in captions_tokens for token in tokens)
         kept = [
             (word, count)
-            for word, count in seen.items()
+            for word, count in counts.items()
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
         kept.sort(key=lambda item: (-item[1], item[0]))
@@ -266,11 +266,11 @@ class Vocabulary:
         return token in self._ids
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Map tokens to ids, unknown ones to `unk_id`; no start or end is added."""
+        """Convert tokens to ids, unknown tokens to `unk_id`; adds no start or end token."""
         return [self._ids.get(token, self.unk_id) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Map ids to tokens up to the first end; padding and starts are left out.
+        """Convert ids to tokens up to the first end token; leaves out padding and start tokens.
 
         Raises:
             IndexError: if an id is outside [0, len(self)).
@@ -286,7 +286,7 @@ class Vocabulary:
         return tokens
 
     def coverage(self, captions_tokens: Iterable[Sequence[str]]) -> float:
-        """Return the share of running tokens that are known, in [0, 1]; 1 where there are none."""
+        """Return the fraction of tokens that are in the vocabulary, 0 to 1; 1 without tokens."""
         known = total = 0
         for tokens in captions_tokens:
             total += len(tokens)
@@ -294,7 +294,7 @@ class Vocabulary:
         return known / total if total else 1.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON a person can read: `min_count`, the special tokens, and each word's count."""
+        """Write a readable JSON file: `min_count`, the special tokens, and each word's count."""
         content = {
             "min_count": self.min_count,
             "specials": list(self.specials),
@@ -304,7 +304,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             ModelError: if the file cannot be read or does not hold a vocabulary.
@@ -318,24 +318,24 @@ class Vocabulary:
 
     @classmethod
     def _from_json(cls, content: Any) -> Vocabulary:
-        """Check the shape of a vocabulary file's content and build the vocabulary."""
+        """Validate the content of a vocabulary file and build the vocabulary."""
         if not isinstance(content, dict) or not {"min_count", "specials", "words"} <= set(content):
-            raise ValueError("it must hold min_count, specials and words")
+            raise ValueError("must hold min_count, specials and words")
         if content["specials"] != list(cls.specials):
             raise ValueError(
                 f"specials are {excerpt(content['specials'])}, "
-                f"must be {list(cls.specials)} in this order"
+                f"but must be {list(cls.specials)} in this order"
             )
         words, min_count = content["words"], content["min_count"]
         if not isinstance(words, dict):
             raise ValueError("words must map each word to its count")
         if not all(type(number) is int and number >= 0 for number in (min_count, *words.values())):
-            raise ValueError("min_count and every word's count must be a whole number")
+            raise ValueError("min_count and every count must be a whole number of at least 0")
         return cls(words=tuple(words), counts=tuple(words.values()), min_count=min_count)
 
 
 def _is_word(text: str) -> bool:
-    """Say whether `tokenize` could give it: what a terminal obeys is in no caption."""
+    """Return whether `text` can be a token: no white space, no terminal control characters."""
     if not 1 <= len(text) <= Vocabulary.longest:
         return False
     if text.isalpha():
@@ -345,9 +345,9 @@ def _is_word(text: str) -> bool:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a JSON object that names a key twice, where `json` would keep the last."""
+    """Raise if a JSON object has duplicate keys; `json` would keep the last one."""
     keys = Counter(key for key, _ in pairs)
-    twice = [key for key, seen in keys.items() if seen > 1]
-    if twice:
-        raise ValueError(f"word given twice: {', '.join(twice[:5])}")
+    duplicates = [key for key, count in keys.items() if count > 1]
+    if duplicates:
+        raise ValueError(f"duplicate word: {', '.join(duplicates[:5])}")
     return dict(pairs)

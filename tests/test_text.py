@@ -286,9 +286,9 @@ GOOD = '{"min_count": 5, "specials": ["<pad>", "<bos>", "<eos>", "<unk>"], "word
         ('{"words": {}}', "min_count, specials and words"),
         (GOOD.replace("<eos>", "<end>"), "specials are"),
         (GOOD.replace('{"a": 9}', '["a"]'), "map each word to its count"),
-        (GOOD.replace('{"a": 9}', '{" ": 9}'), "' ', number 1, is no word"),
-        (GOOD.replace('{"a": 9}', '{"a": 9, "a": 8}'), "word given twice: a"),
-        (GOOD.replace('{"a": 9}', '{"<unk>": 9}'), "word given twice: <unk>"),
+        (GOOD.replace('{"a": 9}', '{" ": 9}'), "invalid word number 1: ' '"),
+        (GOOD.replace('{"a": 9}', '{"a": 9, "a": 8}'), "duplicate word: a"),
+        (GOOD.replace('{"a": 9}', '{"<unk>": 9}'), "duplicate word: <unk>"),
         (GOOD.replace("9", '"many"'), "whole number"),
         (GOOD.replace("5", "true"), "whole number"),
         (GOOD.replace("5", "-5"), "whole number"),
@@ -340,11 +340,11 @@ def test_load_refuses_what_is_no_word_and_shows_where_it_stands(tmp_path: Path, 
     words = {"a": 1, "dog": 1, word: 1}
     content = {"min_count": 5, "specials": list(Vocabulary.specials), "words": words}
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ModelError, match=r"number 3, is no word") as caught:
+    with pytest.raises(ModelError, match=r"invalid word number 3") as caught:
         Vocabulary.load(path)
     assert str(caught.value).isprintable()
     assert excerpt(word, 100) in str(caught.value)
-    with pytest.raises(ModelError, match=r"number 1, is no word"):
+    with pytest.raises(ModelError, match=r"invalid word number 1"):
         Vocabulary((word,), (1,), 1)
 
 
