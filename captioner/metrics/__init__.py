@@ -1,4 +1,4 @@
-"""Scores of captions: on tokens only, with statistics for each image that can be resampled."""
+"""Metrics of captions, computed on tokens, with statistics per image for resampling."""
 
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD, CiderPlain

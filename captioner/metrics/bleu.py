@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4: clipped n-gram precisions and a brevity penalty, unsmoothed."""
+"""BLEU-1 to BLEU-4: clipped n-gram precision with brevity penalty, without smoothing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from captioner.metrics.references import (
 
 
 class Bleu:
-    """BLEU with clipping over all references and the closest reference length (ties: the shorter).
+    """BLEU, clipped over all references, with the closest reference length (ties: the shorter).
 
-    Papineni, Roukos, Ward, Zhu: BLEU: a method for automatic evaluation of machine translation,
-    ACL 2002.
+    Source: Papineni, Roukos, Ward, Zhu: BLEU: a method for automatic evaluation of machine
+    translation, ACL 2002.
 
     Args:
-        references: for each image its reference captions as tokens, or prepared references.
+        references: the tokens of each image's reference captions, or prepared references.
 
     Raises:
         DataError: see `PreparedReferences`.
@@ -41,19 +41,19 @@ class Bleu:
     def statistics(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
     ) -> Floats:
-        """Count what BLEU is made of.
+        """Count n-grams, matches and reference lengths.
 
         Args:
             hypotheses: tokens of N captions.
-            images: for each the image it describes, as an index into the references; by default
-                there is one caption for each image, in order.
+            images: for each caption, the index of its image in the references; None: one caption
+                for each image, in order.
 
         Returns:
-            float64 (N, 9): n-grams of length 1 to 4 in the hypothesis, those of them that occur
-            in a reference (clipped), and the closest reference length.
+            float64 (N, 9): for order 1 to 4, the number of n-grams in the hypothesis; for order 1
+            to 4, the clipped number that occur in a reference; the closest reference length.
 
         Raises:
-            DataError: if hypotheses and images do not pair up.
+            DataError: if the numbers of hypotheses and images differ, or an index is out of range.
         """
         references = self._references
         described = references.check(hypotheses, images)
@@ -72,7 +72,7 @@ class Bleu:
         return np.column_stack([possible, matched, closest]).astype(np.float64)
 
     def _closest_length(self, lengths: Ints, described: Ints) -> Ints:
-        """Return the reference length closest to each hypothesis's length, the shorter of two."""
+        """Return the reference length closest to each hypothesis length; ties: the shorter."""
         references = self._references
         number = references.per_image[described]
         possible = references.lengths[spans(references.first[described], number)]
@@ -81,18 +81,18 @@ class Bleu:
         return np.minimum.reduceat(ranked, np.cumsum(number) - number) & 0xFFFFFFFF
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics into scores.
+        """Compute scores from statistics.
 
         Args:
             sums: statistics of one image or summed over images, (..., 9).
 
         Returns:
-            BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4); exactly 0 where an order has no match.
+            BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4); exactly 0 if an order has no match.
         """
         possible, matched = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
         length, reference_length = sums[..., 0], sums[..., -1]
         precision = np.divide(matched, possible, out=np.zeros_like(matched), where=possible > 0)
         shortness = np.divide(reference_length, length, out=np.ones_like(length), where=length > 0)
-        with np.errstate(divide="ignore"):  # log 0 = -inf is meant: one empty order makes BLEU 0
+        with np.errstate(divide="ignore"):  # log 0 = -inf: an order without a match makes BLEU 0
             mean_log = np.cumsum(np.log(precision), axis=-1) / np.arange(1, MAX_ORDER + 1)
         return np.asarray(np.exp(mean_log + np.minimum(0.0, 1.0 - shortness)[..., None]))

@@ -1,4 +1,4 @@
-"""How sure a score is: resampling of images, by matrix products over per-image statistics."""
+"""Confidence intervals and significance tests by resampling the statistics of images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from captioner.system.foreign import excerpt
 
 CONFIDENCE = 0.95
 MOST_RESAMPLES = 10**6
-_BLOCK = 1 << 22  # numbers in one block of resamples: 32 MiB
+_BLOCK = 1 << 22  # numbers per block of resamples: 32 MiB
 
 
 def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
     """Sum statistics over images drawn with replacement.
 
-    Efron: Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1979.
+    Source: Efron: Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1979.
 
     Args:
-        statistics: per image, (N, S).
-        resamples: how many times N images are drawn; at least 1.
-        seed: equal seeds draw equal images.
+        statistics: statistics of each image, (N, S).
+        resamples: number of resamples of N images, 1 to 10^6.
+        seed: random seed, 0 to 2^63 - 1.
 
     Returns:
         float64 (resamples, S).
 
     Raises:
-        ConfigError: if resamples is not 1 to 10^6, or the seed not 0 to 2^63 - 1.
+        ConfigError: if resamples or seed is out of range.
     """
     images = len(statistics)
 
@@ -44,9 +44,9 @@ def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
 
 
 def swapped_sums(statistics: Floats, *, trials: int, seed: int) -> Floats:
-    """Sum statistics over random subsets of images, each image taken with probability 1/2.
+    """Sum statistics over random subsets that hold each image with probability 1/2.
 
-    Args and Returns are as for `resampled_sums`.
+    For Args, Returns and Raises see `resampled_sums`.
     """
 
     def draw(rng: np.random.Generator, rows: int) -> Floats:
@@ -62,10 +62,10 @@ def interval(samples: Floats, confidence: float = CONFIDENCE) -> Floats:
 
 
 class PairedTest(NamedTuple):
-    """How two systems differ on the same images; float64 (K,), the interval (K, 2)."""
+    """The difference of two systems on the same images; float64 (K,), the interval (K, 2)."""
 
-    difference: Floats  # score of b less score of a
-    interval: Floats  # of the difference, by paired bootstrap
+    difference: Floats  # score of b minus score of a
+    interval: Floats  # confidence interval of the difference, by paired bootstrap
     p_bootstrap: Floats  # two-sided, in (0, 1]
     p_randomization: Floats  # two-sided, in (0, 1]
 
@@ -79,30 +79,31 @@ def paired_test(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> PairedTest:
-    """Test whether two systems differ by more than the choice of images explains.
+    """Test whether the scores of two systems differ significantly.
 
-    Koehn: Statistical significance tests for machine translation evaluation, EMNLP 2004;
-    Noreen: Computer-intensive methods for testing hypotheses, 1989 (approximate randomisation).
+    Sources: paired bootstrap: Koehn: Statistical significance tests for machine translation
+    evaluation, EMNLP 2004; approximate randomisation: Noreen: Computer-intensive methods for
+    testing hypotheses, 1989.
 
     Args:
-        a: per-image statistics of one system, (N, S).
-        b: those of the other, the same images in the same order.
+        a: statistics of each image for one system, (N, S).
+        b: statistics for the other system, the same images in the same order.
         combine: maps summed statistics (..., S) to scores (..., K).
-        resamples: of the bootstrap, and trials of the randomisation; at least 1.
-        seed: equal seeds give equal answers.
-        confidence: of the interval, in (0, 1).
+        resamples: number of bootstrap resamples and of randomisation trials, 1 to 10^6.
+        seed: random seed, 0 to 2^63 - 1.
+        confidence: confidence level of the interval, in (0, 1).
 
     Raises:
-        ConfigError: if resamples < 1.
-        DataError: if there are fewer than two images: one says nothing about others.
+        ConfigError: if resamples or seed is out of range.
+        DataError: if there are fewer than two images.
     """
     if len(a) < 2:
-        raise DataError(f"comparing two systems needs two images or more, was {len(a)}")
+        raise DataError(f"a comparison of two systems needs two images or more, was {len(a)}")
     width = a.shape[1]
     observed = combine(b.sum(axis=0)) - combine(a.sum(axis=0))
     sums = resampled_sums(np.hstack([a, b]), resamples=resamples, seed=seed)
     drawn = combine(sums[:, width:]) - combine(sums[:, :width])
-    # Were the systems equal, their scores could change places on any image.
+    # Null hypothesis: swapping the two systems' statistics of an image changes nothing.
     moved = swapped_sums(b - a, trials=resamples, seed=seed + 1)
     shuffled = combine(b.sum(axis=0) - moved) - combine(a.sum(axis=0) + moved)
     return PairedTest(
@@ -114,8 +115,8 @@ def paired_test(
 
 
 def _p_value(by_chance: Floats, observed: Floats) -> Floats:
-    """Return how often chance is at least as far from 0, the observation itself counted once."""
-    # Sums in another order differ in the last bits, which must not decide a tie.
+    """Return the fraction of trials at least as far from 0, with the observation as one trial."""
+    # Rounding of sums in another order must not break a tie.
     as_far = np.abs(by_chance) >= np.abs(observed) - 1e-12
     p_value = (1 + as_far.sum(axis=0)) / (1 + len(by_chance))
     return np.where(np.isnan(observed), np.nan, p_value)
@@ -124,7 +125,7 @@ def _p_value(by_chance: Floats, observed: Floats) -> Floats:
 def _products(
     draw: Callable[[np.random.Generator, int], Floats], statistics: Floats, rows: int, seed: int
 ) -> Floats:
-    """Multiply `rows` random rows of image weights with the statistics, block by block."""
+    """Multiply `rows` random rows of image weights by the statistics, block by block."""
     if not isinstance(rows, int) or not 1 <= rows <= MOST_RESAMPLES:
         raise ConfigError(f"resamples: must be 1 to {MOST_RESAMPLES:,}, was {excerpt(rows, 60)}")
     if not isinstance(seed, int) or not 0 <= seed <= 2**63:
@@ -135,7 +136,7 @@ def _products(
 
 
 def _blocks(rows: int, images: int) -> Iterator[int]:
-    """Cut `rows` into blocks that fit in memory together with their image weights."""
+    """Split `rows` into blocks whose image weights fit in memory."""
     size = max(1, _BLOCK // max(1, images))
     for start in range(0, rows, size):
         yield min(size, rows - start)

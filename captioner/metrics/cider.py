@@ -1,8 +1,7 @@
-"""CIDEr and CIDEr-D: tf-idf weighted n-gram similarity to the references, from 0 to 10.
+"""CIDEr and CIDEr-D: TF-IDF weighted n-gram similarity to the references, from 0 to 10.
 
-What papers print as "CIDEr" comes from the COCO scorer, whose formula is CIDEr-D. The score
-named `cider` is that number, so `cider` and `cider_d` are equal; the formula without clipping
-and length penalty, the first in the paper, is `cider_plain`.
+Papers report the "CIDEr" of the COCO scorer, which computes CIDEr-D. So here `cider` equals
+`cider_d`. `cider_plain` is the paper's first formula, without clipping and length penalty.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from captioner.metrics.references import (
     spans,
 )
 
-SIGMA = 6.0  # tokens; width of the length penalty
+SIGMA = 6.0  # standard deviation of the length penalty, in tokens
 
 
 class TfIdf:
-    """Captions as vectors of CIDEr: of each n-gram, how often they hold it times its idf.
+    """TF-IDF vectors of the references: count of each n-gram times its idf.
 
     Attributes:
-        frequency: images whose references hold each n-gram, int64 (n-grams,).
-        idf: log(images / frequency), float64 (n-grams + 1,); the last is of n-grams in no
-            reference, whose frequency counts as 1.
-        weights: of each row of the references' counts, float64 (E,).
-        norms: of each reference's vector for each order, float64 (references, MAX_ORDER).
+        frequency: number of images whose references hold each n-gram, int64 (n-grams,).
+        idf: log(images / frequency), float64 (n-grams + 1,); the last value is for n-grams in no
+            reference, with frequency 1.
+        weights: TF-IDF weight of each row of the references' counts, float64 (E,).
+        norms: norm of each reference's vector for each order, float64 (references, MAX_ORDER).
 
     Args:
-        references: whose images give the document frequencies.
+        references: references; their images are the documents.
     """
 
     def __init__(self, references: PreparedReferences) -> None:
         counts = references.counts
         images = references.image[counts.caption]
-        # The rows are sorted by image and n-gram: an image counts once, at the first of its rows.
+        # The rows are sorted by image and n-gram. Only the first row of an image counts.
         is_first = np.ones(len(images), bool)
         is_first[1:] = (np.diff(images) != 0) | (np.diff(counts.ngram) != 0)
         self.frequency = np.bincount(counts.ngram[is_first], minlength=references.size)
@@ -52,17 +51,18 @@ class TfIdf:
         self.norms = _norms(counts, self.weights, len(references.captions))
 
     def weigh(self, counts: NgramCounts) -> Floats:
-        """Return the tf-idf weight of each row of counts, float64 (E,)."""
+        """Return the TF-IDF weight of each row of counts, float64 (E,)."""
         return np.asarray(counts.times * self.idf[np.minimum(counts.ngram, len(self.idf) - 1)])
 
 
 class CiderD:
-    """CIDEr-D, with the document frequencies of the references it is made from.
+    """CIDEr-D with document frequencies from its references.
 
-    Vedantam, Zitnick, Parikh: CIDEr: consensus-based image description evaluation, CVPR 2015.
+    Source: Vedantam, Zitnick, Parikh: CIDEr: consensus-based image description evaluation, CVPR
+    2015.
 
     Args:
-        references: for each image its reference captions as tokens, or prepared references.
+        references: the tokens of each image's reference captions, or prepared references.
 
     Raises:
         DataError: see `PreparedReferences`.
@@ -74,24 +74,24 @@ class CiderD:
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
         self._references = prepared = prepare(references)
         self._vectors = TfIdf(prepared)
-        one_image = "one image only: every n-gram of its references is in all images and weighs 0"
+        one_image = "one image only: every n-gram of its references has weight 0"
         self.note = one_image if len(prepared) == 1 else ""
 
     def score(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
     ) -> Floats:
-        """Score captions one by one, for example as the reward of sampled captions.
+        """Score single captions, for example as rewards of sampled captions.
 
         Args:
             hypotheses: tokens of B captions.
-            images: for each the image it describes, as an index into the references; by default
-                there is one caption for each image, in order.
+            images: for each caption, the index of its image in the references; None: one caption
+                for each image, in order.
 
         Returns:
-            float64 (B,) in [0, 10]; NaN where the references are of one image only.
+            float64 (B,) in [0, 10]; NaN if the references are of one image only.
 
         Raises:
-            DataError: if hypotheses and images do not pair up.
+            DataError: if the numbers of hypotheses and images differ, or an index is out of range.
         """
         references = self._references
         described = references.check(hypotheses, images)
@@ -100,7 +100,7 @@ class CiderD:
         counts = references.count(hypotheses)
         rows, matches = references.match(counts, described)
         number = references.per_image[described]
-        pair = np.cumsum(number) - number  # the first (hypothesis, reference) pair of each
+        pair = np.cumsum(number) - number  # index of each hypothesis's first (hyp, ref) pair
         caption = counts.caption[rows]
         slot = references.counts.caption[matches] - references.first[described[caption]]
         vectors, weights = self._vectors, self._vectors.weigh(counts)
@@ -120,31 +120,31 @@ class CiderD:
         return np.asarray(10.0 * np.bincount(owner, similar, len(described)) / number)
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image: float64 (N, 2), its score in [0, 10] and 1 to count it."""
+        """Score each image: float64 (N, 2), the score in [0, 10] and the count 1."""
         scores = self.score(hypotheses)
         return np.column_stack([scores, np.ones(len(scores))])
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics (..., 2), of one image or summed over images, into the mean (..., 1)."""
+        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
         return np.asarray(sums[..., :1] / sums[..., 1:])
 
     def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
-        """Multiply weights, clipped so that repeating a word is not rewarded."""
+        """Multiply weights; clipping removes the reward for repeated words."""
         return np.minimum(hypothesis, reference) * reference
 
     def _length_penalty(self, difference: Ints) -> Floats:
-        """Return the factor for captions longer or shorter than their reference."""
+        """Return the penalty factor for a length difference."""
         return np.asarray(np.exp(-(difference**2) / (2 * SIGMA**2)))
 
 
 class Cider(CiderD):
-    """CIDEr as the COCO scorer reports it: CIDEr-D under its more common name."""
+    """CIDEr as the COCO scorer reports it, equal to CIDEr-D."""
 
     names: ClassVar[tuple[str, ...]] = ("cider",)
 
 
 class CiderPlain(CiderD):
-    """CIDEr as first defined: plain cosines, neither clipped nor penalised for length."""
+    """CIDEr as first defined: the plain cosine, without clipping and length penalty."""
 
     names: ClassVar[tuple[str, ...]] = ("cider_plain",)
     formula: ClassVar[dict[str, str]] = {"formula": "cider", "df": "refs"}

@@ -1,6 +1,6 @@
-"""METEOR and SPICE by the official Java programs, which `pycocoevalcap` carries.
+"""METEOR and SPICE, computed by the official Java programs in `pycocoevalcap`.
 
-Where something is missing the scores are NaN and `note` says in one line what to install.
+If a program or Java is missing, the scores are NaN and `note` says what to install.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 
-# English parameters of METEOR 1.5: weight of exact, stem, synonym and paraphrase matches, then
-# those of precision against recall, of fragmentation, and of content against function words.
+# English parameters of METEOR 1.5: weights of exact, stem, synonym and paraphrase matches;
+# alpha: precision against recall; beta, gamma: fragmentation; delta: content words.
 _STAGES = np.array([1.0, 0.6, 0.8, 0.6])
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _METEOR_COLUMNS = 23
 
 
 class Meteor:
-    """METEOR 1.5: matches Java finds, combined here as Java would, so that they can be resampled.
+    """METEOR 1.5: Java finds the matches, Python computes the score, so matches can be resampled.
 
-    Denkowski, Lavie: Meteor universal: language specific translation evaluation for any target
-    language, WMT 2014.
+    Source: Denkowski, Lavie: Meteor universal: language specific translation evaluation for any
+    target language, WMT 2014.
 
     Args:
-        references: for each image its reference captions as tokens, or prepared references.
+        references: the tokens of each image's reference captions, or prepared references.
     """
 
     names: ClassVar[tuple[str, ...]] = ("meteor",)
@@ -41,7 +41,7 @@ class Meteor:
         self.note = _missing("METEOR")
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Match each caption with its references: float64 (N, 23), NaN if `note` says why."""
+        """Match each caption with its references: float64 (N, 23); NaN, with a note, on failure."""
         references = self._references
         references.check(hypotheses)
         undefined = np.full((len(hypotheses), _METEOR_COLUMNS), np.nan)
@@ -66,17 +66,17 @@ class Meteor:
             self.note = f"METEOR failed: {_last_line(done.stderr or done.stdout)}"
             return undefined
         table = np.array(rows, np.float64)
-        # A caption matched whole, in one piece, is not fragmented at all.
+        # A caption that matches completely, in one chunk, has no fragmentation.
         whole = (table[:, 20] == 1) & (table[:, 21:23] == table[:, 0:2]).all(axis=1)
         table[whole, 20] = 0
         return table
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics (..., 23), of one image or summed over images, into (..., 1)."""
+        """Compute the score (..., 1) from statistics (..., 23), of one image or summed."""
         length, matches, chunks = sums[..., 0:4], sums[..., 4:20], sums[..., 20]
         stages = matches.reshape(*sums.shape[:-1], 4, 4)  # (stage, content/function of each side)
-        precision = _share(stages[..., 0], stages[..., 2], length[..., 0], length[..., 2])
-        recall = _share(stages[..., 1], stages[..., 3], length[..., 1], length[..., 3])
+        precision = _ratio(stages[..., 0], stages[..., 2], length[..., 0], length[..., 2])
+        recall = _ratio(stages[..., 1], stages[..., 3], length[..., 1], length[..., 3])
         mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
         matched = sums[..., 21:23].sum(axis=-1) / 2
         fragmentation = _divide(chunks, matched)
@@ -84,13 +84,13 @@ class Meteor:
 
 
 class Spice:
-    """SPICE: F-score of the scene graph's propositions, averaged over images.
+    """SPICE: F-score of scene graph propositions, the mean over images.
 
-    Anderson, Fernando, Johnson, Gould: SPICE: semantic propositional image caption evaluation,
-    ECCV 2016.
+    Source: Anderson, Fernando, Johnson, Gould: SPICE: semantic propositional image caption
+    evaluation, ECCV 2016.
 
     Args:
-        references: for each image its reference captions as tokens, or prepared references.
+        references: the tokens of each image's reference captions, or prepared references.
     """
 
     names: ClassVar[tuple[str, ...]] = ("spice",)
@@ -106,7 +106,7 @@ class Spice:
             )
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image: float64 (N, 2), its F-score and 1; NaN if `note` says why."""
+        """Score each image: float64 (N, 2), F-score and count 1; NaN, with a note, on failure."""
         references = self._references
         references.check(hypotheses)
         scores = np.full(len(hypotheses), np.nan)
@@ -123,47 +123,47 @@ class Spice:
         return np.column_stack([scores, np.ones(len(scores))])
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics (..., 2), of one image or summed over images, into the mean (..., 1)."""
+        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
         return np.asarray(sums[..., :1] / sums[..., 1:])
 
 
-def _missing(what: str) -> str:
-    """Return what has to be installed for the Java metrics; empty if all is there."""
+def _missing(metric: str) -> str:
+    """Return what a Java metric needs and how to install it; empty if nothing is missing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        return f"{what} needs pycocoevalcap: pip install 'captioner[coco]'"
+        return f"{metric} needs pycocoevalcap: pip install 'captioner[coco]'"
     if shutil.which("java") is None:
-        return f"{what} needs Java: install a Java runtime so that `java` is on the PATH"
+        return f"{metric} needs Java: install a Java runtime so that `java` is on the PATH"
     return ""
 
 
 def _package() -> Path:
-    """Return the folder of pycocoevalcap, a namespace package without a file of its own."""
+    """Return the folder of pycocoevalcap, a namespace package without `__file__`."""
     spec = importlib.util.find_spec("pycocoevalcap")
-    assert spec is not None  # _missing looked
+    assert spec is not None  # `_missing` checked
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0])
 
 
 def _text(tokens: Tokens) -> str:
-    """Write tokens for METEOR, whose separator is three bars."""
+    """Join tokens, without METEOR's separator "|||"."""
     return " ".join(tokens).replace("|||", "")
 
 
 def _texts(references: PreparedReferences, image: int) -> list[str]:
-    """Write the references of one image."""
+    """Return the references of one image as text."""
     start = int(references.first[image])
     captions = references.captions[start : start + int(references.per_image[image])]
     return [_text(caption) for caption in captions]
 
 
-def _share(content: Floats, function: Floats, length: Floats, functions: Floats) -> Floats:
-    """Return the weighted share of matched words, content words counted more."""
+def _ratio(content: Floats, function: Floats, length: Floats, functions: Floats) -> Floats:
+    """Return weighted matched words / weighted words; content words weigh more."""
     matched = (_STAGES * (_DELTA * content + (1 - _DELTA) * function)).sum(axis=-1)
     return _divide(matched, _DELTA * (length - functions) + (1 - _DELTA) * functions)
 
 
 def _divide(a: Floats, b: Floats) -> Floats:
-    """Divide, 0 where there is nothing to divide by; NaN stays NaN."""
+    """Return a / b; 0 if b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 

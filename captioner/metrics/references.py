@@ -1,8 +1,8 @@
-"""Reference captions prepared once, so that hypotheses are scored by array arithmetic.
+"""Reference captions, prepared once for scoring by array arithmetic.
 
-Every n-gram gets a number: order by order, the number of its first n - 1 words joined with its
-last word. The numbers are exact (no hashing, so no collisions), and everything the metrics need
-is then sorting, searching and counting of integers.
+Every n-gram gets an integer id. Order by order, the ids of the first n - 1 words and of the last
+word are looked up as one pair. There is no hashing, so there are no collisions. The metrics then
+sort, search and count integers.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ MAX_ORDER = 4
 
 
 class NgramCounts(NamedTuple):
-    """How often each caption holds each of its n-grams; parallel arrays, int64 (E,)."""
+    """Counts of each caption's n-grams; parallel arrays, int64 (E,)."""
 
     caption: Ints  # index of the caption
-    ngram: Ints  # its number among those of its order; `size` or more: in no reference
-    order: Ints  # length of the n-gram less one, in [0, MAX_ORDER)
-    times: Ints  # at least 1
+    ngram: Ints  # id of the n-gram; `size` or more: in no reference
+    order: Ints  # length of the n-gram minus 1, in [0, MAX_ORDER)
+    times: Ints  # occurrences, at least 1
 
 
 class PreparedReferences:
-    """The references of a set of images, checked and counted.
+    """The references of N images, validated, with n-gram counts.
 
     Args:
-        references: for each image its reference captions, each a list of tokens.
+        references: the reference captions of each image, each a list of tokens.
 
     Attributes:
-        captions: all references in one list, image after image.
-        image: image of each of them, int64 (R,).
+        captions: all R references in one list, image after image.
+        image: index of each reference's image, int64 (R,).
         first: index of the first reference of each image, int64 (N,).
         per_image: number of references of each image, int64 (N,).
         lengths: tokens of each reference, int64 (R,).
-        counts: their n-grams, sorted by image and n-gram.
+        counts: n-gram counts of the references, sorted by image and n-gram.
         size: number of distinct n-grams in all references.
-        words: the number of each of their words, in order.
+        words: id of each word, in the order of the ids.
 
     Raises:
         DataError: if there is no image, an image has no reference, or a caption is a string.
@@ -53,7 +53,7 @@ class PreparedReferences:
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
         if not len(references):
-            raise DataError("no references: there is nothing to score against")
+            raise DataError("no references; give the reference captions of at least one image")
         for image, captions in enumerate(references):
             if not len(captions):
                 raise DataError(f"image {image} (counting from 0) has no reference caption")
@@ -79,10 +79,15 @@ class PreparedReferences:
     def check(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
     ) -> Ints:
-        """Return the image of each hypothesis, int64 (B,): `images`, or one each in order.
+        """Return the image of each hypothesis, int64 (B,).
+
+        Args:
+            hypotheses: the tokens of B captions.
+            images: index of each caption's image; None: one caption for each image, in order.
 
         Raises:
-            DataError: if hypotheses and images do not pair up, or a hypothesis is a string.
+            DataError: if the numbers of hypotheses and images differ, an index is out of range,
+                or a hypothesis is a string.
         """
         _check_tokens(hypotheses, "a hypothesis")
         chosen = np.arange(len(self)) if images is None else np.asarray(images, np.int64)
@@ -95,24 +100,24 @@ class PreparedReferences:
         return chosen
 
     def count(self, captions: Sequence[Tokens]) -> NgramCounts:
-        """Count the n-grams of captions, numbered as those of the references."""
-        fresh: dict[str, int] = {}
+        """Count the n-grams of captions, with the n-gram ids of the references."""
+        unknown: dict[str, int] = {}
         known = self.words
         ids = [
-            known[word] if word in known else fresh.setdefault(word, len(known) + len(fresh))
+            known[word] if word in known else unknown.setdefault(word, len(known) + len(unknown))
             for caption in captions
             for word in caption
         ]
         return self._count(captions, np.array(ids, np.int64))
 
     def _learn(self) -> NgramCounts:
-        """Number the references' own words and n-grams."""
+        """Assign ids to the words and n-grams of the references."""
         known = self.words
         ids = [known.setdefault(word, len(known)) for text in self.captions for word in text]
         return self._count(self.captions, np.array(ids, np.int64))
 
     def _count(self, captions: Sequence[Tokens], words: Ints) -> NgramCounts:
-        """Number and count n-grams of `words`, the word ids of all captions in one row."""
+        """Count the n-grams of captions; `words` holds the word ids of all captions."""
         learning = not self._keys
         lengths = np.array([len(caption) for caption in captions], np.int64)
         owner = np.repeat(np.arange(len(captions)), lengths)
@@ -136,25 +141,25 @@ class PreparedReferences:
         return NgramCounts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
 
     def ngrams(self) -> list[Ints]:
-        """Return the words of every n-gram, in the order of their numbers.
+        """Return the words of every n-gram, in the order of the n-gram ids.
 
         Returns:
-            For each order n the places of the words in `words`, int64 (n-grams, n).
+            For each order n, the word ids, int64 (n-grams, n).
         """
         ngrams = [np.arange(len(self.words))[:, None]]
-        for keys in self._keys[1:]:  # each the number of its first n - 1 words, and its last word
+        for keys in self._keys[1:]:  # a key packs the id of the first n - 1 words and the last word
             ngrams.append(np.column_stack([ngrams[-1][keys >> 32], keys & 0xFFFFFFFF]))
         return ngrams
 
     def match(self, counts: NgramCounts, images: Ints) -> tuple[Ints, Ints]:
-        """Pair each n-gram of a hypothesis with the references of its image that hold it.
+        """Find the references of a hypothesis's image that hold its n-grams.
 
         Args:
-            counts: n-grams of the hypotheses.
+            counts: n-gram counts of the hypotheses.
             images: image of each hypothesis, int64 (B,).
 
         Returns:
-            Rows of `counts` and rows of `self.counts`, two int64 arrays of one length.
+            Pairs of a row of `counts` and a row of `self.counts`, as two int64 arrays.
         """
         known = np.flatnonzero(counts.ngram < self.size)
         places = images[counts.caption[known]] * self.size + counts.ngram[known]
@@ -164,20 +169,20 @@ class PreparedReferences:
 
 
 def spans(starts: Ints, lengths: Ints) -> Ints:
-    """Return the ranges `start, start + 1, ...` of the given lengths one after another."""
+    """Concatenate the ranges `start, start + 1, ...` of the given lengths."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 def prepare(references: PreparedReferences | Sequence[Sequence[Tokens]]) -> PreparedReferences:
-    """Prepare references unless they already are."""
+    """Return prepared references."""
     if isinstance(references, PreparedReferences):
         return references
     return PreparedReferences(references)
 
 
 def _number(keys: Ints, known: Ints) -> Ints:
-    """Give each key its place in `known` (sorted); keys not in it get numbers beyond, one each."""
+    """Return the index of each key in `known` (sorted); other keys get len(known) and above."""
     numbers = np.searchsorted(known, keys)
     missing = np.ones(len(keys), bool)
     inside = numbers < len(known)
@@ -195,6 +200,6 @@ def _tally(caption: Ints, ngram: Ints, order: int) -> NgramCounts:
 
 
 def _check_tokens(captions: Sequence[Tokens], what: str) -> None:
-    """Refuse a caption given as text: its letters would be scored as words."""
+    """Raise if a caption is a string: its letters would be scored as words."""
     if isinstance(captions, str) or any(isinstance(caption, str) for caption in captions):
         raise DataError(f"{what} is a string; give its list of tokens (captioner.text.tokenize)")

@@ -1,4 +1,4 @@
-"""ROUGE-L: the longest common subsequence with the references."""
+"""ROUGE-L: F-score of the longest common subsequence with the references."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BETA = 1.2  # weight of recall, as in the COCO evaluation
 
 
 class RougeL:
-    """ROUGE-L as the COCO evaluation computes it: best precision and best recall, then F.
+    """ROUGE-L as in the COCO evaluation: F-score of the best precision and the best recall.
 
-    Lin, Och: Automatic evaluation of machine translation quality using longest common
+    Source: Lin, Och: Automatic evaluation of machine translation quality using longest common
     subsequence and skip-bigram statistics, ACL 2004.
 
     Args:
-        references: for each image its reference captions as tokens, or prepared references.
+        references: the tokens of each image's reference captions, or prepared references.
 
     Raises:
         DataError: see `PreparedReferences`.
@@ -42,7 +42,7 @@ class RougeL:
             float64 (N, 2): the image's score in [0, 1], and 1 to count it.
 
         Raises:
-            DataError: if hypotheses and images do not pair up.
+            DataError: if the numbers of hypotheses and images differ, or an index is out of range.
         """
         references = self._references
         references.check(hypotheses)
@@ -56,12 +56,12 @@ class RougeL:
         return np.column_stack([scores, np.ones(len(scores))])
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics (..., 2), of one image or summed over images, into the mean (..., 1)."""
+        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
         return np.asarray(sums[..., :1] / sums[..., 1:])
 
 
 def _rouge_l(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
-    """Score one caption; one without words shares nothing and gets 0."""
+    """Score one caption; 0 without a common word."""
     common = lcs_lengths(hypothesis, references)
     if not any(common):
         return 0.0
@@ -77,18 +77,19 @@ def _rouge_l(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
 def lcs_lengths(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
     """Return the length of the longest common subsequence with each reference.
 
-    A row of the usual table is one integer here, a bit for each hypothesis token, and adding
-    carries a match along it: Hyyro, Bit-parallel LCS-length computation revisited, AWOCA 2004.
+    One integer holds a row of the dynamic programming table, one bit for each hypothesis token.
+
+    Source: Hyyro: Bit-parallel LCS-length computation revisited, AWOCA 2004.
     """
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for position, token in enumerate(hypothesis):
-        places[token] = places.get(token, 0) | (1 << position)
-    every = (1 << len(hypothesis)) - 1
+        positions[token] = positions.get(token, 0) | (1 << position)
+    all_bits = (1 << len(hypothesis)) - 1
     lengths = []
     for reference in references:
-        row = every
+        row = all_bits
         for token in reference:
-            matches = row & places.get(token, 0)
-            row = ((row + matches) | (row - matches)) & every
+            matches = row & positions.get(token, 0)
+            row = ((row + matches) | (row - matches)) & all_bits
         lengths.append(len(hypothesis) - row.bit_count())
     return lengths

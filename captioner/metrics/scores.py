@@ -1,4 +1,4 @@
-"""Scores of a set of captions, and of one set against another, by any of the metrics."""
+"""Score a set of captions, or compare two sets, by several metrics."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from captioner.system.version import __version__
 
 
 class Metric(Protocol):
-    """Statistics for each image, which are summed over images and then turned into scores."""
+    """A metric: statistics of each image, summed over images and combined to K scores."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of its K scores."""
+        """Names of the K scores."""
 
     @property
     def formula(self) -> Mapping[str, str]:
-        """Return what its signature says about the formula."""
+        """Fields of the signature that describe the formula."""
 
     @property
     def note(self) -> str:
-        """Return why its scores are undefined; empty where they are not."""
+        """Reason why the scores are undefined; empty if they are defined."""
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
         """Return the statistics of each image, (N, S)."""
 
     def combine(self, sums: Floats) -> Floats:
-        """Turn statistics summed over images, (..., S), into scores, (..., K)."""
+        """Compute scores, (..., K), from statistics summed over images, (..., S)."""
 
 
 METRICS: Mapping[str, Callable[[PreparedReferences], Metric]] = {
@@ -58,11 +58,11 @@ class Score:
 
     Args:
         name: for example `bleu_4`.
-        value: of the whole set; NaN where it is undefined.
-        per_image: of each image alone, float64 (N,).
-        interval: lowest and highest plausible value; None without resampling.
-        signature: how the score was made.
-        note: why it is undefined; empty where it is not.
+        value: score of the whole set; NaN if undefined.
+        per_image: score of each image alone, float64 (N,).
+        interval: bounds of the 95% confidence interval; None without resampling.
+        signature: how the score was computed.
+        note: reason why the score is undefined; empty if it is defined.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Score:
         return _with_interval(f"{self.value:.3f}", self.interval)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what goes into `scores.json`; an undefined value is None."""
+        """Return the entry of `scores.json`; an undefined value is None."""
         return {
             "value": _or_none(self.value),
             "interval": self.interval,
@@ -94,14 +94,14 @@ class Comparison:
     Args:
         name: for example `bleu_4`.
         a: score of the first system.
-        b: score of the second.
-        difference: b less a.
-        interval: of the difference.
-        p_bootstrap: two-sided.
-        p_randomization: two-sided.
-        per_image: b less a on each image, float64 (N,).
-        signature: how the scores were made.
-        note: why it is undefined; empty where it is not.
+        b: score of the second system.
+        difference: b minus a.
+        interval: bounds of the 95% confidence interval of the difference.
+        p_bootstrap: two-sided p-value of the paired bootstrap.
+        p_randomization: two-sided p-value of the approximate randomisation.
+        per_image: b minus a for each image, float64 (N,).
+        signature: how the scores were computed.
+        note: reason why the score is undefined; empty if it is defined.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Comparison:
         return f"{difference}, p = {self.p_randomization:.3f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what goes into a JSON file; undefined values are None."""
+        """Return the entry of the JSON file; undefined values are None."""
         low, high = self.interval
         return {
             **{name: _or_none(getattr(self, name)) for name in ("a", "b", "difference")},
@@ -146,19 +146,19 @@ def score_captions(
     decode: str | None = None,
     split: str | None = None,
 ) -> dict[str, Score]:
-    """Score captions by every metric asked for.
+    """Score captions by several metrics.
 
     Args:
         hypotheses: the tokens of one caption for each image.
-        references: for each image its reference captions as tokens; prepare them once
-            (`PreparedReferences`) where the same images are scored again and again.
-        metrics: names out of `METRICS`; `bleu` gives four scores.
-        resamples: of the bootstrap that gives intervals (of two images or more); 0 for none.
-        seed: equal seeds give equal intervals.
-        tokenizer: how the tokens were made, for the signature.
-        case: their case, for the signature.
-        decode: how the captions were searched for, for the signature, for example `beam5,lp0.0`.
-        split: the data split, for the signature.
+        references: the tokens of each image's reference captions; to score the same images
+            often, prepare them once with `PreparedReferences`.
+        metrics: names in `METRICS`; `bleu` gives four scores.
+        resamples: bootstrap resamples for the intervals; 0: no intervals. One image has none.
+        seed: seed of the bootstrap.
+        tokenizer: tokeniser of the tokens, for the signature.
+        case: letter case of the tokens, for the signature.
+        decode: search settings of the captions, for the signature, such as `beam5,lp0.0`.
+        split: data split, for the signature.
 
     Returns:
         Scores by name: `bleu_1` to `bleu_4`, `rouge_l`, `cider`, `cider_d`, ...
@@ -201,21 +201,23 @@ def compare_captions(
     case: str = "lc",
     split: str | None = None,
 ) -> dict[str, Comparison]:
-    """Test whether the captions of system `b` score otherwise than those of system `a`.
+    """Test whether the scores of systems `a` and `b` differ; see `bootstrap.paired_test`.
 
-    Args and Raises are as for `score_captions`.
+    For Args and Raises see `score_captions`.
 
     Returns:
-        Comparisons by the name of the score.
+        Comparisons by name of the score.
     """
     prepared = prepare(references)
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
     for metric in _make(metrics, prepared):
-        of_a, of_b = metric.statistics(a), metric.statistics(b)
-        test = bootstrap.paired_test(of_a, of_b, metric.combine, resamples=resamples, seed=seed)
-        total_a, total_b = metric.combine(of_a.sum(axis=0)), metric.combine(of_b.sum(axis=0))
-        per_image = metric.combine(of_b) - metric.combine(of_a)
+        stats_a, stats_b = metric.statistics(a), metric.statistics(b)
+        test = bootstrap.paired_test(
+            stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
+        )
+        total_a, total_b = metric.combine(stats_a.sum(axis=0)), metric.combine(stats_b.sum(axis=0))
+        per_image = metric.combine(stats_b) - metric.combine(stats_a)
         for k, name in enumerate(metric.names):
             comparisons[name] = Comparison(
                 name=name,
@@ -233,17 +235,19 @@ def compare_captions(
 
 
 def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric]:
-    """Make the metrics of these names for the references."""
+    """Build metrics by name."""
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
-        raise ConfigError(f"metrics: unknown {', '.join(unknown)}; known are {', '.join(METRICS)}")
+        raise ConfigError(
+            f"metrics: unknown {', '.join(unknown)}; choose from {', '.join(METRICS)}"
+        )
     return [METRICS[name](references) for name in metrics]
 
 
 def _sign(
     name: str, metric: Metric, references: PreparedReferences, labels: Mapping[str, str | None]
 ) -> str:
-    """Write the signature of a score; `labels` are what only the caller knows."""
+    """Return the signature of a score; `labels` holds the fields that the caller gives."""
     fewest, most = references.per_image.min(), references.per_image.max()
     fields = {
         "refs": str(fewest) if fewest == most else f"{fewest}-{most}",
@@ -269,7 +273,7 @@ def _pair(low_high: Floats) -> tuple[float, float]:
 
 
 def _with_interval(text: str, interval: tuple[float, float] | None) -> str:
-    """Write a value with half the width of its interval."""
+    """Append half the width of the interval to a value."""
     if interval is None:
         return text
     half = (interval[1] - interval[0]) / 2

@@ -1,4 +1,4 @@
-"""The signature of a score: everything that must be equal before two numbers are compared."""
+"""The signature of a score: two scores are comparable if their signatures agree."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 
-# How captions were searched for and which release scored them describe the run, not the score.
+# Search settings and version describe the run. They may differ between comparable scores.
 _FREE = frozenset({"decode", "v"})
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A score's name and how it was made, such as `bleu4|refs:5|tok:ptb|split:dev|n:1000|v:0.1.0`.
+    """How a score was computed, such as `bleu4|refs:5|tok:ptb|split:dev|n:1000|v:0.1.0`.
 
     Args:
-        name: the score, for example `bleu4`.
-        fields: pairs of key and value, in the order they are printed.
+        name: name of the score, for example `bleu4`.
+        fields: (key, value) pairs in printed order.
     """
 
     name: str
@@ -26,33 +26,34 @@ class Signature:
 
     @classmethod
     def build(cls, name: str, fields: Mapping[str, str | int | None]) -> Signature:
-        """Make a signature of the fields that are not None.
+        """Build a signature from the fields that are not None.
 
         Raises:
-            DataError: if a key holds ":" or any part holds "|" or is empty.
+            DataError: if a key holds ":", or the name, a key or a value holds "|" or is empty.
         """
         kept = tuple((key, str(value)) for key, value in fields.items() if value is not None)
-        parts = [name, *(part for pair in kept for part in pair)]
-        if any("|" in part or not part for part in parts) or any(":" in key for key, _ in kept):
+        texts = [name, *(text for pair in kept for text in pair)]
+        if any("|" in text or not text for text in texts) or any(":" in key for key, _ in kept):
             raise DataError(
-                f"signature of {excerpt(name)}: empty part, or '|' or ':' in one: {excerpt(parts)}"
+                f"signature of {excerpt(name)}: an empty text, '|', or ':' in a key: "
+                f"{excerpt(texts)}"
             )
         return cls(name, kept)
 
     @classmethod
     def parse(cls, text: str) -> Signature:
-        """Read what `str` wrote.
+        """Parse the text that `str` returns.
 
         Raises:
             DataError: if the text is not a signature.
         """
-        name, *parts = text.strip().split("|")
-        pairs = [part.partition(":") for part in parts]
+        name, *fields = text.strip().split("|")
+        pairs = [field.partition(":") for field in fields]
         keys = [key for key, _, _ in pairs]
         if not name or not all(key and value for key, _, value in pairs):
             raise DataError(f"not a signature (name|key:value|...): {excerpt(text)}")
         if len(set(keys)) != len(keys):
-            raise DataError(f"signature names a key twice: {excerpt(text)}")
+            raise DataError(f"signature with a duplicate key: {excerpt(text)}")
         return cls(name, tuple((key, value) for key, _, value in pairs))
 
     def __str__(self) -> str:
@@ -63,7 +64,7 @@ class Signature:
 
 
 def differences(a: Signature | str, b: Signature | str) -> dict[str, tuple[str, str]]:
-    """Return what differs: key to both values, "-" for a missing one; the name's key is "name"."""
+    """Return key -> both values for each difference; "-" if missing; the name has key "name"."""
     first, second = _fields(a), _fields(b)
     keys = [*first, *(key for key in second if key not in first)]
     both = {key: (first.get(key, "-"), second.get(key, "-")) for key in keys}
@@ -71,7 +72,7 @@ def differences(a: Signature | str, b: Signature | str) -> dict[str, tuple[str, 
 
 
 def compatible(a: Signature | str, b: Signature | str) -> bool:
-    """Say whether two scores measure the same thing: they differ in decoding or release at most."""
+    """Return whether two scores are comparable: only search settings and version may differ."""
     return set(differences(a, b)) <= _FREE
 
 

@@ -90,7 +90,7 @@ def test_score_without_java_still_gives_the_other_scores(monkeypatch):
         (["score", "hyp.txt"], 1, "has no references of its own; name reference files"),
         (["score", "hyp.txt", "a"], 1, "has image ids"),
         (["score", "hyp.txt", "nothing.txt"], 2, "does not exist"),
-        (["score", "a", "--metrics", "blue"], 2, "metrics: unknown blue; known are bleu"),
+        (["score", "a", "--metrics", "blue"], 2, "metrics: unknown blue; choose from bleu"),
         (["score", "a", "--metrics", ","], 2, "--metrics: name at least one"),
         (["compare", "a", "hyp.txt"], 1, "has image ids"),
         (["compare", "a", "b", "--resamples", "0"], 2, "needs some"),

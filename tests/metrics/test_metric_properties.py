@@ -226,7 +226,7 @@ def test_rewards_for_images_that_are_not_there() -> None:
 
 
 def test_unknown_metrics_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"unknown bleurt, x; known are bleu, rouge_l"):
+    with pytest.raises(ConfigError, match=r"unknown bleurt, x; choose from bleu, rouge_l"):
         score_captions([["a"]], [[["a"]]], metrics=["bleurt", "bleu", "x"])
 
 
