@@ -3,7 +3,7 @@
 >>> from captioner import Captioner                                    # doctest: +SKIP
 >>> Captioner.load("runs/scenes/model").caption("image.jpg")           # doctest: +SKIP
 
-`__all__` names everything that is meant to be used from outside.
+`__all__` lists the public names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
     from captioner.text import detokenize, tokenize
 
-# The modules of the names above: importing captioner alone imports neither torch nor nltk.
+# Modules of the public names, imported on first use: `import captioner` imports no torch or nltk.
 _MODULES = {
     "config": ["DecodingConfig"],
     "data.load": ["load_dataset"],
@@ -63,7 +63,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and with it what it needs, only when somebody asks for it."""
+    """Import a public name on first use."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"captioner.{module}"), name)

@@ -1,18 +1,18 @@
-"""Every error a user can cause, as one tree.
+"""Every error that a user can cause.
 
     CaptionerError
     |-- ConfigError       a config file, an override or a combination of settings
     |-- DataError         annotations, splits, captions
-    |-- ImageError        one picture that cannot be read
+    |-- ImageError        one image that cannot be read
     |-- ModelError        weights, backbones, model directories
-    |-- DivergedError     a training run whose loss, gradients or weights are no numbers any more
-    |-- ShortageError     more memory is asked for than there is
+    |-- DivergedError     a training run whose loss, gradients or weights are not finite
+    |-- ShortageError     not enough memory
     `-- CheckpointError   saving or resuming a training run
 
-A message is one clear line (a list of mistakes has one line each) that says what is wrong,
-where, and what to do about it. The command line prints it and exits with code 1; a
-`ConfigError` is a usage mistake and exits with code 2. Every message is printable and bounded: what
-is foreign in it is cut where it is put in (`system.foreign`), and the whole once more here.
+A message is one line (a list of mistakes has one line each) that says what is wrong, where, and
+what to do. The command line prints it and exits with code 2 for a `ConfigError`, else 1. Every
+message is printable and bounded: foreign text in it is shortened by `system.foreign`, and the
+whole message again here.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from typing import Literal, TypeAlias, get_args
 from captioner.system.foreign import bounded
 
 ImageErrorKind: TypeAlias = Literal[
-    "missing",  # no such file, nothing matches
-    "unreadable",  # there, but cannot be read: permissions, a folder, a pipe, a loop of links
+    "missing",  # no such file, or no match of a pattern
+    "unreadable",  # exists but cannot be read: permissions, a folder, a pipe, a loop of links
     "empty",  # no bytes
-    "not_an_image",  # of no kind that is read here
-    "damaged",  # cannot be decoded whole
-    "too_large",  # more pixels, or bytes, than allowed
-    "no_pixels",  # of width or height 0
-    "not_a_number",  # sound, but what the model computes for it overflows
-    "place_taken",  # its caption has nowhere to go that is not another's
+    "not_an_image",  # not a supported image format
+    "damaged",  # cannot be decoded completely
+    "too_large",  # more pixels or bytes than the limit
+    "no_pixels",  # width or height is 0
+    "not_a_number",  # the model's numbers overflow on this image
+    "place_taken",  # its caption would replace another caption or file
 ]
 IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)
 
 
 class CaptionerError(Exception):
-    """Base of every error raised on purpose by this package.
+    """Base class of every error that captioner raises on purpose.
 
     Args:
-        message: one line; line ends in it, of a file's name perhaps, are shown as escapes.
-        *lines: further lines, of a list of mistakes.
+        message: one line; line ends in it, such as in a file name, are shown as escapes.
+        *lines: further lines, for a list of mistakes.
     """
 
     def __init__(self, message: str, *lines: str):
@@ -53,18 +53,18 @@ class CaptionerError(Exception):
 
 
 class ConfigError(CaptionerError):
-    """A setting is unknown, of the wrong type, or impossible together with another."""
+    """A setting is unknown, has the wrong type, or conflicts with another."""
 
 
 class DataError(CaptionerError):
-    """A data set cannot be read, or holds what strict mode refuses."""
+    """A data set or output cannot be read or written, or strict mode refuses its content."""
 
 
 class ImageError(CaptionerError):
     """One image cannot be turned into RGB pixels.
 
     Attributes:
-        kind: what is wrong, as one of a few words that a program can tell apart.
+        kind: error code for programs, one of `IMAGE_ERROR_KINDS`.
     """
 
     def __init__(self, message: str, *, kind: ImageErrorKind = "damaged"):
@@ -77,37 +77,42 @@ class ModelError(CaptionerError):
 
 
 class DivergedError(CaptionerError):
-    """Training left what numbers can hold: loss, gradient norm or weights are not finite."""
+    """Loss, gradient norm or weights are not finite."""
 
 
 class ShortageError(CaptionerError):
-    """More memory is asked for than there is."""
+    """There is not enough memory."""
 
 
 class CheckpointError(CaptionerError):
     """A training run cannot be saved or resumed."""
 
 
-# What torch says on its devices, in RuntimeErrors.
-_SHORT = ("out of memory", "allocate memory", "not enough memory", "Storage size calculation")
+# Parts of the RuntimeErrors that torch raises on its devices.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "Storage size calculation",
+)
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Say whether an error of Python, numpy or torch means that memory is short."""
+    """Whether an error of Python, numpy or torch means that there is not enough memory."""
     text = str(error)
-    said = isinstance(error, RuntimeError) and any(words in text for words in _SHORT)
-    return said or isinstance(error, MemoryError)
+    from_torch = isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY)
+    return from_torch or isinstance(error, MemoryError)
 
 
 @contextmanager
 def within_memory(doing: str) -> Iterator[None]:
-    """Turn what fails for want of memory into one error.
+    """Turn any out-of-memory error into a `ShortageError`.
 
     Args:
-        doing: what needs the memory, such as "to train".
+        doing: the purpose of the memory, such as "to train".
 
     Raises:
-        ShortageError: where memory is short.
+        ShortageError: if there is not enough memory.
     """
     try:
         yield
@@ -116,6 +121,6 @@ def within_memory(doing: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ShortageError(
-            f"not enough memory {doing}{reason and f' ({reason})'}; choose smaller batches, a "
-            f"narrower beam or a smaller model, or free some memory"
+            f"not enough memory {doing}{reason and f' ({reason})'}; use a smaller batch size, beam "
+            f"size or model, or free some memory"
         ) from error

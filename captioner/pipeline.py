@@ -1,4 +1,4 @@
-"""Batches of images -> captions: threads read the next batches while one is captioned."""
+"""Batches of images -> captions; threads read the next batches meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 C = TypeVar("C")
 
-SEARCHED = 128  # images a core searches for together; fixed, as random draws depend on it
+IMAGES_PER_SEARCH = 128  # per core; fixed, because random draws depend on it
 
 
 def run(
@@ -30,39 +30,37 @@ def run(
     needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
     num_workers: int | None = None,
 ) -> Iterator[list[tuple[R, C | None]]]:
-    """Caption batch by batch.
-
-    The images of a batch go through the network together, whatever came before.
+    """Caption images batch by batch.
 
     Args:
         batches: see `Workers.map_ahead`.
         read: called by the threads; returns a result for an image, and its pixels, uint8
-            (3, S, S), or None where there is nothing to caption. It raises nothing.
+            (3, S, S), or None if there is nothing to caption. Must not raise.
         encode: pixels, uint8 (B, 3, S, S), to features, (B, F).
-        search: features, (B, F), to what is written about each image.
-        device: on which `encode` and `search` compute.
-        images_per_pass: images that one core of a processor encodes at a time.
-        needed: called with the results of a batch; False: its pixels are dropped.
-        num_workers: threads; None: one for each core. On a processor they also encode and search.
+        search: features, (B, F), to the captions of each image.
+        device: device on which `encode` and `search` compute.
+        images_per_pass: images that one CPU core encodes at a time.
+        needed: called with the results of a batch; False: do not caption the batch.
+        num_workers: threads; None: one per core. On a CPU they also encode and search.
 
     Yields:
-        For each image of a batch its result, and what is written about it; None without pixels.
+        For each image of a batch: its result and its captions, None without pixels.
 
     Raises:
-        Exception: what the iterator of batches raises, after the captions of those before.
+        Exception: any exception of the iterator of batches, after the captions of earlier batches.
     """
     encoding, searching = WithinMemory(encode), WithinMemory(search)
     with workers(num_workers, device) as crew:
         for batch in crew.map_ahead(read, batches):
             wanted = needed([result for result, _ in batch])
-            pixels = [seen for _, seen in batch if wanted and seen is not None]
+            stack = [pixels for _, pixels in batch if wanted and pixels is not None]
             captions: Iterator[C] = iter(())
-            if pixels:
+            if stack:
                 with within_memory("to caption"):
-                    features = crew.compute(encoding, torch.stack(pixels), images_per_pass)
-                    found = crew.compute(searching, torch.cat(features), SEARCHED)
-                captions = chain.from_iterable(found)
+                    features = crew.compute(encoding, torch.stack(stack), images_per_pass)
+                    captioned = crew.compute(searching, torch.cat(features), IMAGES_PER_SEARCH)
+                captions = chain.from_iterable(captioned)
             yield [
-                (result, next(captions) if wanted and seen is not None else None)
-                for result, seen in batch
+                (result, next(captions) if wanted and pixels is not None else None)
+                for result, pixels in batch
             ]

@@ -280,8 +280,8 @@ CLOSED.close()
         (torch.zeros(2, 3, 8, 8), r"are \(H, W\), .* not 2 x 3 x 8 x 8"),
         (np.zeros((8, 8, 2)), "not 8 x 8 x 2"),
         (np.array(0.5), "not a single number"),
-        (np.zeros((0, 8, 3)), "8 x 0 pixels: nothing to see"),
-        (io.TextIOWrapper(io.BytesIO(b"\xff\xd8\xff")), "a file opened as text; open it with"),
+        (np.zeros((0, 8, 3)), "8 x 0 pixels: the image is empty"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff\xd8\xff")), "the file is opened as text; open it with"),
         (CLOSED, "cannot be read: I/O operation on closed file"),
         (None, "not an image: NoneType; give a path, bytes or pixels"),
     ],
@@ -452,7 +452,7 @@ def test_an_opened_picture_is_read_like_its_file(tmp_path):
     (tmp_path / "cut.png").write_bytes(path.read_bytes()[:-300])
     with Image.open(tmp_path / "cut.png") as opened, pytest.raises(ImageError, match="damaged"):
         to_picture(opened)
-    with pytest.raises(ImageError, match="nothing to see"):
+    with pytest.raises(ImageError, match="the image is empty"):
         to_picture(Image.new("RGB", (0, 5)))
     assert to_picture(np.array([[True, False]])).tobytes() == bytes([255] * 3 + [0] * 3)
 

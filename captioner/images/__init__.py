@@ -1,1 +1,1 @@
-"""From what people hold pictures in to RGB pictures."""
+"""Files, bytes, arrays and other images -> RGB pictures."""

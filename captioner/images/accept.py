@@ -1,4 +1,4 @@
-"""RGB pictures from whatever people hold images in."""
+"""Paths, bytes, opened files, Pillow images, arrays and tensors -> RGB pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_IMAGE = (str, Path, *BYTES, Image.Image, np.ndarray, Tensor)
 
 
 def is_one(image: object) -> TypeGuard[ImageLike]:
-    """Whether it is one image, or an opened file; else it is an iterable of images, if anything."""
+    """Whether an object is one image (or an opened file), not an iterable of images."""
     return isinstance(image, ONE_IMAGE) or hasattr(image, "read")
 
 
@@ -32,22 +32,22 @@ def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
     """Return an iterator over images.
 
     Args:
-        images: of any kind.
+        images: an iterable of images.
 
     Raises:
-        ImageError: at once, if these are no images.
+        ImageError: at once, if `images` is not iterable.
     """
     try:
         return iter(images)
     except TypeError:
-        return iter([to_picture(cast(Any, images))])  # which says what is wrong with it
+        return iter([to_picture(cast(Any, images))])  # raises the error
 
 
 def as_it_is(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
-    """Take an image as it is now.
+    """Take a snapshot of an image that a thread decodes later.
 
-    Whoever made it may close its file, or make the next one in the same memory, before a thread
-    looks at it. Only what cannot change, a path or bytes, is left for the thread to decode.
+    The caller may close the file or reuse the array meanwhile. Therefore only paths and bytes,
+    which do not change, are decoded later; everything else is converted now.
     """
     try:
         if isinstance(image, str | Path):
@@ -62,7 +62,7 @@ def to_picture(image: ImageLike) -> Image.Image:
     """Return an image as an RGB picture.
 
     Args:
-        image: a path, encoded bytes, a file opened for them, a Pillow image, or an array or tensor
+        image: a path, encoded bytes, an opened binary file, a Pillow image, or an array or tensor
             of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
 
     Raises:
@@ -72,7 +72,7 @@ def to_picture(image: ImageLike) -> Image.Image:
         try:
             return read_image(Path(image))
         except ImageError as error:
-            hint = "; addresses are not read here" if "://" in str(image) else ""
+            hint = "; URLs are not supported, download the image" if "://" in str(image) else ""
             name = plain(image) or "an empty path"
             raise ImageError(f"{name}: {error}{hint}", kind=error.kind) from error
     image = _content(image)
@@ -83,7 +83,7 @@ def to_picture(image: ImageLike) -> Image.Image:
     if not isinstance(image, np.ndarray | Tensor):
         raise ImageError(f"not an image: {type(image).__name__}; give a path, bytes or pixels")
     if isinstance(image, Tensor):
-        real = image.is_floating_point()  # NumPy knows no bfloat16
+        real = image.is_floating_point()  # NumPy has no bfloat16
         array = (image.float() if real else image).numpy(force=True)
     else:
         array = np.asarray(image)
@@ -97,13 +97,13 @@ def to_picture(image: ImageLike) -> Image.Image:
 
 
 def _content(image: Any) -> Any:
-    """Return the bytes of what holds some, and anything else as it is."""
+    """Return the bytes of a file or buffer; anything else unchanged."""
     if isinstance(image, io.TextIOBase):
-        raise ImageError("a file opened as text; open it with mode 'rb'")
+        raise ImageError("the file is opened as text; open it with mode 'rb'")
     if hasattr(image, "read"):
         try:
             image = image.read()
-        except (OSError, ValueError) as error:  # ValueError: it was closed
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             raise ImageError(f"cannot be read: {plain(error)}", kind="unreadable") from error
     return bytes(image) if isinstance(image, BYTES) else image
 
@@ -112,7 +112,7 @@ def _channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return pixels as (H, W, C): grey, RGB or RGBA.
 
     Raises:
-        ImageError: if they are not those of one image.
+        ImageError: if the shape is not that of one image, or there are no pixels.
     """
     if array.ndim == 2:
         array = array[..., None]
@@ -120,8 +120,8 @@ def _channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         shape = " x ".join(map(str, array.shape)) or "a single number"
-        raise ImageError(f"pixels of one image are (H, W), (H, W, 3) or (3, H, W), not {shape}")
+        raise ImageError(f"pixels must be (H, W), (H, W, 3) or (3, H, W), not {shape}")
     if not array.size:
         size = f"{array.shape[1]} x {array.shape[0]} pixels"
-        raise ImageError(f"{size}: nothing to see", kind="no_pixels")
+        raise ImageError(f"{size}: the image is empty", kind="no_pixels")
     return array

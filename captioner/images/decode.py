@@ -1,8 +1,8 @@
-"""One image file or byte string -> RGB, upright, safe.
+"""One image file or byte string -> an upright RGB picture.
 
-Pillow decodes. This module decides what the odd kinds mean: EXIF rotation is applied,
-transparency is laid on white, 16-bit and float pixels are scaled to 8 bits, the first frame
-stands for an animation, and anything that cannot be decoded whole is an `ImageError`.
+Pillow decodes. EXIF rotation is applied, transparent pixels are drawn on white, 16-bit and float
+pixels are scaled to 8 bits, and the first frame of an animation is used. Anything that cannot be
+decoded completely is an `ImageError`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
-MAX_BYTES = 2**30  # of a file: more than any picture of so many pixels needs
+MAX_BYTES = 2**30  # of a file; a picture of MAX_PIXELS needs less
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
     | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
 )
-# What is read, whatever the file's name says; the most common first. Pillow knows more, but some of
-# that is no picture of anything, and EPS would start Ghostscript on a stranger's program.
+# Formats that are read, most common first; the file name does not matter. Pillow supports others,
+# but some are not photographs, and EPS would run untrusted code in Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "DIB", "JPEG2000", "ICO", "TGA"),
     *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
 )
-# How files begin that are certainly meant to be images.
+# First bytes of files that are images, even if their header is damaged.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
-# Pillow warns of what is refused below, and of metadata that nobody here reads.
+# Pillow warns about images that are refused below, and about metadata that is not used.
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -50,22 +50,22 @@ def read_image(
     """Decode one image.
 
     Args:
-        source: a file, or the bytes of one.
-        max_pixels: larger images (width x height) are refused before they are decoded. Above
-            Pillow's own limit it raises that one too, for the whole process.
-        at_least: pixels of the shorter side that are enough. A JPEG that has more is decoded at
-            1/2, 1/4 or 1/8 of its size, if at least so many remain and the fraction is exact,
-            which takes a fraction of the time. Of twice what the picture is then resized to,
-            the resized pixels differ by 1 of 255 at most, on average, on photographs; of just
-            what it is, by 3. None: at full size.
-        claim: told before the picture is decoded how many bytes that takes at most; may wait.
+        source: a file or its bytes.
+        max_pixels: limit of width x height, checked before decoding. A value above Pillow's own
+            limit also raises that limit for the whole process.
+        at_least: sufficient length of the shorter side, in pixels. A larger JPEG is decoded at 1/2,
+            1/4 or 1/8 of its size if the division is exact and this length remains; that is
+            faster. At twice the size the picture is then resized to, the resized pixels of
+            photographs differ by at most 1 of 255 on average; at exactly that size, by 3. None:
+            decode at full size.
+        claim: called before decoding with the most bytes that decoding takes; may block.
 
     Returns:
-        RGB image, 8 bits per channel, upright.
+        Upright RGB image, 8 bits per channel.
 
     Raises:
-        ImageError: if it cannot be read, is not an image, is damaged or is too large. The
-            message is one line and does not repeat the path; `kind` says which it is.
+        ImageError: if the image cannot be read, is not an image, is damaged or is too large; see
+            `kind`. The message is one line without the path.
     """
     data = source if isinstance(source, bytes) else read_file(source)
     if not data:
@@ -77,10 +77,10 @@ def read_image(
 
 
 def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Bring an image that Pillow has opened, or somebody has drawn, into the form of `read_image`.
+    """Convert a Pillow image to the form that `read_image` returns.
 
     Args:
-        image: of any mode.
+        image: opened or drawn, in any mode.
         max_pixels: see `read_image`.
 
     Raises:
@@ -98,17 +98,17 @@ def _decoded(
 ) -> Image.Image:
     _check_size(image, max_pixels)
     if at_least is not None:
-        # Only JPEGs have drafts. No mode is asked for: it would become the picture's.
-        image.draft(None, _enough(image.size, at_least))
+        # Only JPEGs support drafts. A mode argument would change the picture's mode.
+        image.draft(None, _draft_size(image.size, at_least))
     claim(image.width * image.height * _bytes_per_pixel(image))
     image.load()
-    _check_size(image, max_pixels)  # the picture inside an icon may not be as announced
+    _check_size(image, max_pixels)  # the picture in an icon may differ from the declared size
     return to_rgb(_upright(image))
 
 
 @contextmanager
 def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `ImageError`."""
+    """Turn any exception of a decoder into an `ImageError`."""
     try:
         yield
     except ImageError:
@@ -116,15 +116,15 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
     except UnidentifiedImageError as error:
         if data.startswith(SIGNATURES):
             raise ImageError("damaged image: its header cannot be read") from error
-        message = "not an image, or of a kind that is not read here"
+        message = "not an image, or an unsupported image format"
         raise ImageError(message, kind="not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = f"more pixels than the limit of {max_pixels:,}"
         raise ImageError(message, kind="too_large") from error
     except MemoryError as error:
-        raise ImageError("too large for the memory", kind="too_large") from error
+        raise ImageError("not enough memory to decode the image", kind="too_large") from error
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error,
-    # IndexError, ...); whatever it is, it is this one picture's problem.
+    # IndexError, ...).
     except Exception as error:
         raise ImageError(f"damaged image: {_one_line(error)}", kind="damaged") from error
 
@@ -133,10 +133,10 @@ def read_file(path: Path) -> bytes:
     """Read the bytes of one image file.
 
     Args:
-        path: of a regular file: a pipe or a device may never end.
+        path: path of a regular file; pipes and devices are refused, as they may never end.
 
     Raises:
-        ImageError: if it is missing, cannot be read, or is larger than any picture.
+        ImageError: if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
     try:
         status = path.stat()
@@ -155,10 +155,10 @@ def read_file(path: Path) -> bytes:
 
 
 def check_bytes(size: int) -> None:
-    """Refuse a file that is larger than any picture.
+    """Refuse a file that is larger than `MAX_BYTES`.
 
     Raises:
-        ImageError: if it has so many bytes.
+        ImageError: if it is larger.
     """
     if size > MAX_BYTES:
         message = f"{size:,} bytes, more than the limit of {MAX_BYTES:,}"
@@ -168,23 +168,24 @@ def check_bytes(size: int) -> None:
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     size = f"{image.width} x {image.height} pixels"
     if not image.width * image.height:
-        raise ImageError(f"{size}: nothing to see", kind="no_pixels")
+        raise ImageError(f"{size}: the image is empty", kind="no_pixels")
     if image.width * image.height > max_pixels:
         raise ImageError(f"{size}, more than the limit of {max_pixels:,}", kind="too_large")
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:
-    """What decoding takes: Pillow's four bytes, once more for a decoder's own or a turned copy."""
-    layers = 5 if image.has_transparency_data else 2
-    # Of these the coefficients of all scans are kept.
-    return 4 * layers + 6 * ("progressive" in image.info)
+    """Return the bytes per pixel that decoding takes at most."""
+    # Pillow's 4 bytes for the picture, and 4 for a decoder's buffer or a rotated copy.
+    copies = 5 if image.has_transparency_data else 2
+    # Progressive JPEGs: the decoder keeps the coefficients of all scans.
+    return 4 * copies + 6 * ("progressive" in image.info)
 
 
-def _enough(size: tuple[int, int], at_least: int) -> tuple[int, int]:
-    """Return the smallest exact fraction of a size that libjpeg decodes and that is enough.
+def _draft_size(size: tuple[int, int], at_least: int) -> tuple[int, int]:
+    """Return the smallest exact fraction of a size that libjpeg decodes and that is sufficient.
 
-    Where sides are not divided evenly, the picture would be stretched: another shape, resized to
-    another width and cropped half a pixel elsewhere, is 8 of 255 away instead of less than 1.
+    An inexact fraction stretches the picture: pixels would differ by 8 of 255 instead of less than
+    1, because the resized width and the crop change.
     """
     width, height = size
     for scale in (8, 4, 2):
@@ -225,7 +226,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit and float grey values to 0..255 by the range they plainly use."""
+    """Scale 16-bit, 32-bit and float grey values to 0..255; their maximum decides the scale."""
     if pixels.dtype.kind == "f":
         pixels = np.nan_to_num(pixels)
     top = float(pixels.max(initial=0))
@@ -234,7 +235,7 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
         factor = 255
     elif top > 255 or pixels.dtype.kind == "u":
         factor = 1 / 257
-    # Row by row: whole in floating point, a picture of many pixels would fill the memory.
+    # Row by row: a large picture in floating point would fill the memory.
     scaled = np.empty(pixels.shape, np.uint8)
     for row, values in zip(scaled, pixels, strict=True):
         row[:] = np.clip(np.rint(values * np.float64(factor)), 0, 255)

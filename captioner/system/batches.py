@@ -1,4 +1,4 @@
-"""Items, as they come, in batches of a size."""
+"""Split an iterable into batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from captioner.system.foreign import excerpt
 
 T = TypeVar("T")
 
-MOST_TOGETHER = 2**16  # items of a batch
+MOST_TOGETHER = 2**16  # items per batch
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Give items in lists of a size; the last may be shorter, also where their iterator raises.
+    """Yield lists of `size` items; the last, or the one before an exception, may be shorter.
 
     Raises:
         ConfigError: at once, if the size is not 1 to 65,536.
@@ -25,7 +25,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def in_turn(items: Iterable[T], size: int) -> Iterator[Iterator[T]]:
-    """Cut items into batches of a size that are taken item by item, each whole before the next.
+    """Yield iterators over `size` items each; consume each completely before the next.
 
     Raises:
         ConfigError: at once, if the size is not 1 to 65,536.
@@ -47,7 +47,7 @@ def _batches(source: Iterator[T], size: int) -> Iterator[list[T]]:
         try:
             while len(batch) < size:
                 batch.append(next(source))
-        except Exception as error:  # StopIteration as a rule
+        except Exception as error:  # usually StopIteration
             ended = error
         if batch:
             yield batch

@@ -1,9 +1,9 @@
-r"""Names and captions as output files hold them, and back again.
+r"""Escapes of names and captions in output files, and their inverse.
 
-In text and CSV what a terminal, an editor or a spreadsheet would obey is written as an escape such
-as `\x1b`: control characters, marks that turn the direction of writing, bytes that are not UTF-8,
-and a sign at the beginning that would make a cell a formula. In JSON, which has escapes of its own,
-only bytes that are not UTF-8 need ours.
+In text and CSV, characters that a terminal, an editor or a spreadsheet would interpret become
+escapes such as `\x1b`: control characters, direction marks, bytes that are not UTF-8, and a first
+character that would make a cell a formula. JSON has its own escapes; there, only bytes that are not
+UTF-8 use these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = ("file_name", "image_id", "caption", "score", "status")  # a file with them is ours
+COLUMNS = (
+    "file_name",
+    "image_id",
+    "caption",
+    "score",
+    "status",
+)  # a file with these columns is captioner's
 _NAMES = COLUMNS[:2]
 
 _BELOW_SPACE = r"\x00-\x1f"
@@ -21,10 +27,10 @@ _OBEYED = r"\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff"
 _SURROGATES = r"\ud800-\udfff"  # bytes that are not UTF-8, as Python holds them
 CONTROL = re.compile(f"[{_BELOW_SPACE}{_OBEYED}{_SURROGATES}]")
 CELL = re.compile(rf"{CONTROL.pattern}|\A[=+\-@＝＋－＠]")
-# Flickr's token files number the captions of a picture: the name before `#0` is another's.
+# In Flickr's token files, `#0` after the name numbers the captions of an image.
 LINE_NAME = re.compile(rf"{CELL.pattern}|#(?=\d+\Z)")
 NOT_UTF8 = re.compile(f"[{_SURROGATES}]")
-OBEYED = re.compile(f"[{_OBEYED}{_SURROGATES}]")  # what JSON and YAML would leave as it is
+OBEYED = re.compile(f"[{_OBEYED}{_SURROGATES}]")  # characters that JSON and YAML would not escape
 
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n"}
 _READ = {written: character for character, written in _SHORT.items()}
@@ -34,14 +40,14 @@ _NOT_UTF8_ESCAPE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 
 
 def escape(text: str, unsafe: re.Pattern[str] = CELL) -> str:
-    """Write escapes for what is unsafe, if anything is, or if `unescape` would change the text.
+    """Escape unsafe characters; a text without any stays unchanged unless `unescape` changes it.
 
     Args:
-        text: of a name or a caption.
+        text: a name or a caption.
         unsafe: matches single characters.
 
     Returns:
-        What `unescape` turns back into the text.
+        Text that `unescape` turns back into the original.
     """
     if not unsafe.search(text) and unescape(text) == text:
         return text
@@ -49,39 +55,39 @@ def escape(text: str, unsafe: re.Pattern[str] = CELL) -> str:
 
 
 def unescape(text: str) -> str:
-    """Undo `escape`; a text in which one backslash begins no escape of ours stays as it is."""
+    """Undo `escape`; a text with any other backslash stays unchanged."""
     if "\\" not in text or not _ESCAPED.fullmatch(text):
         return text
     return re.sub(_ESCAPE, _read, text)
 
 
 def visible(text: str) -> str:
-    """Write escapes for control characters alone, for people to read: not to be undone."""
+    """Escape control characters for display; `unescape` does not undo this."""
     return CONTROL.sub(_written, text)
 
 
 def utf8_name(name: str) -> str:
-    """Return a file's name as UTF-8 can hold it; bytes that are none are written as escapes."""
+    """Return a file name as valid UTF-8; other bytes become escapes."""
     if NOT_UTF8.search(name) or _NOT_UTF8_ESCAPE.search(name):
         return escape(name, NOT_UTF8)
     return name
 
 
 def own_cells(names: Sequence[str], cells: Sequence[str]) -> list[str] | None:
-    """Return the cells of a CSV row as they were before they were written.
+    """Unescape the cells of a CSV row that captioner wrote.
 
     Args:
-        names: of the columns.
-        cells: of a row, as many.
+        names: names of the columns.
+        cells: cells of a row, one per column.
 
     Returns:
-        None for a file that is not ours: its cells mean what they say.
+        The cells; None if the columns are not captioner's, as the cells then have no escapes.
     """
     return [*map(unescape, cells)] if tuple(names) == COLUMNS else None
 
 
 def own_fields(fields: Any) -> Any:
-    """Return an object of JSON Lines as it was before it was written; anything else as it is."""
+    """Unescape a JSON Lines object that captioner wrote; return anything else unchanged."""
     if not isinstance(fields, dict) or tuple(fields)[: len(COLUMNS)] != COLUMNS:
         return fields
     return {
@@ -93,11 +99,11 @@ def own_fields(fields: Any) -> Any:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Return readable JSON: with the letters of every script, but with no control character.
+    """Return JSON with readable non-ASCII letters and escaped control characters.
 
     Args:
-        value: what `json.dumps` takes.
-        **options: of `json.dumps`.
+        value: any value that `json.dumps` accepts.
+        **options: passed to `json.dumps`.
     """
     text = json.dumps(value, ensure_ascii=False, **options)
     return OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

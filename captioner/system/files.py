@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: write aside, flush to disk, rename; and are read with care."""
+"""Atomic writes (write to a temporary folder, flush, rename) and safe reads of files."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writ
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
 OLD = "old"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-MAX_JSON = 2**26  # bytes; a vocabulary of a million words needs a third of it
-_writing: set[str] = set()  # folders aside that this process is filling
+MAX_JSON = 2**26  # bytes; a vocabulary of a million words takes a third
+_writing: set[str] = set()  # names of the temporary folders of this process
 
-MOVED = "not written: its folder was moved or removed meanwhile"
+MOVED = "not written: its folder was moved or removed while it was written"
 
 
 @contextmanager
 def whole_file(path: Path, kind: str) -> Iterator[Path]:
-    """Give a path to write to; put it in the wanted place when the block succeeds.
+    """Write a file atomically: give a temporary path, and move it into place on success.
 
-    The path is in a hidden folder of its own beside the place: what a library leaves beside what
-    it writes, when it is killed, is in there too.
+    The temporary path is in a hidden folder next to the file, together with any file that a killed
+    library leaves behind.
 
     Args:
-        path: final file; its folder is made when absent. A link keeps pointing where it does; a
-            device or a pipe, such as /dev/null, is written to as it is. One that is replaced keeps
-            its mode, a new one has that of the umask.
-        kind: of `ownership.FILES`; what is there and is not captioner's stays.
+        path: final file; its folder is created if missing. A link is kept and its target replaced.
+            A device or a pipe, such as /dev/null, is written directly. A replaced file keeps its
+            mode; a new file gets the mode of the umask.
+        kind: of `ownership.FILES`; a foreign file is not replaced.
 
     Raises:
-        ConfigError: if something of somebody else's stands there, before the block or after it.
+        ConfigError: if a foreign file exists at `path`, before or after the block.
     """
     path = _resolved(path)
     check(path, kind)
@@ -49,7 +49,7 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind != "sidecar":  # whose folders may hold millions of pictures
+    if kind != "sidecar":  # sweeping a folder of a million images is slow
         sweep(path)
     with _aside(path) as folder:
         aside = folder / path.name
@@ -57,7 +57,7 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
         if not aside.exists():
             raise FileNotFoundError(errno.ENOENT, MOVED, str(path))
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "not written: a folder took its place", str(path))
+            raise IsADirectoryError(errno.EISDIR, "not written: it became a folder", str(path))
         aside.chmod(_mode(path if path.exists() else folder / MARKER))
         _to_disk(aside)
         check(path, kind)
@@ -66,21 +66,21 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, kind: str) -> None:
-    """Write a UTF-8 text file, whole; see `whole_file`."""
+    """Write a UTF-8 text file atomically; see `whole_file`."""
     with whole_file(path, kind) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, **options: Any) -> Any:
-    """Read a JSON file that a stranger may have written.
+    """Read an untrusted JSON file.
 
     Args:
-        path: of a regular file of at most `MAX_JSON` bytes.
-        **options: of `json.loads`.
+        path: path of a regular file of at most `MAX_JSON` bytes.
+        **options: passed to `json.loads`.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is no such file, or not JSON that fits into the stack.
+        OSError: if the file cannot be read.
+        ValueError: if it is not a regular file, too large, not JSON, or nested too deeply.
     """
     check_regular(path)
     if path.stat().st_size > MAX_JSON:
@@ -93,16 +93,16 @@ def read_json(path: Path, **options: Any) -> Any:
 
 
 def room(error: Exception) -> str:
-    """Return the advice that an error of writing calls for, if it is that there is no room."""
+    """Return advice if a write error means that the disk is full; else an empty string."""
     full = ("No space left", "quota", "File too large", "is full")
     return "; free some space" if any(words in str(error) for words in full) else ""
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there but is no file: a pipe or a device may never end.
+    """Refuse pipes and devices, as reading them may never end.
 
     Raises:
-        OSError: if nothing is there.
+        OSError: if the path does not exist.
         ValueError: if it is not a regular file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
@@ -110,21 +110,20 @@ def check_regular(path: Path) -> None:
 
 
 def no_stream(path: str, flags: int) -> int:
-    """Open what was found, not typed: `open(path, opener=no_stream)` waits for nobody.
+    """Open a file that the user did not type; use as `open(path, opener=no_stream)`.
 
-    A pipe that nobody writes to would be waited for for ever, also one that took the place of a
-    file after somebody looked at it.
+    Opening a pipe without a writer blocks for ever, even if a file was at the path a moment ago.
 
     Args:
-        path: of a file.
+        path: path of a file.
         flags: of `os.open`.
 
     Raises:
-        OSError: also if it is a pipe, a socket or a device.
+        OSError: if it cannot be opened, or is a pipe, a socket or a device.
     """
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(descriptor).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder `open` says it itself
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # `open` itself refuses folders
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", path)
     return descriptor
@@ -132,15 +131,15 @@ def no_stream(path: str, flags: int) -> int:
 
 @contextmanager
 def whole_folder(path: Path, kind: str) -> Iterator[Path]:
-    """Give a folder to fill with files; put it in the wanted place when the block succeeds.
+    """Write a folder atomically: give a temporary folder, and move it into place on success.
 
     Args:
-        path: final folder. One that is replaced is there until the new one is, where the system
-            can swap two folders; else a kill in between leaves it to `sweep` to bring it back.
-        kind: of `ownership.FOLDERS`; what is there and is not captioner's stays.
+        path: final folder. On Linux, the old and the new folder are swapped in one step. Elsewhere,
+            a kill between two renames removes the old folder until `sweep` restores it.
+        kind: of `ownership.FOLDERS`; a foreign folder is not replaced.
 
     Raises:
-        ConfigError: if something of somebody else's stands there, before the block or after it.
+        ConfigError: if a foreign file or folder exists at `path`, before or after the block.
     """
     path = _resolved(path)
     check(path, kind)
@@ -164,49 +163,49 @@ def whole_folder(path: Path, kind: str) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Delete what killed processes were still writing to a place.
+    """Delete the temporary folders that killed processes left for a file or a folder.
 
     Args:
-        path: of a file or a folder; where a process was killed while it replaced a folder, the old
-            one is put back.
+        path: final file or folder. If a process was killed while it replaced a folder, the old
+            folder is restored.
     """
-    for left, name in _left(path.parent):
+    for leftover, name in _leftovers(path.parent):
         if name == _hidden(path.name):
-            if not os.path.lexists(path) and (left / OLD).is_dir():
-                (left / OLD).replace(path)
-            shutil.rmtree(left, ignore_errors=True)
+            if not os.path.lexists(path) and (leftover / OLD).is_dir():
+                (leftover / OLD).replace(path)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sweep_marked(folder: Path, kind: str) -> None:
-    """Delete what killed processes were still writing into a folder of captioner's, not below it.
+    """Delete the temporary folders that killed processes left directly in captioner's folder.
 
     Args:
-        folder: to look into.
+        folder: folder to search.
         kind: of `ownership.FOLDERS`, with a marker.
     """
     if owns(folder, kind):
-        for left, name in _left(folder):
+        for leftover, name in _leftovers(folder):
             if writes(kind, name.removeprefix(".")):
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _left(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what killed processes left in a folder, and for which hidden name."""
+def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the temporary folders of killed processes in a folder, each with its hidden name."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
-        found = PART.fullmatch(path.name)
-        if not found or path.is_symlink() or not path.is_dir() or _is_written(path, int(found[2])):
+        match = PART.fullmatch(path.name)
+        if not match or path.is_symlink() or not path.is_dir() or _is_written(path, int(match[2])):
             continue
         if owns(path, "part") or is_empty(path):
-            yield path, found[1]
+            yield path, match[1]
 
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """Give a folder beside a place, with a marker and a name that nobody else's has."""
+    """Give a temporary folder next to a path, with a marker and a unique name."""
     prefix = f"{_hidden(path.name)}.captioner-{os.getpid()}-"
     try:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
-    except OSError as error:  # the place means more to the reader than the folder's name
+    except OSError as error:  # report the final path, not the temporary name
         raise OSError(error.errno, error.strerror, str(path)) from error
     _writing.add(folder.name)
     try:
@@ -218,17 +217,17 @@ def _aside(path: Path) -> Iterator[Path]:
 
 
 def _hidden(name: str) -> str:
-    """Return how the names of a place's folders aside begin; long names leave no room for more."""
+    """Return the prefix of temporary folders for a file name; long names are hashed."""
     if len(os.fsencode(name)) > 180:
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
     return f".{name}"
 
 
 def _is_written(folder: Path, process: int) -> bool:
-    """Whether the process that writes a folder aside lives, as far as can be known."""
-    if process == os.getpid():  # in a container all have one number
+    """Whether the process that writes a temporary folder may still be alive."""
+    if process == os.getpid():  # in containers, killed processes often had the same id
         return folder.name in _writing
-    import psutil  # slow to import, and seldom needed
+    import psutil  # slow to import, rarely needed
 
     try:
         return bool(psutil.pid_exists(process))
@@ -237,7 +236,7 @@ def _is_written(folder: Path, process: int) -> bool:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, which is then where the first was, or in `OLD`."""
+    """Replace a folder by a new one; the old one moves to the new one's path, or to `OLD`."""
     try:
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
         if exchange(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
@@ -262,7 +261,7 @@ def _mode(path: Path) -> int:
 
 def _to_disk(path: Path) -> None:
     if os.name != "posix" and path.is_dir():
-        return  # Windows opens no folders, and needs no flush for a rename
+        return  # Windows cannot open folders, and needs no flush after a rename
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

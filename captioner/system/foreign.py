@@ -1,28 +1,28 @@
-r"""Text from elsewhere, made fit for a message: short, on one line, without what a terminal obeys.
+r"""Make foreign text safe for a message: short, on one line, without terminal control characters.
 
-File names, captions, settings, the content of files and what a library says of them may be of any
-length, and may hold escape sequences, line ends, marks that turn the direction of writing, or
-bytes that are not UTF-8. A message shows all these as escapes such as `\x1b`.
+File names, captions, settings, file contents and messages of libraries may have any length, and may
+contain escape sequences, line ends, direction marks, or bytes that are not UTF-8. A message shows
+all these as escapes such as `\x1b`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-LIMIT = 300  # characters of anything foreign
-MAX_LINE = 900  # characters of a line of a message, a few foreign things in it
-MAX_LINES = 100  # of a message: a list of mistakes
+LIMIT = 300  # characters of a foreign text
+MAX_LINE = 900  # characters of a line of a message, with a few foreign texts
+MAX_LINES = 100  # lines of a message
 
 _MAX_DEPTH = 20
-_MAX_BITS = 4096  # of an integer that is written in digits
+_MAX_BITS = 4096  # longest integer that is shown in digits
 
 
 def plain(value: object, limit: int = LIMIT) -> str:
-    """The text of a name, a path or an exception, without quotation marks.
+    """Return a name, a path or an exception as text, without quotation marks.
 
     Args:
-        value: what `str` makes text of; the lines of an exception are joined.
-        limit: characters; of a longer text the middle is left out.
+        value: converted by `str`; the lines of an exception are joined.
+        limit: characters; a longer text loses its middle.
 
     Returns:
         One printable line.
@@ -32,10 +32,10 @@ def plain(value: object, limit: int = LIMIT) -> str:
 
 
 def excerpt(value: object, limit: int = LIMIT) -> str:
-    """The beginning of a value as `repr` writes it, whatever its size and depth.
+    """Return the beginning of a value's `repr`, for any size and depth.
 
     Args:
-        value: a string, bytes, a document of JSON or YAML, or anything else.
+        value: a string, bytes, a JSON or YAML document, or any other value.
         limit: characters.
 
     Returns:
@@ -51,21 +51,21 @@ def excerpt(value: object, limit: int = LIMIT) -> str:
 
 
 def printable(text: str) -> str:
-    """The same lines, of any length and number, without what a terminal obeys."""
+    """Return the same lines, of any length and number, without terminal control characters."""
     return "\n".join(map(_escaped, text.split("\n")))
 
 
 def message(text: str) -> str:
-    """A whole message: printable, its lines of bounded length and number.
+    """Return a message with printable lines of bounded length and number.
 
     Args:
-        text: lines of our own; what is foreign in them is better cut before.
+        text: lines of captioner's own text; shorten foreign text before inserting it.
     """
     return "\n".join(bounded(text.split("\n")))
 
 
 def bounded(lines: Sequence[str]) -> list[str]:
-    """Return printable lines of bounded length and number; the last says how many are left out."""
+    """Return printable lines of bounded length and number; the last counts the omitted lines."""
     most = MAX_LINES if len(lines) <= MAX_LINES else MAX_LINES - 1
     shown = [plain(line, MAX_LINE) for line in lines[:most]]
     return [*shown, f"... and {len(lines) - most:,} more"] if most < len(lines) else shown
@@ -85,7 +85,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:
-    """What `repr` writes, piece by piece, so that nothing is built that is not shown."""
+    """Yield the `repr` of a value piece by piece, so that text that is not shown is not built."""
     if isinstance(value, str | bytes | bytearray):
         yield repr(value[: limit + 1])
     elif isinstance(value, int) and value.bit_length() > _MAX_BITS:

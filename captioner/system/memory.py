@@ -1,9 +1,9 @@
-"""A bound for the bytes that images take between being read and being resized.
+"""A limit for the memory that images take between reading and resizing.
 
-A few threads that decode large pictures, or a stream of large members, could fill any memory. So
-whoever is about to read or to decode asks for room here, and waits until others have given theirs
-back. Images are put into a line in the order of their listing; the first in it never waits: what
-is larger than the bound is done alone, and nothing waits for ever.
+A few threads that decode large images, or a stream of large archive members, could fill any memory.
+A thread therefore claims memory before it reads or decodes, and waits until others release theirs.
+Images queue in the order of the list. The first in the queue never waits, so an image above the
+limit is decoded alone, and no thread waits for ever.
 """
 
 from __future__ import annotations
@@ -22,65 +22,69 @@ from captioner.errors import ConfigError
 from captioner.system.workers import cores
 
 PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
-LARGE = 2**26  # bytes; so many are given back to the system at once
+LARGE = 2**26  # bytes; releasing this many returns freed memory to the system
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE | re.ASCII)
 
-# The C library keeps for each thread what it freed, which doubles what large pictures take.
+# The C library keeps freed memory per thread, which doubles the memory for large pictures.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Memory:
-    """Room for images, by bytes."""
+    """A memory limit in bytes, with a queue of images."""
 
     def __init__(self, limit: int | None = None):
-        """Begin with nothing held.
+        """Start with nothing claimed.
 
         Args:
-            limit: bytes; the first in the line may take half of it, or more where it needs more,
-                all others together the other half. None: `usual_limit`.
+            limit: bytes. All images except the first in the queue share half of it; the first takes
+                the other half, or more if needed. None: `usual_limit`.
         """
         self.limit = limit or usual_limit()
         self.used = 0  # bytes
-        self._line: OrderedDict[int, int] = OrderedDict()  # bytes that each in it holds
+        self._queue: OrderedDict[int, int] = OrderedDict()  # number -> claimed bytes
         self._numbers = count()
         self._changed = threading.Condition()
 
     def join(self) -> int:
-        """Take the next place in the line, which who has it leaves without waiting for others."""
+        """Join the queue and return its number.
+
+        The caller must call `leave` without waiting for other images.
+        """
         with self._changed:
             number = next(self._numbers)
-            self._line[number] = 0
+            self._queue[number] = 0
             return number
 
     def claim(self, size: int, number: int | None = None) -> None:
-        """Wait for room.
+        """Claim memory; wait until it is available.
 
         Args:
             size: bytes.
-            number: place in the line; None: not in it yet, and kept until `give_back`.
+            number: number in the queue; None: outside the queue, claimed until `give_back`.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._may(size, number))
             self.used += size
             if number is not None:
-                self._line[number] += size
+                self._queue[number] += size
 
     def _may(self, size: int, number: int | None) -> bool:
-        # Those in the line end by themselves. Who waits outside waits for them, never for itself.
-        first = next(iter(self._line), number)
+        # Images in the queue finish on their own. A claim from outside waits for them only if
+        # there are some, so it never waits for itself.
+        first = next(iter(self._queue), number)
         return first == number or self.used + size <= self.limit // 2
 
     def give_back(self, size: int) -> None:
-        """Give back what was claimed without a place in the line."""
+        """Release memory that was claimed outside the queue."""
         with self._changed:
             self.used -= size
             self._changed.notify_all()
 
     def leave(self, number: int) -> None:
-        """Leave the line and give back all that was claimed from it."""
+        """Leave the queue and release all memory claimed with this number."""
         with self._changed:
-            size = self._line.pop(number)
+            size = self._queue.pop(number)
             self.used -= size
             self._changed.notify_all()
         if size >= LARGE and _trim:
@@ -88,15 +92,15 @@ class Memory:
 
 
 class Held:
-    """Bytes that lie in memory since they were listed, and count until they are given back."""
+    """Bytes of an image that was read while it was listed; claimed until `give_back`."""
 
     def __init__(self, content: bytes, memory: Memory, size: int):
         """Take over a claim.
 
         Args:
             content: the bytes.
-            memory: that was asked for room, without a place in its line.
-            size: that was asked for.
+            memory: the memory limit, claimed outside the queue.
+            size: claimed bytes.
         """
         self.content, self.memory, self.size = content, memory, size
 
@@ -105,30 +109,30 @@ class Held:
         return self.content
 
     def give_back(self) -> None:
-        """Let go of the content; more than once is as good as once."""
+        """Free the content and release the claim; further calls do nothing."""
         size, self.size, self.content = self.size, 0, b""
         if size:
             self.memory.give_back(size)
 
     def __del__(self) -> None:
-        """Whoever drops it need not know."""
+        """Release the claim if the owner did not."""
         self.give_back()
 
 
 def usual_limit(threads: int | None = None) -> int:
-    """Return a quarter of what is free, or what the threads can use, whichever is less.
+    """Return a quarter of the free memory, or what the threads can use if that is less.
 
     Args:
-        threads: that read and decode; other processes of the machine have the other cores, and
-            their share of the memory. None: `cores`.
+        threads: threads that read and decode. The other cores, and their part of the memory, are
+            left to other processes. None: `cores`.
     """
     threads = threads or cores()
-    share = min(1, threads / max(1, psutil.cpu_count() or 1))
-    return min(int(_free() / 4 * share), (threads + 1) * PER_CORE)
+    fraction = min(1, threads / max(1, psutil.cpu_count() or 1))
+    return min(int(_free() / 4 * fraction), (threads + 1) * PER_CORE)
 
 
 def _free() -> int:
-    """Return the bytes that this process may still take, of the machine and of its container."""
+    """Return the free bytes, limited by the machine and by the container."""
     free = int(psutil.virtual_memory().available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -139,24 +143,24 @@ def _free() -> int:
     ):
         try:
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
+        except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return max(free, PER_CORE)
 
 
 def bytes_of(text: str) -> int:
-    """Read a size such as `2G`, `1.5GiB`, `800MB` or a number of bytes.
+    """Parse a size such as `2G`, `1.5GiB`, `800MB` or a number of bytes.
 
     Raises:
-        ConfigError: if it is none, or no byte.
+        ConfigError: if the text is not a size, or the size is 0 or too large.
     """
-    found = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     size = 0
-    if found:
-        unit = _UNITS[found[2].upper()]
-        if found[3]:  # as in GiB
-            unit = 2 ** (10 * list(_UNITS).index(found[2].upper()))
-        size = int(float(found[1]) * unit) if len(found[1]) < 20 else 0
+    if match:
+        unit = _UNITS[match[2].upper()]
+        if match[3]:  # binary, as in GiB
+            unit = 2 ** (10 * list(_UNITS).index(match[2].upper()))
+        size = int(float(match[1]) * unit) if len(match[1]) < 20 else 0
     if not 0 < size < 2**60:
-        raise ConfigError(f"{text[:40]!r}: no size in bytes; write it like 2G or 800MB")
+        raise ConfigError(f"{text[:40]!r}: not a size in bytes; write 2G or 800MB, for example")
     return size

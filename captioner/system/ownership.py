@@ -1,10 +1,10 @@
-"""Whose a file or a folder is: what stands in a place is written over or deleted only if ours.
+"""Ownership of files and folders: captioner replaces or deletes only what it wrote.
 
-A name proves nothing: anybody may have a `config.yaml`. Folders that captioner fills hold a marker
-that it wrote; a model directory, and files that go wherever a user says, are known by all of their
-content. Every kind of place is in one of two tables, `FILES` and `FOLDERS`; `owns` looks there, and
-`check`, `begin` and `clear` ask `owns`. What is not listed, or lies deeper than one folder within a
-folder, is never touched.
+A name proves nothing: any project may have a `config.yaml`. Folders that captioner fills contain a
+marker file. Model directories, and files at paths that the user chose, are recognised by their
+content. The tables `FILES` and `FOLDERS` list every kind; `owns` looks them up, and `check`,
+`begin` and `clear` call `owns`. Unlisted files, and files more than one folder deep, are never
+touched.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MARKER = ".captioner.json"
 JOURNAL_SUFFIX = ".journal"
 JOURNAL_ID = 0x43617074  # application_id in the header of a journal, "Capt"
 SQLITE = b"SQLite format 3\0"
-MAX_BYTES = 2**26  # of a file that is read whole to be recognised
-MAX_SIDECAR = 4096  # bytes of a text file beside an image
+MAX_BYTES = 2**26  # of a file that is read completely to be recognised
+MAX_SIDECAR = 4096  # bytes of a text file next to an image
 
 _MODEL = {"config.json", "model.safetensors", "vocab.json", "preprocessor_config.json"}
 _ROW = b'{"file_name": '
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
-# What captioner writes into the folders that it marks, by the folder's kind.
+# Names of the files that captioner writes into marked folders, by the folder's kind.
 _IN_MARKED = {
     "run": re.compile(r"config\.yaml|train\.log|metrics\.jsonl|curves\.png"),
     "checkpoints": re.compile(r"(step-(0|[1-9][0-9]*)|best)\.safetensors"),
@@ -46,11 +46,11 @@ _IN_MARKED = {
 
 
 def owns(place: Path, kind: str) -> bool:
-    """Say whether what stands in a place is captioner's.
+    """Whether captioner wrote a file or a folder.
 
     Args:
-        place: a file or a folder; a link is what it leads to.
-        kind: of `FILES` or `FOLDERS`.
+        place: a file or a folder; links are followed.
+        kind: a key of `FILES` or `FOLDERS`.
     """
     if place.is_dir():
         return kind in FOLDERS and FOLDERS[kind](place)
@@ -58,21 +58,21 @@ def owns(place: Path, kind: str) -> bool:
 
 
 def writes(kind: str, name: str) -> bool:
-    """Say whether captioner writes a file of this name into marked folders of a kind."""
+    """Whether captioner writes a file of this name into marked folders of this kind."""
     return bool(_IN_MARKED[kind].fullmatch(name))
 
 
 def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
-    """Refuse to write to a place where something stands that is not captioner's.
+    """Refuse to replace a foreign file or folder.
 
     Args:
-        place: to write to; what is absent, an empty file or an empty folder is nobody's. A device
-            or a pipe may be written to, where its name was typed.
-        kind: of `FILES` or `FOLDERS`.
-        error: to raise.
+        place: path to write to; an empty file or folder may be replaced. A device or a pipe may be
+            written if the user typed its name.
+        kind: a key of `FILES` or `FOLDERS`.
+        error: class of the exception.
 
     Raises:
-        CaptionerError: if it may not be written.
+        CaptionerError: if the path may not be written.
     """
     if kind in FILES:
         empty = kind != "failures" and place.is_file() and not place.stat().st_size
@@ -85,48 +85,49 @@ def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> 
 
 
 def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
-    """Refuse to write files into a folder, which may be somebody's, where one is not captioner's.
+    """Refuse to replace foreign files in a folder; the folder itself may be foreign.
 
     Args:
-        folder: to write into.
-        kind: of what is written there: "evaluation", "gradients".
-        error: to raise.
+        folder: folder to write into.
+        kind: kind of the files: "evaluation" or "gradients".
+        error: class of the exception.
 
     Raises:
-        CaptionerError: if one may not be written.
+        CaptionerError: if a file may not be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise error(f"{folder}: not a folder; name another place")
+        raise error(f"{folder}: not a folder; choose another path")
     for name, inner in _CONTENT[kind].items():
         place = folder / name
-        if place.exists() and not owns(place, inner):  # empty or not: nobody typed its name
+        if place.exists() and not owns(
+            place, inner
+        ):  # even an empty file, as the user did not type its name
             raise _refusal(place, inner, error)
 
 
 def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerError:
     return error(
-        f"{place}: {_what_stands(place, kind)}; nothing was changed: name another place, or move "
-        f"away what is there"
+        f"{place}: {_reason(place, kind)}; nothing was changed; choose another path, or move the "
+        f"existing one away"
     )
 
 
-def _what_stands(place: Path, kind: str) -> str:
+def _reason(place: Path, kind: str) -> str:
+    name = _NAMES.get(kind, kind)
     if kind == "model" and place.is_dir():
         foreign = sorted(path.name for path in place.iterdir() if path.name not in _MODEL)
-        holds = f", it holds {plain(foreign[0])}" if foreign else ""
-        return f"a folder that is not just a model directory of captioner's{holds}"
+        contents = f": it contains {plain(foreign[0])}" if foreign else ""
+        return f"not a model directory that captioner wrote{contents}"
     if place.is_dir():
-        if kind in FILES:
-            return "a folder, where a file would be written"
-        return f"a folder that captioner did not mark as its {_CALLED.get(kind, kind)}"
-    return f"exists, and is no {_CALLED.get(kind, kind)} that captioner wrote"
+        return "a folder, not a file" if kind in FILES else f"not marked as captioner's {name}"
+    return f"already exists and is not a {name} that captioner wrote"
 
 
 def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
-    """Make a folder and mark it, where it is absent or empty; refuse one that is another's.
+    """Create and mark a folder that is missing or empty; refuse a foreign one.
 
     Raises:
-        CaptionerError: if it may not be written.
+        CaptionerError: if the folder may not be written.
     """
     check(folder, kind, error)
     if not owns(folder, kind):
@@ -135,30 +136,30 @@ def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) ->
 
 
 def mark(folder: Path, kind: str) -> None:
-    """Write the marker by which `owns` knows a folder."""
+    """Write the marker file that `owns` looks for."""
     with (folder / MARKER).open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": kind, "captioner_version": __version__}) + "\n")
-        if kind != "part":  # that of a folder aside is of use to the next process only
+        if kind != "part":  # the marker of a temporary folder need not survive a power failure
             file.flush()
             os.fsync(file.fileno())
 
 
 def is_empty(folder: Path) -> bool:
-    """Say whether nothing is in a folder, or only the marker that a killed process began."""
-    held = list(folder.iterdir())
-    return not held or (
-        [path.name for path in held] == [MARKER]
-        and held[0].is_file()
-        and not held[0].stat().st_size
+    """Whether a folder is empty, or contains only an empty marker left by a killed process."""
+    content = list(folder.iterdir())
+    return not content or (
+        [path.name for path in content] == [MARKER]
+        and content[0].is_file()
+        and not content[0].stat().st_size
     )
 
 
 def clear(folder: Path, kind: str) -> None:
-    """Delete what captioner wrote into a folder, and into the folders of its own in there.
+    """Delete captioner's files in a folder and in captioner's folders inside it.
 
     Args:
-        folder: keeps its marker; one that is not captioner's is left as it is.
-        kind: of `FOLDERS`.
+        folder: keeps its marker; a foreign folder is not changed.
+        kind: a key of `FOLDERS`.
     """
     if not owns(folder, kind):
         return
@@ -166,18 +167,18 @@ def clear(folder: Path, kind: str) -> None:
     for name, inner in _INNER.get(kind, {}).items():
         within = folder / name
         if within.is_dir() and (_delete_files(within, inner) or owns(within, inner)):
-            left = [path.name for path in within.iterdir()]
-            if left == [MARKER] and owns(within, inner):
+            remaining = [path.name for path in within.iterdir()]
+            if remaining == [MARKER] and owns(within, inner):
                 (within / MARKER).unlink()
-            _remove_if_empty(within)  # else it goes on to be captioner's, with what is left in it
+            _remove_if_empty(within)  # with foreign files, it stays and keeps its marker
 
 
 def remove(folder: Path, kind: str) -> None:
-    """Delete what captioner wrote into a folder, its marker too, and the folder if that is all.
+    """Delete captioner's files and marker in a folder, and the folder if it is then empty.
 
     Args:
-        folder: one that is not captioner's is left as it is.
-        kind: of a folder with a marker.
+        folder: a foreign folder is not changed.
+        kind: kind of a folder with a marker.
     """
     if owns(folder, kind):
         _delete_files(folder, kind)
@@ -187,12 +188,12 @@ def remove(folder: Path, kind: str) -> None:
 
 def _remove_if_empty(folder: Path) -> None:
     if not folder.is_symlink():
-        with suppress(OSError):  # something of somebody else's is in it
+        with suppress(OSError):  # it contains foreign files
             folder.rmdir()
 
 
 def _delete_files(folder: Path, kind: str) -> bool:
-    """Delete captioner's files in one folder, and say whether there were any."""
+    """Delete captioner's files in one folder; return whether there were any."""
     if kind in FOLDERS and not owns(folder, kind):
         return False
     kinds = _CONTENT.get(kind, {})
@@ -220,7 +221,7 @@ def _in_marked(kind: str) -> Callable[[Path], bool]:
 
 
 def _is_model(folder: Path) -> bool:
-    """Tell by all of its content: versions before 0.2 had no markers, and strangers need none."""
+    """Recognise a model directory by its content, because it has no marker."""
     if {path.name for path in folder.iterdir()} != _MODEL:
         return False
     config = _json(folder / "config.json")
@@ -243,7 +244,7 @@ def _is_vocabulary(path: Path) -> bool:
 
 
 def _is_captions(path: Path) -> bool:
-    """Tell by every row, or, where rows are anybody's (text, COCO), by the journal beside too."""
+    """Recognise captions by every row; text and COCO files also need their journal."""
     with path.open("rb") as file:
         start = file.read(64)
         file.seek(0)
@@ -262,7 +263,7 @@ def _is_captions(path: Path) -> bool:
 
 
 def _is_rows(path: Path, keys: list[str]) -> bool:
-    """Whether each line is an object of these keys first; all of the first, the start of others."""
+    """Whether each line begins like captioner's row; the first line must have all the keys."""
     with path.open("rb") as file:
         first = file.readline(MAX_BYTES)
         try:
@@ -294,13 +295,13 @@ def _is_journal(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         header = file.read(100)
-    # A flipped bit or two leave it captioner's; what else is in it has checksums.
+    # One or two flipped bytes are tolerated; the rows have checksums.
     same = sum(a == b for a, b in zip(header, SQLITE, strict=False))
     if header[68:72] == JOURNAL_ID.to_bytes(4, "big") and same >= len(SQLITE) - 2:
         return True
     if same < len(SQLITE):
         return False
-    # Of a version that set no id. Immutable: nothing beside a stranger's data base is touched.
+    # Older versions set no id. `immutable` leaves the files next to a foreign database alone.
     uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(uri, uri=True)) as db:
@@ -313,7 +314,9 @@ def _is_journal(path: Path) -> bool:
 def _is_failures(path: Path) -> bool:
     with path.open("rb") as file:
         lines = [_is_failure(line) for line in file]
-    return bool(lines) and all(lines)  # an empty list is deleted, so an empty file is another's
+    return bool(lines) and all(
+        lines
+    )  # captioner deletes an empty list, so an empty file is foreign
 
 
 def _is_failure(line: bytes) -> bool:
@@ -329,7 +332,7 @@ def _is_failure(line: bytes) -> bool:
 
 
 def _is_sidecar(path: Path) -> bool:
-    """One line of text: a caption, though perhaps not captioner's."""
+    """Whether a file is one line of text: a caption, though perhaps a foreign one."""
     with path.open("rb") as file:
         content = file.read(MAX_SIDECAR + 1)
     try:
@@ -354,22 +357,22 @@ def _is_score(value: Any) -> bool:
 
 
 def _is_object_of(*keys: str) -> Callable[[Path], bool]:
-    def told(path: Path) -> bool:
+    def has_keys(path: Path) -> bool:
         content = _json(path)
         return isinstance(content, dict) and set(keys) <= content.keys()
 
-    return told
+    return has_keys
 
 
-def _starts_with(*each: bytes) -> Callable[[Path], bool]:
-    """Look for what our own writers put near the beginning of a file."""
+def _starts_with(*signatures: bytes) -> Callable[[Path], bool]:
+    """Look for a signature of captioner's writers near the beginning of a file."""
 
-    def told(path: Path) -> bool:
+    def has_signature(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(4096)
-        return any(what in start for what in each)
+        return any(signature in start for signature in signatures)
 
-    return told
+    return has_signature
 
 
 def _is_scenes(folder: Path) -> bool:
@@ -385,7 +388,7 @@ def _is_scenes(folder: Path) -> bool:
 
 
 def _json(path: Path) -> Any:
-    """Return what a JSON file holds; None where it is none that captioner would have written."""
+    """Return the content of a JSON file; None if it is too large or not JSON."""
     try:
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -404,7 +407,7 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
     "predictions": _is_predictions,
     "scores": _is_scores,
     "comparison": _is_object_of("systems", "matched_by", "ranked_by", "improved", "worsened"),
-    # Version 0.1 named no generator.
+    # Version 0.1 wrote no generator.
     "report": _starts_with(
         b'<meta name="generator" content="captioner">', "· captioner</title>".encode()
     ),
@@ -418,8 +421,12 @@ FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     "model": _is_model,
     "scenes": _is_scenes,
 }
-_REGULAR = ("failures", "journal", "sidecar")  # never a pipe or a device: nobody typed their names
-# Folders within a folder, and the files of folders that have no marker.
+_REGULAR = (
+    "failures",
+    "journal",
+    "sidecar",
+)  # never a pipe or a device, as the user did not type the name
+# Folders inside a folder, and the files of folders without a marker.
 _INNER = {
     "run": {
         "checkpoints": "checkpoints",
@@ -437,15 +444,15 @@ _CONTENT = {
     },
     "gradients": {"gradients.png": "figure", "gradients.json": "study"},
 }
-_CALLED = {
+_NAMES = {
     "run": "run folder",
-    "store": "store of features",
-    "captions": "file of captions",
+    "store": "feature store",
+    "captions": "captions file",
     "failures": "list of failures",
-    "sidecar": "caption beside an image",
-    "scores": "file of scores",
-    "predictions": "file of predictions",
-    "in run": "part of a run",
+    "sidecar": "caption file",
+    "scores": "scores file",
+    "predictions": "predictions file",
+    "in run": "run file",
     "in checkpoints": "checkpoint",
-    "in store": "store of features",
+    "in store": "feature store file",
 }

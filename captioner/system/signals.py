@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, recorded, so that a run can save before it stops."""
+"""Record SIGINT and SIGTERM, so that a run can save before it stops."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import FrameType
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM; the second of a kind acts as usual.
+    """Record SIGINT and SIGTERM; a second signal of the same kind has its usual effect.
 
     Yields:
-        The numbers of the signals that came, filled as they come.
+        The numbers of the received signals, a list that grows.
     """
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -25,7 +25,7 @@ def caught_signals() -> Iterator[list[int]]:
     try:
         for number in before:
             signal.signal(number, catch)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # only the main thread can handle signals
         yield caught
         return
     try:

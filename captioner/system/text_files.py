@@ -1,8 +1,8 @@
-r"""Text files as people really write them: UTF-8 with or without BOM, any line ending, some damage.
+r"""Read text files: UTF-8 with or without BOM, any line ending, some damage.
 
-Bytes that are not UTF-8 survive reading as lone surrogates (`surrogateescape`), so one bad line
-costs that line and not the file; `is_utf8` finds them wherever they end up. It also finds the
-lone surrogates of a JSON escape such as `"\ud83d"`, which could never be written again.
+Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so a bad line does not make the
+whole file unreadable. `is_utf8` detects them, and the lone surrogates of a JSON escape such as
+`"\ud83d"`, which cannot be written as UTF-8.
 """
 
 from __future__ import annotations
@@ -22,78 +22,78 @@ from captioner.system.foreign import plain
 
 
 def read_text(path: Path, *, stream: bool = False) -> str:
-    """The whole file; bytes that are not UTF-8 become lone surrogates.
+    """Return the text of a file; bytes that are not UTF-8 become lone surrogates.
 
     Args:
-        path: of the file.
-        stream: whether it may be a pipe, which only the user may name.
+        path: path of the file.
+        stream: whether it may be a pipe; allowed only if the user typed the name.
 
     Raises:
-        DataError: if it cannot be read, or is UTF-16.
+        DataError: if the file cannot be read, or is UTF-16.
     """
     try:
         with open(path, "rb", opener=None if stream else no_stream) as file:
             data = file.read()
     except OSError as error:
-        raise DataError(f"{path}: cannot read it: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path}: the file is UTF-16; save it as UTF-8")
+        raise DataError(f"{path}: the file is encoded as UTF-16; save it as UTF-8")
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
 
 
 def read_lines(path: Path, *, stream: bool = False) -> list[str]:
-    """Lines with their endings; only line feeds and carriage returns end a line.
+    """Return the lines with their line ends; only line feeds and carriage returns end a line.
 
     Args:
-        path: of the file.
+        path: path of the file.
         stream: see `read_text`.
 
     Raises:
         DataError: if the file cannot be read, or is UTF-16.
     """
-    # str.splitlines would also cut at U+2028 and other characters a caption may hold.
+    # str.splitlines would also split at U+2028 and other characters that a caption may contain.
     data = read_text(path, stream=stream).encode("utf-8", errors="surrogateescape")
     return [line.decode("utf-8", errors="surrogateescape") for line in data.splitlines(True)]
 
 
 def read_json(path: Path, *, stream: bool = False) -> Any:
-    """The parsed document.
+    """Return the parsed document.
 
     Args:
-        path: of the file.
+        path: path of the file.
         stream: see `read_text`.
 
     Raises:
-        DataError: if the file cannot be read or is not JSON, with line and column.
+        DataError: if the file cannot be read, or is not JSON; names line and column.
     """
     try:
         return json.loads(read_text(path, stream=stream))
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}: not valid JSON: {error.msg} at {place}") from error
+        position = f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{path}: not valid JSON: {error.msg} at {position}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not usable JSON: {plain(error)}") from error
+        raise DataError(f"{path}: cannot be parsed as JSON: {plain(error)}") from error
 
 
 def read_rows(
     lines: Iterable[str], delimiter: str, first: int = 0
 ) -> Iterator[tuple[int, list[str]]]:
-    """Cells of each row of a delimited text, quoted or not.
+    """Yield the cells of each row of a delimited text, quoted or not.
 
-    A row whose quotes make no sense (a caption that begins with a quotation) is cut at every
-    delimiter instead, so that a stray quote never swallows the rows below it.
+    A row with invalid quotes (such as a caption that begins with a quotation) is split at every
+    delimiter instead, so that a stray quote does not swallow the following rows.
 
     Args:
-        lines: the file, line endings included; read as rows are asked for.
+        lines: lines with their line ends; consumed lazily.
         delimiter: one character.
         first: index of the line to start at.
 
     Yields:
-        (line number from 1, cells); a quoted cell may span lines, blank lines are passed over.
+        (line number from 1, cells); a quoted cell may span lines, blank lines are skipped.
     """
     source = islice(lines, first, None)
-    row: list[str] = []  # lines of the row that is being read
-    again: deque[str] = deque()  # lines that a stray quote had swallowed
+    row: list[str] = []  # lines of the current row
+    again: deque[str] = deque()  # lines to read again after a stray quote
 
     def following() -> Iterator[str]:
         for line in iter(lambda: again.popleft() if again else next(source, None), None):
@@ -118,12 +118,12 @@ def read_rows(
 
 
 def guess_delimiter(header: str) -> str:
-    """The separator a line of column names uses most; a comma if none."""
+    """Return the most frequent delimiter in a line of column names; a comma if there is none."""
     return max(",\t;|", key=header.count)
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text can be written as UTF-8."""
+    """Whether a text can be written as UTF-8."""
     if text.isascii():
         return True
     try:

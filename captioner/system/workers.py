@@ -1,9 +1,8 @@
-"""Threads that read, decode and, on a processor, compute.
+"""Threads that read, decode and, on a CPU, compute.
 
-A GPU is fed: threads read and decode while it works. On a processor there is nothing to feed. Its
-cores would only be fought for, and the threads of a matrix product wait for each other: one that
-decodes in between keeps all waiting. So there the work is cut into pieces instead, and each
-thread computes its piece with one core.
+With a GPU, threads read and decode while it computes. On a CPU, decoding and matrix products would
+compete for the cores, and a product waits for its slowest thread. Therefore a batch is split, and
+each thread computes its rows with one core.
 """
 
 from __future__ import annotations
@@ -25,49 +24,49 @@ from captioner.system.foreign import excerpt
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # batches that are read while one is computed
-MOST_RANKS = 10**6  # of one machine
+MOST_RANKS = 10**6  # per machine
 
-# A forked process has none of its parent's threads, and hangs for ever when PyTorch waits for
-# them. With one thread it waits for none; PyTorch's own loaders do the same.
+# A forked process does not inherit threads, so PyTorch would wait for ever for its thread pool.
+# With one thread it uses no pool; PyTorch's own data loaders do the same.
 if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def cores() -> int:
-    """Return how many cores this process has: those it may use, shared with the other ranks."""
-    may_use = getattr(os, "sched_getaffinity", None)  # not all of the machine's, in containers
-    own = len(may_use(0)) if may_use else os.cpu_count() or 1
+    """Return this process's number of cores: the allowed cores divided by the local ranks."""
+    affinity = getattr(os, "sched_getaffinity", None)  # containers may allow fewer cores
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not ranks.isdecimal() or not 1 <= int(ranks[:9]) <= MOST_RANKS:
         raise ConfigError(
             f"$LOCAL_WORLD_SIZE: must be 1 to {MOST_RANKS:,}, given {excerpt(ranks, 60)}"
         )
-    return max(1, own // int(ranks))
+    return max(1, allowed // int(ranks))
 
 
 class Workers:
-    """Threads that read ahead for a device and, where it is the processor, compute."""
+    """Threads that read ahead for a device and, if it is the CPU, compute."""
 
     def __init__(self, pool: ThreadPoolExecutor, device: torch.device):
-        """Use a pool; see `workers`."""
+        """Use a thread pool; see `workers`."""
         self.pool = pool
         self.device = device
 
     def map_ahead(
         self, function: Callable[[T], R], batches: Iterable[Iterable[T]]
     ) -> Iterator[list[R]]:
-        """Apply a function to items, `AHEAD` batches ahead of the one that is asked for.
+        """Apply a function to all items, up to `AHEAD` batches ahead of the caller.
 
         Args:
             function: called by the threads.
-            batches: taken only as they are needed, so that memory does not grow with their
-                number; an item is with a thread before the next of its batch is asked for.
+            batches: consumed lazily, so that memory does not grow with their number. An item is
+                submitted to a thread before the next item of its batch is requested.
 
         Yields:
-            What the function returns for the items of a batch, in order.
+            The results for the items of a batch, in order.
 
         Raises:
-            Exception: what the iterator of batches raises, after the results of those before.
+            Exception: any exception of the iterator of batches, after the results of earlier ones.
         """
         source = iter(batches)
         waiting: deque[list[Future[R]]] = deque()
@@ -76,18 +75,18 @@ class Workers:
         def read_ahead() -> None:
             nonlocal ended
             while ended is None and len(waiting) < AHEAD:
-                begun: list[Future[R]] = []
+                futures: list[Future[R]] = []
                 try:
                     for item in next(source):
-                        begun.append(self.pool.submit(function, item))
-                except Exception as error:  # StopIteration as a rule
+                        futures.append(self.pool.submit(function, item))
+                except Exception as error:  # usually StopIteration
                     ended = error
-                if begun:
-                    waiting.append(begun)
+                if futures:
+                    waiting.append(futures)
 
         read_ahead()
         while waiting:
-            results = [each.result() for each in waiting.popleft()]
+            results = [future.result() for future in waiting.popleft()]
             read_ahead()
             yield results
         if ended and not isinstance(ended, StopIteration):
@@ -99,25 +98,26 @@ class Workers:
         Args:
             function: computes on the device.
             batch: (B, ...).
-            size: rows that a core of a processor computes at a time; other devices compute all.
+            size: rows that one CPU core computes at a time; other devices compute all rows.
 
         Returns:
-            What the function returns for each part of the batch, in order.
+            The results for the pieces of the batch, in order.
         """
         if self.device.type == "cpu":
-            return [part for parts in self.pool.map(function, batch.split(size)) for part in parts]
+            pieces = self.pool.map(function, batch.split(size))
+            return [result for results in pieces for result in results]
         if self.device.type == "cuda" and batch.device.type == "cpu":
-            batch = batch.pin_memory()  # which is copied several times as fast
+            batch = batch.pin_memory()  # several times faster to copy
         return function(batch)
 
 
 @contextmanager
 def workers(count: int | None, device: torch.device) -> Iterator[Workers]:
-    """Give threads; what is not begun when the block is left is dropped.
+    """Give a pool of threads; leaving the block cancels calls that have not started.
 
     Args:
-        count: of threads; None: one for each of `cores`.
-        device: that computes; where it is the processor, each thread computes with one core.
+        count: number of threads; None: one per core.
+        device: device that computes; on a CPU, each thread computes with one core.
     """
     threads = torch.get_num_threads()
     single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None
@@ -126,23 +126,23 @@ def workers(count: int | None, device: torch.device) -> Iterator[Workers]:
         yield Workers(pool, device)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # or else other new threads would begin with one
+        torch.set_num_threads(threads)  # otherwise new threads would compute with one core
 
 
 class WithinMemory(Generic[T]):
-    """Applies a function to a batch, in halves from then on where the memory is short."""
+    """Applies a function to a batch; if memory runs out, halves the batch size from then on."""
 
     def __init__(self, function: Callable[[Tensor], T]):
-        """Begin with whole batches."""
+        """Start with whole batches."""
         self.function = function
         self.limit: int | None = None
 
     def __call__(self, batch: Tensor) -> list[T]:
-        """Return what the function returns for each part, in order."""
+        """Return the results for the pieces of the batch, in order."""
         while True:
             size = min(self.limit or len(batch), len(batch))
             try:
-                return [self.function(part) for part in batch.split(size)]
+                return [self.function(piece) for piece in batch.split(size)]
             except (MemoryError, RuntimeError) as error:
                 if size == 1 or not is_shortage(error):
                     raise

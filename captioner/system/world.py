@@ -1,11 +1,11 @@
-"""The processes that do one job together: train one model, or caption one set of images.
+"""The processes of one distributed job: training a model, or captioning a set of images.
 
-`torchrun` starts them and tells each its rank; here they exchange gradients, scores and the
-order to stop. The gradients are summed by one all-reduce after the last backward pass of a
-step: truncated back-propagation and gradient accumulation have several passes per step, which
-the hooks of `DistributedDataParallel` would each want to be the only one. Every process reads
-the same batch order and takes its rows of each batch, so the sum is the gradient of the whole
-batch, whatever the number of processes.
+`torchrun` starts the processes and sets their ranks. They exchange gradients, scores and stop
+signals. One all-reduce after the last backward pass of a step sums the gradients.
+`DistributedDataParallel` is not used: its hooks expect one backward pass per step, but truncated
+back-propagation and gradient accumulation have several. Every process reads the same batch order
+and takes its rows of each batch, so the sum is the gradient of the whole batch for any number of
+processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from captioner.errors import CaptionerError, ConfigError
 from captioner.system.foreign import excerpt
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # the leader may take this long to encode or to evaluate alone
+PATIENCE = timedelta(minutes=30)  # the others wait while the leader encodes or evaluates alone
 
 
 class LostProcessError(CaptionerError):
@@ -33,7 +33,7 @@ class LostProcessError(CaptionerError):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among all.
+    """The rank of this process and the number of processes.
 
     Attributes:
         rank: from 0.
@@ -45,7 +45,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Only the leader writes files and talks."""
+        """Whether this process is the leader, which alone writes files and prints."""
         return self.rank == 0
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -54,7 +54,7 @@ class World:
             return
         trained = [p for p in parameters if p.requires_grad]
         for p in trained:
-            if p.grad is None:  # no token of this process reached it
+            if p.grad is None:  # no token of this process used the parameter
                 p.grad = torch.zeros_like(p)
         flat = self.sum(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
         pieces = flat.split([p.numel() for p in trained])
@@ -69,7 +69,7 @@ class World:
         return values
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Return whether it is so in any process."""
+        """Return whether the value is true in any process."""
         return bool(self.sum(torch.tensor(float(here), device=device)) > 0)
 
     def broadcast(self, value: T) -> T:
@@ -82,7 +82,7 @@ class World:
         return box[0]
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes call this."""
         self.broadcast(None)
 
 
@@ -90,32 +90,32 @@ class World:
 def joined(
     device: torch.device, patience: timedelta = PATIENCE
 ) -> Iterator[tuple[World, torch.device]]:
-    """Join the other processes that `torchrun` started, if it did.
+    """Join the processes that `torchrun` started; without `torchrun`, work alone.
 
     Args:
-        device: kind of device to train on.
-        patience: for how long one process may keep the others waiting.
+        device: type of device to compute on.
+        patience: timeout for waiting on another process.
 
     Yields:
-        This process's place, and its own device: one GPU per process, or the CPU.
+        The world, and this process's device: one GPU per process, or the CPU.
 
     Raises:
-        LostProcessError: if the others cannot be reached.
-        ConfigError: if what `torchrun` says makes no sense.
+        LostProcessError: if the other processes cannot be reached.
+        ConfigError: if an environment variable of `torchrun` is invalid.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World(), device
         return
     size = _number("WORLD_SIZE", least=1)
-    if _number("RANK") >= size:  # the others would be waited for, for ever
-        raise ConfigError(f"$RANK: must be below $WORLD_SIZE ({size:,})")
+    if _number("RANK") >= size:  # else this process would wait for ever
+        raise ConfigError(f"$RANK: must be less than $WORLD_SIZE ({size:,}); `torchrun` sets both")
     _number("MASTER_PORT", default="29500")
     if device.type == "cuda":
         local = _number("LOCAL_RANK", default="0")
         if local >= torch.cuda.device_count():
             raise ConfigError(
-                f"$LOCAL_RANK: there is no GPU {local} here; start at most "
-                f"{torch.cuda.device_count()} processes on this machine"
+                f"$LOCAL_RANK: this machine has no GPU {local}; start at most "
+                f"{torch.cuda.device_count()} processes on it"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -130,7 +130,7 @@ def joined(
 
 
 def _number(name: str, *, default: str = "", least: int = 0) -> int:
-    """Return a number that `torchrun` puts into the environment."""
+    """Read a number that `torchrun` sets in the environment."""
     value = os.environ.get(name, default)
     if not value.isdecimal() or len(value) > 9 or int(value) < least:
         raise ConfigError(
@@ -147,6 +147,6 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise LostProcessError(
-            f"another process of this job was lost ({reason}); what was saved stays: give the same "
-            f"command again (to train, with --resume), with as many processes as there are"
+            f"another process of this job was lost ({reason}); saved results are kept; run the "
+            f"same command again (for training, with --resume), with any number of processes"
         ) from error

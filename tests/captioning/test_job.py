@@ -221,7 +221,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="no file of captions that captioner wrote"):
+        with pytest.raises(ConfigError, match="not a captions file that captioner wrote"):
             run(model, pictures, output, overwrite=overwrite)
         assert output.read_text() == "mine"
 
@@ -290,7 +290,7 @@ def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change)
 def test_a_list_of_failures_that_cannot_be_read_is_said_at_once(model, pictures, tmp_path):
     (tmp_path / "errors.jsonl").write_bytes(b"\xff\xfe")
     made = []
-    with pytest.raises(ConfigError, match=r"errors\.jsonl: exists, and is no list of failures"):
+    with pytest.raises(ConfigError, match=r"errors\.jsonl: already exists and is not a list of failures"):
         run(model, pictures, tmp_path / "out.jsonl", tell=made.append)
     assert not made
 

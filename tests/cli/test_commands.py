@@ -290,7 +290,7 @@ def test_features_are_filled_once(home):
         (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
         (["caption", "x.png", "--temperature", "2"], 2, "decoding.temperature: needs decoding.se"),
         (["caption", "x.png", "--search", "sample", "--beam-size", "2"], 2, "beam_size: needs dec"),
-        (["caption", "x.png", "--max-memory", "lots"], 2, "'lots': no size in bytes"),
+        (["caption", "x.png", "--max-memory", "lots"], 2, "'lots': not a size in bytes"),
         (["caption", "x.png", "--salvage"], 2, "--salvage mends the journal of --output"),
         (["dream"], 2, "No such command"),
     ],

@@ -252,7 +252,7 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("x.json", '{"images": [\n  1,, 2]}', "x.json: not valid JSON: .* line 2, column 5"),
-        ("x.json", "[" * 100_000, "x.json: not usable JSON"),
+        ("x.json", "[" * 100_000, "x.json: cannot be parsed as JSON"),
         ("x.json", "[1]", "x.json: neither COCO captions"),
         ("x.json", '{"images": {}, "annotations": []}', "x.json: neither COCO captions"),
         ("dataset_x.json", '{"images": 3}', "dataset_x.json: not a Karpathy split"),
@@ -282,7 +282,7 @@ def test_other_disasters(tmp_path: Path) -> None:
             load_dataset(tmp_path, format=name)
     file = tmp_path / "x.csv"
     file.write_text("image,caption\na.jpg,A\n", encoding="utf-16")
-    with pytest.raises(DataError, match=r"x.csv: the file is UTF-16"):
+    with pytest.raises(DataError, match=r"x.csv: the file is encoded as UTF-16"):
         load_dataset(file)
     file.write_text("image,caption\na.jpg,A\n")
     for column in ("image_column", "caption_column", "split_column"):

@@ -94,7 +94,7 @@ def test_a_picture_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
         raise MemoryError
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", choke)
-    assert refusal(encode(flat(RED), "PNG")) == "too large for the memory"
+    assert refusal(encode(flat(RED), "PNG")) == "not enough memory to decode the image"
 
 
 def test_plain_rgb_is_untouched(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_truncated_files(format: str, kept: float) -> None:
 def test_what_is_no_picture(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
-    assert refusal(text) == "not an image, or of a kind that is not read here"
+    assert refusal(text) == "not an image, or an unsupported image format"
     (tmp_path / "empty.jpg").touch()
     assert refusal(tmp_path / "empty.jpg") == "empty file"
     assert refusal(tmp_path) == "cannot be read: Is a directory"
@@ -247,7 +247,7 @@ def test_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal(png_header(0, 5))
     # Pillow refuses these itself today; a plugin that does not must do no harm.
     monkeypatch.setattr(Image, "open", lambda *_, **__: Image.new("RGB", (0, 5)))
-    assert refusal(b"anything") == "0 x 5 pixels: nothing to see"
+    assert refusal(b"anything") == "0 x 5 pixels: the image is empty"
 
 
 @pytest.mark.parametrize("side", [9_460, 60_000])

@@ -54,7 +54,7 @@ def test_text_is_written_into_new_folders_and_over_files_of_our_own(tmp_path: Pa
 def test_a_file_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text("[1, 2]")
-    with pytest.raises(ConfigError, match=r"scores\.json: exists, and is no file of scores"):
+    with pytest.raises(ConfigError, match=r"scores\.json: already exists and is not a scores file"):
         write_text(path, SCORES % 1, "scores")
     path.unlink()
     with (
@@ -208,7 +208,7 @@ def test_a_folder_that_goes_while_a_file_is_written_is_said(tmp_path: Path) -> N
 
 def test_a_folder_in_the_place_of_a_file_is_said(tmp_path: Path) -> None:
     with (
-        pytest.raises(IsADirectoryError, match="a folder took its place"),
+        pytest.raises(IsADirectoryError, match="it became a folder"),
         whole_file(tmp_path / "file", "scores") as aside,
     ):
         aside.touch()

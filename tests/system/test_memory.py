@@ -35,7 +35,7 @@ def test_all_but_the_first_in_line_stay_within_half_of_the_limit(sizes, limit, t
     def work(number, size):
         memory.claim(size, number)
         with lock:
-            line = list(memory._line.items())
+            line = list(memory._queue.items())
             most.append(memory.used - line[0][1])  # without what the first holds
         memory.leave(number)
 
@@ -207,7 +207,7 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "G", "1e9", "2X", "9" * 400, "٣G", "nan", "1 000"])
 def test_what_is_no_size_is_one_line(text):
-    with pytest.raises(ConfigError, match="no size in bytes; write it like 2G or 800MB"):
+    with pytest.raises(ConfigError, match="not a size in bytes; write 2G or 800MB"):
         bytes_of(text)
 
 

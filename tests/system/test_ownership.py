@@ -116,7 +116,7 @@ def test_a_folder_of_somebody_elses_in_a_run_is_refused_before_anything_changes(
     (run / where / "mine.txt").write_text("mine")
     before = snapshot(run)
     for how in ({"overwrite": True}, {}):
-        with pytest.raises(ConfigError, match=f"{where}: a folder that"):
+        with pytest.raises(ConfigError, match=f"{where}: not (marked as|a model dir)"):
             tools.train(run, **how)
         assert snapshot(run) == before
 
@@ -127,7 +127,7 @@ def test_a_run_of_a_version_without_markers_is_resumed_but_not_deleted(tools, tm
     for marker in (run / MARKER, run / "checkpoints" / MARKER):
         marker.unlink()
     before = snapshot(run)
-    with pytest.raises(ConfigError, match="did not mark as its run folder"):
+    with pytest.raises(ConfigError, match="not marked as captioner's run folder"):
         tools.train(run, overwrite=True)
     assert snapshot(run) == before
     tools.train(run, resume=True)
@@ -202,7 +202,7 @@ def test_captions_are_known_by_every_row_or_by_their_journal(tools, tmp_path, fo
     assert owns(output, "captions") == (format in ("jsonl", "csv"))
     with output.open("a") as file:
         file.write("a note of mine\n")
-    with pytest.raises(ConfigError, match="no file of captions that captioner wrote"):
+    with pytest.raises(ConfigError, match="not a captions file that captioner wrote"):
         tools.caption(output, format=format, overwrite=True)
     assert output.read_text().endswith("a note of mine\n")
 
@@ -214,7 +214,9 @@ def test_what_only_looks_like_a_journal_is_refused_and_never_opened(tools, tmp_p
         db.execute("CREATE TABLE accounts (name)")
     before = snapshot(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match=r"o\.jsonl\.journal: exists, and is no journal"):
+        with pytest.raises(
+            ConfigError, match=r"o\.jsonl\.journal: already exists and is not a journal"
+        ):
             tools.caption(tmp_path / "o.jsonl", overwrite=overwrite)
         assert snapshot(tmp_path) == before
 

@@ -216,7 +216,7 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="did not mark as its run folder"):
+    with pytest.raises(ConfigError, match="not marked as captioner's run folder"):
         train(config, precious, device="cpu", overwrite=True)
     assert (precious / "thesis.txt").exists()
     with pytest.raises(ConfigError, match=r"with its own settings only(.|\n)*training.epochs"):
