@@ -1,1 +1,1 @@
-"""Captions for many images: into a file, to stdout, on a cluster."""
+"""Caption many images: to stdout, into a file, or on a cluster."""

@@ -1,4 +1,4 @@
-"""`errors.jsonl` beside an output: what could not be captioned, and why, for programs."""
+"""`errors.jsonl` next to an output file: the images that failed, and why, for programs."""
 
 from __future__ import annotations
 
@@ -19,63 +19,64 @@ ERRORS = "errors.jsonl"
 
 @contextmanager
 def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None]]:
-    """List a job's failures beside its output, whole or not at all.
+    """Write a job's failures to `errors.jsonl` next to its output, atomically.
+
+    The lines of other jobs in the same folder stay. Without any line, the file is deleted.
 
     Args:
-        output: of the job. Others may write into the same folder: their lines stay.
+        output: output file of the job.
 
     Yields:
-        What adds a failure: the image's name, the kind of its error, and the message. Without any
-        line there is no file.
+        A function that adds a failure: (image name, error kind, message).
 
     Raises:
-        DataError: if there is a list that cannot be read.
+        DataError: if an existing list cannot be read.
     """
     path = output.with_name(ERRORS)
-    lines_of_others(output)  # before a long job, not after it
-    found = 0
-    with TemporaryFile("w+", encoding="utf-8") as noted:
+    lines_of_others(output)  # fail before a long job, not after it
+    failures = 0
+    with TemporaryFile("w+", encoding="utf-8") as lines:
 
         def add(name: str, kind: str | None, message: str) -> None:
-            nonlocal found
-            found += 1
+            nonlocal failures
+            failures += 1
             row = {
                 "output": utf8_name(output.name),
                 "path": utf8_name(name),
                 "kind": kind,
                 "message": message,
             }
-            noted.write(to_json(row) + "\n")
+            lines.write(to_json(row) + "\n")
 
         yield add
-        others = lines_of_others(output)  # as they are by now
-        if not found and (not path.exists() or not path.stat().st_size):
+        others = lines_of_others(output)  # other jobs may have written meanwhile
+        if not failures and (not path.exists() or not path.stat().st_size):
             return
-        if not found and not others:
-            path.unlink()  # all that was listed is mended
+        if not failures and not others:
+            path.unlink()
             return
-        noted.seek(0)
+        lines.seek(0)
         with whole_file(path, "failures") as aside, aside.open("w", encoding="utf-8") as file:
-            shutil.copyfileobj(noted, file)
+            shutil.copyfileobj(lines, file)
             file.writelines(others)
 
 
 def lines_of_others(output: Path) -> list[str]:
-    """Return the lines of the list beside an output that are not of its job.
+    """Return the lines of `errors.jsonl` that other jobs wrote.
 
     Raises:
-        ConfigError: if there is a file of that name that is no such list.
-        DataError: if there is a list that cannot be read.
+        ConfigError: if `errors.jsonl` is not a list of failures.
+        DataError: if the list cannot be read.
     """
     errors = output.with_name(ERRORS)
     try:
         check(errors, "failures")
-        # Only a line feed ends a line: messages may hold other ends.
+        # Only a line feed ends a line: messages may hold other line ends.
         with open(errors, encoding="utf-8", newline="\n", opener=no_stream) as file:
             lines = list(file)
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise DataError(f"{errors}: cannot be read ({plain(error)}); move it away") from error
-    mine = to_json({"output": utf8_name(output.name)})[:-1] + ","
-    return [line for line in lines if not line.startswith(mine)]
+        raise DataError(f"{errors}: cannot be read ({plain(error)}); move the file away") from error
+    own_prefix = to_json({"output": utf8_name(output.name)})[:-1] + ","
+    return [line for line in lines if not line.startswith(own_prefix)]

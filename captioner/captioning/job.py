@@ -1,4 +1,4 @@
-"""A captioning job that writes a file: each image exactly once, whatever happens to the job."""
+"""A captioning job that writes a file and can be resumed: each image is captioned once."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class JobOptions(CaptioningOptions):
     """How to caption many images into a file.
 
     Attributes:
-        format: one of `writers.FORMATS` that is one file.
-        overwrite: forget what was done, replace what was written.
-        retry_errors: try again what failed.
-        stop_on_error: end the job at the first failure; what was done is kept.
-        salvage: of a damaged journal keep the rows that are sound, do the others again, and set
-            the damaged file aside.
+        format: a format of `writers.FORMATS` that writes one file.
+        overwrite: discard the journal and replace the output.
+        retry_errors: caption failed images again.
+        stop_on_error: stop at the first failure; results so far are kept.
+        salvage: keep the intact rows of a damaged journal, caption the other images again, and
+            rename the damaged file.
     """
 
     format: str = "jsonl"
@@ -74,43 +74,44 @@ def caption_to_file(
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Totals:
-    """Caption images into a file, in their order.
+    """Caption images into a file, in the order of the images.
 
-    A journal beside the output holds what is done; the output is written, whole, when all is. The
-    same job started again does what is missing and ends with the same bytes.
+    A journal next to the output stores finished images. The output is written atomically when all
+    images are done. An interrupted job started again captions only what is missing, and its output
+    is byte-identical to that of an uninterrupted job.
 
     Args:
         captioner: on its device.
-        items: images, listed alike by all processes.
+        items: images; all processes list the same images in the same order.
         output: file to write.
-        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
-        how: how to caption many into a file; None: the defaults.
-        model: fingerprint of the model; another does not go on with the job.
-        world: the processes that share the job; each takes its share of the batches.
+        options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's.
+        how: captioning settings; None: the defaults.
+        model: fingerprint of the model; a journal of another model is refused.
+        world: the processes that share the job's batches.
         memory: see `caption_files`.
-        tell: called with every record that is made in this sitting.
-        say: called with what was salvaged.
+        tell: called with each record of this run.
+        say: called with a message for each salvaged journal.
 
     Raises:
-        ConfigError: if the output is not this job's, or a setting is impossible.
+        ConfigError: if the output belongs to another job, or a setting is impossible.
         DataError: at the first failure, if `stop_on_error`; if a file cannot be written; if a
             journal is damaged, or was moved or removed while the job ran.
     """
     world, how = world or World(), how or JobOptions()
     options = options or captioner.settings(n_best=how.n_best)
-    arithmetic = world.broadcast(captioner.encoder.arithmetic)  # ranks may have other hardware
+    arithmetic = world.broadcast(captioner.encoder.arithmetic)  # ranks may have different hardware
     identity = _identity(model, arithmetic, options, how)
     with _claimed(output, how.overwrite) if world.leads else nullcontext():
         if how.salvage and world.leads:
             for salvage in salvaged(output, identity):
                 say(salvage)
-        sitting = world.broadcast(os.urandom(16))
-        with closing(Journal(output, world.rank, identity, sitting)) as journal:
-            world.wait()  # for all to have looked at what was there
+        run_id = world.broadcast(os.urandom(16))
+        with closing(Journal(output, world.rank, identity, run_id)) as journal:
+            world.wait()  # until every process has opened the existing journals
             batches = _caption_batches(captioner, items, options, how, journal, world, memory)
             listed, fresh = _fill_journal(batches, journal, how, world, tell)
         counts = torch.tensor([fresh, listed], device=captioner.device)
-        fresh, listed = map(int, world.sum(counts))  # also waits for all to be done
+        fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
         totals = _write(journal, how, listed) if world.leads else None
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
 
@@ -118,7 +119,7 @@ def caption_to_file(
 def _identity(
     model: str, arithmetic: str, options: DecodingConfig, how: JobOptions
 ) -> dict[str, object]:
-    """Return what a record depends on besides the image."""
+    """Return everything that a record depends on, except the image."""
     identity: dict[str, object] = {
         "model": model,
         "arithmetic": arithmetic,
@@ -129,13 +130,13 @@ def _identity(
         "resizing": RESIZING,
     }
     if options.search == "sample":
-        identity["batch_size"] = how.batch_size  # draws depend on the place in a batch
+        identity["batch_size"] = how.batch_size  # random draws depend on the position in a batch
     return identity
 
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """An image that was read: its position, digest and record, and whether it was done before."""
+    """An image that was read; `is_known`: the journal has its record."""
 
     position: int
     digest: bytes
@@ -152,20 +153,20 @@ def _caption_batches(
     world: World,
     memory: Memory | None,
 ) -> Iterator[tuple[list[int], list[Done]]]:
-    """Caption this process's batches; what the journal knows is not captioned again.
+    """Caption this process's batches, except images that the journal holds.
 
-    The images of a batch go through the network together, whatever came before: what is written
-    about an image does not depend on where a job was interrupted.
+    Batches are cut from the full list of images. A caption therefore does not depend on where a
+    job was interrupted.
 
     Yields:
-        Of each batch the positions in the listing, and what came of the images.
+        For each batch: the positions in the list of images, and the finished images.
     """
-    # Random draws depend on the whole batch: it is sampled whole again, or not at all.
+    # Random draws depend on the whole batch, so a batch is sampled again completely or not at all.
     together = options.search == "sample"
     reader = ItemReader(captioner.encoder.preprocess, how, memory)
 
-    def read(asked: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
-        position, item, known, place = asked
+    def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
+        position, item, known, ticket = queued
         digest = b""
 
         def is_wanted(content: bytes) -> bool:
@@ -173,7 +174,7 @@ def _caption_batches(
             digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
             return together or digest not in known
 
-        record, pixels = reader.read(item, place, is_wanted)
+        record, pixels = reader.read(item, ticket, is_wanted)
         return _Image(position, digest, digest in known, record), pixels
 
     failures = not (how.retry_errors or how.stop_on_error)
@@ -182,7 +183,7 @@ def _caption_batches(
             (position, item, journal.digests(item.name, failures=failures), reader.memory.join())
             for position, item in batch
         )
-        for batch in _share(items, how.batch_size, world)
+        for batch in _own_batches(items, how.batch_size, world)
     )
     for batch in captioner.captions_of(
         queue,
@@ -197,9 +198,11 @@ def _caption_batches(
             Done(
                 image.record.file_name,
                 image.digest,
-                None if found is None and image.is_known and skip else image.record.complete(found),
+                None
+                if captions is None and image.is_known and skip
+                else image.record.complete(captions),
             )
-            for image, found in batch
+            for image, captions in batch
         ]
         yield [image.position for image, _ in batch], done
 
@@ -211,10 +214,10 @@ def _fill_journal(
     world: World,
     tell: Callable[[Record], None],
 ) -> tuple[int, int]:
-    """Put batches into the journal, and tell of their new records.
+    """Add batches to the journal, and pass each new record to `tell`.
 
     Returns:
-        The number of images, and of those whose record is new.
+        The number of images, and the number of new records.
     """
     listed = fresh = 0
     for positions, batch in tqdm(batches, unit="batch", disable=None if world.leads else True):
@@ -226,48 +229,52 @@ def _fill_journal(
             tell(record)
             if record.error and how.stop_on_error:
                 raise DataError(
-                    f"{plain(record.file_name)}: {record.error} (--on-error fail); "
-                    f"mend it, or leave the option out: {going_on(how.overwrite)}"
+                    f"{plain(record.file_name)}: {record.error}; fix the image or remove "
+                    f"--on-error fail; {how_to_continue(how.overwrite)}"
                 )
     return listed, fresh
 
 
 @contextmanager
 def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
-    """Make sure that the output may be written, and for the time of a block by this job alone.
+    """Lock the output for this job, and check that the job may write it.
 
     Raises:
-        ConfigError: if it may not.
+        ConfigError: if the job may not write it.
     """
     if output.name == ERRORS:
-        raise ConfigError(f"{output}: is where failures are listed; choose another name")
+        raise ConfigError(
+            f"{output}: this name is reserved for the list of failures; choose another name"
+        )
     if output.exists() and not output.is_file():
-        raise ConfigError(f"{output}: not a file; leave --output out to write to stdout")
+        raise ConfigError(f"{output}: not a regular file; to write to stdout, remove --output")
     check(output, "captions")
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = output.with_name(f".{output.name}.captioner.lock")
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
-        raise ConfigError(f"{lock}: is where the job is locked, and holds something; move it away")
-    lock.touch()  # where nothing can be written this says so; the lock would be "not acquired"
+        raise ConfigError(f"{lock}: not a lock file of captioner; move it away")
+    lock.touch()  # in an unwritable folder FileLock would only say that the lock is taken
     try:
         with FileLock(lock, blocking=False):
             try:
                 check_journals(output)
-                lines_of_others(output)  # that cannot be read is said now, not at the end
+                lines_of_others(output)  # an unreadable list fails now, not at the end
                 sweep(output)
                 sweep(output.with_name(ERRORS))
                 if overwrite:
                     forget(output)
                 elif not journals_of(output) and (rows := _rows(output)):
                     raise ConfigError(
-                        f"{output}: exists, and has no journal to go on with; --output FILE writes "
-                        f"elsewhere, --overwrite gives up the {rows:,} lines in it"
+                        f"{output}: already exists ({rows:,} lines) and has no journal to resume "
+                        f"from; choose another --output, or --overwrite to replace it"
                     )
                 yield
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        raise ConfigError(f"{output}: another process is writing it; wait for its end") from error
+        raise ConfigError(
+            f"{output}: another process is writing this file; wait until it ends"
+        ) from error
 
 
 def _rows(output: Path) -> int:
@@ -277,22 +284,24 @@ def _rows(output: Path) -> int:
         return sum(1 for _ in file)
 
 
-def going_on(overwrite: bool) -> str:
-    """Say how a job that was cut off goes on; given again, `--overwrite` would start it over."""
-    again = "the same command" + (" without --overwrite" if overwrite else "")
-    return f"what was done is kept, {again} goes on"
+def how_to_continue(overwrite: bool) -> str:
+    """Return how to continue an interrupted job; `--overwrite` would start it over."""
+    without = " without --overwrite" if overwrite else ""
+    return f"results so far are kept; run the same command{without} to continue"
 
 
-def _share(items: Iterable[Item], size: int, world: World) -> Iterator[Iterator[tuple[int, Item]]]:
-    """Yield this process's batches of items with their positions in the listing.
+def _own_batches(
+    items: Iterable[Item], size: int, world: World
+) -> Iterator[Iterator[tuple[int, Item]]]:
+    """Yield this process's batches of (position, item).
 
-    Batches are cut from the whole listing, so they are the same for any number of processes.
+    Batches are cut from the full list, so they are the same for any number of processes.
     """
     for number, batch in enumerate(in_turn(enumerate(items), size)):
         if number % world.size == world.rank:
             yield batch
         else:
-            deque(batch, maxlen=0)  # none of it is kept
+            deque(batch, maxlen=0)  # skip the batch of another process
 
 
 def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
@@ -300,7 +309,7 @@ def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
     journal.check_place()
     if output.exists() and not output.is_file():
         raise DataError(
-            f"{output}: not written: a folder or a pipe took its place while the job ran; what was "
-            f"done is kept: move that away, and the same command goes on"
+            f"{output}: not written: it became a folder or a pipe while the job ran; move that "
+            f"away; {how_to_continue(how.overwrite)}"
         )
     return write_output(journal.merged(listed), output, how.format, n_best=how.n_best)

@@ -1,8 +1,9 @@
-"""What a captioning job has done, so that it is done once, whatever happens to the job.
+"""The journal of a captioning job: an interrupted job resumes without captioning images twice.
 
-SQLite keeps it: a batch is in it whole or not at all, also after `kill -9`, and looking up one of
-a million images takes microseconds and no memory. Each process of a job writes a journal of its
-own and reads all of them. SQLite itself does not see a flipped bit, so each row has a checksum.
+A journal is an SQLite database. A batch is stored completely or not at all, even after `kill -9`,
+and finding one of a million images takes microseconds and no memory. Each process of a job writes
+its own journal and reads all of them. Each row has a checksum, because SQLite does not detect a
+flipped bit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
 SUFFIX = JOURNAL_SUFFIX
-ENDINGS = ("-wal", "-shm", "-journal")  # of what SQLite keeps beside a data base
+ENDINGS = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps next to a database
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (identity TEXT, checksum BLOB);
 CREATE TABLE IF NOT EXISTS records (
@@ -41,8 +42,8 @@ CREATE TABLE IF NOT EXISTS listing (
 );
 """
 
-# What a journal's header may say at a place: first, what a whole one says. SQLite takes some
-# flipped bits there for a file that is not its own, or that it may not write.
+# Valid bytes at offsets of a journal's header; the first value is that of an intact journal. For
+# flipped bits there, SQLite may report a foreign file or a missing permission instead of damage.
 HEADER = {
     0: (b"SQLite format 3\0",),
     16: (b"\x10\0\x02\x02\0\x40\x20\x20", b"\x10\0\x01\x01\0\x40\x20\x20"),
@@ -50,16 +51,16 @@ HEADER = {
     56: (b"\0\0\0\x01", bytes(4)),
 }
 
-# What was said first stays: an image may be listed again, and drawn captions would be others.
+# If an image is listed twice, its first caption is kept: a sampled caption would differ.
 ADD = """
 INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, digest)
 DO UPDATE SET row = excluded.row, failed = excluded.failed, checksum = excluded.checksum
 WHERE failed
 """
-# What goes wrong when what SQLite or a row holds is not what was written.
+# Errors that a damaged database or row can raise.
 DAMAGE = (sqlite3.Error, OSError, ValueError, TypeError, KeyError)
-# What goes wrong though it is.
-CIRCUMSTANCES = (
+# Errors of an intact database: a lock, a full disk, a missing permission.
+NOT_DAMAGE = (
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
 )
@@ -67,12 +68,12 @@ CIRCUMSTANCES = (
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One image of a batch that is done.
+    """One finished image of a batch.
 
     Attributes:
-        name: of the item.
-        digest: of its content; empty where there was none to read.
-        record: what came of it; None where that is known already.
+        name: name of the item.
+        digest: hash of its content; empty if it could not be read.
+        record: its record; None if the journal holds it already.
     """
 
     name: str
@@ -81,100 +82,99 @@ class Done:
 
 
 def journals_of(output: Path) -> list[Path]:
-    """Return the journals beside an output file, those of all processes."""
+    """Return the journals of all processes next to an output file."""
     name = re.compile(re.escape(output.name + SUFFIX) + r"(\.[1-9][0-9]*)?")
-    beside = output.parent.iterdir() if output.parent.is_dir() else iter(())
-    return sorted(path for path in beside if name.fullmatch(path.name))
+    paths = output.parent.iterdir() if output.parent.is_dir() else iter(())
+    return sorted(path for path in paths if name.fullmatch(path.name))
 
 
 def check_journals(output: Path) -> None:
-    """Refuse to work where something else than journals stands in their places.
+    """Refuse an output whose journal files are not captioner's.
 
     Raises:
-        ConfigError: if so.
+        ConfigError: if a file with a journal's name is not a journal.
     """
     for path in {*journals_of(output), output.with_name(output.name + SUFFIX)}:
         check(path, "journal")
-        # SQLite would take a stranger's file for what a killed process left behind.
+        # SQLite would replay a foreign file of this name into the journal.
         for ending in ENDINGS:
-            beside = Path(f"{path}{ending}")
-            if os.path.lexists(beside) and not owns(path, "journal"):
-                raise ConfigError(f"{beside}: belongs to no journal; move it away")
+            companion = Path(f"{path}{ending}")
+            if os.path.lexists(companion) and not owns(path, "journal"):
+                raise ConfigError(f"{companion}: belongs to no journal; move it away")
 
 
 def forget(output: Path) -> None:
-    """Delete all journals beside an output file."""
+    """Delete all journals next to an output file."""
     for path in journals_of(output):
         for ending in (*ENDINGS, ""):
             Path(f"{path}{ending}").unlink(missing_ok=True)
 
 
 class Journal:
-    """The records of one process of a job, and those that all its processes had before."""
+    """The journal of one process; also reads those of the other processes."""
 
-    def __init__(self, output: Path, rank: int, identity: Mapping[str, Any], sitting: bytes = b""):
-        """Open a process's journal, or begin it.
+    def __init__(self, output: Path, rank: int, identity: Mapping[str, Any], run_id: bytes = b""):
+        """Open or create the journal of a process.
 
         Args:
             output: the file that the job writes.
-            rank: of this process.
-            identity: what a record depends on besides the image: the model, the search.
-            sitting: random bytes, of all processes the same: what is written is of this sitting.
+            rank: rank of this process.
+            identity: everything that a record depends on, except the image: model, settings.
+            run_id: random bytes that mark the rows of this run; equal in all processes.
 
         Raises:
-            ConfigError: if what was done before was done by another model or with other settings.
+            ConfigError: if the journal was started with another model or other settings.
             DataError: if the journal is damaged or cannot be written.
         """
         self.output = output
         output.parent.mkdir(parents=True, exist_ok=True)
         self.own = output.with_name(f"{output.name}{SUFFIX}{f'.{rank}' if rank else ''}")
         text = json.dumps(identity, sort_keys=True)
-        self.key, self.listing_key = _key(text), _key(text, sitting)
+        self.key, self.listing_key = _key(text), _key(text, run_id)
         self.journals: dict[Path, sqlite3.Connection] = {}
         for path in [self.own, *(p for p in journals_of(output) if p != self.own)]:
             with _usable(path):
                 connection = _open(path, text)
                 connection.execute("SELECT count(*) FROM listing").fetchone()
                 rows = connection.execute("SELECT count(*) FROM records").fetchone()[0]
-                _check(path, _identity(connection), identity, f"the {rows:,} images that are done")
+                _check(path, _identity(connection), identity, f"{rows:,} finished images")
             self.journals[path] = connection
         self.places = {path: _place(path) for path in self.journals}
         self.connection = self.journals[self.own]
-        # Where images stand in the listing is found anew each time; an earlier job may have had
-        # more processes.
+        # Each run lists the images again; an earlier run may have had more processes.
         for path in self.journals if rank == 0 else [self.own]:
             with _usable(path), self.journals[path] as connection:
                 connection.execute("DELETE FROM listing")
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
-        """Tell what an image has held when it was captioned before.
+        """Return the digests with which an image is in the journals.
 
         Args:
-            name: of the item.
-            failures: also when it failed.
+            name: name of the item.
+            failures: also return the digests of failures.
 
         Raises:
-            DataError: if what is noted of it is not what was written.
+            DataError: if a row does not match its checksum.
         """
         query = "SELECT digest, row, failed, checksum FROM records WHERE name = ?"
-        key, found = os.fsencode(name), set()
+        key, digests = os.fsencode(name), set()
         for path, db in self.journals.items():
             with _usable(path):
                 for digest, row, failed, checksum in db.execute(query, (key,)):
                     _same(checksum, self.key, key, digest, row, failed)
                     if failures or not failed:
-                        found.add(digest)
-        return frozenset(found)
+                        digests.add(digest)
+        return frozenset(digests)
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
-        """Note a batch, whole.
+        """Store a batch, completely or not at all.
 
         Args:
-            positions: of its images in the listing of the job.
-            batch: what came of them.
+            positions: of its images in the job's list of images.
+            batch: its finished images.
 
         Raises:
-            DataError: if it cannot be written, or the journal is no longer where it was.
+            DataError: if the batch cannot be written, or the journal was moved or removed.
         """
         keys = [(os.fsencode(done.name), done.digest) for done in batch]
         rows = [
@@ -193,78 +193,78 @@ class Journal:
         except sqlite3.Error as error:
             self.check_place()
             raise DataError(
-                f"{self.own}: cannot be written ({plain(error)}{room(error)}); what was done "
-                f"before is kept, and the same command goes on"
+                f"{self.own}: cannot be written ({plain(error)}{room(error)}); results so far are "
+                f"kept; run the same command to continue"
             ) from error
         self.check_place()
 
     def check_place(self) -> None:
-        """See to it that the journals are still the files that were opened.
+        """Check that the journals are still the files that were opened.
 
-        SQLite writes on into a file that was moved or removed, and nobody finds it there.
+        SQLite would continue to write into a file that was moved or removed.
 
         Raises:
-            DataError: if one is not; says where it is now, if that can be found.
+            DataError: if a journal was moved or removed; names its new place if that is known.
         """
         for path, place in self.places.items():
             if _place(path) == place:
                 continue
             if there := _moved_to(place):
                 raise DataError(
-                    f"{path}: is now {there}: it was moved while the job ran; move it back, "
-                    f"and the same command goes on"
+                    f"{path}: was moved to {there} while the job ran; move it back and run the "
+                    f"same command to continue"
                 )
-            taken = os.path.lexists(path)
-            what = "another file took its place" if taken else "it was removed or moved away"
+            event = "replaced" if os.path.lexists(path) else "removed or moved away"
             raise DataError(
-                f"{path}: {what} while the job ran; nothing is written: with the journal back in "
-                f"its place the same command goes on, without it it does again what is missing"
+                f"{path}: was {event} while the job ran; no output was written; put the journal "
+                f"back and run the same command to continue (without it, the job captions its "
+                f"images again)"
             )
 
     def merged(self, listed: int) -> Iterator[Record]:
-        """Yield what is in the journals of the job, in the order of its listing.
+        """Yield the records of all journals, in the order of the images.
 
         Args:
-            listed: images, by all processes.
+            listed: number of images that all processes listed.
 
         Raises:
-            DataError: if a place in the listing is empty or taken twice, or a journal is damaged,
-                or is not of this job.
+            DataError: if a position is missing or occurs twice, or if a journal is damaged or
+                belongs to another job.
         """
         with ExitStack() as stack:
             databases = {}
             for path in journals_of(self.output):
                 with _usable(path):
                     databases[path] = stack.enter_context(closing(_connect(path)))
-            noted = 0
+            journaled = 0
             for path, db in databases.items():
                 with _usable(path):
-                    noted += db.execute("SELECT count(*) FROM listing").fetchone()[0]
-            if noted != listed:
-                names = ", ".join(path.name for path in databases) or "none is there"
+                    journaled += db.execute("SELECT count(*) FROM listing").fetchone()[0]
+            if journaled != listed:
+                names = ", ".join(path.name for path in databases) or "no journal exists"
                 raise DataError(
-                    f"{self.output}: not written: {listed:,} images were listed, {noted:,} are in "
-                    f"the journals ({names}): one was removed or replaced while the job ran; the "
-                    f"same command does what is missing"
+                    f"{self.output}: not written: {listed:,} images were listed, {journaled:,} are "
+                    f"in the journals ({names}): a journal was removed or replaced while the job "
+                    f"ran; run the same command to caption the missing images"
                 )
-            parts = (self._listing(path, db) for path, db in databases.items())
-            listing = stack.enter_context(closing(heapq.merge(*parts)))
+            listings = (self._listing(path, db) for path, db in databases.items())
+            listing = stack.enter_context(closing(heapq.merge(*listings)))
             merged = 0
             for expected, (position, name, digest) in enumerate(listing):
-                # A file that came or went meanwhile lets processes cut batches differently.
+                # If files appear or disappear meanwhile, processes cut different batches.
                 if position != expected:
                     raise DataError(
-                        f"{self.output}: not written: the listing of images changed while the "
-                        f"job ran ({position} stands in place of {expected}); run the same command "
+                        f"{self.output}: not written: the list of images changed while the job ran "
+                        f"(found position {position}, expected {expected}); run the same command "
                         f"again"
                     )
                 rows = (self._find(path, db, name, digest) for path, db in databases.items())
                 row = next((row for row in rows if row is not None), None)
                 if row is None:
                     raise DataError(
-                        f"{self.output}: not written: {excerpt(os.fsdecode(name))} was done, and "
-                        f"is in no journal: one was removed or damaged; the same command does it "
-                        f"again"
+                        f"{self.output}: not written: {excerpt(os.fsdecode(name))} was captioned "
+                        f"but is in no journal: a journal was removed or damaged; run the same "
+                        f"command to caption the image again"
                     )
                 merged += 1
                 yield Record.from_json(os.fsdecode(name), row)
@@ -285,23 +285,23 @@ class Journal:
             return _find(db, self.key, name, digest)[0]
 
     def close(self) -> None:
-        """Give the files back."""
+        """Close the databases."""
         for connection in self.journals.values():
             connection.close()
 
 
 def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
-    """Set damaged journals aside, and begin each anew with the rows of it that are sound.
+    """Replace each damaged journal by one with its intact rows, and rename the damaged file.
 
     Args:
         output: the file that the job writes; no process has opened its journals.
         identity: see `Journal`.
 
     Yields:
-        What became of each damaged journal.
+        A message for each damaged journal.
 
     Raises:
-        ConfigError: if what was done before was done by another model or with other settings.
+        ConfigError: if a journal was started with another model or other settings.
         DataError: if a journal cannot be read or written.
     """
     text = json.dumps(identity, sort_keys=True)
@@ -310,7 +310,7 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
             problem = _problem(path, damaged, identity)
             if problem is None:
                 continue
-            with _mended(path) as copy:
+            with _repaired(path) as copy:
                 kept, lost = _sound_rows(copy, _key(text))
         with whole_file(path, "journal") as fresh:
             with _usable(path), closing(sqlite3.connect(fresh)) as db:
@@ -322,56 +322,56 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
                 with suppress(FileNotFoundError):
                     Path(f"{path}{ending}").rename(f"{aside}{ending}")
         yield (
-            f"{path}: damaged ({problem}): {len(kept):,} sound row(s) kept, {lost}; the damaged "
-            f"file is {aside} now"
+            f"{path}: damaged ({problem}): {len(kept):,} intact row(s) kept, {lost}; the damaged "
+            f"file is now {aside}"
         )
 
 
 @contextmanager
-def _mended(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a copy of a damaged journal, with the header of a sound one."""
+def _repaired(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy of a damaged journal with an intact header."""
     with _usable(path), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         for ending in ("", "-wal", "-journal"):
             with suppress(FileNotFoundError):
                 shutil.copyfile(f"{path}{ending}", f"{copy}{ending}")
         with copy.open("r+b") as file:
-            for place, (content, *_) in HEADER.items():
-                file.seek(place)
+            for offset, (content, *_) in HEADER.items():
+                file.seek(offset)
                 file.write(content)
         with closing(_connect(copy)) as db:
             yield db
 
 
 def _check_header(path: Path) -> None:
-    """Look at what SQLite does not tell from a missing permission.
+    """Check the header bytes that SQLite would report as a missing permission.
 
     Raises:
-        ValueError: if a header is not what was written.
+        ValueError: if the header is damaged.
     """
     with open(path, "rb", opener=no_stream) as file:
         header = file.read(100)
-    for place, contents in HEADER.items() if header else ():
-        if not header.startswith(contents, place):
-            raise ValueError("its header is not what was written")
+    for offset, contents in HEADER.items() if header else ():
+        if not header.startswith(contents, offset):
+            raise ValueError("its header is damaged")
 
 
 def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> str | None:
-    """Say what is damaged in a journal, if anything is."""
+    """Return what is damaged in a journal; None if it is intact."""
     try:
         _check_header(path)
         if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            return None  # killed when it was about to begin
-        began = _identity(db)
+            return None  # its process was killed before it created the tables
+        started = _identity(db)
     except DAMAGE as error:
         _refuse_if_not_damage(error)
         return _one_line(error)
-    _check(path, began, identity, "what was done")
-    key = _key(json.dumps(began, sort_keys=True))
+    _check(path, started, identity, "earlier results")
+    key = _key(json.dumps(started, sort_keys=True))
     try:
-        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            return _one_line(found)
+        result = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if result != "ok":
+            return _one_line(result)
         for row in db.execute("SELECT name, digest, row, failed, checksum FROM records"):
             _same(row[-1], key, *row[:-1])
     except DAMAGE as error:
@@ -381,14 +381,14 @@ def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) ->
 
 
 def _sound_rows(db: sqlite3.Connection, key: bytes) -> tuple[list[tuple[Any, ...]], str]:
-    """Read what can be read around the damage, row by row.
+    """Read the rows around the damage, one by one.
 
     Returns:
-        The rows whose checksums hold, and how many are lost, in words.
+        The rows whose checksums match, and how many rows are lost, as text.
     """
     names: dict[tuple[bytes, bytes], None] = {}
     whole = True
-    # From both ends, and from what the listing knows: a damaged page stops only who walks over it.
+    # Scan both tables from both ends: a scan stops at the first damaged page.
     for table in ("records", "listing"):
         for order in ("", " DESC"):
             by = "name {0}, digest {0}" if table == "records" else "position {0}"
@@ -417,17 +417,17 @@ def _find(
     db: sqlite3.Connection, key: bytes, name: bytes, digest: bytes
 ) -> tuple[str | None, int, bytes]:
     query = "SELECT row, failed, checksum FROM records WHERE name = ? AND digest = ?"
-    found = db.execute(query, (name, digest)).fetchone()
-    if not found:
+    result = db.execute(query, (name, digest)).fetchone()
+    if not result:
         return None, 0, b""
-    row, failed, checksum = found
+    row, failed, checksum = result
     _same(checksum, key, name, digest, row, failed)
     return row, failed, checksum
 
 
-def _key(identity: str, sitting: bytes = b"") -> bytes:
-    """Return what checksums of a job's rows begin with: another job's are others."""
-    return hashlib.blake2b(identity.encode(), digest_size=16).digest() + sitting
+def _key(identity: str, run_id: bytes = b"") -> bytes:
+    """Return the prefix of hashed rows, so that checksums of different jobs differ."""
+    return hashlib.blake2b(identity.encode(), digest_size=16).digest() + run_id
 
 
 def _checksum(key: bytes, *values: bytes | str | int) -> bytes:
@@ -439,17 +439,17 @@ def _sealed(key: bytes, *values: bytes | str | int) -> tuple[bytes | str | int, 
 
 
 def _same(checksum: bytes, key: bytes, *values: bytes | str | int) -> None:
-    """Hold a row against its checksum.
+    """Check a row against its checksum.
 
     Raises:
-        ValueError: if it is another.
+        ValueError: if the checksum does not match.
     """
     if checksum != _checksum(key, *values):
-        raise ValueError("a row is not what was written")
+        raise ValueError("the checksum of a row does not match")
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file; None if it is not there."""
+    """Return the device and inode of a file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -458,7 +458,7 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def _moved_to(place: tuple[int, int] | None) -> Path | None:
-    """Find where a file that this process has open is now, where the system tells (Linux)."""
+    """Return the current path of a file that this process has open; Linux only."""
     for link in Path("/proc/self/fd").glob("*"):
         if _place(link) == place:
             with suppress(OSError):
@@ -468,16 +468,16 @@ def _moved_to(place: tuple[int, int] | None) -> Path | None:
 
 
 def _free_name(path: Path) -> Path:
-    """Return the name that a damaged journal gets; none that is taken."""
+    """Return an unused name for a damaged journal."""
     names = (path.with_name(f"{path.name}.damaged{f'.{n}' if n else ''}") for n in count())
     return next(name for name in names if not os.path.lexists(name))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    if os.path.lexists(path):  # a pipe in its place would be waited for
+    if os.path.lexists(path):  # SQLite would wait for ever on a pipe
         os.close(no_stream(str(path), os.O_RDONLY))
     connection = sqlite3.connect(path, timeout=60)
-    # What is no text any more is found by its checksum.
+    # Text that is not UTF-8 any more fails its checksum.
     connection.text_factory = lambda text: text.decode("utf-8", "replace")
     return connection
 
@@ -485,11 +485,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _open(path: Path, identity: str) -> sqlite3.Connection:
     connection = _connect(path)
     _check_header(path)
-    # First of all: whoever finds the file can tell what it is.
+    # Set first, so that `owns` recognises a journal whose process was killed early.
     if connection.execute("PRAGMA application_id").fetchone() != (JOURNAL_ID,):
         connection.execute(f"PRAGMA application_id = {JOURNAL_ID}")
-    # Commits survive the death of the process; after a power cut the last may be done again.
-    # A write-ahead log is in memory that processes share, which those of other machines cannot.
+    # Commits survive a killed process; a power failure may lose the last ones. A write-ahead log
+    # needs shared memory, so processes on several machines cannot use it.
     alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
     connection.execute(f"PRAGMA journal_mode = {'WAL' if alone else 'TRUNCATE'}")
     connection.execute("PRAGMA synchronous = NORMAL")
@@ -505,14 +505,14 @@ def _begin(connection: sqlite3.Connection, identity: str) -> None:
 
 
 def _identity(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Read what the job was begun with.
+    """Read the settings that the job was started with.
 
     Raises:
-        ValueError: if it is not what was written.
+        ValueError: if they are damaged.
     """
     columns = {row[1] for row in connection.execute("PRAGMA table_info(records)")}
     if columns and "checksum" not in columns:
-        raise ValueError("its rows have no checksums: it is of an older captioner")
+        raise ValueError("its rows have no checksums: an older captioner wrote it")
     text, checksum = connection.execute("SELECT identity, checksum FROM job").fetchone()
     _same(checksum, b"", text)
     return dict(json.loads(text))
@@ -525,25 +525,25 @@ def _usable(path: Path) -> Iterator[None]:
     except DAMAGE as error:
         _refuse_if_not_damage(error, path)
         raise DataError(
-            f"{path}: a damaged journal ({_one_line(error)}); --salvage sets it aside, keeps the "
-            f"rows that are sound and does the others again"
+            f"{path}: damaged journal ({_one_line(error)}); --salvage keeps its intact rows, "
+            f"captions the other images again, and renames the damaged file"
         ) from error
 
 
 def _refuse_if_not_damage(error: Exception, path: Path | None = None) -> None:
-    """Tell a full disk, a lock or a missing permission from damage.
+    """Raise an error that is not damage: a full disk, a lock or a missing permission.
 
     Raises:
-        DataError: if it is one of them and the journal's path is given; else the error itself.
+        DataError: for such an error, if the journal's path is given; else the error itself.
     """
     code = getattr(error, "sqlite_errorcode", None)
-    if not isinstance(error, OSError) and (code is None or code & 0xFF not in CIRCUMSTANCES):
+    if not isinstance(error, OSError) and (code is None or code & 0xFF not in NOT_DAMAGE):
         return
     if path is None:
         raise error
     raise DataError(
-        f"{path}: cannot be used as this job's journal ({_one_line(error)}); what was done is "
-        f"kept: mend that, and the same command goes on"
+        f"{path}: cannot be used as this job's journal ({_one_line(error)}); results so far are "
+        f"kept; fix the cause and run the same command to continue"
     ) from error
 
 
@@ -553,22 +553,24 @@ def _one_line(problem: object) -> str:
     return plain(problem)
 
 
-def _check(path: Path, began: Mapping[str, Any], identity: Mapping[str, Any], done: str) -> None:
-    differing = [
-        _difference(key, began.get(key), value)
+def _check(
+    path: Path, started: Mapping[str, Any], identity: Mapping[str, Any], discarded: str
+) -> None:
+    differences = [
+        _difference(key, started.get(key), value)
         for key, value in identity.items()
-        if began.get(key) != value
+        if started.get(key) != value
     ]
-    if differing:
+    if differences:
         raise ConfigError(
-            f"{path}: this job was begun otherwise ({'; '.join(differing)}); --output FILE "
-            f"writes elsewhere, --overwrite gives up {done}"
+            f"{path}: this job was started with different settings ({'; '.join(differences)}); "
+            f"choose another --output, or --overwrite to discard {discarded}"
         )
 
 
 def _difference(key: str, was: Any, now: Any) -> str:
     if key == "model":
-        return "with another model"
+        return "another model"
     return (
         other_arithmetic(was, now)
         if key == "arithmetic"

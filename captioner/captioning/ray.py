@@ -1,8 +1,7 @@
-"""Image files -> caption records, as a Ray Data job: the same captions, from many machines.
+"""Image files -> caption records on many machines, as a Ray Data job.
 
-The driver lists the images and writes the output; workers hold a model each, read and caption.
-What a worker gets is cut as the plain run cuts it, so that every image meets the same others in
-its batch, and comes back in order.
+The driver lists the images and writes the output. Each worker holds a model and captions blocks of
+whole batches. Batches are the same as without Ray, so captions are too; they return in order.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from captioner.system.memory import Memory, usual_limit
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARE = 8  # batches that a worker is handed together: it reads one while it searches another
-SHARE_BYTES = 2**28  # of members of archives, from which on a share has no further batch
-# What the cluster is given at a time. Names, and the bytes of members of archives, lie in Ray's
-# store, which spills to disk; this process holds one share. Each window starts its workers anew.
+BLOCK_BATCHES = 8  # batches per block: a worker reads one batch while it captions another
+BLOCK_BYTES = 2**28  # of archive members; a block that reaches it gets no further batch
+# Limits of a window, the blocks that are in Ray's store at a time. The store spills to disk; the
+# driver holds one block. Each window starts new workers.
 WINDOW_IMAGES, WINDOW_BYTES = 2**20, 2**32
-MOST_GPUS = 1024  # of a worker
+MOST_GPUS = 1024  # per worker
 
 
 def caption_with_ray(
@@ -52,49 +51,47 @@ def caption_with_ray(
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     worker_options: Mapping[str, Any] | None = None,
 ) -> Totals:
-    """Caption images on a Ray cluster, or on this machine where there is none.
+    """Caption images on a Ray cluster, or on this machine if there is no cluster.
 
-    Longer than a screen: half of it says what the arguments mean.
+    More than 60 lines, half of them for the arguments.
 
-    Workers retry and come and go as Ray decides; each row is written once, in the order of the
-    items. The model travels to the workers; files must be where they look for them, and names
-    with a scheme (`s3://`, `gs://`, `hdfs://`, `file://`) are read through pyarrow. Failures are
-    listed in `errors.jsonl` beside the output.
+    Ray may restart workers; each record is still written once, in the order of the items. The model
+    is sent to the workers. They open files at the given paths, and read names with a scheme
+    (`s3://`, `gs://`, `hdfs://`, `file://`) through pyarrow. Failures are listed in `errors.jsonl`
+    next to the output.
 
     Args:
-        model: a model directory, or a run directory that holds one; or several, which caption
-            together.
-        items: images; listed as they are needed.
-        output: file to write, whole or not at all.
-        overrides: settings of the search to change, such as {"beam_size": 5}.
-        how: how each worker captions; None: the defaults. A worker without a GPU asks for as many
-            cores as `num_workers`, by default one; one with a GPU has one thread per core of its
+        model: a model directory, a run directory that holds one, or several for an ensemble.
+        items: images; consumed lazily.
+        output: file to write, atomically.
+        overrides: search settings to change, such as {"beam_size": 5}.
+        how: captioning settings of each worker; None: the defaults. A worker without a GPU asks for
+            `num_workers` cores, by default 1; a worker with a GPU has one thread per core of its
             machine.
-        format: one of `writers.FORMATS` that is one file, such as `jsonl` or `parquet`.
-        num_gpus: of each worker, 0.5 for two on one; 0: workers on processors.
-        concurrency: workers, or the fewest and the most; None: from one to as many as fit.
-        address: of the cluster, as `ray.init` takes it; None: $RAY_ADDRESS, a cluster that runs
-            on this machine, else one started for this call. A program that is connected already
-            stays so.
-        tell: told every failure.
-        worker_options: further options of Ray's for its workers, such as `accelerator_type`.
+        format: a format of `writers.FORMATS` that writes one file, such as `jsonl` or `parquet`.
+        num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
+        concurrency: number of workers, or (minimum, maximum); None: from one to as many as fit.
+        address: cluster address, as for `ray.init`. None: $RAY_ADDRESS, else a cluster that runs on
+            this machine, else a new one for this call. An existing connection is kept.
+        tell: called with each record that failed.
+        worker_options: further Ray options for the workers, such as `accelerator_type`.
 
     Returns:
-        How many images there were, and what came of them.
+        The counts of the job.
 
     Raises:
         ConfigError: if Ray is not installed or a setting is unknown or impossible.
         ModelError: if the model cannot be used.
-        CaptionerError: if the cluster cannot be reached or gives up.
+        CaptionerError: if the cluster cannot be reached or the job fails.
     """
     ray = _ray()
     fewest, most = _bounds(concurrency)
-    if not 0 <= num_gpus <= MOST_GPUS:  # what is no number neither
+    if not 0 <= num_gpus <= MOST_GPUS:  # also refuses NaN
         raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
     how = how or CaptioningOptions()
     if not num_gpus:
         how = replace(how, num_workers=how.num_workers or 1)
-    # Both kinds at once are an experiment of Ray's.
+    # Ray supports both resources at once only as an experiment.
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": how.num_workers}
     models = [model] if isinstance(model, str | Path) else list(model)
     worker = _worker_of(models, overrides or {}, how, "cuda" if num_gpus else "cpu")
@@ -102,7 +99,7 @@ def caption_with_ray(
     def caption(window: list[Any]) -> Iterator[dict[str, Any]]:
         workers = ray.data.from_arrow_refs(window).map_batches(
             _Worker,
-            batch_size=None,  # a share: batches begin where they should
+            batch_size=None,  # one block per call, so that batches keep their boundaries
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=fewest, max_size=most),
             fn_constructor_kwargs=worker,
@@ -118,23 +115,23 @@ def caption_with_ray(
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
-        where = address or os.environ.get("RAY_ADDRESS")
-        raise CaptionerError(f"no Ray cluster at {where}: {last_line(error)}") from error
+        cluster = address or os.environ.get("RAY_ADDRESS")
+        raise CaptionerError(f"no Ray cluster at {cluster}: {last_line(error)}") from error
 
 
 def _worker_of(
     models: Sequence[str | Path], overrides: DecodingOverrides, how: CaptioningOptions, device: str
 ) -> dict[str, Any]:
-    """Return what a worker is made of.
+    """Return the arguments of `_Worker`; check the settings here, not on the cluster.
 
     Raises:
-        ConfigError: if a setting is unknown or impossible: here at once, not on the cluster.
+        ConfigError: if a setting is unknown or impossible.
     """
     captioner = Captioner.load(models, "cpu")
     options = captioner.settings(n_best=how.n_best, **overrides)
     next(caption_files(captioner, (), options, how), None)
     return {
-        "models": [{file.name: file.read_bytes() for file in _files(each)} for each in models],
+        "models": [{file.name: file.read_bytes() for file in _files(model)} for model in models],
         "name": captioner.name,
         "device": device,
         "options": options,
@@ -152,26 +149,26 @@ def _records(
     """Caption items, window by window.
 
     Args:
-        items: listed as they are needed.
-        batch_size: images per pass.
-        put: puts a share into Ray's store.
+        items: consumed lazily.
+        batch_size: images per batch.
+        put: puts a block into Ray's store.
         caption: returns a row of `_Worker` for each image of a window.
-        tell: called with every failure.
+        tell: called with each record that failed.
 
     Raises:
-        CaptionerError: if Ray lost or moved a row: it keeps the order, but that is checked.
+        CaptionerError: if Ray lost or reordered a row.
     """
     listed = count = 0
 
-    def put_counted(share: pa.Table) -> Any:
+    def put_counted(block: pa.Table) -> Any:
         nonlocal listed
-        listed += len(share)
-        return put(share)
+        listed += len(block)
+        return put(block)
 
     for window in _windows(items, batch_size, put_counted):
         for row in caption(window):
             if row["position"] != count:
-                raise CaptionerError(f"Ray returned row {row['position']} in place of {count}")
+                raise CaptionerError(f"Ray returned row {row['position']}, expected row {count}")
             count += 1
             record = Record.from_json(to_text(row["file_name"]), row["record"])
             if record.error:
@@ -182,7 +179,7 @@ def _records(
 
 
 class _Worker:
-    """Holds a model and captions what it is handed."""
+    """Holds a model and captions blocks of images."""
 
     def __init__(
         self,
@@ -207,17 +204,17 @@ class _Worker:
         self.how = how
         self.max_memory = how.max_memory or usual_limit(how.num_workers)
 
-    def __call__(self, share: pa.Table) -> pa.Table:
-        """Caption a share: a table of `to_table` -> a table of position, name and record."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Caption a block: a table of `to_table` -> a table of position, name and record."""
         import pyarrow as pa
 
         memory = Memory(self.max_memory)
-        items = items_of(share, memory)
+        items = items_of(block, memory)
         records = caption_files(self.captioner, items, self.options, self.how, memory=memory)
         return pa.table(
             {
-                "position": share["position"],
-                "file_name": share["file_name"],
+                "position": block["position"],
+                "file_name": block["file_name"],
                 "record": pa.array([record.to_json() for record in records], pa.large_string()),
             }
         )
@@ -226,14 +223,14 @@ class _Worker:
 def _windows(
     items: Iterable[Item], batch_size: int, put: Callable[[pa.Table], Any]
 ) -> Iterator[Any]:
-    """Cut the items into shares, put each into the store, and list those of one window."""
+    """Cut the items into blocks, put each into Ray's store, and yield the blocks of each window."""
     source, first = map(to_row, items), 0
     window: list[Any] = []
     images = size = 0
-    while part := _share(source, batch_size):
-        table = to_table(part, first)
+    while rows := _block(source, batch_size):
+        table = to_table(rows, first)
         window.append(put(table))
-        first, images, size = first + len(part), images + len(part), size + table.nbytes
+        first, images, size = first + len(rows), images + len(rows), size + table.nbytes
         if images >= WINDOW_IMAGES or size >= WINDOW_BYTES:
             yield window
             window, images, size = [], 0, 0
@@ -241,21 +238,21 @@ def _windows(
         yield window
 
 
-def _share(rows: Iterator[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
-    """Take whole batches, as many as belong together or are enough bytes."""
-    share: list[dict[str, Any]] = []
+def _block(rows: Iterator[dict[str, Any]], batch_size: int) -> list[dict[str, Any]]:
+    """Take whole batches until `BLOCK_BATCHES` or `BLOCK_BYTES` is reached."""
+    block: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        share.append(row)
+        block.append(row)
         size += len(row.get("bytes", b""))
-        whole, batches = len(share) % batch_size == 0, len(share) // batch_size
-        if whole and (batches == SHARE or size >= SHARE_BYTES):
+        whole, batches = len(block) % batch_size == 0, len(block) // batch_size
+        if whole and (batches == BLOCK_BATCHES or size >= BLOCK_BYTES):
             break
-    return share
+    return block
 
 
 def _ray() -> Any:
-    """Import Ray, told to be quiet and to report to nobody."""
+    """Import Ray with usage reports turned off."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -268,26 +265,26 @@ def _ray() -> Any:
 
 @contextmanager
 def _connected(ray: Any, address: str | None, num_gpus: float) -> Iterator[None]:
-    """Be connected to a cluster, and leave things as they were."""
-    ours = not ray.is_initialized()
-    if ours:
+    """Connect to a cluster; restore settings and connection afterwards."""
+    connected_here = not ray.is_initialized()
+    if connected_here:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.execution_options.preserve_order
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
     try:
-        found = ray.cluster_resources().get("GPU", 0)
-        # Ray would wait for ever for machines that nobody starts.
-        if num_gpus > found and address is None and len(ray.nodes()) == 1:
+        available = ray.cluster_resources().get("GPU", 0)
+        # Ray would wait for ever for GPUs that do not exist.
+        if num_gpus > available and address is None and len(ray.nodes()) == 1:
             raise ConfigError(
-                f"workers with {num_gpus} GPU(s): Ray finds {found:g} on this machine; ask for "
-                "none, or give the address of a cluster that has some or starts some"
+                f"workers need {num_gpus} GPU(s): Ray finds {available:g} on this machine; set "
+                "num_gpus to 0, or give the address of a cluster with GPUs"
             )
         yield
     finally:
         context.enable_progress_bars, context.execution_options.preserve_order = before
-        if ours:
+        if connected_here:
             ray.shutdown()
 
 
@@ -296,8 +293,10 @@ def _files(model: str | Path) -> list[Path]:
 
 
 def _bounds(concurrency: int | tuple[int, int] | None) -> tuple[int, int | None]:
-    """Return the fewest workers and the most."""
+    """Return the minimum and maximum number of workers."""
     fewest, most = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
     if (fewest is not None and fewest < 1) or (most is not None and most < (fewest or 1)):
-        raise ConfigError(f"concurrency: workers, or the fewest and the most; given {concurrency}")
+        raise ConfigError(
+            f"concurrency: must be a number of workers or (minimum, maximum), given {concurrency}"
+        )
     return fewest or 1, most

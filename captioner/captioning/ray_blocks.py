@@ -1,7 +1,7 @@
-"""Images as rows of a table that travels to other machines, and back again as images.
+"""Items <-> rows of a table that Ray sends to other machines.
 
-Files, and members of uncompressed tar files, stay where they are and their places travel;
-members of other archives travel themselves.
+For files and members of uncompressed tar files, a row holds the path and the byte range. For
+members of other archives, it holds the bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def to_table(rows: list[dict[str, Any]], first: int) -> pa.Table:
-    """Put rows into a table; names are bytes, for not all are UTF-8.
+    """Put rows into a table; names are bytes, because some are not UTF-8.
 
     Args:
-        rows: of `to_row`.
-        first: position of the first in the listing of the job.
+        rows: from `to_row`.
+        first: position of the first row in the job's list of images.
     """
     import pyarrow as pa
 
@@ -49,7 +49,7 @@ def to_table(rows: list[dict[str, Any]], first: int) -> pa.Table:
 
 
 def to_row(item: Item) -> dict[str, Any]:
-    """Put an item into a row of `to_table`; what it has not is left out."""
+    """Return the row of an item for `to_table`, without empty cells."""
     row: dict[str, Any] = {"file_name": _bytes(item.name)}
     source = item.source
     if isinstance(source, Packed):
@@ -69,30 +69,30 @@ def to_row(item: Item) -> dict[str, Any]:
     return row
 
 
-def items_of(share: pa.Table, memory: Memory) -> Iterator[Item]:
-    """Take the items out of a table of `to_table`, each in its turn.
+def items_of(block: pa.Table, memory: Memory) -> Iterator[Item]:
+    """Yield the items of a table of `to_table`.
 
     Args:
-        share: of any number of rows.
-        memory: is asked for room before bytes are taken out.
+        block: table with any number of rows.
+        memory: claimed before an image's bytes are copied out of the table.
     """
-    for part in share.to_batches(max_chunksize=1):
-        content = part.column("bytes")[0]
+    for row in block.to_batches(max_chunksize=1):
+        content = row.column("bytes")[0]
         size = content.as_buffer().size if content.is_valid else 0
         if size:
             memory.claim(size)
-        item = to_item(part.to_pylist()[0])
+        item = to_item(row.to_pylist()[0])
         if size and isinstance(item.source, bytes):
             item = Item(item.name, Held(item.source, memory, size))
         yield item
 
 
 def to_item(row: dict[str, Any]) -> Item:
-    """Take an item out of a row of `to_table`."""
+    """Return the item of a row of `to_table`."""
     name = to_text(row["file_name"])
     if row["bytes"] is not None:
         return Item(name, row["bytes"])
-    # The listing looks on this machine only, and has found no such file.
+    # The driver looks only on its own machine, so it reports a URI as a missing file.
     if _URI.match(name) and row["kind"] == "missing":
         return Item(name, _Remote(name))
     if row["path"] is not None:
@@ -107,20 +107,20 @@ def _bytes(text: str) -> bytes:
 
 
 def to_text(content: bytes) -> str:
-    """Read a name or a message of a table."""
+    """Decode a name or a message of a table."""
     return content.decode("utf-8", "surrogatepass")
 
 
 class _Remote:
-    """Bytes behind a URI, read by the threads that read files."""
+    """A file at a URI, read when it is captioned."""
 
-    size = 2**24  # most pictures are smaller; nobody says before it is opened
+    size = 2**24  # an estimate: the size is unknown before the file is opened
 
     def __init__(self, uri: str):
         self.uri = uri
 
     def read_bytes(self) -> bytes:
-        if urlsplit(self.uri).scheme == "file":  # which may be a pipe, on that machine
+        if urlsplit(self.uri).scheme == "file":  # may be a pipe on this machine
             return read_file(Path(unquote(urlsplit(self.uri).path)))
         folder, _, name = urlsplit(self.uri).path.rpartition("/")
         try:
@@ -130,7 +130,7 @@ class _Remote:
                 return bytes(file.read())
         except ImageError:
             raise
-        # OSError, ArrowInvalid for a scheme that nobody reads, ImportError, ...
+        # OSError, ArrowInvalid for an unknown scheme, ImportError, ...
         except Exception as error:
             message = f"cannot be read: {last_line(error)}"
             raise ImageError(message, kind="unreadable") from error
@@ -138,13 +138,13 @@ class _Remote:
 
 @lru_cache(maxsize=64)
 def _file_system(folder: str) -> tuple[Any, str]:
-    """Connect to what holds a folder, once: object stores take their time."""
+    """Connect to the file system of a folder; cached, because connecting is slow."""
     from pyarrow.fs import FileSystem
 
     return cast("tuple[Any, str]", FileSystem.from_uri(folder))
 
 
 def last_line(error: BaseException) -> str:
-    """Return what an error says at its end; Ray's begin with traces."""
+    """Return the last line of an error message; Ray's messages begin with tracebacks."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Images -> caption records, on this machine: read ahead, encode in batches, search."""
+"""Images -> caption records on this machine: read ahead, encode in batches, search."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory
 
 MOST_WORKERS = 1024
-BATCH_SIZE = 256  # keeps a GPU busy, and the search's many small steps cheap
+BATCH_SIZE = 256  # enough to keep a GPU busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class CaptioningOptions:
 
     Attributes:
         n_best: captions per image.
-        batch_size: images per pass; fewer where memory is short.
-        num_workers: threads that read and decode and, on a processor, encode and search; None:
-            one per core.
-        max_pixels: larger images are refused.
-        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, as long as twice
-            what the CNN sees remains: much faster, and its pixels differ by less than 1 of 255.
-        max_memory: bytes of images that are read and decoded at a time; None: `usual_limit`.
+        batch_size: images per batch; reduced when memory runs out.
+        num_workers: threads that read and decode and, on a CPU, encode and search; None: one per
+            core.
+        max_pixels: images with more pixels are refused.
+        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size if at least twice the
+            CNN's input size remains: much faster, and pixels differ by less than 1 of 255.
+        max_memory: bytes for reading and decoding images; None: `usual_limit`.
     """
 
     n_best: int = 1
@@ -48,10 +48,10 @@ class CaptioningOptions:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse threads that no machine has.
+        """Check the number of threads.
 
         Raises:
-            ConfigError: if so.
+            ConfigError: if `num_workers` is not 1 to 1,024.
         """
         count = self.num_workers
         if count is not None and not (isinstance(count, int) and 1 <= count <= MOST_WORKERS):
@@ -62,13 +62,13 @@ class CaptioningOptions:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What came of one image.
+    """The captions of one image, or its error.
 
     Attributes:
-        file_name: as the user or the listing named it.
-        captions: best first; empty where the image failed.
-        error: what was wrong with the image, if anything.
-        kind: of the error, for programs.
+        file_name: as the user or a table named the image.
+        captions: best first; empty if the image failed.
+        error: message, if the image failed.
+        kind: error code for programs, if the image failed.
     """
 
     file_name: str
@@ -78,12 +78,12 @@ class Record:
 
     @property
     def image_id(self) -> str:
-        """The file's name without folder and ending."""
+        """The file name without folder and extension."""
         return Path(self.file_name).stem
 
     @property
     def caption(self) -> str:
-        """The best caption, empty where the image failed."""
+        """The best caption; empty if the image failed."""
         return self.captions[0].text if self.captions else ""
 
     @property
@@ -91,34 +91,35 @@ class Record:
         """`ok`, or `error`."""
         return "error" if self.error else "ok"
 
-    def complete(self, found: list[Caption] | ImageError | None) -> Record:
-        """Return the record with what the model found; None: as it is."""
-        if found is None:
+    def complete(self, result: list[Caption] | ImageError | None) -> Record:
+        """Return the record with captions or an error added; None: unchanged."""
+        if result is None:
             return self
-        if isinstance(found, ImageError):
-            return replace(self, error=str(found), kind=found.kind)
-        return replace(self, captions=tuple(found))
+        if isinstance(result, ImageError):
+            return replace(self, error=str(result), kind=result.kind)
+        return replace(self, captions=tuple(result))
 
     def to_json(self) -> str:
-        """Return all but the name, exactly, for `from_json`."""
-        return json.dumps([[astuple(each) for each in self.captions], self.error, self.kind])
+        """Return all fields except the name, without loss, for `from_json`."""
+        captions = [astuple(caption) for caption in self.captions]
+        return json.dumps([captions, self.error, self.kind])
 
     @classmethod
     def from_json(cls, file_name: str, text: str) -> Record:
-        """Read what `to_json` returned."""
+        """Read the output of `to_json`."""
         captions, error, kind = json.loads(text)
-        return cls(file_name, tuple(Caption(*each) for each in captions), error, kind)
+        return cls(file_name, tuple(Caption(*fields) for fields in captions), error, kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a job comes to.
+    """Counts of a job.
 
     Attributes:
-        images: listed.
-        failed: of these.
-        fresh: captioned or failed in this sitting; the others were done before.
-        errors: file that lists the failures; None where there are none.
+        images: number of images.
+        failed: number of images that failed.
+        fresh: number of images captioned or failed in this run; earlier runs did the others.
+        errors: file that lists the failures; None if there are none.
     """
 
     images: int
@@ -128,21 +129,21 @@ class Totals:
 
     @property
     def captioned(self) -> int:
-        """Images that have a caption."""
+        """Number of images that have a caption."""
         return self.images - self.failed
 
 
 class ItemReader:
-    """Reads and decodes images, within a bound of memory."""
+    """Reads and decodes images within a memory limit."""
 
     def __init__(
         self, preprocess: Preprocess, how: CaptioningOptions, memory: Memory | None = None
     ):
-        """Begin with nothing read.
+        """Create a reader.
 
         Args:
-            preprocess: from a picture to its pixels.
-            how: how to caption many.
+            preprocess: turns a picture into pixels.
+            how: captioning settings.
             memory: see `caption_files`.
         """
         self.preprocess = preprocess
@@ -153,26 +154,26 @@ class ItemReader:
     def read(
         self,
         item: Item,
-        place: int,
+        ticket: int,
         is_wanted: Callable[[bytes], bool] = lambda content: True,  # noqa: ARG005
     ) -> tuple[Record, Tensor | None]:
         """Read and decode an image.
 
         Args:
             item: the image.
-            place: in the line of `memory`, which it then leaves.
-            is_wanted: called with the file's content; False: it is not decoded.
+            ticket: from `memory.join`; released here.
+            is_wanted: called with the file's content; False: do not decode.
 
         Returns:
-            Its record, which says what is wrong, if anything; and pixels, uint8 (3, S, S), if it
-            was decoded.
+            The record, with an error if the image failed; and pixels, uint8 (3, S, S), if it was
+            decoded.
         """
         try:
-            return self._read(item, partial(self.memory.claim, number=place), is_wanted)
-        finally:  # where the bytes and the picture are gone already
+            return self._read(item, partial(self.memory.claim, number=ticket), is_wanted)
+        finally:  # the bytes and the picture are freed by now
             if isinstance(item.source, Held):
                 item.source.give_back()
-            self.memory.leave(place)
+            self.memory.leave(ticket)
 
     def _read(
         self, item: Item, claim: Callable[[int], None], is_wanted: Callable[[bytes], bool]
@@ -198,22 +199,22 @@ def caption_files(
     *,
     memory: Memory | None = None,
 ) -> Iterator[Record]:
-    """Caption images; a bad one costs its own record and nothing else.
+    """Caption images; a bad image costs only its own record.
 
     Args:
         captioner: on its device.
-        items: images; or what could not be found, passed through as failures. They are listed as
-            they are needed, so that memory does not grow with their number.
-        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
-        how: how to caption many; None: the defaults.
-        memory: asked for room to read and decode, the one that `list_images` asks; None: one of
-            its own.
+        items: images, or failures, which become records unchanged. Consumed lazily: memory does
+            not grow with the number of images.
+        options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's.
+        how: captioning settings; None: the defaults.
+        memory: memory limit for reading and decoding; pass the object given to `list_images`.
+            None: a new one.
 
     Yields:
         One record per item, in order.
 
     Raises:
-        ConfigError: if a number is out of bounds, or the options do not fit the model or n_best.
+        ConfigError: if a number is out of range, or the options do not fit the model or n_best.
     """
     how = how or CaptioningOptions()
     options = options or captioner.settings(n_best=how.n_best)
@@ -223,12 +224,12 @@ def caption_files(
     )
     for batch in captioner.captions_of(
         queue,
-        lambda asked: reader.read(*asked),
+        lambda queued: reader.read(*queued),
         options,
         n_best=how.n_best,
         num_workers=how.num_workers,
     ):
-        yield from (record.complete(found) for record, found in batch)
+        yield from (record.complete(captions) for record, captions in batch)
 
 
 def _content(item: Item, claim: Callable[[int], None]) -> bytes:
@@ -238,7 +239,7 @@ def _content(item: Item, claim: Callable[[int], None]) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, Path):
-        with suppress(OSError, ValueError):  # reading it says what is wrong
+        with suppress(OSError, ValueError):  # `read_file` reports the error
             claim(min(source.stat().st_size, MAX_BYTES))
         return read_file(source)
     if not isinstance(source, Held):

@@ -1,6 +1,6 @@
-"""Caption records -> text, JSONL, CSV, COCO results JSON, Parquet, or a file beside each image.
+"""Caption records -> text, JSONL, CSV, COCO results JSON, Parquet, or a file next to each image.
 
-A format is a subclass of `Writer` and a line of `FORMATS`.
+To add a format, write a subclass of `Writer` and add it to `FORMATS`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from captioner.system.ownership import owns
 from captioner.system.version import __version__
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
-NAMED_ALONE = "choose jsonl or csv"  # where two images may have one name
-ROW_GROUP = 2**16  # rows of a Parquet file that are written, and later read, together
-LOOK_EVERY = 2**16  # records; whoever moves an output away is told before the end of a long job
+USE_OTHER_FORMAT = "choose jsonl or csv"  # formats in which two images may share a name
+ROW_GROUP = 2**16  # rows per row group of a Parquet file
+LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
 
 class Writer(ABC):
-    """Writes records in one format. A `with` block opens it, and closes what was not broken off.
+    """Writes records in one format.
+
+    A `with` block calls `open`, and calls `close` if no exception was raised.
 
     Attributes:
-        several: whether it has room for more captions of an image than the best.
+        several: whether the format holds more than one caption per image.
     """
 
     several: ClassVar[bool] = True
@@ -40,35 +42,35 @@ class Writer(ABC):
     def __init__(
         self, file: TextIO, *, n_best: int = 1, extension: str = ".txt", overwrite: bool = False
     ):
-        """Write into a file.
+        """Create a writer.
 
         Args:
             file: open for writing, as UTF-8.
-            n_best: captions to write per image, where there is room.
-            extension: of files beside images, with its dot.
-            overwrite: replace files beside images.
+            n_best: captions to write per image, if the format holds several.
+            extension: extension of files next to images, with the dot.
+            overwrite: replace existing files next to images.
         """
         self.file = file
         self.n_best = n_best
         self.extension = extension
         self.overwrite = overwrite
 
-    def open(self) -> None:  # noqa: B027 many formats begin with nothing
-        """Write what comes before the first record."""
+    def open(self) -> None:  # noqa: B027 optional
+        """Write the header, if the format has one."""
 
     @abstractmethod
     def write(self, record: Record) -> Record:
         """Write a record.
 
         Returns:
-            The record; as a failure where its place is taken by another.
+            The record; a failure if its caption would replace another one.
 
         Raises:
-            DataError: if the file beside an image cannot be written.
+            DataError: if the file next to an image cannot be written.
         """
 
-    def close(self) -> None:  # noqa: B027 many formats end with nothing
-        """Write what comes after the last record."""
+    def close(self) -> None:  # noqa: B027 optional
+        """Write the footer, if the format has one."""
 
     def __enter__(self) -> Self:
         self.open()
@@ -80,10 +82,10 @@ class Writer(ABC):
 
 
 class TextWriter(Writer):
-    """Path, tab, caption; with n-best each line also has the caption's log-probability."""
+    """Path, tab, caption; with n-best, also a tab and the caption's log-probability."""
 
     def write(self, record: Record) -> Record:
-        """Write a line for each caption; see `Writer`."""
+        """Write one line per caption; see `Writer`."""
         name = escape(record.file_name, LINE_NAME)
         for caption in record.captions[: self.n_best]:
             detail = f"\t{caption.log_prob:.4f}" if self.n_best > 1 else ""
@@ -92,7 +94,7 @@ class TextWriter(Writer):
 
 
 class JsonLinesWriter(Writer):
-    """An object a line, failures too; see `as_dict`."""
+    """One JSON object per line, including failures; see `as_dict`."""
 
     def write(self, record: Record) -> Record:
         """Write a line; see `Writer`."""
@@ -101,7 +103,7 @@ class JsonLinesWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """A table with a line of column names; failures too, their status says so."""
+    """A CSV table with column names; failures have the status `error`."""
 
     several = False
 
@@ -111,29 +113,31 @@ class CsvWriter(Writer):
         self.table.writeheader()
 
     def write(self, record: Record) -> Record:
-        """Write a row: numbers as they are, texts as spreadsheets leave them; see `Writer`."""
+        """Write a row, with texts escaped for spreadsheets; see `Writer`."""
         texts = (record.file_name, record.image_id, record.caption)
         self.table.writerow(as_dict(record) | dict(zip(COLUMNS, map(escape, texts), strict=False)))
         return record
 
 
 class CocoWriter(Writer):
-    """A COCO results file, of what worked."""
+    """A COCO results file, without the failures."""
 
     several = False
 
     def open(self) -> None:
-        """Begin with nothing written: the list opens with its first entry."""
+        """Start with no ids; `write` opens the list."""
         self.ids: set[int | str] = set()
 
     def write(self, record: Record) -> Record:
-        """Write an entry; see `Writer`. COCO's own ids are the numbers in its file names."""
+        """Write an entry; see `Writer`. The id of a COCO image is the number in its file name."""
         if not record.captions:
             return record
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
         if image_id in self.ids:
-            return _taken(record, f"another image has the same COCO id, {image_id}; {NAMED_ALONE}")
+            return _taken(
+                record, f"another image has the same COCO id, {image_id}; {USE_OTHER_FORMAT}"
+            )
         entry = to_json({"image_id": image_id, "caption": record.caption})
         self.file.write(f"{',' if self.ids else '['}\n{entry}")
         self.ids.add(image_id)
@@ -145,12 +149,12 @@ class CocoWriter(Writer):
 
 
 class SidecarWriter(Writer):
-    """A text file beside each image, with its caption alone."""
+    """A text file next to each image that holds only its caption."""
 
     several = False
 
     def open(self) -> None:
-        """Begin with no file written."""
+        """Start with no file written."""
         self.places: set[Path] = set()
 
     def write(self, record: Record) -> Record:
@@ -159,23 +163,22 @@ class SidecarWriter(Writer):
             return record
         place = _beside(record.file_name, self.extension)
         if place in self.places:
-            reason = f"another image has the same text file, {place}; {NAMED_ALONE}"
+            reason = f"another image has the same text file, {place}; {USE_OTHER_FORMAT}"
             return _taken(record, reason)
         if place.exists() and not self.overwrite:
-            return _taken(record, f"{place} exists; --overwrite replaces it")
+            return _taken(record, f"{place} already exists; --overwrite replaces it")
         self.places.add(place)
         try:
             write_text(place, record.caption + "\n", "sidecar")
         except OSError as error:
             raise DataError(
-                f"{place}: cannot be written: {error.strerror}; choose a format that needs no "
-                f"file there"
+                f"{place}: cannot be written: {error.strerror}; choose a --format other than txt"
             ) from error
         return record
 
 
 class ParquetWriter(Writer):
-    """The columns of JSON Lines."""
+    """A Parquet file with the fields of JSON Lines as columns."""
 
     def open(self) -> None:
         """Write the schema."""
@@ -193,14 +196,14 @@ class ParquetWriter(Writer):
         self.rows: list[dict[str, object]] = []
 
     def write(self, record: Record) -> Record:
-        """Write a row, with others of its group; see `Writer`."""
+        """Add a row to the current row group; see `Writer`."""
         self.rows.append(as_dict(record, self.n_best))
         if len(self.rows) == ROW_GROUP:
             self.close()
         return record
 
     def close(self) -> None:
-        """Write the rows that wait for others of their group."""
+        """Write the current row group."""
         import pyarrow as pa
 
         if self.rows:
@@ -223,11 +226,11 @@ FORMATS: dict[str, type[Writer]] = {
 
 
 def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
-    """Return a record as it stands in JSONL.
+    """Return a record as a JSONL object.
 
     Args:
-        record: one image's.
-        n_best: above 1, so many captions are listed with their log-probabilities.
+        record: record of one image.
+        n_best: if above 1, the number of captions to list with their log-probabilities.
     """
     best = record.captions[0] if record.captions else None
     row: dict[str, object] = {
@@ -250,20 +253,20 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
 def write_output(
     records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
 ) -> Totals:
-    """Write the output of a job, and the list of its failures beside it: whole, or not at all.
+    """Write the output of a job and its list of failures, each atomically.
 
     Args:
-        records: in the order of their images.
+        records: in the order of the images.
         output: file to write.
-        format: one of `FORMATS` that is one file.
-        n_best: captions to write per image, where the format has room for more than one.
+        format: a format of `FORMATS` that writes one file.
+        n_best: captions to write per image, if the format holds several.
 
     Returns:
-        What came of the images.
+        The counts of the job.
 
     Raises:
-        DataError: if there is a list of failures that cannot be read.
-        FileNotFoundError: if the output was moved away while it was written.
+        DataError: if an existing list of failures cannot be read.
+        FileNotFoundError: if the output's folder was moved away while it was written.
     """
     images = failed = 0
     with (
@@ -284,30 +287,31 @@ def write_output(
 def untaken(
     items: Iterable[Item], extension: str, *, overwrite: bool, leave: Callable[[str], None]
 ) -> Iterator[Item]:
-    """Leave out images that have a text file already: they are done, or another's work.
+    """Skip images that already have a text file next to them.
 
     Args:
         items: images.
-        extension: of the file beside an image, with its dot.
-        overwrite: leave none out whose text file is one line, as a caption is.
-        leave: told the name of each image that is left out.
+        extension: extension of the text file, with the dot.
+        overwrite: do not skip images whose text file is a single line, as a caption is.
+        leave: called with the name of each skipped image.
 
     Yields:
-        The others; as a failure where the text file would be the picture itself, or holds more.
+        The other images; a failure if the text file would replace the image itself, something that
+        is not a file, or more than one line of text.
     """
     for item in items:
         place = _beside(item.name, extension)
         if place == Path(item.name):
-            reason = "its caption would take its own place; choose another --extension"
+            reason = "its caption would replace the image itself; choose another --extension"
             yield Item(item.name, ImageError(reason, kind="place_taken"))
         elif isinstance(item.source, Path) and place.exists():
             if not overwrite:
                 leave(item.name)
             elif not place.is_file():
-                reason = f"its caption would go into {place}, which is no file; move that away"
+                reason = f"its caption would replace {place}, which is not a file; move that away"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
             elif place.stat().st_size and not owns(place, "sidecar"):
-                reason = f"its caption would replace {place}, which is more than a line of text"
+                reason = f"its caption would replace {place}, which has more than one line of text"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
             else:
                 yield item

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from captioner.system.memory import Memory
     from captioner.system.world import World
 
-SHOW_RATE_FROM = 20  # images; fewer finish before a rate means anything
+SHOW_RATE_FROM = 20  # images; with fewer, a rate means nothing
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
-    """How to caption: what the command line says besides how to search."""
+class RunOptions:
+    """How to run: every option of the command except those of the search."""
 
     models: list[Path]
     output: Path | None
@@ -61,7 +61,7 @@ class How:
     device: str
 
     def job(self) -> JobOptions:
-        """Return what the captioning needs to know of it."""
+        """Return the options that captioning needs."""
         from captioner.captioning.job import JobOptions
         from captioner.images.decode import MAX_PIXELS
 
@@ -93,59 +93,59 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 @click.option(
     "--format",
     type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "parquet"]),
-    help="text: path, tab, caption; txt: a file beside each image.  "
-    "[default: by --output's ending, else jsonl; on stdout text]",
+    help="text: path, tab, caption; txt: one text file next to each image.  "
+    "[default: from --output's extension, else jsonl; text on stdout]",
 )
-@click.option("--extension", default=".txt", show_default=True, help="txt: of the files beside.")
+@click.option("--extension", default=".txt", show_default=True, help="File extension for txt.")
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @click.option(
-    "--overwrite", is_flag=True, help="Give up what was done and start over; txt: replace captions."
+    "--overwrite", is_flag=True, help="Discard earlier results; txt: replace existing files."
 )
 @click.option(
     "--on-error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
     show_default=True,
-    help="A broken image costs its own record, or stops the job.",
+    help="skip: report a broken image and continue; fail: stop.",
 )
-@click.option("--retry-errors", is_flag=True, help="Try again what failed before.")
-@click.option("--salvage", is_flag=True, help="Keep the sound rows of a damaged journal.")
-@click.option("--recursive", is_flag=True, help="Also look into folders of folders.")
-@click.option("--image-column", help="Column of paths in CSV, TSV, JSONL.  [default: guessed]")
+@click.option("--retry-errors", is_flag=True, help="Retry images that failed before.")
+@click.option("--salvage", is_flag=True, help="Keep the intact rows of a damaged journal.")
+@click.option("--recursive", is_flag=True, help="Also search subfolders.")
+@click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
 @click.option("--max-pixels", type=click.IntRange(1, 2**40), help="Refuse larger images.")
 @click.option(
     "--scaled-decoding",
     is_flag=True,
-    help="Decode large JPEGs at a fraction of their size: faster, pixels nearly the same.",
+    help="Decode large JPEGs at reduced size: faster, with nearly the same pixels.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="ray: on a cluster, where $RAY_ADDRESS names one; .jsonl or .parquet.",
+    help="ray: the cluster at $RAY_ADDRESS, else this machine; jsonl or parquet only.",
 )
 @click.option(
-    "--num-gpus", type=click.FloatRange(0, 1024), help="ray: of each worker.  [default: 0]"
+    "--num-gpus", type=click.FloatRange(0, 1024), help="ray: GPUs per worker.  [default: 0]"
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 2**16),
     default=256,
     show_default=True,
-    help="Images per pass; lowered where memory is short.",
+    help="Images per batch; reduced when memory runs out.",
 )
 @click.option(
     "--num-workers",
     type=click.IntRange(1, 1024),
-    help="Threads that read and decode; without a GPU they do all.",
+    help="Threads that read and decode images; without a GPU they also compute.",
 )
 @click.option(
     "--max-memory",
     metavar="SIZE",
     callback=_bytes,
-    help="For images being read and decoded, like 2G; with ray, of each worker.  "
-    "[default: by cores and what is free]",
+    help="Memory for reading and decoding images, such as 2G; ray: per worker.  "
+    "[default: from cores and free memory]",
 )
 @decoding_options
 @device_option
@@ -159,17 +159,17 @@ def command(
 ) -> None:
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
-    Archives are ZIP files and tar shards, shards/{000..099}.tar or pipe:COMMAND among them;
-    tables are CSV, TSV and JSON Lines files with a column of paths.
+    Archives are ZIP and tar files, such as shards/{000..099}.tar; pipe:COMMAND reads the tar
+    stream that a command writes. Tables are CSV, TSV and JSON Lines files with a column of paths.
 
-    Captions go to stdout (or --output), everything else to stderr. A broken file is reported
-    and the rest are captioned; the exit code is then 1. With --output a job that was cut off goes
-    on where it was when the same command is given again.
+    Captions go to stdout (or --output), everything else to stderr. A broken file is reported, the
+    rest are captioned, and the exit code is 1. With --output, the same command given again
+    continues an interrupted job.
     """
     from captioner.run_dir import find_models
 
-    usual = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
-    how = How(models=[], output=output, format=format or usual, **options)
+    default = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
+    how = RunOptions(models=[], output=output, format=format or default, **options)
     _check_engine(how)
     _check_output(how)
     how = replace(how, models=find_models(models))
@@ -177,34 +177,34 @@ def command(
         say(f"model: {how.models[0]}")
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
-    done = caption(images, decoding, how)
-    if done:
-        totals, note = done
+    outcome = caption(images, decoding, how)
+    if outcome:
+        totals, note = outcome
         if totals.images >= SHOW_RATE_FROM or totals.failed or note:
             _say_totals(totals, time.perf_counter() - started, note)
         if totals.failed:
             raise SystemExit(1)
 
 
-Outcome = tuple["Totals", str]  # what came of the images, and what else is to be said
+Outcome = tuple["Totals", str] | None  # counts and a note to print; None: print nothing
 
 
-def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
-    """Write captions to stdout as they come, or beside their images."""
+def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
+    """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Totals, caption_files
     from captioner.captioning.sources import files_only
     from captioner.captioning.writers import FORMATS, untaken
     from captioner.system.memory import Memory
 
-    memory, left = Memory(how.max_memory), 0
+    memory, skipped = Memory(how.max_memory), 0
 
-    def leave(_: str) -> None:
-        nonlocal left
-        left += 1
+    def skip(_: str) -> None:
+        nonlocal skipped
+        skipped += 1
 
     items = _items(images, how, memory)
     if how.format == "txt":
-        items = untaken(files_only(items), how.extension, overwrite=how.overwrite, leave=leave)
+        items = untaken(files_only(items), how.extension, overwrite=how.overwrite, leave=skip)
     count = failed = 0
     with _started(images, how) as (captioner, _):
         options = captioner.settings(n_best=how.n_best, **decoding)
@@ -219,13 +219,13 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -
                 _report(record)
                 if record.error and how.on_error == "fail":
                     break
-    taken = f"; {left:,} left out, which have a {how.extension} (--overwrite replaces it)"
-    return Totals(count, failed, count), taken if left else ""
+    note = f"; {skipped:,} skipped, their {how.extension} file exists (--overwrite replaces it)"
+    return Totals(count, failed, count), note if skipped else ""
 
 
-def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
+def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
     """Caption into a file, with a journal; several processes may share the work."""
-    from captioner.captioning.job import caption_to_file, going_on
+    from captioner.captioning.job import caption_to_file, how_to_continue
     from captioner.model_dir import fingerprint
     from captioner.system.memory import Memory
 
@@ -247,11 +247,11 @@ def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> 
                 say=say,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; {going_on(how.overwrite)}") from None
+            raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
         return (totals, _where(how.output, totals)) if world.leads else None
 
 
-def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> Outcome | None:
+def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
     """Caption into a file, on a Ray cluster."""
     from captioner.captioning.ray import caption_with_ray
     from captioner.system.ownership import check
@@ -261,8 +261,7 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> O
     check(how.output, "captions")
     if how.output.exists() and not how.overwrite:
         raise click.UsageError(
-            f"{how.output}: exists; --output FILE writes elsewhere, --overwrite gives up what is "
-            f"in it"
+            f"{how.output}: already exists; choose another --output, or --overwrite to replace it"
         )
     totals = caption_with_ray(
         how.models,
@@ -277,12 +276,12 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: How) -> O
     return totals, _where(how.output, totals)
 
 
-def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator[Item]:
-    """List the images, as they are needed."""
+def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> Iterator[Item]:
+    """List the images lazily."""
     from captioner.captioning.sources import list_images
 
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
-        # Paths are bytes, and only a line feed ends one.
+        # Paths may hold bytes that are not UTF-8; only a line feed ends a path.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
     return list_images(
         images,
@@ -294,65 +293,65 @@ def _items(images: tuple[str, ...], how: How, memory: Memory | None) -> Iterator
 
 
 @contextmanager
-def _started(images: tuple[str, ...], how: How) -> Iterator[tuple[Captioner, World]]:
-    """Join the other processes of the job, and load the model."""
+def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Captioner, World]]:
+    """Join the other processes of the job and load the model."""
     from captioner.captioner import choose_device
     from captioner.system.world import joined
 
-    # Shares of a job take different times, and the leader merges them all. `torchrun` ends the
-    # ranks that would wait for a dead one.
+    # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
+    # ends the others.
     with joined(choose_device(how.device), timedelta(days=365)) as (world, device):
         if world.size > 1 and (not how.output or any(map(_read_once, images))):
             raise click.UsageError(
-                "several processes need --output, and images not from stdin or a named pipe"
+                "several processes need --output, and cannot share stdin or a named pipe"
             )
         yield load_captioner(how.models, str(device)), world
 
 
 def _read_once(source: str) -> bool:
-    """Whether only one process can read it."""
+    """Whether only one process can read a source."""
     from captioner.captioning.sources import typed
 
     return source == "-" or any(Path(name).is_fifo() for name in typed(source))
 
 
-def _check_engine(how: How) -> None:
-    """Refuse what an engine does not do."""
+def _check_engine(how: RunOptions) -> None:
+    """Refuse options that the engine does not support."""
     if how.engine == "ray":
         if not how.output or how.format not in ("jsonl", "parquet"):
             raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
         if how.retry_errors or how.salvage or how.on_error == "fail" or how.device != "auto":
             raise click.UsageError(
-                "--engine ray takes no --retry-errors, --salvage, --on-error fail or --device: a "
-                "Ray job is whole or not at all, and --num-gpus says where it computes"
+                "--engine ray does not support --retry-errors, --salvage, --on-error fail or "
+                "--device: a Ray job cannot be resumed, and --num-gpus chooses its devices"
             )
     elif how.format == "parquet":
         raise click.UsageError("--format parquet needs --engine ray")
     elif how.num_gpus is not None:
-        raise click.UsageError("--num-gpus needs --engine ray; --device chooses one here")
+        raise click.UsageError("--num-gpus needs --engine ray; without it, use --device")
 
 
-def _check_output(how: How) -> None:
-    """Refuse what a format or its place cannot hold."""
+def _check_output(how: RunOptions) -> None:
+    """Refuse options that the output format or place does not support."""
     if how.format == "txt" and how.output:
-        raise click.UsageError("--format txt writes beside each image; it takes no --output")
+        raise click.UsageError("--format txt writes next to each image; remove --output")
     if not how.output and how.retry_errors:
-        raise click.UsageError("--retry-errors needs --output: only there is kept what failed")
+        raise click.UsageError("--retry-errors needs --output: its journal records failures")
     if how.output and (how.output.is_dir() or not how.output.name):
         raise click.UsageError(f"--output: {how.output} is a folder; name a file in it")
     if not how.extension.startswith(".") or "/" in how.extension or len(how.extension) < 2:
         raise click.UsageError(f"--extension: must look like .txt, given {excerpt(how.extension)}")
     if how.salvage and (how.overwrite or not how.output):
-        raise click.UsageError("--salvage mends the journal of --output; it takes no --overwrite")
+        raise click.UsageError("--salvage needs --output, and excludes --overwrite")
     from captioner.captioning.writers import FORMATS
     from captioner.images.decode import SUFFIXES
 
     if how.n_best > 1 and not FORMATS[how.format].several:
         raise click.UsageError(
-            f"--n-best: {how.format} holds one caption an image; use jsonl or text"
+            f"--n-best: {how.format} holds one caption per image; use jsonl or text"
         )
     if how.format == "txt" and how.extension.lower() in SUFFIXES:
-        raise click.UsageError(f"--extension: {how.extension} is that of pictures; choose another")
+        raise click.UsageError(f"--extension: {how.extension} is an image extension; use another")
 
 
 def _where(output: Path, totals: Totals) -> str:
@@ -362,7 +361,7 @@ def _where(output: Path, totals: Totals) -> str:
 def _say_totals(totals: Totals, seconds: float, note: str) -> None:
     before = totals.images - totals.fresh
     say(
-        f"{totals.images:,} image(s){f' ({before:,} of them before)' if before else ''}, "
+        f"{totals.images:,} image(s){f' ({before:,} in earlier runs)' if before else ''}, "
         f"{totals.captioned:,} captioned, {totals.failed:,} failed, "
         f"{totals.fresh / seconds:,.1f} images per second{note}"
     )

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from captioner.captioner import Captioner
-from captioner.captioning.job import JobOptions, caption_to_file, going_on
+from captioner.captioning.job import JobOptions, caption_to_file, how_to_continue
 from captioner.captioning.journal import Done, Journal, journals_of
 from captioner.captioning.records import CaptioningOptions, Record, caption_files
 from captioner.captioning.sources import list_images
@@ -193,7 +193,7 @@ def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": "other"}, r"\(with another model\)"),
+        ({"model": "other"}, r"\(another model\)"),
         ({"beam_size": 3}, "beam_size was 2, is 3"),
         ({"n_best": 2}, "n_best was 1, is 2"),
     ],
@@ -232,9 +232,7 @@ def test_an_output_without_its_journal_is_given_up_only_when_told(model, picture
     before = output.read_bytes()
     for path in journals_of(output):
         path.unlink()
-    with pytest.raises(
-        ConfigError, match=f"has no journal.*--overwrite gives up the {IMAGES} line"
-    ):
+    with pytest.raises(ConfigError, match=rf"already exists \({IMAGES} lines\) and has no journal"):
         run(model, pictures, output)
     assert output.read_bytes() == before
     assert run(model, pictures, output, overwrite=True).fresh == IMAGES
@@ -245,7 +243,7 @@ def test_an_output_without_its_journal_is_given_up_only_when_told(model, picture
 def test_a_lock_that_holds_something_is_not_ours(model, pictures, tmp_path):
     lock = tmp_path / ".out.jsonl.captioner.lock"
     lock.write_text("mine")
-    with pytest.raises(ConfigError, match="is where the job is locked, and holds something"):
+    with pytest.raises(ConfigError, match="not a lock file of captioner"):
         run(model, pictures, tmp_path / "out.jsonl")
     assert lock.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [lock.name]
@@ -262,8 +260,10 @@ def test_as_many_captions_are_written_as_were_asked_for(model, pictures, tmp_pat
 
 
 def test_how_a_job_goes_on():
-    assert going_on(False) == "what was done is kept, the same command goes on"
-    assert going_on(True) == ("what was done is kept, the same command without --overwrite goes on")
+    assert how_to_continue(False) == "results so far are kept; run the same command to continue"
+    assert how_to_continue(True) == (
+        "results so far are kept; run the same command without --overwrite to continue"
+    )
 
 
 def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
@@ -272,7 +272,7 @@ def test_a_damaged_journal_is_one_clear_error(model, pictures, tmp_path):
     with journals_of(output)[0].open("r+b") as file:
         file.seek(4096)
         file.write(b"nonsense" * 1000)
-    with pytest.raises(DataError, match=r"out\.jsonl\.journal: a damaged journal.*--salvage"):
+    with pytest.raises(DataError, match=r"out\.jsonl\.journal: damaged journal.*--salvage"):
         run(model, pictures, output)
 
 
@@ -282,7 +282,7 @@ def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change)
     run(model, pictures, output)
     with sqlite3.connect(journals_of(output)[0]) as db:
         db.execute(change)
-    with pytest.raises(DataError, match="not what was written"):
+    with pytest.raises(DataError, match="checksum of a row does not match"):
         run(model, pictures, output)
     assert not list(tmp_path.glob(".*"))
 
@@ -290,7 +290,9 @@ def test_a_row_of_nonsense_is_one_clear_error(model, pictures, tmp_path, change)
 def test_a_list_of_failures_that_cannot_be_read_is_said_at_once(model, pictures, tmp_path):
     (tmp_path / "errors.jsonl").write_bytes(b"\xff\xfe")
     made = []
-    with pytest.raises(ConfigError, match=r"errors\.jsonl: already exists and is not a list of failures"):
+    with pytest.raises(
+        ConfigError, match=r"errors\.jsonl: already exists and is not a list of failures"
+    ):
         run(model, pictures, tmp_path / "out.jsonl", tell=made.append)
     assert not made
 
@@ -309,7 +311,7 @@ def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
 
     def meanwhile(_):
         if not refused:
-            with pytest.raises(ConfigError, match="another process is writing it"):
+            with pytest.raises(ConfigError, match="another process is writing this file"):
                 run(model, pictures, output)
             refused.append(True)
 
@@ -328,7 +330,9 @@ def test_what_is_written_is_held_against_what_was_listed(tmp_path):
         "0.png",
         "1.png",
     ]
-    with pytest.raises(DataError, match=r"3 stands in place of 2\); run the same command again"):
+    with pytest.raises(
+        DataError, match=r"found position 3, expected 2\); run the same command again"
+    ):
         list(journal.merged(3))
     for listed in (0, 2, 4):
         with pytest.raises(DataError, match=f"{listed} images were listed, 3 are in the journals"):
@@ -338,7 +342,7 @@ def test_what_is_written_is_held_against_what_was_listed(tmp_path):
         list(journal.merged(3))
 
 
-def test_rows_of_another_job_or_sitting_are_not_taken(tmp_path):
+def test_rows_of_another_job_or_run_are_refused(tmp_path):
     output = tmp_path / "out.jsonl"
     batch = [Done("a.png", b"digest", Record("a.png", error="no picture"))]
 
@@ -355,7 +359,7 @@ def test_rows_of_another_job_or_sitting_are_not_taken(tmp_path):
     _, earlier = written({"model": "a"}, b"0")
     for content in (other, earlier):
         journals_of(output)[0].write_bytes(content)
-        with pytest.raises(DataError, match="not what was written"):
+        with pytest.raises(DataError, match="checksum of a row does not match"):
             list(mine.merged(1))
     journals_of(output)[0].write_bytes(own)
     assert [record.file_name for record in mine.merged(1)] == ["a.png"]
@@ -436,7 +440,7 @@ def test_an_output_whose_place_was_taken_in_mid_job_is_kept_in_the_journal(
         if len(made) == 1:
             make(output)
 
-    with pytest.raises(DataError, match="took its place"):
+    with pytest.raises(DataError, match="became a folder or a pipe"):
         run(model, pictures, output, tell=tell)
     output.rmdir() if output.is_dir() else output.unlink()
     assert run(model, pictures, output).fresh == 0
@@ -446,7 +450,7 @@ def test_an_output_whose_place_was_taken_in_mid_job_is_kept_in_the_journal(
 @pytest.mark.parametrize("name", ["errors.jsonl", "folder"])
 def test_an_output_that_cannot_be_is_refused_at_once(model, pictures, tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ConfigError, match=r"choose another name|not a file"):
+    with pytest.raises(ConfigError, match=r"choose another name|not a regular file"):
         run(model, pictures, tmp_path / name)
     assert not (tmp_path / f"{name}.journal").exists()
 
@@ -458,7 +462,7 @@ def test_a_journal_damaged_inside_is_one_clear_error(model, pictures, tmp_path):
     data = bytearray(path.read_bytes())
     data[4096 * 2 :] = b"\xff" * (len(data) - 4096 * 2)  # all but the schema
     path.write_bytes(data)
-    with pytest.raises(DataError, match="a damaged journal"):
+    with pytest.raises(DataError, match="damaged journal"):
         run(model, pictures, output)
 
 
@@ -497,7 +501,7 @@ def test_a_flipped_bit_never_ends_in_other_captions_and_salvage_goes_on(
             run(model, pictures, output)
         except DataError as error:
             said.append(str(error))
-            assert "out.jsonl.journal: a damaged journal" in said[-1]
+            assert "out.jsonl.journal: damaged journal" in said[-1]
             assert len(said[-1].splitlines()) == 1
             assert not output.exists()
             run(model, pictures, output, salvage=True)
@@ -521,8 +525,8 @@ def test_salvage_keeps_the_sound_rows_and_the_damaged_file(model, pictures, tmp_
         aside = tmp_path / f"out.jsonl.journal.damaged{'.1' if number else ''}"
         assert aside.read_bytes() == damaged
         assert said == [
-            f"{journal}: damaged (a row is not what was written): 59 sound row(s) kept, 1 lost; "
-            f"the damaged file is {aside} now"
+            f"{journal}: damaged (the checksum of a row does not match): 59 intact row(s) kept, "
+            f"1 lost; the damaged file is now {aside}"
         ]
         assert totals.fresh == 1
         assert output.read_bytes() == whole
@@ -539,12 +543,12 @@ def test_around_a_damaged_page_rows_are_kept(model, pictures, tmp_path):
     middle = data.find(os.fsencode(pictures / "030.png")) // 4096 * 4096
     data[middle : middle + 4096] = bytes(4096)
     journal.write_bytes(data)
-    with pytest.raises(DataError, match="a damaged journal"):
+    with pytest.raises(DataError, match="damaged journal"):
         run(model, pictures, output)
     said: list[str] = []
     totals = run(model, pictures, output, salvage=True, say=said.append)
     assert 0 < totals.fresh < IMAGES // 2
-    assert f"{IMAGES - totals.fresh} sound row(s) kept" in said[0]
+    assert f"{IMAGES - totals.fresh} intact row(s) kept" in said[0]
     assert output.read_bytes() == whole
 
 
@@ -556,11 +560,11 @@ def test_a_journal_without_checksums_is_not_trusted(model, pictures, tmp_path):
         for table in ("job", "records", "listing"):
             db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
     db.close()
-    with pytest.raises(DataError, match=r"no checksums: it is of an older captioner.*--salvage"):
+    with pytest.raises(DataError, match=r"no checksums: an older captioner wrote it.*--salvage"):
         run(model, pictures, output)
     said = []
     assert run(model, pictures, output, salvage=True, say=said.append).fresh == IMAGES
-    assert f"0 sound row(s) kept, {IMAGES} lost" in said[0]
+    assert f"0 intact row(s) kept, {IMAGES} lost" in said[0]
     assert output.read_bytes() == whole
 
 
@@ -568,7 +572,7 @@ def test_salvage_takes_no_rows_of_another_job(model, pictures, tmp_path):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
     before = journals_of(output)[0].read_bytes()
-    with pytest.raises(ConfigError, match="with another model"):
+    with pytest.raises(ConfigError, match="another model"):
         run(model, pictures, output, model="other", salvage=True)
     assert journals_of(output)[0].read_bytes() == before
 

@@ -85,7 +85,7 @@ def test_what_was_said_first_stays_but_a_failure_does_not(tmp_path: Path) -> Non
     assert [record.captions[0].text for record in records] == ["first", "mended", "first"]
 
 
-def test_where_images_stand_is_forgotten_by_the_next_sitting_and_what_was_done_is_not(
+def test_a_new_run_forgets_positions_and_keeps_records(
     tmp_path: Path,
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -118,9 +118,9 @@ def test_settings_are_the_same_in_any_order_and_others_are_named(tmp_path: Path)
         with pytest.raises(ConfigError) as error:
             Journal(output, rank, {"model": "n", "beam_size": 4, "top_p": 1.0})
         assert str(error.value) == (
-            f"{output}.journal: this job was begun otherwise (with another model; beam_size was 3, "
-            f"is 4); --output FILE writes elsewhere, --overwrite gives up the 0 images that are "
-            f"done"
+            f"{output}.journal: this job was started with different settings (another model; "
+            f"beam_size was 3, is 4); choose another --output, or --overwrite to discard 0 "
+            f"finished images"
         )
 
 
@@ -130,7 +130,9 @@ def test_an_image_that_is_in_no_journal_is_named(tmp_path: Path) -> None:
     journal.close()
     merged = journal.merged(2)
     assert next(merged) == good("a.png").record
-    with pytest.raises(DataError, match=r"not written: 'b\.png' was done, and is in no journal"):
+    with pytest.raises(
+        DataError, match=r"not written: 'b\.png' was captioned but is in no journal"
+    ):
         next(merged)
 
 
@@ -149,7 +151,9 @@ def test_a_row_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
     with journal.connection as db:
         db.execute("UPDATE records SET row = CAST(x'ff00ff' AS TEXT)")
     for read in (lambda: journal.digests("a.png"), lambda: list(journal.merged(1))):
-        with pytest.raises(DataError, match=r"a damaged journal \(a row is not what was written\)"):
+        with pytest.raises(
+            DataError, match=r"damaged journal \(the checksum of a row does not match\)"
+        ):
             read()
     journal.close()
 
@@ -181,11 +185,14 @@ CORRUPT.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (FULL, "cannot be used as this job's journal (database or disk is full); what was done is"),
-        (BUSY, "cannot be used as this job's journal (database is locked); what was done is kept"),
-        (OSError(13, "Permission denied"), "journal (Permission denied); what was done is kept"),
-        (CORRUPT, "a damaged journal (database disk image is malformed); --salvage sets it aside"),
-        (ValueError("no number"), "a damaged journal (no number); --salvage sets it aside"),
+        (FULL, "cannot be used as this job's journal (database or disk is full); results so far"),
+        (
+            BUSY,
+            "cannot be used as this job's journal (database is locked); results so far are kept",
+        ),
+        (OSError(13, "Permission denied"), "journal (Permission denied); results so far are kept"),
+        (CORRUPT, "damaged journal (database disk image is malformed); --salvage keeps"),
+        (ValueError("no number"), "damaged journal (no number); --salvage keeps"),
     ],
 )
 def test_damage_is_told_from_what_only_stands_in_the_way(error: Exception, said: str) -> None:
@@ -247,7 +254,7 @@ def test_a_flipped_bit_in_the_header_is_damage_and_loses_no_row(tmp_path: Path, 
     with pytest.raises(DataError, match="--salvage"):
         Journal(output, 0, {"model": "m"})
     (said,) = salvaged(output, {"model": "m"})
-    assert "2 sound row(s) kept, 0 lost" in said
+    assert "2 intact row(s) kept, 0 lost" in said
     assert (tmp_path / "out.jsonl.journal.damaged").read_bytes() == content
     with closing(Journal(output, 0, {"model": "m"})) as journal:
         assert journal.digests("a.png") == journal.digests("b.png") == {A}

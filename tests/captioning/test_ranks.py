@@ -63,11 +63,11 @@ def test_two_processes_write_what_one_writes_and_any_number_goes_on(folder):
 
     # what two have done, one need not do; and the other way round
     again = caption(folder, "two.jsonl")
-    assert "(21 of them before)" in again.stderr
+    assert "(21 in earlier runs)" in again.stderr
     toys.draw(folder / "pictures" / "09.png", "red")
     mended = caption(folder, "one.jsonl", ranks=2)
     assert mended.returncode == 0, mended.stderr
-    assert "(20 of them before)" in mended.stderr
+    assert "(20 in earlier runs)" in mended.stderr
     assert len((folder / "one.jsonl").read_bytes().splitlines()) == 21
 
 

@@ -93,7 +93,7 @@ def plain(models: list[Path], items: list[Item], n_best: int) -> str:
 
 
 def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "SHARE", 1)  # six shares for two workers
+    monkeypatch.setattr(cluster, "BLOCK_BATCHES", 1)  # six blocks for two workers
     output = tmp_path / "out" / "captions.jsonl"
     heard: list[Record] = []
     totals = caption_with_ray(
@@ -146,7 +146,7 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
 ):
     from pyarrow.parquet import read_table
 
-    monkeypatch.setattr(cluster, "SHARE", 1)
+    monkeypatch.setattr(cluster, "BLOCK_BATCHES", 1)
     monkeypatch.setattr(cluster, "WINDOW_IMAGES", 8)  # two windows
     output = tmp_path / "captions.parquet"
     uris = [item.source.as_uri() for item in items[:11] if isinstance(item.source, Path)]

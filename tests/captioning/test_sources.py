@@ -88,7 +88,7 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
 def test_a_file_on_stdin_is_no_list_of_names(start: bytes) -> None:
     lines = io.TextIOWrapper(io.BytesIO(start + bytes(range(256))), "utf-8", "surrogateescape")
     assert listed("-", "b.jpg", stdin=lines) == [
-        "-! a file itself, not names of images; save it and name it",
+        "-! stdin holds a file instead of paths; save the file and pass its path",
         "b.jpg",
     ]
 
@@ -117,9 +117,7 @@ def test_odd_names(name: str) -> None:
 
 
 def test_an_empty_folder_says_what_would_help() -> None:
-    assert listed("empty") == [
-        "empty! no image in this folder (--recursive looks into its folders)"
-    ]
+    assert listed("empty") == ["empty! no image in this folder (--recursive searches subfolders)"]
     assert listed("empty", recursive=True) == ["empty! no image in this folder"]
 
 
@@ -129,7 +127,7 @@ def test_a_folder_of_archives_says_how_they_are_named() -> None:
         archive = Path(f"shards/0001{ending}")
         archive.touch()
         assert listed("shards") == [
-            f"shards! no image in this folder (archives are named themselves: 'shards/*{ending}')"
+            f"shards! no image in this folder (to read archives, pass 'shards/*{ending}')"
         ]
         archive.unlink()
 

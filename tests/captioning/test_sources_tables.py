@@ -67,14 +67,14 @@ def test_the_column_may_be_named() -> None:
         (
             "list.csv",
             "url,x\na,b\n",
-            "which column holds the images? Set --image-column; columns: ",
+            "cannot guess the column of paths; set --image-column; columns: ",
         ),
-        ("list.jsonl", '{"url": 1}\n', "which column holds the images?"),
-        ("list.csv", "image,image\na,b\n", "two columns are called 'image'"),
-        ("list.csv", "", "which column holds the images? Set --image-column; columns: none"),
+        ("list.jsonl", '{"url": 1}\n', "cannot guess the column of paths"),
+        ("list.csv", "image,image\na,b\n", "two columns are named 'image'"),
+        ("list.csv", "", "cannot guess the column of paths; set --image-column; columns: none"),
         ("list.csv", "image\n", "no rows in this table"),
         ("list.jsonl", "", "no rows in this table"),
-        ("list.csv", b"\xff\xfei\0m\0", "the file is UTF-16; save it as UTF-8"),
+        ("list.csv", b"\xff\xfei\0m\0", "the file is encoded as UTF-16; save it as UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_failure(
@@ -90,10 +90,10 @@ def test_bad_rows_cost_themselves() -> None:
     write("list.csv", "image,id\nhere.jpg,1\n,2\nhere.jpg\nnone.jpg,4\nt,5\nboth.jpg,6\n")
     assert listed("list.csv") == [
         "here.jpg",
-        "list.csv:3! names no image: ''",
-        "list.csv:4! 1 cells instead of 2",
+        "list.csv:3! not a path: ''",
+        "list.csv:4! 1 cells, expected 2",
         "none.jpg! no such file (list.csv:5)",
-        "t! a folder (list.csv:6)",
+        "t! a folder, not a file (list.csv:6)",
         "both.jpg",
     ]
     rows = ['{"image": "here.jpg"}', "{", "[1]", '{"x": 1}', '{"image": 5}', '{"image": "\\ud83d"}']
@@ -105,11 +105,11 @@ def test_bad_rows_cost_themselves() -> None:
     assert found[0] == "here.jpg"
     assert found[1].startswith("list.jsonl:2! not JSON: ")
     assert found[2:5] == [
-        "list.jsonl:3! no JSON object: [1]",
-        "list.jsonl:4! names no image: None",
-        "list.jsonl:5! names no image: 5",
+        "list.jsonl:3! not a JSON object: [1]",
+        "list.jsonl:4! not a path: None",
+        "list.jsonl:5! not a path: 5",
     ]
-    assert found[5] == "list.jsonl:6! no name of a file: '\\ud83d'"
+    assert found[5] == "list.jsonl:6! not a valid file name: '\\ud83d'"
     assert found[6].startswith("list.jsonl:7! not JSON: ")
     assert found[7] == "a\0! no such file (list.jsonl:8)"
     assert found[8] == "both.jpg"
@@ -158,8 +158,8 @@ def test_odd_names(name: str) -> None:
 def test_addresses_stay_what_they_are() -> None:
     write("list.csv", "image\ns3://bucket/1.jpg\ns3://bucket/2.tar\n")
     assert listed("list.csv") == [
-        "s3://bucket/1.jpg! no such file; addresses are read with --engine ray only",
-        "s3://bucket/2.tar! archives elsewhere are not opened; stream it: "
+        "s3://bucket/1.jpg! no such file; URLs are read with --engine ray only",
+        "s3://bucket/2.tar! remote archives are not supported; stream it: "
         "'pipe:aws s3 cp s3://bucket/2.tar -'",
     ]
 
@@ -179,7 +179,7 @@ def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyP
     write("list.jsonl", '{"image": "here.jpg"}\n' + "x" * 5000)
     good, failed = listed("list.jsonl")
     assert good == "here.jpg"
-    assert failed == "list.jsonl! a line of more than 1,000 characters: no table"
+    assert failed == "list.jsonl! not a table: a line has more than 1,000 characters"
 
 
 LINES = st.lists(st.text(alphabet='ab,"', max_size=6).map(lambda t: t + "\n"), max_size=6)

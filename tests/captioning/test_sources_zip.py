@@ -51,9 +51,9 @@ def test_names_that_point_outside_and_links() -> None:
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     write("p.zip", zip_bytes(("../x.jpg", b"x"), ("/y.jpg", b"y"), (link, b"/etc/passwd")))
     assert listed("p.zip") == [
-        "p.zip/../x.jpg! member points outside the archive",
-        "p.zip//y.jpg! member points outside the archive",
-        "p.zip/link.jpg! a link to another file, which is not followed",
+        "p.zip/../x.jpg! member name points outside the archive",
+        "p.zip//y.jpg! member name points outside the archive",
+        "p.zip/link.jpg! a link to another file; links are not followed",
     ]
 
 

@@ -148,7 +148,9 @@ def test_txt_lies_beside_each_image(tmp_path: Path) -> None:
 def test_txt_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     record = Record(str(tmp_path / "file" / "a.jpg"), (DOG,))
-    with pytest.raises(DataError, match=r"file/a\.txt: cannot be written: .*choose a format"):
+    with pytest.raises(
+        DataError, match=r"file/a\.txt: cannot be written: .*choose a --format other than txt"
+    ):
         written([record], "txt")
 
 

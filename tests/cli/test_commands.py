@@ -110,7 +110,7 @@ def test_archives_and_tables_give_the_captions_of_their_files(tmp_path):
     ]
     beside = run("caption", packed, "--format", "txt")
     assert beside.exit_code == 1
-    assert "no file can stand beside it" in beside.stderr
+    assert "no text file can be written next to an archive member" in beside.stderr
     assert run("caption", packed, "--image-column", "thumb").exit_code == 0
 
 
@@ -160,21 +160,21 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     assert notes.read_text() == "my notes"
     assert "another image has the same text file" in result.stderr
     assert "2 image(s), 1 captioned, 1 failed" in result.stderr
-    assert "; 1 left out, which have a .txt (--overwrite replaces it)" in result.stderr
+    assert "; 1 skipped, their .txt file exists (--overwrite replaces it)" in result.stderr
     again = run("caption", str(tmp_path / "a"), "--format", "txt")
     assert again.exit_code == 0
     assert again.stderr.startswith("model: ") and "0 image(s), 0 captioned" in again.stderr
     picture = tmp_path / "a" / "x.png"
     before = picture.read_bytes()
     given = ("caption", str(picture), "--format", "txt", "--overwrite", "--extension")
-    assert "--extension: .PNG is that of pictures" in run(*given, ".PNG").stderr
+    assert "--extension: .PNG is an image extension" in run(*given, ".PNG").stderr
     notes.write_bytes(before)  # a picture by another name
     assert "would replace" in run(*given[:-1]).stderr
     assert notes.read_bytes() == before
     notes.write_text("my notes")
     picture.rename(picture.with_suffix(".odd"))
     result = run("caption", str(picture.with_suffix(".odd")), *given[2:], ".odd")
-    assert "its caption would take its own place" in result.stderr
+    assert "its caption would replace the image itself" in result.stderr
     picture.with_suffix(".odd").rename(picture)
     assert picture.read_bytes() == before
     assert run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite").exit_code == 0
@@ -238,7 +238,7 @@ def test_two_models_write_captions_together(home):
     models = ("--model", "runs/toy", "--model", "twin")
     scored = run("evaluate", *models, "--output", "scores", "--n-best", "4")
     assert scored.exit_code == 0
-    assert "beam: 4 wide instead of 3, for as many captions" in scored.stderr
+    assert "beam size: 4 instead of 3, because of --n-best 4" in scored.stderr
     assert "runs/toy" in scored.stderr
     assert ",models2|" in json.loads(Path("scores/scores.json").read_text())["cider"]["signature"]
 
@@ -250,7 +250,10 @@ def test_who_stops_a_job_is_told_that_it_goes_on(home, monkeypatch):
     monkeypatch.setattr("captioner.captioning.job.caption_to_file", stopped)
     result = run("caption", "dev_red_5.png", "--model", "runs/toy", "--output", "stopped.jsonl")
     assert result.exit_code == 130
-    assert result.stderr == "captioner: stopped; what was done is kept, the same command goes on\n"
+    assert (
+        result.stderr
+        == "captioner: stopped; results so far are kept; run the same command to continue\n"
+    )
 
 
 def test_who_stops_another_command_is_not_told_that_it_aborted(home, monkeypatch):
@@ -291,7 +294,7 @@ def test_features_are_filled_once(home):
         (["caption", "x.png", "--temperature", "2"], 2, "decoding.temperature: needs decoding.se"),
         (["caption", "x.png", "--search", "sample", "--beam-size", "2"], 2, "beam_size: needs dec"),
         (["caption", "x.png", "--max-memory", "lots"], 2, "'lots': not a size in bytes"),
-        (["caption", "x.png", "--salvage"], 2, "--salvage mends the journal of --output"),
+        (["caption", "x.png", "--salvage"], 2, "--salvage needs --output"),
         (["dream"], 2, "No such command"),
     ],
 )
@@ -362,7 +365,7 @@ def test_a_job_into_a_file_goes_on_lists_failures_and_tries_them_again(home, tmp
     before = output.read_text()
     assert before.splitlines()[2].endswith("1,,,error")
     again = run(*words)
-    assert "3 of them before" in again.stderr
+    assert "3 in earlier runs" in again.stderr
     assert output.read_text() == before
     toys.draw(folder / "1.png", "blue")
     assert run(*words, "--retry-errors").exit_code == 0
@@ -395,8 +398,8 @@ def test_sidecars_have_the_ending_that_was_asked_for(home, tmp_path):
         (["--engine", "ray", "--output", "out.csv"], "FILE.jsonl or FILE.parquet"),
         (["--output", "out.parquet"], "--format parquet needs --engine ray"),
         (["--num-gpus", "1"], "--num-gpus needs --engine ray"),
-        (["--engine", "ray", "--output", "o.jsonl", "--device", "cuda"], "takes no --retry-errors"),
-        (["--engine", "ray", "--output", "o.jsonl", "--on-error", "fail"], "--num-gpus says where"),
+        (["--engine", "ray", "--output", "o.jsonl", "--device", "cuda"], "support --retry-errors"),
+        (["--engine", "ray", "--output", "o.jsonl", "--on-error", "fail"], "--num-gpus chooses"),
     ],
 )
 def test_what_an_engine_does_not_do_is_refused(home, words, message):

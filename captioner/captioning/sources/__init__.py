@@ -1,7 +1,6 @@
-"""What the user points at -> images, one by one, in a fixed order, each with its name.
+"""Files, folders, globs, archives, tables and commands -> named images, in a fixed order.
 
-Nothing is opened before its turn, and nothing is unpacked to disk. An image is known by its
-name, which is its path, never by a running number.
+Sources are opened lazily and never unpacked to disk. An image is identified by its name, a path.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]
 
-# How JPEG, PNG, gzip and ZIP files begin, read as names.
-NO_NAMES = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
-LONGEST = 4096  # characters of a path; a longer pattern matches nothing, and takes long to read
+# First bytes of JPEG, PNG, gzip and ZIP files, decoded as text.
+BINARY_STARTS = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
+LONGEST = 4096  # characters of a path; longer patterns match nothing and are slow to parse
 
 
 def list_images(
@@ -45,21 +44,21 @@ def list_images(
     image_column: str | None = None,
     memory: Memory | None = None,
 ) -> Iterator[Item]:
-    """Find the images meant by files, folders, globs, archives, tables, commands and `-`.
+    """Find images in files, folders, globs, archives, tables, commands and stdin.
 
     Args:
-        sources: what the user typed, one or several; `-` stands for the lines of stdin. Only here
-            may a name have braces, begin with `pipe:` or be a named pipe.
-        recursive: also look into folders of folders.
-        stdin: paths, one a line; or, if the first line has a zero byte in it, between zero bytes.
-        image_column: of tables; None: guessed among the usual names.
-        memory: is asked for room before a member of a stream is read, where who takes the items
-            has them captioned one after the other. None: nobody is asked.
+        sources: one or several sources that the user typed; `-` reads paths from stdin. Only these
+            names may contain braces, begin with `pipe:` or be a named pipe.
+        recursive: also search subfolders.
+        stdin: paths, one per line; if the first line contains a zero byte, separated by zero bytes.
+        image_column: column of paths in tables; None: guessed from common names.
+        memory: claimed before a member of a stream is read; use only if the images are captioned
+            in order. None: no limit.
 
     Yields:
-        Each image; or, for what leads to none, its name and what is wrong with it. A folder's
-        files come in the order of their names, and only those named like images, as in archives;
-        members of an archive and rows of a table come in their own order.
+        Each image, or a failure for each name without an image. In folders and archives, only files
+        with an image extension. A folder's files are sorted by name; members of archives and rows
+        of tables keep their order.
     """
     for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
@@ -80,20 +79,22 @@ def list_images(
 
 
 def typed(source: str) -> Iterable[str]:
-    """Return the names that the user typed with a source: several where it has braces.
+    """Expand the braces of a source that the user typed.
 
-    What exists is never a pattern or a command: a shell may have put it here for a `*`, and
-    anybody can call a file `pipe:rm x`.
+    An existing file is never expanded or run: its name may come from a shell's `*`, and a file may
+    be named `pipe:rm x`.
     """
     return [source] if os.path.lexists(source) else expand(source)
 
 
 def files_only(items: Iterable[Item]) -> Iterator[Item]:
-    """Turn members of archives into failures, for writers that put a file beside each image."""
+    """Turn archive members into failures, for writers that put a file next to each image."""
     for item in items:
         if not isinstance(item.source, Path | ImageError):
             yield failure(
-                item.name, "no file can stand beside it; choose a format of one file", "place_taken"
+                item.name,
+                "no text file can be written next to an archive member; choose another --format",
+                "place_taken",
             )
         else:
             yield item
@@ -102,9 +103,10 @@ def files_only(items: Iterable[Item]) -> Iterator[Item]:
 def _names(stdin: Iterable[str]) -> Iterator[str]:
     zeros, rest = None, ""
     for line in stdin:
-        if zeros is None and line.startswith(NO_NAMES):
+        if zeros is None and line.startswith(BINARY_STARTS):
             raise ImageError(
-                "a file itself, not names of images; save it and name it", kind="missing"
+                "stdin holds a file instead of paths; save the file and pass its path",
+                kind="missing",
             )
         zeros = "\0" in line if zeros is None else zeros
         if zeros:
@@ -130,11 +132,11 @@ def _named(
     elif os.path.lexists(name):
         yield file_item(name)
     elif len(name) <= LONGEST and glob.has_magic(name):
-        found = False
+        is_empty = True
         for match in matches(name):
-            found = True
+            is_empty = False
             yield from _named(match, recursive, image_column, memory)
-        if not found:
+        if is_empty:
             yield failure(name, "no file matches this pattern", "missing")
     elif "://" in name:
         yield unreachable(name)

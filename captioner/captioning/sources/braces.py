@@ -1,4 +1,4 @@
-"""`shards/{00000..00099}.tar` -> the names it stands for, one by one, as shells expand them."""
+"""Brace expansion as in shells: `shards/{00000..00099}.tar` -> the names of 100 files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def expand(text: str) -> Iterator[str]:
     """Expand ranges of numbers, `{07..12}` or `{0..100..10}`, and lists, `{train,dev}`.
 
     Args:
-        text: with any number of braces, one inside the other or not.
+        text: any number of braces, nested or not.
 
     Yields:
-        The text for each combination, the last braces changing fastest. Numbers are as wide as the
-        ends of their range if one has leading zeros. Braces with neither a range nor a comma in
-        them stay as they are.
+        The text for each combination; the last braces change fastest. If an end of a range has
+        leading zeros, all numbers are padded to the width of the longer end. Braces without a range
+        or a comma stay unchanged.
     """
     for start, character in enumerate(text):
         end = _closing(text, start) if character == "{" else None
@@ -39,8 +39,8 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _choices(inside: str) -> Iterator[str] | None:
-    if found := _RANGE.fullmatch(inside):
-        return _numbers(found[1], found[2], int(found[3] or 1))
+    if match := _RANGE.fullmatch(inside):
+        return _numbers(match[1], match[2], int(match[3] or 1))
     parts = _split(inside)
     return (text for part in parts for text in expand(part)) if len(parts) > 1 else None
 
@@ -55,7 +55,7 @@ def _numbers(first: str, last: str, step: int) -> Iterator[str]:
 
 
 def _split(inside: str) -> list[str]:
-    """Cut at the commas that stand in no inner braces."""
+    """Split at commas outside inner braces."""
     parts, depth = [""], 0
     for character in inside:
         depth += (character == "{") - (character == "}")

@@ -1,7 +1,7 @@
-"""Folders and patterns -> the images in them, in a fixed order; links to folders are not followed.
+"""Folders and patterns -> their images, in a fixed order; links to folders are not followed.
 
-The names of one folder are held in memory, to be sorted, and those that a pattern without `**`
-matches; everything else is found as it is asked for.
+To sort names, the names of one folder, or the matches of a pattern without `**`, are held in
+memory. Everything else is listed lazily.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from captioner.images.decode import SUFFIXES
 
 
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
-    """List the files of a folder that are named like images, in the order of their names.
+    """List the files of a folder that have an image extension, sorted by name.
 
     Args:
-        folder: exists.
-        recursive: also look into its folders.
+        folder: an existing folder.
+        recursive: also search subfolders.
 
     Yields:
-        Each file; a failure for each folder that cannot be listed, and for one without images.
+        Each file; a failure for each folder that cannot be listed, and if there is no image.
     """
-    found = False
+    yielded = False
     archives: dict[str, None] = {}
     errors: list[OSError] = []
 
@@ -37,47 +37,47 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
             )
 
     for parent, folders, files in os.walk(folder, onerror=errors.append):
-        found = found or bool(errors)
-        yield from unlisted()  # those met on the way here
+        yielded = yielded or bool(errors)
+        yield from unlisted()
         folders.sort()
         for name in sorted(files):
             if Path(name).suffix.lower() in SUFFIXES:
-                found = True
+                yielded = True
                 yield file_item(str(Path(parent, name)))
             elif ending := next((e for e in (*TARS, *ZIPS) if name.lower().endswith(e)), None):
                 archives[str(Path(parent, f"*{ending}"))] = None
         if not recursive:
             break
-    found = found or bool(errors)
+    yielded = yielded or bool(errors)
     yield from unlisted()
-    if not found:
-        hint = "" if recursive else " (--recursive looks into its folders)"
+    if not yielded:
+        hint = "" if recursive else " (--recursive searches subfolders)"
         if archives:
-            hint = f" (archives are named themselves: {' '.join(map(repr, archives))})"
+            hint = f" (to read archives, pass {' '.join(map(repr, archives))})"
         yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 
 def matches(pattern: str) -> Iterator[str]:
-    """Find what a pattern matches; `**` stands for any number of folders.
+    """Find the files and folders that match a pattern; `**` matches any number of folders.
 
     Args:
         pattern: relative or absolute.
 
     Yields:
-        Files and folders in the order of their names; below `**`, folder by folder.
+        Files and folders, sorted by name; below `**`, folder by folder.
     """
     parts = Path(pattern).parts
     if "**" not in parts:
-        yield from sorted(glob.iglob(pattern))  # noqa: PTH207 absolute ones too
+        yield from sorted(glob.iglob(pattern))  # noqa: PTH207 Path.glob refuses absolute patterns
         return
     cut = parts.index("**")
     tail = [part for part in parts[cut + 1 :] if part != "**"] or ["*"]
     head = str(Path(*parts[:cut]))
-    # glob itself would follow links here, and never come back from two that lead to their parent.
+    # glob.glob would follow links here, and loop on two links to their parent folder.
     for top in matches(head) if glob.has_magic(head) else [head]:
         for parent, folders, _ in os.walk(top):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for found in matches(str(Path(glob.escape(parent), *tail))):
-                # `**/*` meets the content of each folder anyway.
-                if tail != ["*"] or kind_of(found) != "folder":
-                    yield found
+            for match in matches(str(Path(glob.escape(parent), *tail))):
+                # `**/*` visits each folder anyway.
+                if tail != ["*"] or kind_of(match) != "folder":
+                    yield match

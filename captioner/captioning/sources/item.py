@@ -1,4 +1,4 @@
-"""One image to caption, before anybody looked at it; and what may be opened at all."""
+"""One image to caption, not yet read; and the check of which files may be opened."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 
 
 class Remote(Protocol):
-    """What lies elsewhere and is read when its turn comes."""
+    """Content that is read when the image is captioned."""
 
     @property
     def size(self) -> int:
-        """Bytes that the content takes, as far as is known before it is read."""
+        """Bytes of the content; an estimate if unknown before reading."""
 
     def read_bytes(self) -> bytes:
         """Return the whole content, or raise `ImageError`."""
@@ -31,11 +31,11 @@ class Remote(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A member of an archive that lies there as it is: whoever captions it reads it.
+    """An uncompressed member of an archive, read when it is captioned.
 
     Attributes:
-        path: of the archive.
-        start: where it begins, in bytes.
+        path: path of the archive.
+        start: offset of the member, in bytes.
         size: in bytes.
     """
 
@@ -47,7 +47,7 @@ class Slice:
         """Return the content.
 
         Raises:
-            ImageError: if the archive is not what it was.
+            ImageError: if the archive cannot be read or became shorter.
         """
         try:
             with open(self.path, "rb", opener=no_stream) as file:
@@ -57,18 +57,18 @@ class Slice:
             message = f"cannot be read: {error.strerror or plain(error)}"
             raise ImageError(message, kind="unreadable") from error
         if len(content) < self.size:
-            raise ImageError("the archive was cut off while it was read", kind="damaged")
+            raise ImageError("the archive was truncated while it was read", kind="damaged")
         return content
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to caption: named, not yet decoded.
+    """One image to caption, not yet decoded.
 
     Attributes:
-        name: as the user or the listing named it; a member of an archive as `archive/member`.
-        source: the file; or the bytes of a member that was streamed; or what brings them when
-            their turn comes; or what is wrong where the name leads to nothing.
+        name: the path that the user or a table gave; `archive/member` for a member of an archive.
+        source: the file; or the bytes of a streamed member; or an object that reads the bytes
+            later; or the error if there is no image.
     """
 
     name: str
@@ -76,29 +76,29 @@ class Item:
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
-    """Return the item of a name that leads to no image.
+    """Return an item for a name without an image.
 
     Args:
-        name: of the image, or of what should have held some.
-        reason: what is wrong; does not repeat the name.
-        kind: of the error.
+        name: name of the image, or of the folder, archive or table without images.
+        reason: the error message, without the name.
+        kind: kind of the error.
     """
     return Item(name, ImageError(reason, kind=kind))
 
 
 def unreachable(address: str) -> Item:
-    """Return the item of a name with a scheme, such as `s3://`, which is not looked for here."""
+    """Return a failure for a name with a scheme, such as `s3://`."""
     if address.lower().endswith(TARS + ZIPS):
-        hint = f"archives elsewhere are not opened; stream it: 'pipe:aws s3 cp {address} -'"
+        hint = f"remote archives are not supported; stream it: 'pipe:aws s3 cp {address} -'"
         return failure(address, hint, "unreadable")
-    return failure(address, "no such file; addresses are read with --engine ray only", "missing")
+    return failure(address, "no such file; URLs are read with --engine ray only", "missing")
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a path leads to, links followed; a socket counts as a device."""
+    """Return what a path is, following links; a socket counts as a device."""
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 pathlib has no room for names too long
-    except (OSError, ValueError):  # ValueError: a zero byte, or a lone surrogate out of JSON
+        mode = os.stat(path).st_mode  # noqa: PTH116 also takes names that are too long
+    except (OSError, ValueError):  # ValueError: a zero byte, or a lone surrogate from JSON
         return "nothing"
     if stat.S_ISREG(mode):
         return "file"
@@ -108,10 +108,10 @@ def kind_of(path: str | Path) -> Kind:
 
 
 def file_item(name: str) -> Item:
-    """Return the item of a file that was found, not typed.
+    """Return the item of a file that the user did not type.
 
-    A pipe or a device among the files, or a link to one, is refused: to read `/dev/zero` or a
-    pipe that nobody writes to would never end.
+    Pipes, devices and links to them are refused: reading `/dev/zero`, or a pipe without a writer,
+    never ends.
     """
     if kind_of(name) in ("pipe", "device"):
         return failure(name, NO_FILE, "unreadable")

@@ -1,4 +1,4 @@
-"""What tar and ZIP archives share: which members are images, and which are refused."""
+"""Members of tar and ZIP archives: which are images, and which are refused."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from pathlib import PurePosixPath
 from captioner.errors import ImageError
 from captioner.images.decode import SUFFIXES
 
-# Twice what the largest picture that `read_image` decodes takes as RGB, so no image is refused
-# that could be captioned; anything above is a mistake or a bomb, and would fill the memory.
+# Twice the RGB size of the largest picture that `read_image` decodes, so no valid image is refused.
+# A larger member is a mistake or a decompression bomb, and would fill the memory.
 MAX_MEMBER = 512 * 2**20
-# Pictures of one colour aside, what unfolds to so many times its bytes is a bomb; and small
-# ones are let be.
-UNFOLDED, TIMES = 2**24, 200
+# A member that unpacks to more than MAX_RATIO times its size is a decompression bomb, unless it is
+# smaller than ALWAYS_ALLOWED bytes.
+ALWAYS_ALLOWED, MAX_RATIO = 2**24, 200
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def is_image(member: str) -> bool:
-    """Whether a member is named like an image.
+    """Whether a member has an image extension.
 
-    As in WebDataset, the key ends at the first dot of the base name and is not empty:
-    `0001.left.jpg` is an image of `0001`; `._0001.jpg`, which macOS adds, belongs to nothing.
+    As in WebDataset, the key is the base name up to its first dot and must not be empty:
+    `0001.left.jpg` has the key `0001`; `._0001.jpg`, a macOS file, has no key.
     """
     path = PurePosixPath(member.replace("\\", "/"))
     return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
 
 
 def refusal(member: str, size: int, stored: int | None = None) -> ImageError | None:
-    """Why a member is not read, if there is a reason.
+    """Return why a member is refused; None if it is accepted.
 
     Args:
         member: its name in the archive.
-        size: declared, in bytes.
-        stored: bytes that it takes in the archive; None: not known yet.
+        size: declared size, in bytes.
+        stored: size in the archive, in bytes; None: not known yet.
     """
-    # Nothing is ever unpacked, so such a name is harmless here. But it is also the name of the
-    # record, which others may take for a path.
-    parts = member.replace("\\", "/").split("/")
-    if not parts[0] or ".." in parts or _DRIVE.match(member):
-        return ImageError("member points outside the archive")
+    # Nothing is unpacked, so such a name is harmless here. But the record has the same name, and
+    # other programs may use it as a path.
+    folders = member.replace("\\", "/").split("/")
+    if not folders[0] or ".." in folders or _DRIVE.match(member):
+        return ImageError("member name points outside the archive")
     if "\0" in member:
-        return ImageError("member has a zero byte in its name")
+        return ImageError("member name contains a zero byte")
     if size > MAX_MEMBER:
         message = f"{size:,} bytes, more than the limit of {MAX_MEMBER:,}"
         return ImageError(message, kind="too_large")
@@ -49,18 +49,18 @@ def refusal(member: str, size: int, stored: int | None = None) -> ImageError | N
 
 
 def bomb(size: int, stored: int) -> ImageError | None:
-    """Refuse what unfolds to far more bytes than any picture does.
+    """Return an error for a decompression bomb; None for any other member.
 
     Args:
-        size: unfolded, in bytes.
-        stored: in the archive, in bytes.
+        size: unpacked size, in bytes.
+        stored: size in the archive, in bytes.
     """
-    if size <= max(UNFOLDED, TIMES * stored):
+    if size <= max(ALWAYS_ALLOWED, MAX_RATIO * stored):
         return None
-    message = f"{size:,} bytes out of {stored:,}: more than {TIMES} times as many are refused"
+    message = f"decompression bomb: {stored:,} bytes unpack to {size:,}, over {MAX_RATIO} times"
     return ImageError(message, kind="too_large")
 
 
 def name_in(archive: str, member: str) -> str:
-    """The name of a member's item; `tar c .` puts `./` before every name."""
+    """Return the item name of a member; `tar c .` puts `./` before every name."""
     return f"{archive}/{member.removeprefix('./')}"

@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON Lines with a column of paths -> images, row by row."""
+"""CSV, TSV and JSON Lines tables with a column of paths -> images, row by row."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*DELIMITED, *JSON_LINES)
 MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 
-Row = tuple[int, object | ImageError]  # line from 1, and its image or what is wrong with it
+Row = tuple[int, object | ImageError]  # line number from 1; the path or the error
 
 
 def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
     """List the files that a table names.
 
     Args:
-        name: of the table.
-        image_column: holds the paths; None: the first there is of the usual names. Relative paths
-            begin at the folder of the table or, where nothing lies there, at the current one.
+        name: path of the table.
+        image_column: column of paths; None: the first column with a common name. Relative paths are
+            tried from the table's folder, then from the current folder.
 
     Yields:
-        Each file, by its path from the current folder; a failure for each row that names none,
-        and for a table that cannot be read or lacks the column.
+        Each file, with its path from the current folder; a failure for each row without a file, and
+        for a table that cannot be read or lacks the column.
     """
     table = Path(name)
     rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
-    found = False
+    has_rows = False
     try:
         for number, value in rows(table, image_column):
-            found = True
+            has_rows = True
             yield _item(table, f"{name}:{number}", value)
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
     else:
-        if not found:
+        if not has_rows:
             yield failure(name, "no rows in this table", "missing")
 
 
@@ -57,39 +57,41 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
     if isinstance(value, ImageError):
         return Item(where, value)
     if not (isinstance(value, str) and value):
-        return failure(where, f"names no image: {excerpt(value)}", "missing")
+        return failure(where, f"not a path: {excerpt(value)}", "missing")
     try:
         os.fsencode(value)
     except UnicodeError:
-        return failure(where, f"no name of a file: {excerpt(value)}", "missing")
+        return failure(where, f"not a valid file name: {excerpt(value)}", "missing")
     if "://" in value:
         return unreachable(value)
-    # A table may come from anywhere. What it names is only ever opened as a file: no pattern, no
-    # archive, and above all no command.
-    beside, here = table.parent / value, Path(value)
-    kinds = {path: kind_of(path) for path in (beside, here)}
+    # A table may be untrusted: its names are only opened as files, never as patterns, archives or
+    # commands.
+    in_table_folder, here = table.parent / value, Path(value)
+    kinds = {path: kind_of(path) for path in (in_table_folder, here)}
     for path, kind in kinds.items():
         if kind == "file":
             return Item(str(path), path)
-    what = {"folder": "a folder", "nothing": "no such file"}.get(kinds[beside], NO_FILE)
-    return failure(str(beside), f"{what} ({where})", "unreadable" if what == NO_FILE else "missing")
+    kind = kinds[in_table_folder]
+    reason = {"folder": "a folder, not a file", "nothing": "no such file"}.get(kind, NO_FILE)
+    message = f"{reason} ({where})"
+    return failure(str(in_table_folder), message, "unreadable" if reason == NO_FILE else "missing")
 
 
 def _lines(table: Path) -> Iterator[str]:
-    """Yield lines with their endings; bytes that are not UTF-8 stay, as file names have them.
+    """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates.
 
     Raises:
-        ImageError: if the table is UTF-16, or has no lines.
+        ImageError: if the table is UTF-16 or a line is too long.
     """
     with open(table, "rb", opener=no_stream) as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise ImageError("the file is UTF-16; save it as UTF-8")
+            raise ImageError("the file is encoded as UTF-16; save it as UTF-8")
     with open(
         table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
     ) as text:
         while line := text.readline(MAX_LINE):
             if len(line) == MAX_LINE:
-                raise ImageError(f"a line of more than {MAX_LINE:,} characters: no table")
+                raise ImageError(f"not a table: a line has more than {MAX_LINE:,} characters")
             yield line
 
 
@@ -101,7 +103,7 @@ def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
     index = names.index(_column(names, image_column))
     for number, cells in read_rows(chain([header], lines), delimiter, first=1):
         if len(cells) != len(names):
-            yield number, ImageError(f"{len(cells)} cells instead of {len(names)}")
+            yield number, ImageError(f"{len(cells)} cells, expected {len(names)}")
         else:
             own = own_cells(names, cells)
             yield number, own[index] if own else cells[index].strip()
@@ -118,7 +120,7 @@ def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
             yield number, ImageError(f"not JSON: {plain(error)}")
             continue
         if not isinstance(row, dict):
-            yield number, ImageError(f"no JSON object: {excerpt(row)}")
+            yield number, ImageError(f"not a JSON object: {excerpt(row)}")
             continue
         column = column or _column(row, image_column)
         yield number, own_fields(row).get(column)
@@ -128,16 +130,16 @@ def _column(names: Collection[str], given: str | None) -> str:
     """Choose the column of paths.
 
     Raises:
-        ImageError: naming the columns there are, if it is not among them or there twice.
+        ImageError: if the column is missing or occurs twice; lists the columns.
     """
-    there = ", ".join(map(excerpt, names)) or "none"
+    listed = ", ".join(map(excerpt, names)) or "none"
     by_lower = {name.lower(): name for name in names}
-    usual = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
-    column = usual if given is None else given
+    guessed = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
+    column = guessed if given is None else given
     if column is None:
-        raise ImageError(f"which column holds the images? Set --image-column; columns: {there}")
+        raise ImageError(f"cannot guess the column of paths; set --image-column; columns: {listed}")
     if column not in names:
-        raise ImageError(f"no column {excerpt(column)} (--image-column); columns: {there}")
+        raise ImageError(f"no column {excerpt(column)} (--image-column); columns: {listed}")
     if list(names).count(column) > 1:
-        raise ImageError(f"two columns are called {excerpt(column)}; columns: {there}")
+        raise ImageError(f"two columns are named {excerpt(column)}; columns: {listed}")
     return column

@@ -1,9 +1,8 @@
-"""Tar archives and streams of them -> their images, in one pass, never unpacked to disk.
+"""Tar archives and tar streams -> their images, in one pass, never unpacked to disk.
 
-WebDataset shards are such archives. Of a file without compression only the headers are read here:
-the images are left to whoever captions them, so that several processes, each with its share of a
-job, read each image once. tarfile reads the headers; what it would pass over in silence, an
-archive that is cut off or damaged in the middle, is an error here.
+WebDataset shards are such archives. In an uncompressed file only the headers are read here. The
+images are read when they are captioned, so several processes of a job read each image once.
+tarfile reads the headers, and ignores truncation and damage in the middle; here both are errors.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
 
-COMMAND = "pipe:"  # WebDataset's mark of a command that writes a tar stream
-_CHUNK = 2**18  # bytes that are read at a time
-MAX_HEADER = 2**20  # bytes of a long name or of pax records, which tarfile reads at once
+COMMAND = "pipe:"  # WebDataset's prefix of a command that writes a tar stream
+_CHUNK = 2**18  # bytes per read
+MAX_HEADER = 2**20  # bytes of a long name or pax records, which tarfile reads into memory
 _READ_AT_ONCE = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -37,16 +36,16 @@ _READ_AT_ONCE = (
 
 
 def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None) -> Iterator[Item]:
-    """List the images of a tar file or of a named pipe that carries one.
+    """List the images of a tar file or a named pipe.
 
     Args:
-        name: of the file or the pipe; its compression is known by its first bytes.
-        stream: whether it is a pipe, which only the user may name.
-        memory: is asked for room before a member's bytes are read.
+        name: path of the file or pipe; its first bytes tell the compression.
+        stream: whether it is a pipe; allowed only if the user typed the name.
+        memory: claimed before a member's bytes are read.
 
     Yields:
-        Images in the order of the archive, with their bytes or where they lie; then, if it is
-        damaged, cut off or without any image, one failure.
+        Images in the order of the archive, as bytes or as a byte range; then one failure if the
+        archive is damaged, truncated or has no images.
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
@@ -61,17 +60,17 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
     """List the images of a tar stream that a shell command writes.
 
     Args:
-        source: `pipe:` and the command, from the hands of the user and of nobody else.
+        source: `pipe:` and the command; only a source that the user typed, never from a file.
         memory: see `tar_images`.
 
     Yields:
-        As `tar_images`; a command that ends with another status than 0 is one failure.
+        As `tar_images`; one failure if the command's exit status is not 0.
     """
     try:
         process = subprocess.Popen(
             source.removeprefix(COMMAND),
             shell=True,
-            stdin=subprocess.DEVNULL,  # ours may hold paths
+            stdin=subprocess.DEVNULL,  # the stdin of captioner may hold paths
             stdout=subprocess.PIPE,
         )
     except (OSError, ValueError) as error:
@@ -85,13 +84,13 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
                 yield from _members(source, stream, memory)
             except ImageError as error:
                 problem = error
-            if problem is None:  # a command that could not write everything would fail
+            if problem is None:  # read to the end, so that the command does not fail to write
                 while stream.read(tarfile.RECORDSIZE):
                     pass
-            # Whether the command failed is told by its status only if it was let to its end.
+            # The exit status counts only if the command wrote everything.
             if not stream.read(1) and (status := process.wait()):
                 more = f"; {problem}" if problem else ""
-                problem = ImageError(f"the command ended with status {status}{more}")
+                problem = ImageError(f"the command failed with exit status {status}{more}")
     finally:
         process.stdout.close()
         process.kill()
@@ -104,47 +103,47 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
     """List the images of one stream.
 
     Raises:
-        ImageError: at the end, if it is damaged or without any image.
+        ImageError: at the end, if the stream is damaged or has no images.
     """
-    found = False
+    has_images = False
     try:
         packed = _Counting(file)
         with _unpacked(file, packed) as stream:
-            lies_open = stream is file and file.seekable()
+            seekable = stream is file and file.seekable()
             stored = None if stream is file else lambda: packed.count
-            length = os.fstat(file.fileno()).st_size if lies_open else None
+            length = os.fstat(file.fileno()).st_size if seekable else None
             with tarfile.open(
-                fileobj=file if lies_open else _Ending(stream),
-                mode="r:" if lies_open else "r|",
+                fileobj=file if seekable else _Ending(stream),
+                mode="r:" if seekable else "r|",
                 tarinfo=_Header,
-                ignore_zeros=True,  # also reads what `cat a.tar b.tar` writes
+                ignore_zeros=True,  # also reads the output of `cat a.tar b.tar`
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as archive:
                 for member in _headers(archive, length):
-                    item = None  # what was yielded before need not be kept
+                    item = None  # free the previous item
                     if is_image(member.name):
                         item = _item(name, archive, member, length, stored, memory)
                     if item:
-                        found = True
+                        has_images = True
                         yield item
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
     # EOFError, zlib.error, ValueError, RecursionError, ...).
     except Exception as error:
         raise ImageError(f"damaged archive: {plain(error)}") from error
-    if not found:
+    if not has_images:
         raise ImageError("no image in this archive", kind="missing")
 
 
 def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members, and see to it that the archive has an end.
+    """Yield the members, and check that the archive has an end mark.
 
     Args:
         archive: just opened.
-        length: of the file, in bytes; None: of a stream.
+        length: length of the file, in bytes; None for a stream.
 
     Raises:
-        tarfile.ReadError: if it ends without the zero blocks that mark an end.
+        tarfile.ReadError: if the archive ends without the zero blocks of an end mark.
     """
     end = 0
     while True:
@@ -152,19 +151,19 @@ def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.T
             member = archive.next()
         except tarfile.TarError:
             if archive.offset - end >= 2 * tarfile.BLOCKSIZE:
-                return  # what follows the mark is not part of the archive
+                return  # data after the end mark is not part of the archive
             raise
         if member is None:
             break
-        if member.size < 0:  # out of a pax record; reading on would go backwards
-            raise tarfile.ReadError("a member of negative size")
-        archive.members.clear()  # type: ignore[attr-defined]  # it would remember them all
+        if member.size < 0:  # from a pax record; reading on would go backwards
+            raise tarfile.ReadError("a member has a negative size")
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers
         end = archive.offset
         yield member
         if length is not None and end > length:
-            raise tarfile.ReadError("it is cut off")
+            raise tarfile.ReadError("truncated")
     if archive.offset == end:
-        raise tarfile.ReadError("it is cut off: there is no end mark")
+        raise tarfile.ReadError("truncated: there is no end mark")
 
 
 def _item(
@@ -177,16 +176,16 @@ def _item(
 ) -> Item | None:
     full = name_in(name, member.name)
     if member.issym() or member.islnk():
-        return failure(full, "a link to another file, which is not followed", "unreadable")
+        return failure(full, "a link to another file; links are not followed", "unreadable")
     if not member.isreg():
         return None
     sparse = member.issparse()
-    parts = sum(size for _, size in cast(Any, member).sparse) if sparse else None
-    if refused := refusal(member.name, member.size, parts):
+    stored_size = sum(size for _, size in cast(Any, member).sparse) if sparse else None
+    if refused := refusal(member.name, member.size, stored_size):
         return Item(full, refused)
     if length is not None and not sparse:
         if member.offset_data + member.size > length:
-            raise tarfile.ReadError("it is cut off")
+            raise tarfile.ReadError("truncated")
         return Item(full, Slice(Path(name), member.offset_data, member.size))
     if memory:
         memory.claim(member.size)
@@ -209,17 +208,17 @@ def _content(
     file = archive.extractfile(member)
     assert file is not None
     content, before = BytesIO(), stored() if stored else 0
-    while part := file.read(_CHUNK):
-        content.write(part)
+    while chunk := file.read(_CHUNK):
+        content.write(chunk)
         if stored and (refused := bomb(content.tell(), stored() - before + _CHUNK)):
             return refused
     return content.getvalue()
 
 
 def _unpacked(file: BufferedReader, packed: _Counting) -> AbstractContextManager[BufferedIOBase]:
-    """Open the stream without its compression, if it has any; the file itself stays open."""
-    # tarfile's own detection, `r|*`, reads only the first of several joined gzip or xz streams
-    # (pigz, bgzip and cat write such) and checks no checksums.
+    """Open the decompressed stream; closing it leaves the file open."""
+    # tarfile's own detection, `r|*`, reads only the first of several concatenated gzip or xz
+    # streams (as from pigz, bgzip or cat) and verifies no checksums.
     start = file.peek(10)
     if start.startswith(b"\x1f\x8b\x08"):
         return gzip.GzipFile(fileobj=packed)
@@ -231,7 +230,7 @@ def _unpacked(file: BufferedReader, packed: _Counting) -> AbstractContextManager
 
 
 class _Counting(BufferedIOBase):
-    """A compressed stream that knows how many bytes were read of it."""
+    """A compressed stream that counts the bytes read."""
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self.stream = stream
@@ -247,37 +246,37 @@ class _Counting(BufferedIOBase):
 
 
 class _Ending(BufferedIOBase):
-    """A stream that is not read on and on behind its end.
+    """A stream that raises an error if it is read repeatedly past its end.
 
-    tarfile skips a member block by block, even where nothing is left, and a header may declare
-    more bytes than could be skipped in a lifetime.
+    tarfile skips a member block by block even at the end of the stream, and a header may declare
+    petabytes.
     """
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self.stream = stream
-        self.patience = 8  # reads of nothing; tarfile needs two to see that an archive is over
+        self.patience = 8  # empty reads; tarfile needs two to detect the end of an archive
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = self.stream.read(size)
         self.patience -= not data
         if self.patience < 0:
-            raise EOFError("it is cut off")
+            raise EOFError("truncated")
         return data
 
 
 class _Header(tarfile.TarInfo):
-    """A header; one that makes no sense is an error, where tarfile would look for the next."""
+    """A header; an invalid one is an error, while tarfile would search for the next."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         if not buf.strip(b"\0"):
             return super().frombuf(
                 buf, encoding, errors
-            )  # raises: this is an end, or a part of one
+            )  # raises: this is an end mark or part of one
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
         if header.size < 0 or (header.type in _READ_AT_ONCE and header.size > MAX_HEADER):
-            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+            raise tarfile.ReadError(f"a header has {header.size:,} bytes")
         return header

@@ -1,4 +1,4 @@
-"""ZIP archives -> their images, in the order of their list of members, which is held in memory."""
+"""ZIP archives -> their images, in the order of the archive's directory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from captioner.captioning.sources.members import is_image, name_in, refusal
 from captioner.errors import ImageError
 from captioner.system.files import no_stream
 
-_ENCRYPTED = 0x1  # the bit of a member's flags
-_HEADER = 30  # bytes before a member's name, which come before its content
-# Bytes asked for at a time. zipfile unpacks at once whatever so many packed bytes hold, up to
-# 20,000 times as much in bzip2.
+_ENCRYPTED = 0x1  # bit of a member's flags
+_HEADER = 30  # bytes of a member's header before its name and content
+# Bytes per read. zipfile unpacks each chunk completely: in bzip2, up to 20,000 times its size.
 _CHUNK = 2**14
 
 
 class _Archive:
-    """An open archive, which its members share until the last of them is gone."""
+    """An open archive; it is closed when its last member is freed."""
 
     def __init__(self, name: str):
         file = open(name, "rb", opener=no_stream)  # noqa: SIM115
@@ -32,11 +31,11 @@ class _Archive:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A member of an archive: whoever captions it unpacks it.
+    """A member of an archive, unpacked when it is captioned.
 
     Attributes:
-        archive: that it is in.
-        member: which.
+        archive: the open archive.
+        member: its directory entry.
     """
 
     archive: _Archive
@@ -44,36 +43,36 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """Declared, in bytes; it never yields more."""
+        """Declared size, in bytes; zipfile never unpacks more."""
         return self.member.file_size
 
     def read_bytes(self) -> bytes:
-        """Return the content; any number of threads may ask for some at a time.
+        """Return the content; safe to call from several threads.
 
         Raises:
-            ImageError: if it is damaged.
+            ImageError: if the member is damaged.
         """
         content = BytesIO()
         try:
             with self.archive.members.open(self.member) as file:
-                while part := file.read(_CHUNK):
-                    content.write(part)
+                while chunk := file.read(_CHUNK):
+                    content.write(chunk)
         # BadZipFile for a wrong checksum, zlib.error, EOFError, NotImplementedError, OSError, ...
         except Exception as error:
-            reason = " ".join(str(error).split()) or "cut off"
+            reason = " ".join(str(error).split()) or "truncated"
             raise ImageError(f"damaged member: {reason}") from error
         return content.getvalue()
 
 
 def zip_images(name: str) -> Iterator[Item]:
-    """List the images of a ZIP archive; none is read here.
+    """List the images of a ZIP archive without reading them.
 
     Args:
-        name: of the file.
+        name: path of the file.
 
     Yields:
-        Images with what reads them; a failure for each that is refused, and for an archive that
-        is damaged or without any image.
+        Images that are read later; a failure for each refused member, and for an archive that is
+        damaged or has no images.
     """
     try:
         archive = _Archive(name)
@@ -82,13 +81,13 @@ def zip_images(name: str) -> Iterator[Item]:
         reason = getattr(error, "strerror", None) or error
         yield failure(name, f"cannot be read as a ZIP archive: {reason}")
         return
-    found = False
+    has_images = False
     overlapping = _overlapping(archive.members)
     for member in archive.members.infolist():
         if is_image(member.filename) and not member.is_dir():
-            found = True
+            has_images = True
             yield _item(name, archive, member, overlapping)
-    if not found:
+    if not has_images:
         yield failure(name, "no image in this archive", "missing")
 
 
@@ -101,14 +100,14 @@ def _item(
     if member.flag_bits & _ENCRYPTED:
         return failure(full, "encrypted", "unreadable")
     if stat.S_ISLNK(member.external_attr >> 16):
-        return failure(full, "a link to another file, which is not followed", "unreadable")
+        return failure(full, "a link to another file; links are not followed", "unreadable")
     if member.header_offset in overlapping:
-        return failure(full, "its bytes are also another member's: a bomb", "too_large")
+        return failure(full, "decompression bomb: it overlaps another member", "too_large")
     return Item(full, Packed(archive, member))
 
 
 def _overlapping(archive: zipfile.ZipFile) -> frozenset[int]:
-    """Find members that share bytes with others, by where they begin."""
+    """Return the header offsets of members that overlap others."""
     spans = sorted(
         (member.header_offset, member.header_offset + _HEADER + member.compress_size)
         for member in archive.infolist()
