@@ -1,4 +1,4 @@
-"""The command line: one file per verb; each parses, calls one function and prints."""
+"""The command line: one file per command; each parses, calls one function and prints."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from captioner.errors import CaptionerError, ConfigError, within_memory
 from captioner.system.foreign import MAX_LINE, message, plain
 from captioner.system.version import __version__
 
-# What each verb does, in the order people meet them; here, so that --help imports none of them.
+# Listed here so that --help imports no command; in the order of a typical workflow.
 COMMANDS = {
     "train": "Train a captioner.",
     "caption": "Write captions for images, folders or globs.",
     "evaluate": "Caption a split of a data set and score the captions.",
     "score": "Score the captions of any system against references.",
-    "compare": "Say which of two systems is better, and how surely.",
-    "doctor": "Find out why captions are poor, or all the same.",
+    "compare": "Compare the captions of two systems, with significance tests.",
+    "doctor": "Find out why captions are poor or all the same.",
     "gradients": "Show how gradients travel back through time, vanish and explode.",
     "features": "Fill the feature store ahead of training; check, clear or prune stores.",
 }
 
-INTERRUPTED = 130  # the exit code of what Ctrl-C ends
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class Commands(click.Group):
-    """Commands are imported when they are needed, and none imports torch before it runs."""
+    """Import each command only when it is needed; none imports torch before it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the verbs in the order people meet them."""
+        """Return the commands in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """List the verbs without importing them."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import one verb."""
+        """Import one command."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"captioner.cli.{cmd_name}")
@@ -51,17 +51,17 @@ class Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn every foreseen error into its message and an exit code."""
+        """Turn every expected error into a message and an exit code."""
         try:
             with _usage_errors(), within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
                 return super().invoke(ctx)
         except CaptionerError as error:
             _say(f"error: {error}")
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
-        except KeyboardInterrupt as stop:  # click would only say that it aborted
+        except KeyboardInterrupt as stop:  # click prints only "Aborted!"
             _say(f"{stop if stop.args else 'stopped'}")
             ctx.exit(INTERRUPTED)
-        except BrokenPipeError:  # the reader of our captions has seen enough
+        except BrokenPipeError:  # the reader of stdout closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as error:  # a folder that cannot be written to, a full disk
@@ -70,14 +70,14 @@ class Commands(click.Group):
             ctx.exit(1)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Read the command line before a verb."""
+        """Parse the options before the command name."""
         with _usage_errors():
             return super().make_context(*args, **kwargs)
 
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Make what click says of arguments as short and printable as our own errors are."""
+    """Make click's usage errors as short and printable as captioner's own errors."""
     try:
         yield
     except click.ClickException as error:
@@ -93,4 +93,4 @@ def _say(text: str) -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", prog_name="captioner")
 def main() -> None:
-    """Image captioning you can trust: a frozen CNN starts an RNN, the RNN writes the caption."""
+    """Caption images: a frozen CNN starts an RNN, and the RNN writes the caption."""

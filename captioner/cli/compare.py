@@ -31,7 +31,7 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
     "--references",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="Reference file, once for each.  [default: the references in A and B]",
+    help="Reference file; repeat for several.  [default: the references in A and B]",
 )
 @metrics_option
 @click.option(
@@ -39,7 +39,7 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
     type=click.IntRange(0, 10**6),
     default=3,
     show_default=True,
-    help="Images to show that improved most, and that got worse most.",
+    help="Images to show of those that improve most and of those that worsen most.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 @resamples_option
@@ -56,12 +56,12 @@ def command(
 ) -> None:
     """Compare the captions of systems A and B on the same images.
 
-    A and B are predictions.jsonl files, folders of `captioner evaluate` or run folders, or any
-    file that `captioner score` reads. Both are scored here, in the same way; p-values are of the
-    paired bootstrap and of approximate randomisation.
+    A and B are run folders, folders of `captioner evaluate`, predictions.jsonl files, or any file
+    that `captioner score` reads. Both are scored in the same way. The p-values come from the
+    paired bootstrap and from approximate randomisation.
     """
     if not resamples:
-        raise click.UsageError("--resamples: a comparison needs some")
+        raise click.UsageError("--resamples: a comparison needs at least 1")
 
     from captioner.scoring.compare import compare_files, conclusion
     from captioner.system.ownership import check

@@ -18,8 +18,8 @@ from captioner.cli.options import (
 
 @click.command("doctor")
 @model_option
-@click.option("--data", help="Data set to look at.  [default: the one the model was trained on]")
-@click.option("--split", help="Split to look at.  [default: dev where there is one, else test]")
+@click.option("--data", help="Data set to examine.  [default: the model's training data set]")
+@click.option("--split", help="Split to examine.  [default: dev if it exists, else test]")
 @set_option
 @device_option
 def command(
@@ -29,10 +29,9 @@ def command(
     overrides: tuple[str, ...],
     device: str,
 ) -> None:
-    """Find out why a model gives poor captions, or the same one every time.
+    """Find out why captions are poor or all the same.
 
-    Follows the image from the file to the caption and checks each step. The exit code is 1 if a
-    problem is found.
+    Checks each step from the image file to the caption. The exit code is 1 if a problem is found.
     """
     from captioner.doctor.checks import verdict
     from captioner.doctor.examine import examine

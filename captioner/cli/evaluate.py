@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @click.command("evaluate")
 @models_option
-@click.option("--data", help="Data set to caption.  [default: the one the model was trained on]")
-@click.option("--split", help="Split to caption.  [default: test where there is one, else dev]")
+@click.option("--data", help="Data set to caption.  [default: the model's training data set]")
+@click.option("--split", help="Split to caption.  [default: test if it exists, else dev]")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--n-best",
     type=click.IntRange(1, 1000),
     default=1,
-    help="Captions kept per image.",
+    help="Captions per image.",
 )
 @decoding_options
 @device_option
@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
-        raise click.UsageError("several --model need --output: none of their runs is theirs alone")
+        raise click.UsageError("several --model need --output FOLDER: they share no run folder")
     from captioner.evaluation.evaluate import evaluate
     from captioner.evaluation.report import write_report
     from captioner.run_dir import config_of_model, find_models
@@ -62,9 +62,9 @@ def command(
     config = config_of_model(folder, data, overrides)
     captioner = load_captioner(folders, device)
     options = captioner.settings(n_best=n_best, **decoding)
-    own = captioner.decoding.beam_size
-    if options.beam_size > own and "beam_size" not in decoding:
-        say(f"beam: {options.beam_size} wide instead of {own}, for as many captions")
+    default = captioner.decoding.beam_size
+    if options.beam_size > default and "beam_size" not in decoding:
+        say(f"beam size: {options.beam_size} instead of {default}, because of --n-best {n_best}")
     output = output or folder.parent / "evaluation"
     result = evaluate(captioner, config, output, options, split=split, n_best=n_best, say=say)
     report = write_report(

@@ -19,19 +19,19 @@ ALL = "all stores"
 @config_argument
 @set_option
 @click.option(
-    "--check", is_flag=True, help="List all stores, and look at every row; exit code 1 if damaged."
+    "--check", is_flag=True, help="List all stores and verify every row; exit code 1 if damaged."
 )
 @click.option(
     "--clear",
     metavar="[NAME]",
     is_flag=False,
     flag_value=ALL,
-    help="Delete the store of this name or backbone, or all.",
+    help="Delete the store with this name or backbone; without NAME, all stores.",
 )
 @click.option(
     "--prune",
     is_flag=True,
-    help="Drop damaged rows; then stores, least recently used first, until the limit is kept.",
+    help="Delete damaged rows, then the least recently used stores above the size limit.",
 )
 @device_option
 def command(
@@ -42,21 +42,21 @@ def command(
     prune: bool,
     device: str,
 ) -> None:
-    """Fill the feature store for CONFIG, so that training starts at once; or look after stores.
+    """Fill the feature store for CONFIG ahead of training, or check, clear or prune stores.
 
-    Stores live in $CAPTIONER_CACHE, else ~/.cache/captioner; what they hold already is not
-    computed again. All together take at most $CAPTIONER_CACHE_LIMIT GB (100): what would take
-    more is refused before it is computed.
+    Stores are in $CAPTIONER_CACHE, else ~/.cache/captioner. Features that a store already holds
+    are not computed again. All stores together take at most $CAPTIONER_CACHE_LIMIT GB (100); a
+    command that would exceed the limit fails before it computes anything.
     """
-    asked = [
+    actions = [
         flag
         for flag, given in (("--check", check), ("--clear", clear is not None), ("--prune", prune))
         if given
     ]
-    if len(asked) > 1 or (asked and (config or overrides)):
-        raise click.UsageError(f"{', '.join(asked)}: each is given alone")
-    if asked:
-        {"--check": _check, "--clear": lambda: _clear(clear), "--prune": _prune}[asked[0]]()
+    if len(actions) > 1 or (actions and (config or overrides)):
+        raise click.UsageError(f"{', '.join(actions)}: use alone, without CONFIG or --set")
+    if actions:
+        {"--check": _check, "--clear": lambda: _clear(clear), "--prune": _prune}[actions[0]]()
         return
 
     from captioner.config import load_config
@@ -73,33 +73,33 @@ def command(
 
 
 def _check() -> None:
-    """List the stores with their damage, and end with exit code 1 where there is some."""
+    """List the stores and their damage; exit with code 1 if any is damaged."""
     from captioner.data.feature_store import LIMIT, cache_folder, limit
     from captioner.data.stores import stores
 
     parent = cache_folder() / "features"
-    found = stores(parent)
+    known = stores(parent)
     damaged = 0
-    for stored in found:
+    for stored in known:
         damage = stored.damage()
         damaged += bool(damage)
         sound = (
             "sound"
             if stored.feature_size or not stored.rows
-            else "without checksums (of an older captioner)"
+            else "no checksums (written by an older captioner)"
         )
         used = datetime.fromtimestamp(stored.used, UTC).strftime("%Y-%m-%d")
         show(
             f"{stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
             f"{stored.size / 1e6:,.1f} MB  used {used}  {damage or sound}"
         )
-    total = sum(stored.size for stored in found)
+    total = sum(stored.size for stored in known)
     show(
-        f"{len(found)} store(s) in {parent}, {total / 1e6:,.1f} MB of at most "
+        f"{len(known)} store(s) in {parent}, {total / 1e6:,.1f} MB of at most "
         f"{limit() / 1e9:g} GB (${LIMIT}), {damaged} damaged"
     )
     if damaged:
-        say("captioner features --prune drops damaged rows, which are encoded again when needed")
+        say("captioner features --prune deletes damaged rows; they are encoded again when needed")
         raise SystemExit(1)
 
 
@@ -107,8 +107,8 @@ def _clear(name: str | None) -> None:
     from captioner.data.feature_store import cache_folder
     from captioner.data.stores import named, stores
 
-    found = stores(cache_folder() / "features")
-    _delete(found if name in (None, ALL) else named(found, str(name)))
+    known = stores(cache_folder() / "features")
+    _delete(known if name in (None, ALL) else named(known, str(name)))
 
 
 def _prune() -> None:
@@ -119,22 +119,22 @@ def _prune() -> None:
     for stored in stores(parent):
         dropped = drop_damaged(stored)
         if dropped is None:
-            say(f"{stored.folder.name}: in use, left alone")
+            say(f"{stored.folder.name}: in use, kept")
         elif dropped:
-            show(f"{stored.folder.name}: dropped {dropped:,} damaged row(s)")
+            show(f"{stored.folder.name}: deleted {dropped:,} damaged row(s)")
     _delete(over_limit(stores(parent)))
 
 
-def _delete(going: list[Stored]) -> None:
+def _delete(chosen: list[Stored]) -> None:
     from captioner.data.stores import clear
 
-    gone = [stored for stored in going if clear(stored)]
-    for stored in going:
-        what = "deleted" if stored in gone else "in use, left alone"
+    deleted = [stored for stored in chosen if clear(stored)]
+    for stored in chosen:
+        outcome = "deleted" if stored in deleted else "in use, kept"
         show(
-            f"{what}: {stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
+            f"{outcome}: {stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
             f"{stored.size / 1e6:,.1f} MB"
         )
-    show(f"{sum(stored.size for stored in gone) / 1e6:,.1f} MB freed")
-    if len(gone) < len(going):
+    show(f"{sum(stored.size for stored in deleted) / 1e6:,.1f} MB freed")
+    if len(deleted) < len(chosen):
         raise SystemExit(1)

@@ -27,21 +27,21 @@ STEPS = 300
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Measure this model or run directory instead of training every cell for a while.",
+    help="Measure this model or run directory instead of training each cell.",
 )
 @set_option
 @click.option(
-    "--steps", type=click.IntRange(1, 10**6), help=f"Training of each cell.  [default: {STEPS}]"
+    "--steps", type=click.IntRange(1, 10**6), help=f"Training steps per cell.  [default: {STEPS}]"
 )
 @click.option(
     "--length",
     type=click.IntRange(2, 10**5),
-    help="Join captions to sequences of this many tokens.",
+    help="Join captions into sequences of this many tokens.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder to write.  [default: gradients/<config name>, or gradients/ in the run]",
+    help="Output folder.  [default: gradients/<config name>, or gradients/ in the run]",
 )
 @device_option
 def command(
@@ -55,12 +55,12 @@ def command(
 ) -> None:
     """Show how gradients travel back through time, vanish and explode.
 
-    Trains rnn (tanh and relu), gru and lstm from the same seed on the data of CONFIG, briefly;
-    before and after, differentiates the last token's loss by every earlier hidden state.
-    Prints a table and writes gradients.png and gradients.json.
+    Briefly trains rnn (tanh and relu), gru and lstm from the same seed on the data of CONFIG.
+    Before and after, measures the gradient of the last token's loss at every earlier hidden
+    state. Prints a table and writes gradients.png and gradients.json.
     """
     if model and (config or steps):
-        raise click.UsageError("--model has its own config and its training behind it")
+        raise click.UsageError("--model excludes CONFIG and --steps: the model is trained already")
 
     from captioner.config import load_config
     from captioner.gradients.draw import describe_study

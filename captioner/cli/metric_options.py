@@ -1,4 +1,4 @@
-"""What the verbs that score files share."""
+"""Options and output that the commands with metrics share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import click
 
 from captioner.cli.options import say, show
 
-MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, which --help does not import
+MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
 
 
 class Signed(Protocol):
-    """A score, or a comparison of two."""
+    """A score, or a comparison of two scores."""
 
     @property
     def signature(self) -> str:
-        """Return how it was made."""
+        """Return the settings behind the score, such as `cider|refs:5`."""
 
 
 def _names(context: click.Context, option: click.Parameter, value: str) -> list[str]:  # noqa: ARG001
     names = [name for part in value.split(",") if (name := part.strip().lower())]
     if not names:
-        raise click.UsageError("--metrics: name at least one")
+        raise click.UsageError("--metrics: name at least one metric")
     return names
 
 
@@ -33,26 +33,26 @@ metrics_option = click.option(
     default="bleu,rouge_l,cider",
     show_default=True,
     callback=_names,
-    help="Out of bleu, rouge_l, cider, cider_d, cider_plain, and meteor, spice (these need Java).",
+    help="Any of bleu, rouge_l, cider, cider_d, cider_plain, meteor, spice (the last two: Java).",
 )
 resamples_option = click.option(
     "--resamples",
     type=click.IntRange(0, MOST_RESAMPLES),
     default=1000,
     show_default=True,
-    help="Of the bootstrap behind the intervals; 0 for none.",
+    help="Bootstrap resamples for the confidence intervals; 0: no intervals.",
 )
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Of the bootstrap.",
+    help="Random seed of the bootstrap.",
 )
 
 
 def show_scores(scores: Mapping[str, object], **others: str) -> None:
-    """Print a line for each score, and for each other result."""
+    """Print one line for each score and each other result."""
     rows = {name: str(score) for name, score in scores.items()} | others
     width = max(map(len, scores))
     for name, text in rows.items():
@@ -60,17 +60,17 @@ def show_scores(scores: Mapping[str, object], **others: str) -> None:
 
 
 def show_signatures(scores: Mapping[str, Signed]) -> None:
-    """Print how the scores were made; those made alike share a line."""
+    """Print the signatures; scores with equal settings share a line."""
     names: dict[str, list[str]] = {}
     for score in scores.values():
         name, _, fields = score.signature.partition("|")
         names.setdefault(fields, []).append(name)
-    for fields, made_alike in names.items():
-        show(f"{','.join(made_alike)}|{fields}")
+    for fields, metrics in names.items():
+        show(f"{','.join(metrics)}|{fields}")
 
 
 def write_json(path: Path, content: Mapping[str, Any], kind: str) -> None:
-    """Write a JSON file, whole, and say so; see `files.whole_file`."""
+    """Write a JSON file atomically and print its path; see `files.whole_file`."""
     from captioner.system.escapes import to_json
     from captioner.system.files import write_text
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they all need to start."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ set_option = click.option(
     help="Override a setting, as section.key=value.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
 model_option = click.option(
     "--model",
@@ -35,38 +35,38 @@ models_option = click.option(
     "models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Model or run directory; of several, the average decides on every word.  [default: "
+    help="Model or run directory. Repeat to average the predictions of several models.  [default: "
     "$CAPTIONER_MODEL, else the newest run under runs/]",
 )
 _DECODING = {
     "--search": (
         click.Choice(["beam", "sample"]),
-        "The most probable captions, or captions drawn at random.",
+        "beam: the most probable captions; sample: captions drawn at random.",
     ),
     "--beam-size": (int, "Hypotheses kept per image; 1 is greedy."),
-    "--length-penalty": (float, "a: score = log-probability / length^a."),
-    "--max-length": (int, "Most tokens of a caption, end included."),
-    "--no-repeat-ngram-size": (int, "No n-gram of this size twice."),
+    "--length-penalty": (float, "Exponent a of score = log-probability / length^a."),
+    "--max-length": (int, "Most tokens in a caption, including the end token."),
+    "--no-repeat-ngram-size": (int, "Never repeat an n-gram of this size; 0: allow repeats."),
     "--neighbours": (
         float,
-        "Weight of what people wrote about similar training images; 0: none.",
+        "Weight of the captions of similar training images; 0: off.",
     ),
-    "--precision": (str, "auto, fp32, bf16 or fp16: of the decoder's matrix products."),
-    "--temperature": (float, "Sampling: sharper below 1, flatter above."),
+    "--precision": (str, "Precision of the decoder's matrix products: auto, fp32, bf16 or fp16."),
+    "--temperature": (float, "Sampling: below 1 sharpens the distribution, above 1 flattens it."),
     "--top-k": (int, "Sampling: only the k most probable words; 0: all."),
-    "--top-p": (float, "Sampling: only the words that hold this probability."),
-    "--seed": (int, "Sampling: seed of the draws."),
+    "--top-p": (float, "Sampling: only the fewest words whose probabilities reach this sum."),
+    "--seed": (int, "Sampling: random seed."),
 }
 
 
 def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the search; the command gets those that are given as `decoding`."""
+    """Add the search options; the command receives those given as `decoding`."""
 
     @wraps(command)
     def collected(**options: Any) -> None:
         names = [flag[2:].replace("-", "_") for flag in _DECODING]
-        asked = {name: options.pop(name) for name in names}
-        given = {name: value for name, value in asked.items() if value is not None}
+        values = {name: options.pop(name) for name in names}
+        given = {name: value for name, value in values.items() if value is not None}
         command(decoding=given, **options)
 
     for flag, (kind, text) in reversed(_DECODING.items()):
@@ -75,17 +75,17 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load_captioner(folders: Path | list[Path], device: str) -> Captioner:
-    """Load the model a command works with, or several as one."""
+    """Load one model, or several as an ensemble."""
     from captioner.captioner import Captioner
 
     return Captioner.load(folders, device)
 
 
 def say(text: str) -> None:
-    """What is no result goes to stderr, as errors do: printable and of bounded length."""
+    """Print a status line to stderr, printable and of bounded length."""
     click.echo(message(text), err=True)
 
 
 def show(text: str = "") -> None:
-    """Results for people go to stdout, printable."""
+    """Print a result to stdout, printable."""
     click.echo(printable(text))

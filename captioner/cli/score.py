@@ -34,12 +34,12 @@ def command(
     resamples: int,
     seed: int,
 ) -> None:
-    """Score the captions in HYPOTHESES, of any system, against REFERENCES.
+    """Score the captions of any system in HYPOTHESES against REFERENCES.
 
-    Files are JSON Lines, COCO results and captions JSON, CSV or TSV (with a line of column
-    names), or text with one caption a line; several reference files add up. Images are matched
-    by id or file name, or by line where the files have neither. A predictions.jsonl of
-    `captioner evaluate`, or its folder, holds its own references.
+    Files are JSON Lines, COCO JSON (results or captions), CSV or TSV with column names, or text
+    with one caption per line. The references of several files are combined. Images are matched by
+    id or file name, or by line if the files have neither. A predictions.jsonl of `captioner
+    evaluate`, or its folder, contains its own references.
     """
     from captioner.scoring.score import score_file
     from captioner.system.ownership import check
@@ -50,11 +50,11 @@ def command(
         hypotheses, references, metrics=metrics, resamples=resamples, seed=seed, subset=subset
     )
     if done.matched_by == "own references":
-        say(f"{done.images:,} images with references of their own in {done.source}")
+        say(f"{done.images:,} images with their own references in {done.source}")
     else:
         say(f"{done.images:,} images matched by {done.matched_by} with {done.source}")
     if done.empty:
-        say(f"{done.empty:,} of the captions are without a word and score 0")
+        say(f"{done.empty:,} captions are empty and score 0")
     show_scores(done.scores)
     show_signatures(done.scores)
     if output:

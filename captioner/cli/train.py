@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<config name>]"
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--resume", is_flag=True, help="Continue the run in the folder.")
 @click.option(
-    "--overwrite", is_flag=True, help="Delete the run in the folder, nothing else, and start over."
+    "--overwrite",
+    is_flag=True,
+    help="Delete the run in the folder and start over; other files stay.",
 )
 @device_option
 def command(
@@ -35,8 +37,8 @@ def command(
 ) -> None:
     """Train a captioner.
 
-    CONFIG is a YAML file or the name of a bundled one: scenes (the default, drawn pictures,
-    about a minute), flickr8k, flickr30k, coco.
+    CONFIG is a YAML file or the name of a bundled one: scenes (the default: drawn pictures, about
+    a minute), flickr8k, flickr30k or coco.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -45,7 +47,7 @@ def command(
 
     from captioner.config import load_config
 
-    # A run knows its own settings: resumed, it is asked for no others but those of --set.
+    # A resumed run keeps its own settings, except those of --set.
     saved = folder / "config.yaml"
     settings = load_config(str(saved) if resume and saved.is_file() else name, overrides)
 
@@ -54,7 +56,7 @@ def command(
     try:
         done = train(settings, folder, resume=resume, overwrite=overwrite, device=device)
     except Stopped:
-        say(f"stopped; go on with: captioner train --output {folder} --resume")
+        say(f"stopped; to continue: captioner train --output {folder} --resume")
         raise SystemExit(1) from None
     _say_done(done)
 
@@ -63,7 +65,7 @@ def _say_done(done: Summary) -> None:
     say(
         f"{best_line(done)} of {done.epochs}; {done.seconds:,.0f} s of training, "
         f"{done.tokens_per_second:,.0f} tokens per second, "
-        f"{done.peak_memory / 2**30:.1f} GiB at most\n{done.signature}\n"
+        f"{done.peak_memory / 2**30:.1f} GiB peak memory\n{done.signature}\n"
         f"model: {done.folder / 'model'}   curves: {done.folder / 'curves.png'}\n"
         f"next: captioner caption IMAGE --model {done.folder}\n"
         f"      captioner evaluate --model {done.folder}"
@@ -71,7 +73,7 @@ def _say_done(done: Summary) -> None:
 
 
 def best_line(done: Summary) -> str:
-    """Say which epoch was kept, and why."""
+    """Return which epoch was kept, and why."""
     if math.isnan(done.best_score):
         return f"dev {done.metric} is undefined, so the last weights are kept: epoch {done.epochs}"
     return f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch}"

@@ -65,7 +65,7 @@ def test_score_follows_its_options():
     assert first.exit_code == 0, first.output
     assert [line.split()[0] for line in first.stdout.splitlines()[:2]] == ["rouge_l", "cider_d"]
     assert "+-" not in first.stdout
-    assert "references of their own in a/predictions.jsonl" in first.stderr
+    assert "their own references in a/predictions.jsonl" in first.stderr
     intervals = []
     for seed in "001":
         run("score", "a", "--resamples", "5", "--seed", seed, "--output", "s.json")
@@ -93,7 +93,7 @@ def test_score_without_java_still_gives_the_other_scores(monkeypatch):
         (["score", "a", "--metrics", "blue"], 2, "metrics: unknown blue; choose from bleu"),
         (["score", "a", "--metrics", ","], 2, "--metrics: name at least one"),
         (["compare", "a", "hyp.txt"], 1, "has image ids"),
-        (["compare", "a", "b", "--resamples", "0"], 2, "needs some"),
+        (["compare", "a", "b", "--resamples", "0"], 2, "needs at least 1"),
     ],
 )
 def test_mistakes_are_told_in_a_line(words, code, says):
@@ -107,7 +107,7 @@ def test_empty_captions_are_scored_and_told(here):
     (here / "hyp.txt").write_text(SAID[0] + "\n\n...\n")
     result = run("score", "hyp.txt", "ref1.txt")
     assert result.exit_code == 0
-    assert "2 of the captions are without a word and score 0" in result.stderr
+    assert "2 captions are empty and score 0" in result.stderr
 
 
 def test_compare_shows_table_changes_and_verdict(here):

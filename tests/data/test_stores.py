@@ -149,7 +149,7 @@ def test_a_store_without_checksums_is_encoded_again(filled, tiny_encoder):
     kept = mapped.copy()
     again = FeatureStore.for_encoder(tiny_encoder)
     assert not len(again)
-    assert "without checksums" in run("--check").stdout
+    assert "no checksums" in run("--check").stdout
     fill_store(again, tiny_encoder, paths, say=lambda _: None)
     assert {name: (store.folder / name).read_bytes() for name in FILES} == before
     np.testing.assert_array_equal(mapped, kept)  # who reads the old rows keeps them
@@ -189,7 +189,7 @@ def test_prune_drops_what_is_damaged_and_no_more(filled, tiny_encoder):
     flip(store.folder / "rows.sum", 8 * 8 * 1)
     done = run("--prune")
     assert done.exit_code == 0
-    assert "dropped 2 damaged row(s)" in done.stdout
+    assert "deleted 2 damaged row(s)" in done.stdout
     assert run("--check").exit_code == 0
     again = FeatureStore.for_encoder(tiny_encoder)
     assert len(again) == 4
@@ -272,7 +272,7 @@ def test_what_is_in_use_is_left_alone(filled):
     with FileLock(store.folder / "fill.lock"):
         for words in (("--clear",), ("--prune",)):
             done = run(*words)
-            assert "in use, left alone" in done.output
+            assert "in use, kept" in done.output
     assert {p: p.read_bytes() for p in before} == before
 
 
