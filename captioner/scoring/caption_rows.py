@@ -1,4 +1,4 @@
-"""Files of captions, of any system or of people: one `Row` for each line, row or object."""
+"""Read caption files of any format: one `Row` for each line, table row or JSON object."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from captioner.system.text_files import (
     read_rows,
 )
 
-REFERENCES = "references"  # of a prediction, in the same JSON object
-MAX_CAPTION = 10_000  # characters; scores compare all words of two captions
+REFERENCES = "references"  # key of the references in a prediction
+MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two captions' lengths
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line, row or object of a file.
+    """One line, table row or JSON object of a caption file.
 
     Attributes:
         where: file and line, for messages.
-        captions: found there.
-        image_id: if it names one.
-        file: the picture's name, if it names one.
-        references: that stand beside the captions, if any do.
+        captions: its captions.
+        image_id: image id, if given.
+        file: file name of the image, if given.
+        references: reference captions of the image, if given.
     """
 
     where: str
@@ -44,21 +44,20 @@ class Row:
 
 
 def read_captions(path: Path) -> Iterator[Row]:
-    """Read a file of captions by what its ending says it is.
+    """Read a caption file; the file extension gives the format.
 
     Args:
-        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`, else text, as
-            is a `.tsv` without column names; named by the user, so it may be a pipe.
+        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv` or `.tsv`. Any other
+            file, and a `.tsv` without column names, is text. The path may be a pipe.
 
     Raises:
-        DataError: if it cannot be read, or holds what is no caption, naming file and line.
+        DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
     for row in _rows(path):
         longest = max(map(len, (*row.captions, *(row.references or ()))), default=0)
         if longest > MAX_CAPTION:
             raise DataError(
-                f"{row.where}: a caption of {longest:,} characters, more than the limit of "
-                f"{MAX_CAPTION:,}"
+                f"{row.where}: a caption of {longest:,} characters, more than the limit of {MAX_CAPTION:,}"
             )
         yield row
 
@@ -104,7 +103,7 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
             }
             for index, annotation in enumerate(annotations):
                 where = f"{path}: annotations[{index}]"
-                # An annotation's own `id` is not an image's.
+                # The `id` of an annotation is not an image id.
                 row = _object_row(where, annotation, id_columns=("image_id",))
                 file = files.get(row.image_id or "")
                 yield Row(where, row.captions, row.image_id, None if file is None else str(file))
@@ -124,19 +123,19 @@ def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
             continue
         where = f"{path}:{number}"
         if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, the first line names {len(header)}")
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
         own = own_cells(header, cells)
         yield _object_row(where, dict(zip(header, own or map(_cell, cells), strict=True)))
 
 
 def _has_header(lines: list[str]) -> bool:
-    """Say whether a TSV begins with column names; the one that captioner writes does not."""
+    """Return whether a TSV starts with column names; captioner's own TSV does not."""
     names = {name.strip().lower() for name in lines[0].split("\t")} if lines else set()
     return not names.isdisjoint((*CAPTION_COLUMNS, *ID_COLUMNS, *IMAGE_COLUMNS, REFERENCES))
 
 
 def _cell(text: str) -> object:
-    """A cell may hold a JSON list of captions."""
+    """Parse a cell that holds a JSON list of captions; return any other cell unchanged."""
     if text.startswith("[") and text.endswith("]"):
         try:
             return json.loads(text)
@@ -146,12 +145,12 @@ def _cell(text: str) -> object:
 
 
 def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
-    """One caption a line; or an image, a tab and its caption, as `captioner caption` writes."""
+    """Read one caption a line, or image, tab, caption, as `captioner caption` writes."""
     texts = [line.rstrip("\r\n") for line in lines]
     with_images = bool(texts) and all("\t" in text for text in texts)
     for number, text in enumerate(texts, start=1):
         image, _, caption = text.partition("\t") if with_images else ("", "", text)
-        # Flickr's token files number the captions of a picture: name.jpg#0
+        # Flickr's token files number the captions of an image: name.jpg#0
         name, _, count = image.rpartition("#")
         file = name if name and count.isdecimal() else image
         if with_images:
@@ -160,14 +159,14 @@ def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
 
 
 def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS) -> Row:
-    """Read one JSON object or one row of a table, by the usual names of its fields."""
+    """Read one JSON object or table row by the known field names."""
     if not isinstance(values, Mapping):
         raise DataError(f"{where}: not an object with a caption: {excerpt(values)}")
     fields = {str(name).lower(): value for name, value in values.items()}
     image_id = _first(fields, id_columns)
     file = _first(fields, IMAGE_COLUMNS)
-    own = fields.get(REFERENCES)
-    references = None if own is None else _captions(where, own)
+    references = fields.get(REFERENCES)
+    references = None if references is None else _captions(where, references)
     caption = _first(fields, CAPTION_COLUMNS)
     if caption is None and not references:
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")

@@ -1,4 +1,4 @@
-"""Two systems on the same images: which is better, how surely, and where."""
+"""Compare two systems on the same images: scores, significance, and the largest changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from captioner.errors import DataError
-from captioner.metrics import Comparison, Signature, compare_captions, compatible, differences
+from captioner.metrics import Comparison, compare_captions, compatible, differences
 from captioner.scoring.systems import (
     CaptionSet,
     match,
@@ -22,16 +22,16 @@ from captioner.scoring.systems import (
 )
 from captioner.text import tokenize
 
-LEVEL = 0.05  # a difference is called one when chance alone gives it less often than this
+LEVEL = 0.05  # significance level
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What two systems say of one image.
+    """The captions of two systems for one image.
 
     Attributes:
-        image: its id, else its line.
-        difference: score of B's caption less that of A's.
+        image: image id, or line number without ids.
+        difference: score of B's caption minus score of A's caption.
         a: caption of A.
         b: caption of B.
     """
@@ -44,17 +44,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two systems compared.
+    """The comparison of two systems.
 
     Attributes:
-        a: the first.
-        b: the second, in the order of the first.
-        scores: comparisons by name.
-        matched_by: how their images were matched.
+        a: the first system.
+        b: the second system, with the images in the order of the first.
+        scores: comparisons by score name.
+        matched_by: how the images were matched: "image id", "file name" or "line".
         ranked_by: name of the score that ranks the changes.
-        improved: images where B gains most, most first.
-        worsened: images where B loses most, most first.
-        warnings: what makes the systems' own stored scores differ in kind.
+        improved: images with the largest gains of B, largest first.
+        worsened: images with the largest losses of B, largest first.
+        warnings: why the systems' stored scores are not comparable.
     """
 
     a: CaptionSet
@@ -67,7 +67,7 @@ class Pair:
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what goes into a JSON file: a key for each score, then what else is known."""
+        """Return the content of the JSON file: the scores by name, then the other results."""
         verdicts = {name: {"verdict": verdict(score)} for name, score in self.scores.items()}
         return {
             **{name: score.as_dict() | verdicts[name] for name, score in self.scores.items()},
@@ -99,12 +99,12 @@ def compare_files(
 
     Args:
         a: see `read_hypotheses`.
-        b: likewise.
-        references: see `read_references`; none: those that came with the captions.
-        metrics: names, see `score_captions`.
-        resamples: of the bootstrap, and trials of the randomisation.
-        seed: of both.
-        examples: images listed as improved, and as worsened, at most.
+        b: see `read_hypotheses`.
+        references: see `read_references`; empty: the references in the caption files.
+        metrics: names of metrics; see `score_captions`.
+        resamples: number of bootstrap resamples and of randomisation trials.
+        seed: seed of both tests.
+        examples: maximum number of improved and of worsened images to list.
 
     Raises:
         DataError: if a file cannot be read, or images or references differ.
@@ -125,8 +125,8 @@ def compare_files(
         seed=seed,
         split=splits.pop() if len(splits) == 1 else None,
     )
-    known = [name for name, score in scores.items() if not score.note]
-    ranked_by = "cider" if "cider" in known else (known or list(scores))[-1]
+    defined = [name for name, score in scores.items() if not score.note]
+    ranked_by = "cider" if "cider" in defined else (defined or list(scores))[-1]
     improved, worsened = _extremes(first, second, scores[ranked_by], examples)
     return Pair(
         a=first,
@@ -141,7 +141,7 @@ def compare_files(
 
 
 def verdict(score: Comparison) -> str:
-    """Say who is better: "A", "B", "equal" (no difference at all), "unsure" or "undefined"."""
+    """Return "A" or "B" if one is better, "equal" (no difference), "unsure" or "undefined"."""
     if score.note or math.isnan(score.difference):
         return "undefined"
     if not score.per_image.any() and not score.difference:
@@ -152,69 +152,66 @@ def verdict(score: Comparison) -> str:
 
 
 def conclusion(scores: dict[str, Comparison]) -> str:
-    """Say in one sentence what the comparison shows."""
+    """Summarise a comparison in one sentence."""
     names: dict[str, list[str]] = {}
     for name, score in scores.items():
         names.setdefault(verdict(score), []).append(name)
-    told = [side for side in ("A", "B") if side in names]
+    better = [side for side in ("A", "B") if side in names]
     unsure = names.get("unsure", []) + names.get("equal", [])
     if set(names) <= {"equal", "undefined"}:
         return "A and B score the same on every image." if unsure else "No score is defined."
-    if not told:
-        return (
-            f"No difference is shown: chance explains those in {', '.join(unsure)} "
-            f"(p >= {LEVEL:g})."
-        )
-    parts = [f"{side} is better in {', '.join(names[side])} (p < {LEVEL:g})" for side in told]
+    if not better:
+        return f"No significant difference in {', '.join(unsure)} (p >= {LEVEL:g})."
+    clauses = [f"{side} is better in {', '.join(names[side])} (p < {LEVEL:g})" for side in better]
     if unsure:
-        parts.append(f"no difference is shown in {', '.join(unsure)}")
-    return "; ".join(parts) + "."
+        clauses.append(f"no significant difference in {', '.join(unsure)}")
+    return "; ".join(clauses) + "."
 
 
 def _shared_references(a: CaptionSet, b: CaptionSet) -> CaptionSet:
-    """Return the references both came with.
+    """Return the references in the two caption files.
 
     Raises:
-        DataError: if neither has any, or theirs differ.
+        DataError: if neither file has references, or the references differ.
     """
-    ours, theirs = own_references(a), own_references(b)
-    if ours and theirs:
-        pairs = zip(ours.captions, theirs.captions, strict=True)
+    references_a, references_b = own_references(a), own_references(b)
+    if references_a and references_b:
+        pairs = zip(references_a.captions, references_b.captions, strict=True)
         differing = [
-            ours.label(image)
+            references_a.label(image)
             for image, (left, right) in enumerate(pairs)
             if sorted(left) != sorted(right)
         ]
         if differing:
             raise DataError(
                 f"{a.name} and {b.name} hold different references for {len(differing):,} "
-                f"image(s), {differing[0]} for one; name the right ones with --references"
+                f"image(s), such as {differing[0]}; give the right ones with --references"
             )
-    found = ours or theirs
-    if found is None:
-        raise DataError(f"{a.name}: no references of its own; name them with --references")
-    # The two systems are in one order by now, whichever of them the references came with.
-    return CaptionSet(found.name, found.captions, a.ids, a.files)
+    references = references_a or references_b
+    if references is None:
+        raise DataError(f"{a.name}: no references in the file; give them with --references")
+    # b has the order of a, so the ids of a fit the references of both.
+    return CaptionSet(references.name, references.captions, a.ids, a.files)
 
 
-def _reordered(found: CaptionSet, places: Sequence[int]) -> CaptionSet:
+def _reordered(system: CaptionSet, order: Sequence[int]) -> CaptionSet:
     def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        return None if values is None else tuple(values[place] for place in places)
+        return None if values is None else tuple(values[index] for index in order)
 
     return CaptionSet(
-        found.name,
-        pick(found.captions) or (),
-        pick(found.ids),
-        pick(found.files),
-        pick(found.references),
-        found.signature,
+        system.name,
+        pick(system.captions) or (),
+        pick(system.ids),
+        pick(system.files),
+        pick(system.references),
+        system.signature,
     )
 
 
 def _extremes(
     a: CaptionSet, b: CaptionSet, score: Comparison, count: int
 ) -> tuple[list[Change], list[Change]]:
-    """Return the images that gain most and lose most."""
+    """Return the images with the largest gains and the largest losses."""
     order = np.argsort(score.per_image, kind="stable").tolist()
 
     def change(image: int) -> Change:
@@ -227,19 +224,15 @@ def _extremes(
 
 
 def _warnings(a: CaptionSet, b: CaptionSet) -> list[str]:
-    """Say where the scores stored beside the two were made in different ways."""
+    """Warn if the stored scores of the two systems are not comparable."""
     if a.signature is None or b.signature is None or compatible(a.signature, b.signature):
         return []
-    differing = _told(a.signature, b.signature)
+    items = differences(a.signature, b.signature).items()
+    differing = ", ".join(f"{key} {left} / {right}" for key, (left, right) in items)
     return [
-        f"the scores.json of A and B are not comparable ({differing}); here both are scored anew, "
-        f"in the same way"
+        f"the scores.json of A and B are not comparable ({differing}); the scores below are "
+        f"computed again, in the same way for both"
     ]
-
-
-def _told(a: Signature, b: Signature) -> str:
-    both = differences(a, b).items()
-    return ", ".join(f"{key} {left} / {right}" for key, (left, right) in both)
 
 
 def _change_as_dict(change: Change) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Score the captions of any system against references, from files alone."""
+"""Score a caption file of any system against reference files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from captioner.text import tokenize
 
 @dataclass(frozen=True, slots=True)
 class ScoredFile:
-    """Scores of a file of captions.
+    """The scores of a caption file.
 
     Attributes:
-        scores: by name.
-        images: how many were scored.
-        empty: how many of them have a caption without a word.
+        scores: scores by name.
+        images: number of scored images.
+        empty: number of captions without a word.
         matched_by: "image id", "file name", "line", or "own references".
-        source: where the references come from.
+        source: name of the reference file or files.
     """
 
     scores: dict[str, Score]
@@ -50,20 +50,20 @@ def score_file(
 
     Args:
         hypotheses: see `read_hypotheses`.
-        references: see `read_references`; none: those that came with the captions.
-        metrics: names, see `score_captions`.
-        resamples: of the bootstrap behind the intervals; 0 for none.
-        seed: of the bootstrap.
+        references: see `read_references`; empty: the references in the caption file.
+        metrics: names of metrics; see `score_captions`.
+        resamples: bootstrap resamples for the intervals; 0: no intervals.
+        seed: seed of the bootstrap.
         subset: score only the images that have a caption.
 
     Raises:
-        DataError: if a file cannot be read, or images are missing on either side.
+        DataError: if a file cannot be read, or an image is missing in one of the files.
         ConfigError: if a metric is unknown.
     """
     system = read_hypotheses(hypotheses)
     own = None if references else own_references(system)
     if own is None and not references:
-        raise DataError(f"{system.name}: has no references of its own; name reference files")
+        raise DataError(f"{system.name}: no references in the file; give reference files")
     truth = own or read_references(references)
     how, places = match(system, truth, subset=subset)
     tokens = [tokenize(captions[0]) for captions in system.captions]

@@ -1,4 +1,4 @@
-"""The captions of any system, and what they are compared with, as people keep them in files."""
+"""Read the captions of a system and reference captions from files, and match their images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captioner.system.text_files import read_json
 from captioner.text import tokenize
 
 PREDICTIONS = "predictions.jsonl"
-LISTED = 10  # images named in an error; the rest are counted
+LISTED = 10  # images listed in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class CaptionSet:
     """Captions of N images.
 
     Attributes:
-        name: file they come from, for messages.
-        captions: of each image; a system gives one, references are several.
-        ids: of the images; None where only the order says which is which.
-        files: picture names without folders, else the ids; None with them.
-        references: that came with a system's captions, if any did.
-        signature: of the score that was stored beside them, if any was.
+        name: the file, for messages.
+        captions: captions of each image; one of a system, one or more references.
+        ids: image ids; None: only the order identifies the images.
+        files: file names of the images without folders, or their ids; None if ids is None.
+        references: references in a system's caption file, if any.
+        signature: signature in the `scores.json` next to the captions, if any.
     """
 
     name: str
@@ -38,11 +38,11 @@ class CaptionSet:
     signature: Signature | None = None
 
     def label(self, image: int) -> str:
-        """Return what to call an image: its id, else its line."""
+        """Return the id of an image, or its line number without ids."""
         return plain(self.ids[image], 100) if self.ids else f"line {image + 1}"
 
     def about(self, key: str) -> str | None:
-        """Return a field of the stored signature, such as `decode`; None where nobody knows."""
+        """Return a field of the stored signature, such as `decode`; None if unknown."""
         return dict(self.signature.fields).get(key) if self.signature else None
 
 
@@ -50,11 +50,11 @@ def read_hypotheses(path: Path) -> CaptionSet:
     """Read the captions of a system: one for each image.
 
     Args:
-        path: JSON Lines, COCO results JSON, CSV, TSV or text; or a folder of `captioner evaluate`
-            or the run around it.
+        path: JSON Lines, COCO results JSON, CSV, TSV or text; or an output folder of
+            `captioner evaluate`; or a run folder that holds one.
 
     Raises:
-        DataError: if it cannot be read, or an image has two captions or none.
+        DataError: if the file cannot be read, or an image has no caption or several.
     """
     path = _predictions(path)
     rows = list(read_captions(path))
@@ -62,23 +62,24 @@ def read_hypotheses(path: Path) -> CaptionSet:
     for image, captions in enumerate(found.captions):
         if len(captions) != 1:
             raise DataError(
-                f"{path}: {len(captions)} captions for {found.label(image)}; a system gives one"
+                f"{path}: {len(captions)} captions for {found.label(image)}; give one for each "
+                f"image"
             )
-    own = [row.references for row in rows if row.references]
-    references = tuple(own) if len(own) == len(rows) else None
+    complete = [row.references for row in rows if row.references]
+    references = tuple(complete) if len(complete) == len(rows) else None
     signature = _stored_signature(path, len(rows))
     return CaptionSet(str(path), found.captions, found.ids, found.files, references, signature)
 
 
 def read_references(paths: Sequence[Path]) -> CaptionSet:
-    """Read references: what one file says of an image joins what the others say of it.
+    """Read references from one or more files; an image may have references in each file.
 
     Args:
-        paths: files as for `read_hypotheses`, COCO captions JSON as well. Text files without ids
-            hold one reference for each image; where an image has fewer, its line is blank.
+        paths: files as for `read_hypotheses`, or COCO captions JSON. A text file without ids has
+            one line for each image; a blank line is no reference.
 
     Raises:
-        DataError: if one cannot be read, or they do not fit each other.
+        DataError: if a file cannot be read, or the files do not fit each other.
     """
     sets = []
     for path in map(_predictions, paths):
@@ -98,40 +99,41 @@ def read_references(paths: Sequence[Path]) -> CaptionSet:
         ]
         return _gather(Path(name), joined)
     if any(found.ids for found in sets):
-        raise DataError("references: some files have image ids and some have not; give one kind")
+        raise DataError("references: some files have image ids and some have none; use one kind")
     lengths = {found.name: len(found.captions) for found in sets}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{file} has {count:,}" for file, count in lengths.items())
-        raise DataError(f"references: one line for each image is needed in every file; {counts}")
+        raise DataError(f"references: every file must have one line for each image; {counts}")
     columns = zip(*(found.captions for found in sets), strict=True)
     return CaptionSet(name, tuple(sum(column, ()) for column in columns), None, None)
 
 
 def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, list[int]]:
-    """Find for each image of `left` the same image in `right`.
+    """Match the images of two caption sets.
 
     Args:
-        left: every image of it must be in `right`.
-        right: every image of it must be in `left`, unless `subset`.
-        subset: images that only `right` has are passed over.
+        left: N images; each must be in `right`.
+        right: each image must be in `left`, unless `subset`.
+        subset: ignore images that only `right` has.
 
     Returns:
-        How they were matched ("image id", "file name" or "line"), and N places in `right`.
+        The kind of match ("image id", "file name" or "line"), and for each image of `left` the
+        index of the image in `right`.
 
     Raises:
-        DataError: listing the images missing on either side.
+        DataError: if an image is missing in one of the sets; the message lists the images.
     """
     if (left.ids is None) != (right.ids is None):
         with_ids, without = (left, right) if left.ids else (right, left)
         raise DataError(
-            f"{with_ids.name} has image ids and {without.name} has none; give both with ids, or "
-            f"both with one caption a line in the same order"
+            f"{with_ids.name} has image ids and {without.name} has none; use ids in both files, or "
+            f"one caption a line in the same order in both"
         )
     if left.ids is None or right.ids is None:
         if len(left.captions) != len(right.captions):
             raise DataError(
                 f"{left.name} has {len(left.captions):,} lines and {right.name} "
-                f"{len(right.captions):,}; without image ids they must go together line by line"
+                f"{len(right.captions):,}; without image ids the lines must match one by one"
             )
         return "line", list(range(len(left.captions)))
     ways = {"image id": (left.ids, right.ids), "file name": (left.files, right.files)}
@@ -144,7 +146,7 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
         known = set(ours)
         extra = [] if subset else [key for key in theirs if key not in known]
         if len(known) < len(ours) or len(places) < len(theirs):
-            continue  # pictures of different folders share a name, which then says nothing
+            continue  # images in different folders have equal names, so names identify nothing
         if not missing and not extra:
             return how, [places[key] for key in ours]
         failures.append((len(missing) + len(extra), how, missing, extra))
@@ -158,14 +160,14 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
 
 
 def reference_tokens(found: CaptionSet, places: Sequence[int]) -> list[list[list[str]]]:
-    """Tokenise the references of some images; those without a word are left out, as in training.
+    """Tokenise the references of some images; leave out references without a word.
 
     Args:
         found: references.
-        places: images wanted, in this order.
+        places: indices of the images.
 
     Raises:
-        DataError: if an image has no reference left.
+        DataError: if an image has no reference with a word.
     """
     tokens = [
         [words for caption in found.captions[place] if (words := tokenize(caption))]
@@ -178,36 +180,36 @@ def reference_tokens(found: CaptionSet, places: Sequence[int]) -> list[list[list
 
 
 def own_references(found: CaptionSet) -> CaptionSet | None:
-    """Return the references that came with a system's captions, as a set of their own."""
+    """Return the references in a system's caption file as a CaptionSet."""
     if found.references is None:
         return None
     return CaptionSet(found.name, found.references, found.ids, found.files)
 
 
 def _predictions(path: Path) -> Path:
-    """Return the file itself, or the predictions in an evaluation's or a run's folder."""
+    """Return the path of the file, or of `predictions.jsonl` in an evaluation or run folder."""
     if not path.is_dir():
         return path
     direct = [path / PREDICTIONS, path / "evaluation" / PREDICTIONS]
-    there = [file for file in direct if file.is_file()][:1]
-    there = there or sorted(filter(Path.is_file, path.glob(f"evaluation/*/{PREDICTIONS}")))
-    if not there:
+    files = [file for file in direct if file.is_file()][:1]
+    files = files or sorted(filter(Path.is_file, path.glob(f"evaluation/*/{PREDICTIONS}")))
+    if not files:
         raise DataError(f"{path}: no {PREDICTIONS} in it; write one with `captioner evaluate`")
-    if len(there) > 1:
-        raise DataError(f"{path}: holds several, name one: {', '.join(map(str, there))}")
-    return there[0]
+    if len(files) > 1:
+        raise DataError(f"{path}: several {PREDICTIONS}; choose one: {', '.join(map(str, files))}")
+    return files[0]
 
 
 def _gather(path: Path, rows: Sequence[Row]) -> CaptionSet:
     """Join the rows of each image."""
     if not rows:
-        raise DataError(f"{path}: holds no caption")
+        raise DataError(f"{path}: no caption in the file")
     named = [row for row in rows if row.image_id or row.file]
     if not named:
         return CaptionSet(str(path), tuple(row.captions for row in rows), None, None)
     if len(named) < len(rows):
         bare = next(row for row in rows if not (row.image_id or row.file))
-        raise DataError(f"{bare.where}: no image id or file name here, though other rows have one")
+        raise DataError(f"{bare.where}: no image id or file name, but other rows have one")
     captions: dict[str, tuple[str, ...]] = {}
     files: dict[str, str] = {}
     for row in rows:
@@ -219,7 +221,7 @@ def _gather(path: Path, rows: Sequence[Row]) -> CaptionSet:
 
 
 def _stored_signature(path: Path, images: int) -> Signature | None:
-    """Read how the predictions were made from the `scores.json` that was written with them."""
+    """Read the signature in the `scores.json` next to the predictions."""
     if path.name != PREDICTIONS:
         return None
     try:

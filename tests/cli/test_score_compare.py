@@ -87,7 +87,7 @@ def test_score_without_java_still_gives_the_other_scores(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["score", "hyp.txt"], 1, "has no references of its own; name reference files"),
+        (["score", "hyp.txt"], 1, "no references in the file; give reference files"),
         (["score", "hyp.txt", "a"], 1, "has image ids"),
         (["score", "hyp.txt", "nothing.txt"], 2, "does not exist"),
         (["score", "a", "--metrics", "blue"], 2, "metrics: unknown blue; choose from bleu"),
