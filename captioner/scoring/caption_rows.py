@@ -57,7 +57,8 @@ def read_captions(path: Path) -> Iterator[Row]:
         longest = max(map(len, (*row.captions, *(row.references or ()))), default=0)
         if longest > MAX_CAPTION:
             raise DataError(
-                f"{row.where}: a caption of {longest:,} characters, more than the limit of {MAX_CAPTION:,}"
+                f"{row.where}: a caption of {longest:,} characters, more than the "
+                f"limit of {MAX_CAPTION:,}"
             )
         yield row
 
