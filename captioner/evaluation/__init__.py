@@ -1,1 +1,1 @@
-"""From a split to scores."""
+"""Evaluate a model on a split."""

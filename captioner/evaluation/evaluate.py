@@ -1,4 +1,4 @@
-"""Caption a split, score it, write `predictions.jsonl` and `scores.json`."""
+"""Caption a split, score the captions, and write `predictions.jsonl` and `scores.json`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ CHUNK = 256  # images searched together
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model makes of a split.
+    """The captions and scores of a model on a split.
 
     Attributes:
-        dataset: that the split is of.
-        split: its name.
-        table: its images and references.
-        captions: n-best of each image.
-        scores: by name.
-        truth: share of captions true of their picture; None where nobody knows.
+        dataset: the data set.
+        split: name of the split.
+        table: images, features and references of the split.
+        captions: n-best captions of each image.
+        scores: scores by name.
+        truth: fraction of captions that are true of their image, for drawn scenes; else None.
         output: folder with `predictions.jsonl` and `scores.json`.
     """
 
@@ -63,19 +63,19 @@ def evaluate(
     """Caption a split and score the captions.
 
     Args:
-        captioner: on its device.
-        config: whose `data` section names the data set.
+        captioner: the model.
+        config: configuration; its `data` section gives the data set.
         output: folder to write to.
-        options: how to search, such as `captioner.settings(beam_size=5)`; None: as the model does.
-        split: name; None: the test split where there is one, else dev.
-        n_best: captions kept per image.
-        resamples: of the bootstrap behind the intervals.
-        say: told what happens.
+        options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's own.
+        split: name of the split; None: the test split if there is one, else dev.
+        n_best: captions per image in `predictions.jsonl`.
+        resamples: bootstrap resamples for the intervals.
+        say: function for status lines.
 
     Raises:
         DataError: if the split cannot be used.
-        ConfigError: if the options do not fit the model, or something stands in the output's place.
-        ImageError: if the model gives no numbers for an image.
+        ConfigError: if the options do not fit the model, or the output path is taken.
+        ImageError: if the model computes NaN or infinity for an image.
     """
     check_files(output, "evaluation")
     options = options or captioner.settings(n_best=n_best)
@@ -86,8 +86,8 @@ def evaluate(
     )
     captions = caption_split(captioner, table, options, n_best=n_best)
     texts = [best[0].text for best in captions]
-    together = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    decode = options.summary() + together
+    models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
+    decode = options.summary() + models
     scores = score_captions(
         [tokenize(text) for text in texts],
         PreparedReferences(table.references),
@@ -114,16 +114,17 @@ def caption_split(
         The n-best captions of each image, in order.
 
     Raises:
-        ImageError: naming the first image that the model gives no numbers for.
+        ImageError: if the model computes NaN or infinity for an image; the message names the
+            first one.
     """
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(CHUNK):
-            for found in captioner.search_each(features, options, n_best=n_best):
-                if isinstance(found, ImageError):
+            for best in captioner.search_each(features, options, n_best=n_best):
+                if isinstance(best, ImageError):
                     path = table.examples[len(captions)].image
-                    raise ImageError(f"{plain(path)}: {found}; nothing is scored", kind=found.kind)
-                captions.append(found)
+                    raise ImageError(f"{plain(path)}: {best}; no scores written", kind=best.kind)
+                captions.append(best)
             bar.update(len(features))
     return captions
 
@@ -133,8 +134,8 @@ def _default_split(dataset: Dataset, config: Config) -> str:
         if name in dataset.splits:
             return name
     raise DataError(
-        f"{dataset.root}: has no {config.data.split_test} or {config.data.split_dev} split; "
-        f"name one of {', '.join(dataset.splits) or 'none'} with --split"
+        f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
+        f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
     )
 
 

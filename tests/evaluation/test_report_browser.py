@@ -191,7 +191,7 @@ def test_a_caption_that_is_a_script_is_shown_and_not_run(few, open_page):
     assert page.evaluate("window.hacked") is None
     see_pictures(page)
     page.locator(".picture .missing").wait_for()
-    assert page.locator(".missing").all_text_contents() == ["No picture: broken.png"]
+    assert page.locator(".missing").all_text_contents() == ["Image cannot be read: broken.png"]
 
 
 def test_a_view_is_kept_in_the_address(few, open_page):

@@ -1,10 +1,10 @@
-"""`report.html`: an evaluation as one file that opens from disk, with nothing to fetch.
+"""`report.html`: an evaluation as one HTML file that needs no network.
 
-page.html    what there is to see (a Jinja template, which escapes whatever it is given)
-page.css     how it looks
-page.js      the gallery: sorts, filters, searches, loads pictures as they come into view
-findings.py  what is said about the captions
-charts.py    curves and histogram
+page.html    the content (a Jinja template that escapes every value)
+page.css     the styles
+page.js      the gallery: sorts, filters, searches, and loads images when they are in view
+findings.py  statistics and flags of the captions
+charts.py    training curves and length histogram
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def write_report(
     """Write `report.html` into the folder of an evaluation.
 
     Args:
-        result: of `evaluate`.
-        vocabulary: the model's.
-        model: its folder; where `metrics.jsonl` lies beside it, the training curves are shown.
-        split_train: training split of the data set, to find captions copied from it.
+        result: result of `evaluate`.
+        vocabulary: vocabulary of the model.
+        model: model directory; a `metrics.jsonl` next to it gives the training curves.
+        split_train: training split, to find captions copied from training data.
 
     Returns:
-        The file.
+        Path of the report.
     """
     run = model.resolve().parent
     metrics = read_metrics(run / "metrics.jsonl")
@@ -80,7 +80,7 @@ def write_report(
     )
     path = result.output / "report.html"
     with whole_file(path, "report") as aside, aside.open("wb") as file:
-        # A file name that is not UTF-8 on disk becomes readable, not an error.
+        # A file name that is not UTF-8 is escaped instead of raising an error.
         stream.dump(file, encoding="utf-8", errors="backslashreplace")
     return path
 
@@ -91,7 +91,7 @@ def label(name: str) -> str:
 
 
 def _template() -> Any:
-    """Load the page, with style and script in it and a policy that allows these two alone."""
+    """Load the page with its styles and script, and a content policy that allows only these."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -109,7 +109,7 @@ def _template() -> Any:
 
 
 def _visible(value: Any) -> Any:
-    """Return a text without control characters; what is HTML or JSON already as it is."""
+    """Make control characters in plain text visible; leave HTML and JSON unchanged."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -1,7 +1,7 @@
-"""The charts of a report, as SVG that takes its colours from the page.
+"""The charts of a report, as SVG with the colours of the page.
 
-Matplotlib's own SVG carries fixed colours and style attributes, which neither a dark page nor a
-strict content policy can take, so only its tick locator is used.
+Matplotlib's SVG has fixed colours and style attributes. A dark page cannot change the colours,
+and a strict content policy blocks the attributes. So only Matplotlib's tick locator is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 34  # margins around the plot
-LONGEST = 30  # words; the last bar of the histogram holds all longer captions
+LONGEST = 30  # words; the last bar of the histogram counts all longer captions
 
 Point = tuple[float, float]
 
@@ -27,9 +27,9 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        label: its name in the key.
-        points: (x, y); those that are not finite are left out.
-        style: `first`, `second` or `faint`; the page says what each looks like.
+        label: name of the line in the legend.
+        points: (x, y) points; points that are not finite are not drawn.
+        style: CSS class: `first`, `second` or `faint`.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Line:
     style: str
 
     def finite(self) -> list[Point]:
-        """Return the points that can be drawn."""
+        """Return the finite points."""
         return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
 
 
@@ -46,7 +46,7 @@ class Plot:
     """An SVG element with two linear scales.
 
     Attributes:
-        title: what a screen reader says.
+        title: text for screen readers.
         x: lowest and highest value of the horizontal axis.
         y: lowest and highest value of the vertical axis.
     """
@@ -61,7 +61,7 @@ class Plot:
         self.svg = ET.Element("svg", {"viewBox": box, "role": "img", "aria-label": self.title})
 
     def at(self, x: float, y: float) -> Point:
-        """Return where a value is drawn."""
+        """Return the pixel position of a value."""
         (x0, x1), (y0, y1) = self.x, self.y
         across = (x - x0) / (x1 - x0 or 1)
         up = (y - y0) / (y1 - y0 or 1)
@@ -69,7 +69,7 @@ class Plot:
         return round(left, 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
 
     def add(self, tag: str, css: str, text: str = "", **attributes: object) -> ET.Element:
-        """Append an element; `title` says what the pointer sees over it."""
+        """Append an element; `title` is its tooltip."""
         title = attributes.pop("title", None)
         values = {name.replace("_", "-"): str(value) for name, value in attributes.items()}
         element = ET.SubElement(self.svg, tag, {"class": css, **values})
@@ -109,10 +109,13 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_zero: bool 
     """Draw lines over a common axis.
 
     Args:
-        title: what a screen reader says.
-        lines: to draw, the last on top; without a finite point there is no chart, but "".
+        title: text for screen readers.
+        lines: the lines, the last one on top.
         x_label: name of the horizontal axis.
-        y_zero: begin the vertical axis at 0.
+        y_zero: start the vertical axis at 0.
+
+    Returns:
+        The SVG, or "" without a finite point.
     """
     points = [point for line in lines for point in line.finite()]
     if not points:
@@ -134,39 +137,39 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_zero: bool 
 
 
 def length_chart(captions: Sequence[int], references: Sequence[int]) -> Markup:
-    """Draw how long captions are (bars) and how long references are (outline), as shares.
+    """Draw the histogram of caption lengths (bars) and of reference lengths (outline).
 
     Args:
         captions: words of each caption.
         references: words of each reference.
     """
-    ours, theirs = _shares(captions), _shares(references)
-    last = max(np.flatnonzero(ours + theirs).max(initial=0), 1)
-    top = _ticks((0, float(max(ours.max(), theirs.max()))), 4, outside=True)[-1]
-    plot = Plot("Words in a caption, beside the references", (-0.5, last + 0.5), (0, top))
+    bars, outline = _fractions(captions), _fractions(references)
+    last = max(np.flatnonzero(bars + outline).max(initial=0), 1)
+    top = _ticks((0, float(max(bars.max(), outline.max()))), 4, outside=True)[-1]
+    plot = Plot("Words per caption and per reference", (-0.5, last + 0.5), (0, top))
     plot.axes("words", ".0%", last_tick=f"{LONGEST}+")
-    outline = []
+    points = []
     for words in range(last + 1):
-        left, y = plot.at(words - 0.5, float(theirs[words]))
+        left, y = plot.at(words - 0.5, float(outline[words]))
         right, _ = plot.at(words + 0.5, 0)
-        outline += [f"{left},{y}", f"{right},{y}"]
-        x, y = plot.at(words - 0.4, float(ours[words]))
+        points += [f"{left},{y}", f"{right},{y}"]
+        x, y = plot.at(words - 0.4, float(bars[words]))
         width, height = plot.at(words + 0.4, 0)[0] - x, plot.at(0, 0)[1] - y
         count = f"{words}{'+' if words == LONGEST else ''} words"
-        hint = f"{count}: {ours[words]:.1%} of captions, {theirs[words]:.1%} of references"
+        hint = f"{count}: {bars[words]:.1%} of captions, {outline[words]:.1%} of references"
         plot.add("rect", "bar", x=x, y=y, width=f"{width:.1f}", height=f"{height:.1f}", title=hint)
-    plot.add("polyline", "line second", points=" ".join(outline))
+    plot.add("polyline", "line second", points=" ".join(points))
     return plot.markup()
 
 
-def _shares(lengths: Sequence[int]) -> np.ndarray:
-    """Return the share of each length from 0 to LONGEST, (LONGEST + 1,)."""
+def _fractions(lengths: Sequence[int]) -> np.ndarray:
+    """Return the fraction of each length from 0 to LONGEST, (LONGEST + 1,)."""
     counts = np.bincount(np.minimum(lengths, LONGEST), minlength=LONGEST + 1)
     return counts / max(1, len(lengths))
 
 
 def _ticks(bounds: Point, count: int, *, whole: bool = False, outside: bool = False) -> list[float]:
-    """Return round numbers within the bounds, or from just below to just above them."""
+    """Return round numbers inside the bounds, or with `outside`, just below to just above them."""
     low, high = bounds
     if low == high:
         high = low + 1

@@ -1,4 +1,4 @@
-"""What a report says about captions: flags, lengths, words, and a row for each image."""
+"""Statistics and flags of the captions in a report, and the rows of the gallery."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
 
 THUMBNAIL = 256  # pixels of the longer side
-QUALITY = 70  # of a JPEG: about 10 KB for a photograph of that size
-MOST_REPEATED = 5  # captions listed
+QUALITY = 70  # JPEG quality; a photograph of that size takes about 10 KB
+MAX_REPEATED = 5  # repeated captions in the list
 
 FLAGS = {
     "unk": "<unk>",
@@ -39,17 +39,17 @@ FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the captions of a split are like.
+    """Statistics and flags of the captions of a split.
 
     Attributes:
-        flags: of each image's caption, names out of `FLAGS`.
-        known: the flags that could be decided, and what each means, for people.
+        flags: flags of each image's caption, keys of `FLAGS`.
+        known: the flags that this data set allows, with a description.
         lengths: words of each caption.
         reference_lengths: words of each reference.
-        words: distinct words the captions use.
-        vocabulary_size: words the model could use.
-        distinct: captions that differ.
-        repeated: the captions given to most images, and to how many.
+        words: number of distinct words in the captions.
+        vocabulary_size: number of words in the vocabulary.
+        distinct: number of distinct captions.
+        repeated: the most frequent captions, each with its number of images.
     """
 
     flags: list[list[str]]
@@ -62,43 +62,43 @@ class Findings:
     repeated: list[tuple[str, int]]
 
     def count(self, flag: str) -> int:
-        """Return how many captions have a flag."""
+        """Return the number of captions with a flag."""
         return sum(flag in flags for flags in self.flags)
 
 
 def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findings:
-    """Look at the captions of a split.
+    """Compute the statistics and flags of a split's captions.
 
     Args:
-        result: of `evaluate`.
-        vocabulary: the model's.
-        split_train: name of the training split of the data set.
+        result: result of `evaluate`.
+        vocabulary: vocabulary of the model.
+        split_train: name of the training split.
     """
     dataset = result.dataset
     texts = [captions[0].text for captions in result.captions]
     tokens = [tokenize(text) for text in texts]
     training = training_captions(dataset, split_train)
     known = {
-        "unk": "with a word the model could not name",
-        "repetition": "with a word twice in a row, two words again at once, or three words twice",
-        "unfinished": "cut at the longest length, before their end",
+        "unk": "with the unknown word <unk>",
+        "repetition": "with a word, two words or three words repeated",
+        "unfinished": "cut off at the maximum length",
     }
     if training is not None:
-        known["verbatim"] = f"word for word in the {split_train} split of {dataset.name}"
+        known["verbatim"] = f"equal to a caption in the {split_train} split of {dataset.name}"
     if dataset.judge is not None:
-        known["untrue"] = "wrong in some attribute of the drawn picture"
+        known["untrue"] = "wrong about at least one attribute of the image"
     flags = []
     rows = zip(result.table.examples, result.captions, tokens, strict=True)
     for example, captions, words in rows:
         best = captions[0]
-        has = {
+        holds = {
             "unk": "<unk>" in best.text.split(),
             "repetition": repeats(words),
             "unfinished": not best.finished,
             "verbatim": training is not None and tuple(words) in training,
             "untrue": dataset.judge is not None and not dataset.judge(example.image_id, best.text),
         }
-        flags.append([flag for flag in known if has[flag]])
+        flags.append([flag for flag in known if holds[flag]])
     counts = Counter(texts)
     return Findings(
         flags=flags,
@@ -108,26 +108,26 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
         words=len({word for words in tokens for word in words}),
         vocabulary_size=len(vocabulary.words),
         distinct=len(counts),
-        repeated=[(text, n) for text, n in counts.most_common(MOST_REPEATED) if n > 1],
+        repeated=[(text, n) for text, n in counts.most_common(MAX_REPEATED) if n > 1],
     )
 
 
 def repeats(words: Sequence[str]) -> bool:
-    """Say whether a caption repeats itself.
+    """Return whether a caption repeats words.
 
-    That is a word twice in a row, two words again at once or after one more ("a dog and a dog"),
-    or three words in a row twice anywhere. Two words that merely occur twice are no fault: "a
-    large star above a large circle".
+    A repetition is a word twice in a row; two words that follow again at once or after one other
+    word ("a dog and a dog"); or three words in a row that occur twice anywhere. Two words twice
+    are no repetition in "a large star above a large circle".
     """
-    pairs = list(pairwise(words))
-    stutters = any(a == b for a, b in pairs)
-    near = any(pair in pairs[i + 2 : i + 4] for i, pair in enumerate(pairs))
-    threes = list(zip(words, words[1:], words[2:], strict=False))
-    return stutters or near or len(set(threes)) < len(threes)
+    bigrams = list(pairwise(words))
+    doubled = any(a == b for a, b in bigrams)
+    near = any(bigram in bigrams[i + 2 : i + 4] for i, bigram in enumerate(bigrams))
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return doubled or near or len(set(trigrams)) < len(trigrams)
 
 
 def training_captions(dataset: Dataset, split: str) -> frozenset[tuple[str, ...]] | None:
-    """Return the tokens of every training caption; None where the data set has no such split."""
+    """Return the tokens of every training caption; None if the data set has no such split."""
     if split not in dataset.splits:
         return None
     return frozenset(
@@ -136,7 +136,7 @@ def training_captions(dataset: Dataset, split: str) -> frozenset[tuple[str, ...]
 
 
 def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]:
-    """Return what the gallery shows of each image, ready for JSON."""
+    """Return the gallery's data of each image, for JSON."""
     columns = [score.per_image.tolist() for score in result.scores.values()]
     return [
         {
@@ -153,10 +153,10 @@ def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]
 
 
 def thumbnails(paths: Sequence[Path]) -> Iterator[str]:
-    """Yield each picture as a small JPEG in base64; empty where it cannot be read."""
+    """Yield each image as a small JPEG in base64; "" if it cannot be read."""
     with ThreadPoolExecutor() as pool:
-        made = pool.map(_thumbnail, paths)
-        yield from tqdm(made, desc="report", total=len(paths), unit="image", disable=None)
+        jpegs = pool.map(_thumbnail, paths)
+        yield from tqdm(jpegs, desc="report", total=len(paths), unit="image", disable=None)
 
 
 def _thumbnail(path: Path) -> str:
@@ -171,5 +171,5 @@ def _thumbnail(path: Path) -> str:
 
 
 def _finite(value: float) -> float | None:
-    """Return None for what JSON does not have."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return round(value, 4) if math.isfinite(value) else None

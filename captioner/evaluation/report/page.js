@@ -1,5 +1,5 @@
 "use strict";
-// Captions and file names are only ever set as text, never as HTML.
+// Captions and file names are set as text, never as HTML.
 (() => {
   const BATCH = 60; // cards added at a time
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -11,7 +11,7 @@
   const decimals = new Intl.NumberFormat("en", { minimumFractionDigits: 3, maximumFractionDigits: 3 });
   const number = (value) => (value === null ? "–" : decimals.format(value));
 
-  // ---- what is sorted and searched ----
+  // ---- search and sort ----
 
   const words = (text) => ` ${text.toLowerCase().split(/[^\p{L}\p{M}\p{N}<>'-]+/u).filter(Boolean).join(" ")} `;
   const haystacks = {
@@ -55,10 +55,10 @@
   // ---- cards ----
 
   const element = (tag, text, css) => {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text;
-    if (css) made.className = css;
-    return made;
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text;
+    if (css) node.className = css;
+    return node;
   };
 
   function makeCard(row, position, total) {
@@ -109,7 +109,7 @@
     }
   }
 
-  // ---- pictures, once they come into view ----
+  // ---- images, loaded when in view ----
 
   const parsed = new Promise((resolve) => {
     if (document.readyState !== "loading") resolve();
@@ -128,20 +128,20 @@
   function showPicture(frame) {
     const row = data.rows[frame.dataset.index];
     const stored = get(`picture-${row.index}`);
-    const missing = () => frame.replaceChildren(element("p", `No picture: ${row.name}`, "missing"));
+    const missing = () => frame.replaceChildren(element("p", `Image cannot be read: ${row.name}`, "missing"));
     if (!stored) return missing();
     const image = new Image();
     image.alt = row.references[0] ?? row.name;
     image.onerror = missing;
     image.onload = () => {
       const ratio = image.naturalWidth / image.naturalHeight;
-      frame.style.aspectRatio = Math.min(1.5, Math.max(1, ratio)); // a tall one gets a square
+      frame.style.aspectRatio = Math.min(1.5, Math.max(1, ratio)); // a tall image gets a square
     };
     image.src = `data:image/jpeg;base64,${stored.textContent}`;
     frame.replaceChildren(image);
   }
 
-  // ---- the list, grown as it is scrolled ----
+  // ---- the list, extended on scrolling ----
 
   let rows = [];
   const end = new IntersectionObserver((entries) => entries[0].isIntersecting && grow(), { rootMargin: "1000px" });
@@ -154,7 +154,7 @@
     parsed.then(() => {
       for (const card of added) inView.observe(card.querySelector(".picture"));
     });
-    // Observed anew, it reports again even when the longer list still leaves it in view.
+    // Observing again reports the button even if it is still in view.
     end.unobserve(more);
     end.observe(more);
   }
@@ -170,7 +170,7 @@
     count.textContent = `${rows.length.toLocaleString("en")} of ${total} images${sorted}`;
   }
 
-  // ---- the view, kept in the address so that it can be shared ----
+  // ---- the view, stored in the URL so that it can be shared ----
 
   function writeAddress() {
     const view = new URLSearchParams();
@@ -187,7 +187,7 @@
 
   function choose(select, value) {
     select.value = value;
-    if (select.selectedIndex < 0) select.selectedIndex = 0; // the address names something else
+    if (select.selectedIndex < 0) select.selectedIndex = 0; // the URL has an unknown value
   }
 
   function readAddress() {
@@ -226,7 +226,7 @@
     writeAddress();
   });
   document.querySelector(".skip").addEventListener("click", (event) => {
-    event.preventDefault(); // the address is taken by the view
+    event.preventDefault(); // the URL fragment holds the view
     get("gallery").focus();
   });
   window.addEventListener("hashchange", () => {
@@ -263,5 +263,5 @@
   get("controls").hidden = false;
   readAddress();
   show();
-  performance.mark("gallery"); // benchmarks/report.py asks how long this took
+  performance.mark("gallery"); // measured by benchmarks/report.py
 })();
