@@ -1,6 +1,6 @@
-"""What a training run leaves behind: its model, its config, its metrics; and the newest run.
+"""Finds and reads the files of training runs.
 
-`runs/NAME` holds `model/`, `config.yaml`, `metrics.jsonl` and `checkpoints/`.
+A run folder holds `model/`, `config.yaml`, `metrics.jsonl` and `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from captioner.errors import ConfigError, ModelError
 from captioner.model_dir import model_folder
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
-# What each kind of line of `metrics.jsonl` holds beside its epoch and step, and may hold.
+# Required keys of each kind of line in `metrics.jsonl`, besides `epoch` and `step`.
 NUMBERS = {
     "step": ("loss", "grad_norm", "clipped", "learning_rate"),
     "epoch": ("bleu_4", "cider_d"),
@@ -32,10 +32,10 @@ def find_model(model: Path | None) -> Path:
     """Return the model directory to use.
 
     Args:
-        model: what the user asked for, if anything.
+        model: model or run directory; None: `$CAPTIONER_MODEL`, or else the newest below `runs/`.
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if there is no model.
     """
     if model is None and (named := os.environ.get("CAPTIONER_MODEL")):
         model = Path(named)
@@ -44,8 +44,8 @@ def find_model(model: Path | None) -> Path:
     finished = sorted(Path("runs").glob("*/model/config.json"), key=lambda p: p.stat().st_mtime)
     if not finished:
         raise ModelError(
-            "no model: nothing finished under runs/ here; train one with `captioner train`, or "
-            "name one with --model DIR or $CAPTIONER_MODEL"
+            "no model: no finished run in runs/; train a model with `captioner train`, or name one "
+            "with --model DIR or $CAPTIONER_MODEL"
         )
     return finished[-1].parent
 
@@ -58,21 +58,23 @@ def find_models(models: tuple[Path, ...]) -> list[Path]:
 def config_of_model(
     folder: Path, data: str | None = None, overrides: tuple[str, ...] = ()
 ) -> Config:
-    """Return the config that names the data to look at.
+    """Return the config of the run that trained a model.
 
     Args:
-        folder: model directory; where its run folder is still around it, the run's own config.
-        data: another data set, folder or file.
+        folder: model directory; `config.yaml` is read from its parent folder.
+        data: folder or file of another data set.
         overrides: `section.key=value` strings.
 
     Raises:
-        ConfigError: if neither says on what data.
+        ConfigError: if there is neither a `config.yaml` nor `data`.
     """
     path = folder.resolve().parent / "config.yaml"
     if data:
         overrides = (f"data.root={json.dumps(data)}", "data.format=auto", *overrides)
     elif not path.is_file():
-        raise ConfigError(f"{folder}: no config.yaml beside it says on what data; name --data DIR")
+        raise ConfigError(
+            f"{folder}: no config.yaml in the parent folder; name the data with --data DIR"
+        )
     return load_config(str(path) if path.is_file() else None, overrides)
 
 
@@ -83,38 +85,38 @@ def read_metrics(
     """Read `metrics.jsonl`.
 
     Args:
-        path: of the file; there may be none.
-        say: takes a message that counts the foreign lines, which are left out.
+        path: of the file; may be absent.
+        say: receives a message with the number of ignored lines.
 
     Returns:
-        Lines of kind "step" and "epoch", each with all its numbers; others are left out.
+        Valid lines of kind "step" and "epoch"; all other lines are ignored.
     """
     if not path.is_file():
         return []
     lines = [*map(parse_metrics, LINES.findall(path.read_bytes()))]
     good = [line for line in lines if line is not None]
     if len(good) < len(lines):
-        say(f"{path}: {left_out(len(lines) - len(good))}")
+        say(f"{path}: {ignored_lines(len(lines) - len(good))}")
     return good
 
 
-def left_out(count: int) -> str:
-    """Say how many lines of a file are not of a run."""
-    return f"{count:,} line(s) left out, which are not of a run"
+def ignored_lines(count: int) -> str:
+    """Return a message with the number of lines that captioner did not write."""
+    return f"{count:,} line(s) ignored, not metrics of a run"
 
 
 def parse_metrics(text: bytes) -> dict[str, Any] | None:
-    """Return a line of `metrics.jsonl`; None where a run wrote no such line."""
+    """Return a line of `metrics.jsonl`; None if a run did not write it."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(line, dict) or line.get("kind") not in NUMBERS:
         return None
-    places = (line.get("epoch"), line.get("step"))
-    if not all(type(value) is int and 0 <= value < 2**53 for value in places):
+    position = (line.get("epoch"), line.get("step"))
+    if not all(type(value) is int and 0 <= value < 2**53 for value in position):
         return None
-    # A score may be NaN: no number, but what was measured.
+    # A score may be NaN.
     values = [line.get(name, 0.0) for name in OPTIONAL] + [
         line.get(name) for name in NUMBERS[line["kind"]]
     ]
@@ -128,22 +130,22 @@ def _is_small(value: Any) -> bool:
 
 
 def saved_steps(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first; files of other names are not looked at."""
-    found = {
+    """Return the checkpoint files of a run, oldest first; other names are ignored."""
+    paths = {
         int(name[1]): path
         for path in (folder.iterdir() if folder.is_dir() else ())
         if (name := STEP.fullmatch(path.name)) and path.is_file()
     }
-    return [found[step] for step in sorted(found)]
+    return [paths[step] for step in sorted(paths)]
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """Return the identity of a run from the header of a checkpoint; empty where none can be read.
+    """Return the identity in the first readable checkpoint of a run; empty if there is none.
 
-    No checksum is verified; `read_newest` does that.
+    Does not verify the checksum; `read_newest` does.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: checkpoints of the run.
     """
     for path in saved_steps(folder):
         try:

@@ -119,7 +119,7 @@ def test_a_decoder_that_cannot_be_allocated_is_refused_before_it_is(tmp_path, mo
     with pytest.raises(ConfigError) as caught:
         train(Config.model_validate(tree), tmp_path / "run", device="cpu")
     assert "decoder.hidden_size 65,536" in str(caught.value)
-    assert "GB, 10.0 GB are free; lower them" in str(caught.value)
+    assert "GB, 10.0 GB are free; lower these settings" in str(caught.value)
 
 
 def test_the_room_a_decoder_takes_is_that_of_its_weights_gradients_and_moments(monkeypatch):

@@ -1,4 +1,4 @@
-"""TensorBoard, where the extra `tensorboard` is installed."""
+"""TensorBoard output, if the extra `tensorboard` is installed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SAMPLES = 8  # dev images whose captions are shown after every epoch
 
 
 class Board:
-    """Scalars, sample captions and the distribution of gradient norms of a run."""
+    """Writes scalars, sample captions and a histogram of the gradient norms of a run."""
 
     def __init__(self, folder: Path, step: int):
         """Write to a folder.
 
         Args:
             folder: for TensorBoard's event files.
-            step: where the run goes on; what an earlier sitting wrote beyond it is hidden.
+            step: first step of this process; TensorBoard hides earlier events beyond it.
         """
         from torch.utils.tensorboard import SummaryWriter  # slow, and an extra
 
         self.writer = SummaryWriter(str(folder), purge_step=step)
 
     def scalars(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
-        """Add the numbers of a line of `metrics.jsonl`."""
+        """Add the numbers of one line of `metrics.jsonl`."""
         for name, value in ({"epoch": epoch} | values).items():
             if not isinstance(value, str):
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
@@ -39,13 +39,13 @@ class Board:
     def epoch(
         self, step: int, norms: Sequence[float], examples: Sequence[Example], captions: list[str]
     ) -> None:
-        """Add what an epoch leaves behind.
+        """Add the gradient norms and the sample captions of an epoch.
 
         Args:
             step: optimizer steps so far.
-            norms: of the gradient before clipping, of each step of the epoch.
-            examples: of the dev split.
-            captions: what the model now writes for the first `SAMPLES` of them.
+            norms: gradient norm before clipping of each step.
+            examples: images of the dev split.
+            captions: the model's captions of the first `SAMPLES` examples.
         """
         self.writer.add_histogram("epoch/gradient norm", torch.tensor(norms), step)
         for number, (example, caption) in enumerate(zip(examples, captions, strict=False)):
@@ -60,5 +60,5 @@ class Board:
 def _pixels(example: Example) -> np.ndarray[Any, Any] | None:
     try:
         return np.asarray(read_image(example.image))
-    except ImageError:  # gone since it was encoded; its caption is still shown
+    except ImageError:  # the file may be gone since it was encoded
         return None

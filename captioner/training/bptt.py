@@ -21,21 +21,21 @@ def word_loss(
     label_smoothing: float,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Compute the loss of the output layer, from the outputs of the recurrent cell.
+    """Compute the loss of the output layer from the outputs of the recurrent cell.
 
     Args:
-        decoder: scores the words.
-        outputs: of its last layer, (N, H).
-        targets: int64 (N,), the tokens that follow.
+        decoder: gives the output layer.
+        outputs: of the last recurrent layer, (N, H).
+        targets: int64 (N,), the next tokens.
         label_smoothing: see `cross_entropy`; 0 with weights.
-        weights: float32 (N,), of each word of captions that the model drew, which are never
-            padding, start or unknown tokens; None: 1 each, reference captions.
+        weights: float32 (N,), the weight of each word of sampled captions, which hold no padding,
+            start or unknown tokens; None: reference captions, weight 1.
 
     Returns:
-        Summed nats, a float32 scalar.
+        Sum of the losses in nats, a float32 scalar.
     """
     logits = decoder.to_logits(outputs)
-    if weights is not None:  # words were drawn from this distribution
+    if weights is not None:  # the search sampled from this distribution
         never = torch.tensor(Vocabulary.unwritable, device=logits.device)
         logits = logits.index_fill(-1, never, -torch.inf)
     return cross_entropy(logits, targets, label_smoothing, weights)
@@ -52,17 +52,16 @@ def backward(
     """Add the gradients of a batch's loss to the decoder's parameters.
 
     The loss is the cross-entropy of the next token, averaged over the batch's tokens without
-    padding. Where the batch has weights, each caption's loss is multiplied by its weight: with
+    padding. If the batch has weights, each caption's loss is multiplied by its weight: with
     advantages as weights, the gradient is the policy gradient (Williams 1992, "REINFORCE").
 
-    With a window, the caption goes through the network in pieces of that many tokens: the hidden
-    state is carried from piece to piece, its gradient is not (truncated back-propagation through
-    time, Williams & Peng 1990). The window bounds the memory; one as long as the caption gives the
-    full gradients.
+    A window splits the caption into pieces of that many tokens. The hidden state passes from piece
+    to piece, its gradient does not (truncated back-propagation through time, Williams & Peng 1990).
+    The window bounds the memory. A window as long as the caption gives the full gradient.
 
     Args:
         decoder: in training mode.
-        batch: of captions and their images.
+        batch: captions and their images.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
         window: tokens per piece, at least 1; None: the whole caption.
         scaler: multiplies the loss before the gradients are taken, for fp16.
@@ -71,7 +70,7 @@ def backward(
         The loss in nats per token, a scalar without gradient.
     """
     total = batch.inputs.new_zeros((), dtype=torch.float32)
-    if not len(batch.inputs):  # more subsets than captions
+    if not len(batch.inputs):  # a batch can have fewer captions than there are processes
         return total
     hidden = decoder.init_hidden(batch.features)
     width = window or batch.inputs.shape[1]
@@ -79,7 +78,7 @@ def backward(
         piece = slice(start, start + width)
         outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
         targets = batch.targets[:, piece]
-        # Only real tokens reach the output layer: it is the widest of all.
+        # The output layer is the widest, so padding skips it.
         real = (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)
         weights = batch.weights
         loss = (
@@ -99,7 +98,7 @@ def backward(
 
 
 def clip(parameters: Iterable[nn.Parameter], clip_norm: float) -> Tensor:
-    """Scale all gradients so that their global norm is at most `clip_norm`.
+    """Scale all gradients to a global norm of at most `clip_norm`.
 
     Source: Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
     networks".
@@ -115,9 +114,9 @@ def schedule(step: int, *, total_steps: int, warmup_steps: int, kind: str) -> fl
 
     Args:
         step: from 0, less than `total_steps`.
-        total_steps: of the whole run.
-        warmup_steps: of linear growth at the start; at most a tenth of a short run.
-        kind: "cosine", "linear" or "constant" after the warm-up.
+        total_steps: steps of the whole run.
+        warmup_steps: steps of linear growth at the start; at most a tenth of the run.
+        kind: "cosine", "linear" or "constant", the shape after the warm-up.
 
     Returns:
         A factor in [0, 1].

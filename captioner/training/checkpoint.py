@@ -1,7 +1,8 @@
 """Checkpoints: the state of a run in one file.
 
-A checkpoint is a safetensors file; what is not a tensor is JSON in its header, and a checksum
-covers all. It is written to a temporary file, flushed and renamed. The last two of a run are kept.
+A checkpoint is a safetensors file. Its header holds all other values as JSON, and a checksum of
+the tensors and the header. `write_tensors` writes a temporary file, flushes and renames it. A run
+keeps its last two checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from captioner.system.ownership import begin
 
 
 class DamagedError(CheckpointError):
-    """A file that was cut off or altered after it was written."""
+    """A checkpoint is truncated or altered."""
 
 
 @dataclass(slots=True)
@@ -37,16 +38,16 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        epoch: passes completed.
-        batch: batches done of the epoch under way.
+        epoch: completed epochs.
+        batch: completed batches of the current epoch.
         step: optimizer steps since the start.
-        loss_sum: nats over the epoch's tokens so far.
+        loss_sum: summed loss of the epoch so far, in nats.
         token_sum: tokens of the epoch so far.
         tokens: tokens since the start.
-        best_score: best dev score so far.
-        best_epoch: the pass that gave it, from 1; 0 for none yet, or for the weights it began with.
-        signature: how the dev score is made.
-        seconds: spent training, over all sittings.
+        best_score: best dev score so far; -1: none yet.
+        best_epoch: epoch of the best score, from 1; 0: none yet, or the initial weights.
+        signature: describes how the dev score is computed.
+        seconds: training time, including the time before a resumption.
     """
 
     epoch: int = 0
@@ -63,12 +64,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint as it was read; the leader reads it, and all processes restore it.
+    """A checkpoint in memory. The leader reads the file; all processes restore from it.
 
     Attributes:
-        path: where it was.
+        path: the checkpoint file.
         tensors: of modules and optimizer, by dotted name.
-        header: everything else, as JSON.
+        header: all other values, as JSON.
     """
 
     path: Path
@@ -77,7 +78,7 @@ class Saved:
 
 
 def left_alone(folder: Path) -> list[str]:
-    """Return the names of files that begin as a checkpoint's does and are none."""
+    """Return the names of files that start with `step-` but are not checkpoints."""
     steps = {path.name for path in saved_steps(folder)}
     return sorted({path.name for path in folder.glob("step-*")} - steps)
 
@@ -91,21 +92,21 @@ def save_checkpoint(
     progress: Progress,
     identity: Mapping[str, Any],
 ) -> None:
-    """Write the whole state of a run, and delete all but the last two.
+    """Write the state of a run, and delete all but the last two checkpoints.
 
     Args:
-        folder: of the run's checkpoints.
-        modules: by name; their parameters and buffers are stored.
-        optimizer: its moments are stored.
-        scaler: its scale is stored.
+        folder: checkpoints of the run.
+        modules: by name; saves their parameters and buffers.
+        optimizer: saves its moments.
+        scaler: saves its scale.
         progress: position and scores.
-        identity: what a resumed run must share with this one.
+        identity: values that must be equal in a resumed run.
 
     Raises:
-        CheckpointError: if it cannot be written; the ones before it stay as they were.
+        CheckpointError: if the file cannot be written; earlier checkpoints stay unchanged.
     """
     tensors = {
-        f"{name}.{key}": tensor.contiguous().clone()  # tied weights share memory, files cannot
+        f"{name}.{key}": tensor.contiguous().clone()  # safetensors refuses shared memory
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
@@ -125,33 +126,33 @@ def read_newest(folder: Path) -> Saved | None:
     """Read the newest checkpoint of a run.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: checkpoints of the run.
 
     Returns:
-        What was saved, or None where nothing was yet.
+        The checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: if the newest is damaged; it is never skipped silently, but the one
-            before it is offered.
+        CheckpointError: if the newest is damaged; the message names the one before it.
     """
-    found = saved_steps(folder)
-    if not found:
+    paths = saved_steps(folder)
+    if not paths:
         return None
     try:
-        return read_checkpoint(found[-1])
+        return read_checkpoint(paths[-1])
     except DamagedError as error:
-        steps = int(found[-1].stem[5:])
-        offer = f"; there is none before it: --overwrite starts over, its {steps:,} steps are lost"
-        if len(found) > 1:
-            offer = f"; move it away, and --resume goes on from {found[-2].name} before it"
-        raise CheckpointError(f"{error}{offer}") from error
+        steps = int(paths[-1].stem[5:])
+        remedy = f"; no earlier checkpoint; --overwrite starts over and loses {steps:,} steps"
+        if len(paths) > 1:
+            remedy = f"; move it away, then --resume continues from {paths[-2].name}"
+        raise CheckpointError(f"{error}{remedy}") from error
 
 
 def read_checkpoint(path: Path) -> Saved:
     """Read one checkpoint.
 
     Raises:
-        DamagedError: if it is missing, cut off or altered.
+        DamagedError: if it is missing, truncated or altered.
+        CheckpointError: if the system refuses to read it.
     """
     return Saved(path, *read_tensors(path))
 
@@ -167,17 +168,17 @@ def restore(
     """Restore the state of a run.
 
     Args:
-        saved: what `save_checkpoint` wrote.
-        modules: by the names they were saved under; changed in place.
+        saved: the checkpoint.
+        modules: by the names in the checkpoint; changed in place.
         optimizer: changed in place.
         scaler: changed in place.
-        identity: must equal what was saved.
+        identity: must equal the identity in the checkpoint.
 
     Returns:
-        The position to go on from.
+        The position to continue from.
 
     Raises:
-        CheckpointError: if it belongs to another run.
+        CheckpointError: if the checkpoint belongs to another run or does not fit.
     """
     path, header = saved.path, saved.header
     try:
@@ -210,36 +211,35 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where:
     """Refuse a checkpoint of another run.
 
     Args:
-        saved: its identity.
-        identity: of this run, or the part of it that is known.
+        saved: identity in the checkpoint.
+        identity: known identity of this run; may lack keys.
         where: file or folder of the checkpoint, for the message.
 
     Raises:
-        CheckpointError: if they differ.
+        CheckpointError: if the identities differ.
     """
     differing = [key for key in identity if saved.get(key) != identity[key]]
     if not differing:
         return
     if unknown := [key for key in differing if key not in saved]:
         raise CheckpointError(
-            f"{where}: saved by another version of captioner, which kept nothing to tell its "
-            f"{', '.join(unknown)} by; finish the run with that version, or start one in another "
-            f"folder"
+            f"{where}: saved by another version of captioner, without {', '.join(unknown)}; finish "
+            f"the run with that version, or start a new run with --output DIR"
         )
-    what = f"{', '.join(differing)} changed"
+    reason = f"{', '.join(differing)} changed"
     if "arithmetic" in differing:
-        what += f": {other_arithmetic(saved.get('arithmetic'), identity['arithmetic'])}"
+        reason += f": {other_arithmetic(saved.get('arithmetic'), identity['arithmetic'])}"
     raise CheckpointError(
-        f"{where}: belongs to another run ({what}); "
-        f"resume with the same data and settings, or start another with --output DIR"
+        f"{where}: belongs to another run ({reason}); resume with the same data and settings, or "
+        f"start a new run with --output DIR"
     )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write tensors and a header, whole.
+    """Write a safetensors file with a checksum; a crash leaves no partial file at `path`.
 
     Raises:
-        CheckpointError: if it cannot be written.
+        CheckpointError: if the file cannot be written.
     """
     try:
         tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
@@ -254,22 +254,22 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_tensors` wrote.
+    """Read tensors and header of a file from `write_tensors`.
 
     Raises:
-        DamagedError: if it is missing, cut off or altered.
-        CheckpointError: if the system does not let it be read.
+        DamagedError: if the file is missing, truncated or altered.
+        CheckpointError: if the system refuses to read it.
     """
     try:
         with suppress(FileNotFoundError), path.open("rb") as readable:
             readable.read(1)
-    except OSError as error:  # what cannot be read now is not damaged
+    except OSError as error:  # no permission, for example: the file may be sound
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    # A damaged header makes the library raise nearly anything.
+    # safetensors raises many types for a damaged header.
     except Exception as error:
         raise DamagedError(f"{path}: damaged, cannot be read ({plain(error)})") from error
     if header.pop("checksum", None) != _checksum(tensors, header):

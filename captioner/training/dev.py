@@ -1,4 +1,4 @@
-"""The dev split, captioned and scored after every epoch."""
+"""Captions and scores the dev split after every epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.text import tokenize
 
-SEARCHED = 256  # images searched together
+SEARCH_BATCH = 256  # images
 
 
 class DevSplit:
@@ -20,7 +20,7 @@ class DevSplit:
 
     Attributes:
         table: the split.
-        captions: those of the last score, one for each image; empty where the model gives none.
+        captions: of the last `score`, one for each image; "" if the search failed.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class DevSplit:
         assemble: Callable[[Decoder], Captioner],
         say: Callable[[str], None],
     ):
-        """Get ready to score.
+        """Prepare to score.
 
         Args:
             table: the split.
-            assemble: makes a captioner of a decoder, on the device to search on.
-            say: takes messages, such as how many images got no caption.
+            assemble: returns a captioner with the decoder, on the device to search on.
+            say: receives status messages.
         """
         self.table = table
         self.captions: list[str] = []
@@ -43,30 +43,30 @@ class DevSplit:
         self._references: Future[PreparedReferences] | None = None
 
     def score(self, decoder: Decoder) -> dict[str, Score]:
-        """Caption the split with a decoder's weights of now, and score the captions.
+        """Caption the split with a decoder's current weights and score the captions.
 
         Args:
-            decoder: in evaluation mode afterwards.
+            decoder: left in evaluation mode.
 
         Returns:
             BLEU and CIDEr-D, by name.
         """
         captioner = self._assemble(decoder)
         captions: list[str] = []
-        broken: list[ImageError] = []
-        # A worker counts the references and tokenises captions while the device writes more.
+        failures: list[ImageError] = []
+        # A thread counts the references and tokenises captions while the device searches.
         with ThreadPoolExecutor(1) as worker:
             if self._references is None:
                 self._references = worker.submit(PreparedReferences, self.table.references)
             tokens: list[Future[list[list[str]]]] = []
-            for features in self.table.features.split(SEARCHED):
-                found = captioner.search_each(features)
-                broken += [error for error in found if isinstance(error, ImageError)]
-                batch = ["" if isinstance(best, ImageError) else best[0].text for best in found]
+            for features in self.table.features.split(SEARCH_BATCH):
+                results = captioner.search_each(features)
+                failures += [result for result in results if isinstance(result, ImageError)]
+                batch = ["" if isinstance(best, ImageError) else best[0].text for best in results]
                 tokens.append(worker.submit(lambda texts: [*map(tokenize, texts)], batch))
                 captions += batch
-        if broken:
-            self._say(f"dev: {len(broken):,} picture(s) count as without a caption: {broken[0]}")
+        if failures:
+            self._say(f"dev: {len(failures):,} image(s) scored as empty captions: {failures[0]}")
         self.captions = captions
         return score_captions(
             [words for batch in tokens for words in batch.result()],

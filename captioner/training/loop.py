@@ -1,4 +1,4 @@
-"""The loop: steps, epochs, dev scores, checkpoints."""
+"""The training loop: steps, epochs, dev scores, checkpoints."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from captioner.training.self_critical import SelfCritical
 from captioner.training.telemetry import RunLog
 from captioner.training.update import Updater
 
-LOG_EVERY = 20  # steps; also the places where a run can be stopped
+LOG_EVERY = 20  # steps; a run can stop only at these steps
 
 
-class Stopped(Exception):  # noqa: N818 a request that was met, not an error
-    """The run was asked to stop, and its state is saved."""
+class Stopped(Exception):  # noqa: N818 a request, not an error
+    """The run stopped on a signal; its state is saved."""
 
 
 class Trainer:
-    """Trains a decoder on a table of captions, with checkpoints and a log."""
+    """Trains a decoder on a table of captions, and writes checkpoints and a log."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class Trainer:
         world: World | None = None,
         critic: SelfCritical | None = None,
     ):
-        """Get ready to train.
+        """Prepare to train.
 
         Args:
-            decoder: learns; on the device to train on.
-            table: captions and features; with a critic, one row for each image.
-            dev: the split that chooses the best epoch.
+            decoder: trained in place; on the device to train on.
+            table: captions and features; with a critic, one row per image.
+            dev: the split that selects the best epoch.
             config: the `training` section.
-            log: of the run folder, where checkpoints are kept too.
-            identity: what a resumed run must share with this one.
-            world: the processes that train together; None: this one alone.
-            critic: draws the captions to learn from; None: those of the table.
+            log: of the run folder, which also holds the checkpoints.
+            identity: values that must be equal in a resumed run.
+            world: the processes that train together; None: one process.
+            critic: samples the training captions; None: the table's captions.
         """
         self.decoder = decoder
         self.device = decoder.output.bias.device
@@ -81,7 +81,7 @@ class Trainer:
         self.best = self.checkpoints / "best.safetensors"
         self.progress = Progress()
         self.saved_step = 0
-        self.norms: list[float] = []  # of the epoch's steps, since the run was started or resumed
+        self.norms: list[float] = []  # of the epoch's steps in this process
         self.steps_per_epoch = -(-len(table) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         dtype = dtype_of(config.precision, self.device)
@@ -92,7 +92,7 @@ class Trainer:
 
     @property
     def evaluated(self) -> Decoder:
-        """The weights that are scored and kept: the moving average where there is one."""
+        """The decoder that is scored and saved: the moving average, if there is one."""
         return self.updater.average or self.decoder
 
     def resume(self) -> None:
@@ -101,7 +101,7 @@ class Trainer:
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        # Only the leader needs to see the run folder: others may be on other machines.
+        # The other processes may be on machines without the run folder.
         saved = self.world.broadcast(read_newest(self.checkpoints) if self.world.leads else None)
         if saved is not None:
             self.progress = restore(
@@ -116,12 +116,12 @@ class Trainer:
         self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
 
     def run(self) -> None:
-        """Train to the end, and leave the best weights in the decoder.
+        """Train to the end, then load the best weights into the decoder.
 
         Raises:
-            Stopped: if SIGINT or SIGTERM came; the state is saved.
-            DivergedError: if loss, gradient norm or weights are no numbers any more; the last
-                state that was saved is a sound one.
+            Stopped: on SIGINT or SIGTERM, after the state is saved.
+            DivergedError: if the loss, the gradient norm or a weight is not finite; the last
+                checkpoint is from before.
             CheckpointError: if the state cannot be saved.
         """
         progress, config = self.progress, self.config
@@ -131,7 +131,7 @@ class Trainer:
             initial=progress.step,
             unit="step",
             smoothing=0.1,
-            disable=None if self.world.leads else True,  # None: where nobody watches
+            disable=None if self.world.leads else True,  # None: off unless stderr is a terminal
         )
         with bar, caught_signals() as stop_signals:
             if config.start_from and progress.best_score < 0:
@@ -145,7 +145,7 @@ class Trainer:
         self.decoder.eval()
 
     def _epoch(self, bar: tqdm[NoReturn], stop_signals: list[int]) -> None:
-        """Go through the captions once, or on from where the epoch was left."""
+        """Train one epoch, or the rest of a resumed one."""
         config, progress = self.config, self.progress
         self.decoder.train()
         batches = iterate(
@@ -168,13 +168,12 @@ class Trainer:
             progress.step += 1
             if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
                 continue
-            # Reading values waits for the device, so it is done once in a while.
+            # Reading values waits for the device, so only every LOG_EVERY steps.
             sums = self.world.sum(torch.stack(losses)).double().cpu()
             steps = torch.stack(norms).cpu()
             self._check_steps(sums, steps)
             seconds = time.perf_counter() - started
-            shown = self._log_steps(sums, steps, tokens, seconds)
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix(self._log_steps(sums, steps, tokens, seconds), refresh=False)
             bar.update(len(losses))
             losses, norms, tokens = [], [], []
             started = time.perf_counter()
@@ -188,11 +187,11 @@ class Trainer:
         """Take one optimizer step on a batch.
 
         Returns:
-            The loss of this process's captions, and the gradient norm before clipping, scalars
-            on the device; and the tokens of the whole batch.
+            Loss of this process's captions and gradient norm before clipping, scalars on the
+            device; tokens of the whole batch.
         """
         config, world, step = self.config, self.world, self.progress.step
-        torch.manual_seed(_mixed_seed(config.seed, step, world.rank))  # of dropout and draws
+        torch.manual_seed(_mixed_seed(config.seed, step, world.rank))  # for dropout and sampling
         batch = batch.subset(world.rank, world.size)
         if self.critic:
             batch = self.critic.write(batch)
@@ -213,34 +212,32 @@ class Trainer:
     def _check_steps(self, losses: Tensor, norms: Tensor) -> None:
         """Stop at the first step whose loss or gradient norm is not finite.
 
-        Where fp16 gradients overflow, the scaler skips the step: such a norm is no error.
+        In fp16 an infinite norm is not an error: the scaler skips that step.
 
         Args:
-            losses: of the last steps, the same in all processes.
-            norms: of their gradients, likewise.
+            losses: of the last steps, equal in all processes.
+            norms: gradient norms of these steps, equal in all processes.
         """
-        sound = losses.isfinite()
+        finite = losses.isfinite()
         if not self.updater.scaler.is_enabled():
-            sound &= norms.isfinite()
-        if not sound.all():
-            bad = int((~sound).nonzero()[0])
+            finite &= norms.isfinite()
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
             step = self.progress.step - len(losses) + bad + 1
             self._diverged(step, f"the loss is {losses[bad]:g}, the gradient norm {norms[bad]:g}")
 
     def _check_weights(self) -> None:
-        """Stop where a weight, a moving average or a moment is not finite, before it is saved."""
-        tensors = [*self.updater.optimizer.state_dict()["state"].values()]
-        numbers = [tensor for each in tensors for tensor in each.values()]
+        """Stop before a weight, moving average or moment that is not finite is saved."""
+        moments = self.updater.optimizer.state_dict()["state"].values()
+        tensors = [tensor for moment in moments for tensor in moment.values()]
         for module in self.updater.modules.values():
-            numbers += module.state_dict().values()
-        broken = [~tensor.isfinite().all().to(self.device) for tensor in numbers]
-        if torch.stack(broken).any():
+            tensors += module.state_dict().values()
+        if torch.stack([~tensor.isfinite().all().to(self.device) for tensor in tensors]).any():
             self._diverged(self.progress.step, "a weight is not finite")
 
-    def _diverged(self, step: int, what: str) -> None:
+    def _diverged(self, step: int, reason: str) -> None:
         config = self.config
-        saved = self.saved_step
-        kept = f"the state of step {saved:,} is kept" if saved else "no state was saved yet"
+        saved = f"step {self.saved_step:,} is saved" if self.saved_step else "no step was saved"
         rate = config.learning_rate * bptt.schedule(
             step - 1,
             total_steps=self.total_steps,
@@ -248,9 +245,9 @@ class Trainer:
             kind=config.schedule,
         )
         raise DivergedError(
-            f"training diverged at step {step:,}: {what} (learning rate {rate:g}, clip norm "
-            f"{config.clip_norm:g}); {kept}; train again with a lower training.learning_rate "
-            f"(it was {config.learning_rate:g}), a longer training.warmup_steps, a smaller "
+            f"training diverged at step {step:,}: {reason} (learning rate {rate:g}, clip norm "
+            f"{config.clip_norm:g}); {saved}; train again with training.learning_rate below "
+            f"{config.learning_rate:g}, more training.warmup_steps, a smaller "
             f"training.clip_norm, or training.precision fp32"
         )
 
@@ -280,8 +277,8 @@ class Trainer:
             learning_rate=self.updater.learning_rate,
             tokens_per_second=round(speed),
         )
-        shown = rewards or {"loss": nats / total}
-        return {name: f"{value:.3f}" for name, value in shown.items()} | {
+        means = rewards or {"loss": nats / total}
+        return {name: f"{value:.3f}" for name, value in means.items()} | {
             "norm": f"{norm:.2f}",
             "tokens/s": f"{speed:,.0f}",
         }
@@ -289,8 +286,8 @@ class Trainer:
     def _score_and_keep_best(self) -> tuple[dict[str, float], bool]:
         """Score the dev split after `progress.epoch` epochs, and save the weights if they are best.
 
-        An undefined score (NaN) is never better than a number; while there is no number, the last
-        weights are kept.
+        An undefined score (NaN) is never better than a number. Until there is a number, the newest
+        weights are saved.
 
         Returns:
             The scores, and whether they are the best so far.
@@ -304,19 +301,19 @@ class Trainer:
         best = progress.best_score
         better = score > best or best < 0 or math.isnan(best)
         if math.isnan(score):
-            what = "the last weights are kept" if better else "it is not better than the best"
-            self.log.say(f"dev {self.config.metric} is undefined after this epoch: {what}")
+            kept = "these" if better else "the best earlier"
+            self.log.say(f"dev {self.config.metric} is undefined: {kept} weights are kept")
         if better:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self._save_best()
         return scores, better
 
     def _score_start(self) -> None:
-        """Score the first weights as epoch 0, so that a run never leaves a worse model."""
+        """Score the initial weights as epoch 0, so that a run never ends with a worse model."""
         scores, _ = self._score_and_keep_best()
         self._record_epoch(scores)
         self._save()
-        self.log.say(f"start: dev {_shown(scores)}")
+        self.log.say(f"start: dev {_format(scores)}")
 
     def _score_epoch(self) -> None:
         progress = self.progress
@@ -332,7 +329,7 @@ class Trainer:
         self.norms = []
         self._save()
         self.log.say(
-            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {_shown(scores)}"
+            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {_format(scores)}"
             f"{'  (best so far)' if better else ''}"
         )
 
@@ -375,15 +372,15 @@ class Trainer:
             )
 
 
-def _shown(scores: dict[str, float]) -> str:
+def _format(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of one step's randomness: the same wherever the run was resumed.
+    """Return the seed of one step; a resumed run gets the same.
 
-    Neighbouring numbers seed torch's generator alike, and it looks at 32 bits only; a digest
-    has nothing of either.
+    A digest, because torch's generator uses only 32 bits of a seed, and similar seeds give similar
+    numbers.
     """
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4)
     return int.from_bytes(digest.digest())

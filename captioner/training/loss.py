@@ -11,9 +11,9 @@ from torch import Tensor
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy that computes its gradient in the forward pass.
 
-    The logits are the largest tensor of a training step, and autograd would go over them several
-    times. Their gradient, softmax minus target, needs the same log-probabilities as the loss, so it
-    is computed with the loss, in place.
+    The logits are the largest tensor of a training step; autograd would read them several times.
+    Their gradient, softmax minus target, needs the log-probabilities of the loss. The forward pass
+    therefore computes both, in place.
     """
 
     @staticmethod
@@ -25,14 +25,14 @@ class _CrossEntropy(torch.autograd.Function):
         weights: Tensor | None,
     ) -> Tensor:
         log_probs = logits.float().log_softmax(-1)
-        at = targets.unsqueeze(-1)
+        index = targets.unsqueeze(-1)
         spread = label_smoothing / log_probs.shape[-1]
-        sure = 1 - label_smoothing
-        losses = -sure * log_probs.gather(-1, at).squeeze(-1)
-        if label_smoothing:  # a score of -inf times a spread of 0 would be no number
+        peak = 1 - label_smoothing
+        losses = -peak * log_probs.gather(-1, index).squeeze(-1)
+        if label_smoothing:  # 0 times a log-probability of -inf is NaN
             losses -= spread * log_probs.sum(-1)
         gradient = log_probs.exp_().sub_(spread)
-        gradient.scatter_add_(-1, at, gradient.new_full(at.shape, -sure))
+        gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -peak))
         if weights is not None:
             losses *= weights
             gradient *= weights.unsqueeze(-1)
@@ -53,18 +53,18 @@ def cross_entropy(
 ) -> Tensor:
     """Return the summed cross-entropy of the next words.
 
-    The same as `torch.nn.functional.cross_entropy(..., reduction="sum")` on float32 logits,
-    with fewer passes over them. Label smoothing is that of Szegedy et al. (2016), "Rethinking the
-    Inception Architecture for Computer Vision".
+    Equals `torch.nn.functional.cross_entropy(..., reduction="sum")` on float32 logits, with fewer
+    passes over the logits. Label smoothing after Szegedy et al. (2016), "Rethinking the Inception
+    Architecture for Computer Vision".
 
     Args:
         logits: (N, V), of any floating type.
         targets: int64 (N,), in 0..V-1.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
-        weights: float32 (N,), factor of each word's loss, also below 0; None: 1.
+        weights: float32 (N,), factor of each word's loss, may be negative; None: 1.
 
     Returns:
-        Nats, a float32 scalar.
+        Loss in nats, a float32 scalar.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights)
     return loss

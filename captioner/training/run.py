@@ -38,22 +38,22 @@ from captioner.training.update import check_room
 
 RUN_FILES = ("config.yaml", "train.log", "metrics.jsonl", "curves.png")
 Assemble: TypeAlias = Callable[[Decoder], Captioner]
-CAREFUL = 2e-5  # peak learning rate; five times as much over-fits Flickr8k within an epoch
+MAX_SCST_RATE = 2e-5  # a peak of 1e-4 over-fits Flickr8k within an epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         folder: run folder.
-        metric: name of the dev score that chose the model.
-        signature: how that score was made.
-        best_score: its best value.
-        best_epoch: from 1; 0: no epoch was better than the weights it started from.
-        epochs: done.
-        seconds: spent training and scoring, features not included.
-        tokens_per_second: over that time.
+        metric: name of the dev score that selected the model.
+        signature: describes how that score is computed.
+        best_score: best value of the score.
+        best_epoch: from 1; 0: no epoch was better than the initial weights.
+        epochs: completed epochs.
+        seconds: time of training and scoring, without encoding images.
+        tokens_per_second: training tokens per second of that time.
         peak_memory: bytes, of the device or of this process.
     """
 
@@ -80,18 +80,18 @@ def train(
     """Train a captioner.
 
     Args:
-        config: what to do; a run that is resumed keeps its own, and must have been this one.
+        config: settings; must equal the config of a resumed run.
         folder: run folder to write.
-        resume: go on with the run in the folder, or start it where there is none.
-        overwrite: delete the run in the folder and start; what else is in it stays.
+        resume: continue the run in the folder, or start one if there is none.
+        overwrite: delete the run in the folder, but no other files, and start.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        The best score and where everything is.
+        The best score and statistics of the run.
 
     Raises:
         CaptionerError: if the data, the weights or the folder cannot be used.
-        Stopped: if the run was asked to stop; its state is saved.
+        Stopped: on SIGINT or SIGTERM, after the state is saved.
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
@@ -100,17 +100,18 @@ def train(
         encoder = open_encoder(config, own_device)
         if world.leads:
             if overwrite:
-                open_dataset(config.data)  # a mistake there is found before a run is deleted
+                open_dataset(config.data)  # find errors in the data before a run is deleted
             _open_folder(folder, config, resume)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
         if foreign := left_alone(folder / "checkpoints"):
+            names = plain(", ".join(foreign))
             log.say(
-                f"{folder / 'checkpoints'}: no checkpoints, left alone: {plain(', '.join(foreign))}"
+                f"{folder / 'checkpoints'}: files that are not checkpoints are ignored: {names}"
             )
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
         if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
-            check_identity(saved, known, folder)  # before all images are encoded in vain
+            check_identity(saved, known, folder)  # encoding the images would take long
         prepared = prepare(config, encoder, log.say, world)
         trainer, assemble = _build(config, prepared, encoder, known, own_device, log, world, resume)
         if resume:
@@ -143,7 +144,7 @@ def _build(
     world: World,
     resume: bool,
 ) -> tuple[Trainer, Assemble]:
-    """Build what trains, and what makes a captioner of the trained decoder."""
+    """Build the trainer, and the function that makes a captioner of the trained decoder."""
     resumed = world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
     decoder = build_decoder(config, prepared, encoder, device, world, resumed=resumed)
     table, critic = build_objective(config, prepared, decoder, device, log, world)
@@ -183,18 +184,18 @@ def build_decoder(
     *,
     resumed: bool,
 ) -> Decoder:
-    """Build the decoder with its first weights: random ones, or those of `training.start_from`.
+    """Build the decoder with random weights or the weights of `training.start_from`.
 
     Args:
         config: of the run.
-        prepared: its data.
+        prepared: data of the run.
         encoder: the frozen CNN.
         device: to train on.
         world: the processes that train together.
         resumed: whether a checkpoint will replace the weights.
 
     Raises:
-        ConfigError: if the decoder does not fit into memory, or the start does not fit the run.
+        ConfigError: if the decoder does not fit into memory, or `start_from` does not fit the run.
     """
     training, table = config.training, prepared.train
     sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
@@ -203,9 +204,9 @@ def build_decoder(
     decoder = Decoder(config.decoder, **sizes)
     if training.start_from is None:
         decoder.init_hidden.measure(table.features, table.rows.unique())
-    elif not resumed:  # else a checkpoint holds all, and the start may be gone
+    elif not resumed:  # a checkpoint replaces the weights, and start_from may be gone
         start: dict[str, Tensor] = {}
-        if world.leads:  # others may be on other machines
+        if world.leads:  # other machines may not have the folder
             start = start_weights(training.start_from, decoder, encoder, prepared.vocabulary)
         decoder.load_state_dict(world.broadcast(start))
     return decoder.to(device)
@@ -219,29 +220,29 @@ def build_objective(
     log: RunLog,
     world: World,
 ) -> tuple[CaptionTable, SelfCritical | None]:
-    """Choose what is learnt from: people's captions, or those that a critic draws and weighs.
+    """Build the table of training batches, and the critic for self-critical training.
 
     Args:
         config: of the run.
-        prepared: its data.
-        decoder: draws the captions.
+        prepared: data of the run.
+        decoder: samples the captions.
         device: to train on.
         log: of the run.
         world: the processes that train together.
 
     Returns:
-        The table that batches come from, and the critic; None for cross-entropy.
+        The table and the critic; None for cross-entropy.
 
     Raises:
-        DataError: if there is only one image, where a critic has nothing to compare.
+        DataError: if a critic has only one image, for which CIDEr-D is undefined.
     """
     training = config.training
     if training.objective == "xent":
         return prepared.train, None
-    if training.learning_rate > CAREFUL:
+    if training.learning_rate > MAX_SCST_RATE:
         log.say(
-            f"warning: training.learning_rate {training.learning_rate:g} is high for scst, "
-            f"which then over-fits small data sets within an epoch; 1e-5 did well on Flickr8k"
+            f"warning: training.learning_rate {training.learning_rate:g} is high for scst: small "
+            f"data sets over-fit within an epoch; 1e-5 works for Flickr8k"
         )
     critic = SelfCritical(
         decoder,
@@ -258,17 +259,17 @@ def build_objective(
 def build_assembly(
     config: Config, prepared: Prepared, encoder: Encoder, device: torch.device
 ) -> Assemble:
-    """Return what makes a captioner of a decoder and its weights of the moment.
+    """Return a function that makes a captioner of a decoder with its current weights.
 
     Args:
         config: of the run.
-        prepared: its data, whose captions vote where `decoding.neighbours` is above 0.
+        prepared: data of the run; its captions rank the beam if `decoding.neighbours` is above 0.
         encoder: the frozen CNN.
-        device: where encoder and decoder are.
+        device: of encoder and decoder.
     """
     table, ngrams = prepared.train, None
     if config.decoding.neighbours:
-        # Without start tokens, and without ends: padding is as good.
+        # Lengths without start and end token: the end token then counts as padding.
         ngrams = CaptionNgrams.count(table.token_ids[:, 1:], table.lengths - 2, table.images)
         ngrams = ngrams.to(device)
 
@@ -289,17 +290,17 @@ def _spare_model(folder: Path, config: Config, overwrite: bool) -> None:
     model = config.training.start_from
     if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"training.start_from: {model} lies in {folder}, which --overwrite deletes; "
-            f"--output DIR writes elsewhere"
+            f"training.start_from: {model} is in {folder}, which --overwrite deletes; "
+            f"write to another folder with --output DIR"
         )
 
 
 def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Make sure, before anything is written, that a run destroys nothing that was not given up.
+    """Refuse a folder with files that the run would overwrite without permission.
 
     Raises:
-        ConfigError: if something of somebody else's stands where the run would write, or a run that
-            is neither to be resumed nor overwritten.
+        ConfigError: if the folder holds files that captioner did not write, or a run and neither
+            `resume` nor `overwrite`.
     """
     if not (resume and _is_unmarked_run(folder)):
         check(folder, "run")
@@ -309,23 +310,23 @@ def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -
     for name in RUN_FILES:
         place = folder / name
         if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
-            raise ConfigError(f"{place}: a run writes a file there; move away what is in its place")
+            raise ConfigError(f"{place}: not a regular file; a run writes this file; move it away")
     steps = saved_steps(folder / "checkpoints")
     begun = (folder / "config.yaml").is_file()
     if resume and begun:
         _check_same(folder, config)
     elif (steps or (folder / "model").exists()) and not overwrite:
         if resume:
-            raise ConfigError(f"{folder}: its config.yaml is gone; put that of the run back")
-        reached = f", {int(steps[-1].stem[5:]):,} steps long" if steps else ""
+            raise ConfigError(f"{folder}: config.yaml of the run is missing; restore the file")
+        length = f" of {int(steps[-1].stem[5:]):,} steps" if steps else ""
         raise ConfigError(
-            f"{folder}: there is a run in it already{reached}; --resume goes on with it, --output "
-            f"DIR writes elsewhere, --overwrite deletes it and starts over"
+            f"{folder}: already holds a run{length}; --resume continues the run, --output DIR "
+            f"writes elsewhere, --overwrite deletes the run and starts over"
         )
 
 
 def _open_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Make the run folder ready; `_check_folder` has looked at it."""
+    """Prepare the run folder after `_check_folder`."""
     if resume and _is_unmarked_run(folder):
         for kind in ("run", "checkpoints", "tensorboard"):
             path = folder if kind == "run" else folder / kind
@@ -342,23 +343,23 @@ def _open_folder(folder: Path, config: Config, resume: bool) -> None:
 
 
 def _is_unmarked_run(folder: Path) -> bool:
-    """Whether a folder holds checkpoints of a captioner that marked no folders yet."""
+    """Whether a folder holds a run of an early captioner, which did not mark its folders."""
     return not owns(folder, "run") and bool(identity_of(folder / "checkpoints"))
 
 
 def _check_same(folder: Path, asked: Config) -> None:
-    """Refuse to resume a run with other settings than its own."""
+    """Refuse to resume a run with different settings."""
     config = load_config(str(folder / "config.yaml"))
     if asked == config:
         return
     ours, theirs = config.model_dump(), asked.model_dump()
     differing = [
-        f"{section}.{key}: the run has {excerpt(value)}, asked for {excerpt(theirs[section][key])}"
+        f"{section}.{key}: the run has {excerpt(value)}, given {excerpt(theirs[section][key])}"
         for section, values in ours.items()
         for key, value in values.items()
         if value != theirs[section][key]
     ]
-    raise ConfigError(f"{folder}: a run is resumed with its own settings only", *differing)
+    raise ConfigError(f"{folder}: cannot resume the run with different settings", *differing)
 
 
 __all__ = ["Stopped", "Summary", "train"]

@@ -1,10 +1,11 @@
-"""Self-critical training: the model draws captions; those that score well become more probable.
+"""Self-critical training: the model samples captions and learns from their scores.
 
-Source: Rennie et al. (2017), "Self-critical Sequence Training for Image Captioning". Each
-caption is compared with the others drawn for its image, as in Luo (2020), "A Better Variant of
-Self-Critical Sequence Training": a better one becomes more probable, a worse one less.
+Source: Rennie et al. (2017), "Self-critical Sequence Training for Image Captioning". The baseline
+of a caption is the mean reward of the other captions sampled for its image, after Luo (2020), "A
+Better Variant of Self-Critical Sequence Training". A caption above the baseline becomes more
+probable, a caption below less.
 
-Drawing turns a batch of images into a batch of captions, each with a weight. The rest of a step is
+Sampling turns a batch of images into a batch of captions with weights. The rest of a step is
 teacher forcing.
 """
 
@@ -28,11 +29,11 @@ from captioner.text import Vocabulary
 
 
 class SelfCritical:
-    """Draws captions for images, and weighs them by their rewards.
+    """Samples captions for images, and weights them by their rewards.
 
     The reward is CIDEr-D, 0 to 10, plus `bleu_weight` times the caption's own BLEU-4, 0 to 1.
-    The end token counts as a word of captions and references: otherwise a caption that breaks off
-    ("a dog on a") loses nothing, and models learn to write such captions.
+    The end token counts as a word of captions and references. Without it an unfinished caption
+    ("a dog on a") loses no reward, and models learn to write unfinished captions.
     """
 
     def __init__(
@@ -49,17 +50,17 @@ class SelfCritical:
         """Count the n-grams of the references.
 
         Args:
-            decoder: draws captions, with its weights of the moment.
-            vocabulary: words of its ids.
-            references: for each training image, the tokens of each of its captions; they give
-                the document frequencies too.
+            decoder: samples captions with its current weights.
+            vocabulary: of the decoder.
+            references: for each training image, the tokens of each caption; also the source of
+                the document frequencies.
             config: the `training` section.
-            max_length: most tokens of a caption, end token included.
-            dtype: of matrix products while drawing.
-            world: the processes that train together; None: this one alone.
+            max_length: maximum tokens of a caption, end token included.
+            dtype: of matrix products while sampling.
+            world: the processes that train together; None: one process.
 
         Raises:
-            DataError: if there is only one image, where CIDEr-D is undefined.
+            DataError: if there is only one image, for which CIDEr-D is undefined.
         """
         self.decoder = decoder
         self.samples = config.samples
@@ -72,27 +73,27 @@ class SelfCritical:
         prepared = PreparedReferences([[[*words, end] for words in image] for image in references])
         self.cider, self.bleu = CiderD(prepared), Bleu(prepared)
         if self.cider.note:
-            raise DataError("training.objective: scst compares images, the data has one to train")
-        self._sums = np.zeros(3)  # captions, their rewards, and their squared advantages: sums
+            raise DataError(
+                "training.objective: scst needs two or more training images, the data has one"
+            )
+        self._sums = np.zeros(3)  # captions, rewards, squared advantages
 
     def write(self, batch: Batch) -> Batch:
-        """Draw captions for this process's images.
-
-        Dropout is off meanwhile, as it is when captions are written for people.
+        """Sample captions for this process's images, without dropout.
 
         Args:
-            batch: B images; its captions do not matter.
+            batch: B images; its captions are ignored.
 
         Returns:
-            `samples` captions for each, one image after the other, weighed by their advantages:
-            the reward less the mean reward of the image's other captions. `tokens` are those of
-            all processes.
+            `samples` captions of each image, image by image. The weight of a caption is its
+            advantage: its reward minus the mean reward of the image's other captions. `tokens`
+            counts the tokens of all processes.
         """
         decoder = self.decoder
         was_training = decoder.training
         decoder.eval()
         with torch.no_grad():
-            drawn = sample(
+            sampled = sample(
                 decoder.stepper(self.dtype),
                 decoder.init_hidden(batch.features),
                 bos_id=Vocabulary.bos_id,
@@ -102,9 +103,9 @@ class SelfCritical:
                 n_samples=self.samples,
             )
         decoder.train(was_training)
-        targets = drawn.token_ids.flatten(0, 1).clone()  # clones of inference tensors can be used
+        targets = sampled.token_ids.flatten(0, 1).clone()  # autograd refuses inference tensors
         ends = targets == Vocabulary.eos_id
-        targets[ends.cumsum(1) > ends.long()] = Vocabulary.pad_id  # all behind the first end
+        targets[ends.cumsum(1) > ends.long()] = Vocabulary.pad_id  # after the first end token
         start = targets.new_full((len(targets), 1), Vocabulary.bos_id)
         images = batch.images.repeat_interleave(self.samples)
         rewards = self.rewards(targets, images).view(-1, self.samples)
@@ -125,31 +126,30 @@ class SelfCritical:
         """Score captions against the references of their images.
 
         Args:
-            targets: int64 (N, T), words and end token, padding.
-            images: int64 (N,), which image each describes.
+            targets: int64 (N, T), words, end token, padding.
+            images: int64 (N,), index of the image of each caption.
 
         Returns:
-            float64 (N,), on the processor.
+            Rewards, float64 (N,), on the CPU.
         """
         captions = [
             [self.words[i] for i in row if i != Vocabulary.pad_id] for row in targets.tolist()
         ]
-        described = images.numpy()
-        rewards = self.cider.score(captions, described)
+        indices = images.numpy()
+        rewards = self.cider.score(captions, indices)
         if self.bleu_weight:
-            bleu = self.bleu.combine(self.bleu.statistics(captions, described))
+            bleu = self.bleu.combine(self.bleu.statistics(captions, indices))
             rewards = rewards + self.bleu_weight * bleu[:, -1]
         return torch.from_numpy(rewards)
 
     def report(self, device: torch.device) -> dict[str, float]:
-        """Return what the captions drawn since the last report were worth, over all processes.
+        """Return statistics of the captions sampled since the last report by all processes.
 
         Args:
-            device: that the processes share sums on.
+            device: on which the processes sum.
 
         Returns:
-            `reward`, their mean, and `advantage_std`, how far they lay from the others of their
-            image.
+            `reward`, the mean reward, and `advantage_std`, the root mean square of the advantages.
         """
         sums = torch.tensor(self._sums, dtype=torch.float32, device=device)
         self._sums = np.zeros(3)

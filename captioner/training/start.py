@@ -1,4 +1,4 @@
-"""The trained model that a run starts from."""
+"""Loads the initial weights of a run from a trained model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from captioner.model_dir import read_model
 from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary
 
-FREE = ("dropout", "feature_dropout")  # settings that may differ: weights do not depend on them
+FREE = ("dropout", "feature_dropout")  # settings that weights do not depend on
 
 
 def start_weights(
     folder: str, decoder: Decoder, encoder: Encoder, vocabulary: Vocabulary
 ) -> dict[str, Tensor]:
-    """Read a trained decoder's weights, the mean and deviation of its features among them.
+    """Read the weights of a trained decoder, with the mean and deviation of its features.
 
     Args:
         folder: a model directory, or a run directory that holds one.
@@ -29,45 +29,45 @@ def start_weights(
         vocabulary: of the new run.
 
     Returns:
-        What the decoder's `load_state_dict` takes.
+        The state dict of the decoder.
 
     Raises:
-        ConfigError: if there is no usable model, or it does not fit the run.
+        ConfigError: if there is no usable model, or the model does not fit the run.
     """
     start, misfits = _read(folder, encoder, vocabulary)
     theirs = start.config.model_dump()
     misfits += [
-        f"decoder.{name} is {excerpt(theirs[name])}, {value!r} here"
+        f"decoder.{name} is {excerpt(theirs[name])}, the run has {value!r}"
         for name, value in decoder.config.model_dump().items()
         if name not in FREE and theirs[name] != value
     ]
     if misfits:
         raise ConfigError(
-            f"training.start_from: {folder} does not fit this run: {'; '.join(misfits)}"
+            f"training.start_from: model {folder} does not fit this run: {'; '.join(misfits)}"
         )
     return dict(start.state_dict())
 
 
 def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decoder, list[str]]:
-    """Read a decoder, and list how its model differs from the new one."""
+    """Read a decoder, and list the differences of its model from the run."""
     try:
         model = read_model(folder)
     except ModelError as error:
         raise ConfigError(f"training.start_from: {error}") from error
     misfits = []
     if not _same_network(model.encoder, encoder):
-        misfits.append(f"its CNN is another ({model.encoder.name})")
+        misfits.append(f"the model has another CNN ({model.encoder.name})")
     if model.vocabulary.words != vocabulary.words:
-        there, here = len(model.vocabulary), len(vocabulary)
-        misfits.append(f"its vocabulary is another ({there:,} entries, {here:,} here)")
+        theirs, ours = len(model.vocabulary), len(vocabulary)
+        misfits.append(f"the model has another vocabulary ({theirs:,} entries, the run {ours:,})")
     return model.decoder, misfits
 
 
 def _same_network(one: Encoder, other: Encoder) -> bool:
-    """Return whether two encoders have the same networks and weights; precision may differ."""
+    """Return whether two encoders have equal networks and weights; precision may differ."""
     specs = [[replace(cnn.spec, weights="") for cnn in encoder.parts] for encoder in (one, other)]
     return specs[0] == specs[1] and all(
-        mine.state.keys() == theirs.state.keys()
-        and all(torch.equal(tensor, theirs.state[name]) for name, tensor in mine.state.items())
-        for mine, theirs in zip(one.parts, other.parts, strict=True)
+        cnn.state.keys() == twin.state.keys()
+        and all(torch.equal(tensor, twin.state[name]) for name, tensor in cnn.state.items())
+        for cnn, twin in zip(one.parts, other.parts, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The log of a run: lines on stderr and in `train.log`, `metrics.jsonl`, `curves.png`."""
+"""The log of a run: stderr, `train.log`, `metrics.jsonl` and `curves.png`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from captioner.run_dir import LINES, left_out, parse_metrics, read_metrics
+from captioner.run_dir import LINES, ignored_lines, parse_metrics, read_metrics
 from captioner.system.files import whole_file
 from captioner.system.foreign import message
 from captioner.system.ownership import begin
@@ -28,8 +28,8 @@ class RunLog:
         """Log to a folder.
 
         Args:
-            folder: run folder; made when absent.
-            silent: print and write nothing, because another process does.
+            folder: run folder; created if absent.
+            silent: print and write nothing; the leading process does.
         """
         self.folder = folder
         self.silent = silent
@@ -41,10 +41,10 @@ class RunLog:
         self.board: Board | None = None
 
     def open_board(self, step: int) -> None:
-        """Write to TensorBoard as well, where it is installed.
+        """Also write to TensorBoard, if it is installed.
 
         Args:
-            step: steps already taken.
+            step: steps already done.
         """
         if not self.silent and importlib.util.find_spec("tensorboard"):
             folder = self.folder / "tensorboard"
@@ -52,7 +52,7 @@ class RunLog:
             self.board = Board(folder, step)
 
     def say(self, text: str) -> None:
-        """Print a message above any progress bar, and keep it with its time."""
+        """Print a message above the progress bar, and write it to `train.log` with the time."""
         if self.silent:
             return
         text = message(text)
@@ -72,7 +72,7 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run takes again; keep foreign lines."""
+        """Delete the metrics of steps that a resumed run repeats; keep lines of others."""
         if self.silent or not self.metrics.exists():
             return
         kept, foreign = [], 0
@@ -86,7 +86,7 @@ class RunLog:
         with whole_file(self.metrics, "in run") as aside:
             aside.write_bytes(b"".join(kept))
         if foreign:
-            self.say(f"{self.metrics}: {left_out(foreign)}; kept in the file")
+            self.say(f"{self.metrics}: {ignored_lines(foreign)}; kept in the file")
 
     def draw_curves(self) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
@@ -96,7 +96,7 @@ class RunLog:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory this process has held, in bytes: the device's, or its own."""
+    """Return the peak memory in bytes: of the GPU, or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -108,7 +108,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _is_cut_short(text: bytes) -> bool:
-    """Whether a crash left the beginning of a line; the rest of a file may be somebody's notes."""
+    """Return whether a line without an end is a line of metrics cut by a crash."""
     return LINE_START.startswith(text[: len(LINE_START)])
 
 
@@ -119,30 +119,30 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         lines: of `metrics.jsonl`.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure  # slow to import, and needed only here
+    from matplotlib.figure import Figure  # slow to import
 
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=120)
     loss, norm, score = figure.subplots(1, 3)
-    at = [line["step"] for line in steps]
-    ends = [line["step"] for line in epochs]
-    if steps and all("reward" in line for line in steps):  # the loss then only serves its gradient
-        loss.plot(at, [line["reward"] for line in steps], lw=0.8)
-        loss.set(title="reward of drawn captions", xlabel="step")
+    step_numbers = [line["step"] for line in steps]
+    epoch_ends = [line["step"] for line in epochs]
+    if steps and all("reward" in line for line in steps):  # the loss of scst is no measure
+        loss.plot(step_numbers, [line["reward"] for line in steps], lw=0.8)
+        loss.set(title="reward of sampled captions", xlabel="step")
     else:
         trained = [line for line in epochs if "train_loss" in line]
-        loss.plot(at, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
-        passes = [line["step"] for line in trained]
-        loss.plot(passes, [line["train_loss"] for line in trained], "o-", ms=3, label="epochs")
+        loss.plot(step_numbers, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
+        ends, losses = [line["step"] for line in trained], [line["train_loss"] for line in trained]
+        loss.plot(ends, losses, "o-", ms=3, label="epochs")
         loss.set(title="training loss", xlabel="step", ylabel="nats per token")
         loss.legend(frameon=False)
-    norm.plot(at, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
+    norm.plot(step_numbers, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
     norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
-    # BLEU lies in 0..1 and CIDEr in 0..10: each has its own side.
+    # BLEU is in 0..1 and CIDEr-D in 0..10, so each has its own axis.
     sides = (("bleu_4", "tab:blue", score), ("cider_d", "tab:orange", score.twinx()))
     for name, colour, side in sides:
-        side.plot(ends, [line[name] for line in epochs], "o-", ms=3, color=colour)
+        side.plot(epoch_ends, [line[name] for line in epochs], "o-", ms=3, color=colour)
         side.set_ylabel(name, color=colour)
         side.spines["top"].set_visible(False)
     score.set(title="dev scores", xlabel="step")

@@ -1,4 +1,4 @@
-"""From gradients to weights: schedule, clipping, AdamW, and the moving average."""
+"""Updates the weights: schedule, clipping, AdamW and the moving average."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ def check_room(
     vocab_size: int,
     feature_size: int,
 ) -> None:
-    """Refuse a decoder whose training would fill the memory, before any of it is allocated.
+    """Refuse a decoder that needs more memory to train than is free.
 
     Args:
         decoder: the `decoder` section.
         training: the `training` section.
         device: to train on.
-        vocab_size: of the decoder.
-        feature_size: of the encoder.
+        vocab_size: entries of the vocabulary.
+        feature_size: width of the encoder's features.
 
     Raises:
-        ConfigError: saying how much memory training needs, and how much is free.
+        ConfigError: with the memory that training needs and the memory that is free.
     """
     with torch.device("meta"):
         empty = Decoder(decoder, vocab_size=vocab_size, feature_size=feature_size)
     weights = sum(p.numel() for p in empty.parameters())
-    copies = 5 if training.ema_decay else 4  # gradients and two moments beside the weights
+    copies = 5 if training.ema_decay else 4  # weights, gradients, two moments, average
     needed, free = 4 * copies * weights, free_memory(device)
     if needed > free:
         raise ConfigError(
             f"decoder.hidden_size {decoder.hidden_size:,}, decoder.num_layers "
-            f"{decoder.num_layers:,}, decoder.embed_size {decoder.embed_size:,}: to train "
-            f"{weights:,} weights takes {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
-            f"lower them"
+            f"{decoder.num_layers:,}, decoder.embed_size {decoder.embed_size:,}: training "
+            f"{weights:,} weights needs {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
+            f"lower these settings"
         )
 
 
@@ -52,18 +52,18 @@ class Updater:
     """Changes a decoder's weights after each backward pass.
 
     Attributes:
-        optimizer: AdamW; matrices decay, biases do not.
-        scaler: of the loss in fp16, whose few exponents would lose small gradients.
-        average: a copy of the decoder with the moving average of its weights; None without one.
+        optimizer: AdamW with weight decay of matrices, not of biases.
+        scaler: scales the loss in fp16, in which small gradients would underflow.
+        average: copy of the decoder with the moving average of the weights; None: off.
     """
 
     def __init__(self, decoder: Decoder, config: TrainingConfig, total_steps: int, *, fp16: bool):
-        """Get ready to update.
+        """Prepare to update.
 
         Args:
             decoder: on the device to train on.
             config: the `training` section.
-            total_steps: of the whole run.
+            total_steps: steps of the whole run.
             fp16: whether the forward pass computes in fp16.
         """
         self.decoder = decoder
@@ -81,7 +81,7 @@ class Updater:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that a checkpoint holds, by name."""
+        """The modules to save in a checkpoint, by name."""
         modules: dict[str, nn.Module] = {"decoder": self.decoder}
         if self.average is not None:
             modules["average"] = self.average
@@ -93,10 +93,10 @@ class Updater:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, step: int) -> Tensor:
-        """Clip the gradients, change the weights and their average, and clear the gradients.
+        """Clip the gradients, update the weights and their average, and clear the gradients.
 
         Args:
-            step: number of steps before this one.
+            step: index of the step, from 0.
 
         Returns:
             The gradient norm before clipping, a scalar.
@@ -116,7 +116,7 @@ class Updater:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.average is not None:
-            # At first the average follows closely, so that it forgets the random start.
+            # A small decay at the start, so that the average forgets the random weights.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(

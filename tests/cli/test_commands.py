@@ -283,7 +283,7 @@ def test_features_are_filled_once(home):
         (["caption", "data", "--output", "."], 2, ". is a folder; name a file in it"),
         (["caption", "data", "--n-best", "2", "--format", "csv"], 2, "csv holds one caption"),
         (["caption", "s3://bucket/a.jpg"], 1, "read with --engine ray only"),
-        (["train", "toy.yaml"], 2, "there is a run in it already"),
+        (["train", "toy.yaml"], 2, "already holds a run"),
         (["train", "toy.yaml", "--resume", "--overwrite"], 2, "exclude each other"),
         (["train", "toy.yaml", "--output", "new", "--set", "data.root=none"], 1, "none: no such"),
         (["caption"], 2, "Missing argument"),

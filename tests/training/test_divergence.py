@@ -77,7 +77,7 @@ def test_it_stops_at_the_step_and_keeps_what_was_saved(
     said = str(caught.value)
     assert f"training diverged at step {bad}:" in said
     kept = (bad - 1) // 2 * 2
-    assert (f"the state of step {kept} is kept" if kept else "no state was saved") in said
+    assert (f"step {kept} is saved" if kept else "no step was saved") in said
     for word in ("learning rate", "clip norm 5", "training.learning_rate", "warmup", "fp32"):
         assert word in said
     assert "\n" not in said
@@ -193,7 +193,7 @@ def test_dev_pictures_without_numbers_count_as_without_a_caption(config, tmp_pat
     monkeypatch.setattr(Captioner, "search_each", partly)
     train(change(config, epochs=1), tmp_path / "run", device="cpu")
     said = (tmp_path / "run" / "train.log").read_text()
-    assert "dev: 1 picture(s) count as without a caption" in said
+    assert "dev: 1 image(s) scored as empty captions" in said
 
 
 @pytest.mark.slow

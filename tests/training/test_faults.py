@@ -125,7 +125,7 @@ def test_an_altered_checkpoint_is_refused_by_name_and_the_one_before_it_offered(
             with pytest.raises(CheckpointError, match=rf"{path.name}: damaged"):
                 read_tensors(path)
         if path.name == "step-12.safetensors":
-            with pytest.raises(CheckpointError, match=r"step-12.*goes on from step-6"):
+            with pytest.raises(CheckpointError, match=r"step-12.*continues from step-6"):
                 train(config, folder, resume=True, device="cpu")
         path.write_bytes(whole)
     model = contents(folder / "model")

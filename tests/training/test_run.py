@@ -209,7 +209,7 @@ def test_other_arithmetic_is_refused_before_all_is_encoded(config, tmp_path, mon
 
 def test_nothing_is_overwritten_unasked(config, tmp_path):
     folder = train(config, tmp_path / "run", device="cpu").folder
-    with pytest.raises(ConfigError, match=r"--resume goes on.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"--resume continues.*--overwrite"):
         train(config, folder, device="cpu")
     train(change(config, "training", epochs=1), folder, device="cpu", overwrite=True)
     assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["epochs"] == 1
@@ -219,7 +219,7 @@ def test_nothing_is_overwritten_unasked(config, tmp_path):
     with pytest.raises(ConfigError, match="not marked as captioner's run folder"):
         train(config, precious, device="cpu", overwrite=True)
     assert (precious / "thesis.txt").exists()
-    with pytest.raises(ConfigError, match=r"with its own settings only(.|\n)*training.epochs"):
+    with pytest.raises(ConfigError, match=r"with different settings(.|\n)*training.epochs"):
         train(config, folder, device="cpu", resume=True)
 
 

@@ -290,15 +290,17 @@ def test_a_start_that_does_not_fit_is_refused_in_one_line(started, tmp_path):
         train(other, tmp_path / "a", device="cpu")
     message = str(caught.value)
     assert "training.start_from" in message
-    assert "decoder.cell is 'lstm', 'gru' here" in message
-    assert "decoder.hidden_size is 24, 20 here" in message
+    assert "decoder.cell is 'lstm', the run has 'gru'" in message
+    assert "decoder.hidden_size is 24, the run has 20" in message
     assert "dropout" not in message
     assert "\n" not in message
     other = change(config, "text", min_count=9)
-    with pytest.raises(ConfigError, match=r"start_from.*vocabulary is another \(\d+ entries, \d+"):
+    with pytest.raises(
+        ConfigError, match=r"start_from.*another vocabulary \(\d+ entries, the run \d+"
+    ):
         train(other, tmp_path / "b", device="cpu")
     other = change(config, "encoder", image_size=40)
-    with pytest.raises(ConfigError, match=r"start_from.*CNN is another"):
+    with pytest.raises(ConfigError, match=r"start_from.*another CNN"):
         train(other, tmp_path / "c", device="cpu")
     other = change(config, "training", start_from=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"training\.start_from: .*nowhere: no model here"):
