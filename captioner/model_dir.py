@@ -1,13 +1,13 @@
-"""A captioner as one directory on disk.
+"""Reads and writes a model directory, the captioner on disk.
 
-    config.json               what to build: encoder, decoder, how to search
-    model.safetensors         all weights, `encoder.*` and `decoder.*`; of several CNNs side by
-                              side `encoder.0.*`, `encoder.1.*`, ...; `neighbours.*`, where
-                              what people wrote about similar images has a say
+    config.json               settings of encoder, decoder and search
+    model.safetensors         weights: `encoder.*` (with several CNNs `encoder.0.*`,
+                              `encoder.1.*`, ...) and `decoder.*`; `neighbours.*`, the captions of
+                              the training images, if the search uses them
     vocab.json                words and their ids
-    preprocessor_config.json  from a picture to the CNN's input
+    preprocessor_config.json  how an image becomes the CNN's input
 
-Everything `captioner caption` needs is in there, and nothing in there is ever run or unpickled.
+The directory is complete for `captioner caption`. Captioner never runs or unpickles its content.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CnnConfig(BaseModel):
 
 
 class SizedDecoderConfig(DecoderConfig):
-    """The decoder in `config.json`: its settings, and the sizes of what it is built for."""
+    """The decoder in `config.json`: its settings, vocabulary size and feature size."""
 
     vocab_size: int
     feature_size: int
@@ -82,14 +82,14 @@ class ModelConfig(BaseModel):
     decoding: DecodingConfig
 
     def cnns(self) -> dict[str, CnnConfig]:
-        """Return the CNNs by what their weights' names begin with."""
+        """Return the CNNs by the prefix of their weights' names."""
         if isinstance(self.encoder, list):
             return {f"encoder.{number}": cnn for number, cnn in enumerate(self.encoder)}
         return {"encoder": self.encoder}
 
 
 class Parts(NamedTuple):
-    """What a captioner is put together from."""
+    """The parts of a captioner."""
 
     encoder: Encoder
     decoder: Decoder
@@ -99,28 +99,28 @@ class Parts(NamedTuple):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model directory meant by a path.
+    """Return the model directory of a path.
 
     Args:
         folder: a model directory, or a run directory that holds one as `model/`.
 
     Raises:
-        ModelError: if there is neither.
+        ModelError: if the path is neither.
     """
     path = Path(folder).expanduser()
     for candidate in (path, path / "model"):
         if not candidate.exists():
-            sweep(candidate)  # a process killed while it replaced it
+            sweep(candidate)  # restores a directory whose replacement was killed
         if (candidate / "config.json").is_file():
             return candidate
     raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a digest of a model directory's files: another model has another.
+    """Return a digest of the files in a model directory.
 
     Raises:
-        ModelError: if one cannot be read.
+        ModelError: if a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", "model.safetensors", "vocab.json", PREPROCESSOR):
@@ -133,21 +133,23 @@ def fingerprint(folder: Path) -> str:
 
 
 def write_model(folder: Path, parts: Parts) -> None:
-    """Write the model directory, whole.
+    """Write a model directory; a crash leaves no partial directory.
 
     Args:
-        folder: absent, empty, or a model directory, which is replaced, with nothing else in it.
+        folder: absent, empty, or a model directory without other files, which is replaced.
         parts: of the captioner.
 
     Raises:
-        ModelError: if something else stands there, or it cannot be written.
+        ModelError: if the folder holds other files, or cannot be written.
     """
     folder = home_path(os.fspath(folder))
     try:
         if folder.is_symlink():
-            raise ModelError(f"{folder}: a link; nothing was changed: name the folder itself")
+            raise ModelError(
+                f"{folder}: is a symbolic link; name the folder itself; nothing was changed"
+            )
         if folder.resolve() == Path.cwd():
-            raise ModelError(f"{folder}: the folder that is worked in; name one inside it")
+            raise ModelError(f"{folder}: is the current working directory; name a folder inside it")
         check(folder, "model", ModelError)
         _write(folder, parts)
     except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
@@ -201,7 +203,7 @@ def read_model(folder: str | Path) -> Parts:
         folder: see `model_folder`.
 
     Raises:
-        ModelError: if a file is missing, damaged, or does not fit the others.
+        ModelError: if a file is missing, damaged, or does not fit the other files.
     """
     folder = model_folder(folder)
     config = _read_config(folder / "config.json")
@@ -210,7 +212,7 @@ def read_model(folder: str | Path) -> Parts:
     cnns, sizes = config.cnns(), config.decoder
     if len(cnns) != len(preprocess):
         raise ModelError(
-            f"{folder}: config.json has {len(cnns)} CNN(s), {PREPROCESSOR} is of {len(preprocess)}"
+            f"{folder}: config.json has {len(cnns)} CNN(s), {PREPROCESSOR} has {len(preprocess)}"
         )
     if sizes.vocab_size != len(vocabulary):
         raise ModelError(
@@ -256,19 +258,18 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of encoder, decoder and neighbours, without the prefix of their names."""
+    """Return the tensors of encoder, decoder and neighbours, without the name prefix."""
     try:
         check_regular(path)
         tensors = load_file(path)
-    # The header may claim anything; what does not agree with the file's length is refused by
-    # safetensors, what torch has no type for fails in its own ways.
+    # A hostile header makes safetensors and torch raise many types.
     except Exception as error:
         raise ModelError(f"{path}: cannot be read: {plain(error)}") from error
     states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
-        # No caption is more probable than another where one number is none.
+        # With one NaN, all captions are equally probable.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise ModelError(f"{path}: {plain(name)} holds what is no finite number")
+            raise ModelError(f"{path}: {plain(name)} holds a number that is not finite")
         owner, _, rest = name.partition(".")
         states.setdefault(owner, {})[rest] = tensor
     return states
@@ -286,7 +287,7 @@ def _load_encoder(
         prefix, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
         if prefix not in states:
             raise ModelError(
-                f"{where}: does not fit config.json: encoder.{plain(name)} is of no CNN there"
+                f"{where}: does not fit config.json, which has no CNN for encoder.{plain(name)}"
             )
         states[prefix][within] = tensor
     networks = []
@@ -304,14 +305,14 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
         state[TIED] = state["embedding.weight"]
     misfit = f"{where}: does not fit config.json"
     if config.num_layers > len(state):
-        raise ModelError(f"{misfit}: it has no {config.num_layers} layers")
+        raise ModelError(f"{misfit}: the file holds fewer than {config.num_layers} layers")
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}")
+            raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}, not a float")
     sizes = {"vocab_size": config.vocab_size, "feature_size": config.feature_size}
     settings = DecoderConfig(**config.model_dump(exclude=set(sizes)))
     try:
-        # Without memory first: only what the file really holds is allocated.
+        # First on "meta", so that wrong sizes in config.json allocate nothing.
         with torch.device("meta"):
             empty = Decoder(settings, **sizes)
         empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
@@ -325,38 +326,38 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
 
 
 def join_models(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
-    """Make one encoder and one decoder of several models.
+    """Combine several models into one encoder and one decoder.
 
-    A CNN that several models share runs once.
+    A CNN that several models use runs once.
 
     Args:
-        models: where each came from, and its parts; two or more.
+        models: folder and parts of each model; two or more.
 
     Raises:
-        ModelError: if their vocabularies differ, or they do not see the same pixels.
+        ModelError: if the vocabularies or the preprocessing of the models differ.
     """
-    (first, about), *others = models
+    (first_folder, first), *others = models
     for folder, parts in others:
-        if parts.vocabulary.words != about.vocabulary.words:
+        if parts.vocabulary.words != first.vocabulary.words:
             raise ModelError(
-                f"{folder}: has other words than {first}; an ensemble needs models that were "
-                f"trained on the same captions"
+                f"{folder}: has another vocabulary than {first_folder}; an ensemble needs models "
+                f"that were trained on the same captions"
             )
-        if parts.encoder.mirrored != about.encoder.mirrored:
+        if parts.encoder.mirrored != first.encoder.mirrored:
             raise ModelError(
-                f"{folder}: only one of it and {first} was trained with encoder.flip; an ensemble "
-                f"needs models that see pictures alike"
+                f"{folder}: encoder.flip differs from {first_folder}; an ensemble needs models "
+                f"that were trained with the same encoder.flip"
             )
-    networks = [[(cnn.fingerprint(), cnn) for cnn in each.encoder.parts] for _, each in models]
+    networks = [[(cnn.fingerprint(), cnn) for cnn in parts.encoder.parts] for _, parts in models]
     cnns: dict[str, FrozenEncoder] = {}
-    places: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
     end = 0
     for key, cnn in chain.from_iterable(networks):
         if key not in cnns:
             cnns[key] = cnn
-            places[key] = torch.arange(end, end + cnn.feature_size)
+            columns[key] = torch.arange(end, end + cnn.feature_size)
             end += cnn.feature_size
-    columns = [torch.cat([places[key] for key, _ in own]) for own in networks]
+    inputs = [torch.cat([columns[key] for key, _ in model]) for model in networks]
     encoder = side_by_side(list(cnns.values()))
-    encoder.mirrored = about.encoder.mirrored
-    return encoder, Ensemble([parts.decoder for _, parts in models], columns)
+    encoder.mirrored = first.encoder.mirrored
+    return encoder, Ensemble([parts.decoder for _, parts in models], inputs)

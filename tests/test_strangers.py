@@ -323,7 +323,7 @@ def test_weights_of_one_of_two(pair, name):
 def test_lists_and_single_cnns_do_not_mix(folder, model):
     config = json.loads((folder / "config.json").read_text())
     change(folder, None, encoder=[config["encoder"]])
-    assert "is of no CNN there" in refused(folder)
+    assert "config.json, which has no CNN for encoder." in refused(folder)
     names = {
         key.replace("encoder.", "encoder.0."): tensor
         for key, tensor in load_file(model / "model.safetensors").items()
@@ -462,12 +462,12 @@ def test_what_is_no_number(folder, name, value):
     whole = load_file(folder / "model.safetensors")
     whole[name].view(-1)[3] = value
     save_file(whole, folder / "model.safetensors")
-    assert f"{name} holds what is no finite number" in refused(folder)
+    assert f"{name} holds a number that is not finite" in refused(folder)
 
 
 def test_one_number_that_claims_to_be_many(tmp_path):
     torch.save({"x": torch.zeros(1, dtype=torch.float16).expand(10**6, 10**6)}, tmp_path / "x.pth")
-    with NothingLarge(), pytest.raises(ModelError, match="claim more numbers than it holds"):
+    with NothingLarge(), pytest.raises(ModelError, match="claim more numbers than the file holds"):
         read_state_dict(tmp_path / "x.pth")
 
 
@@ -531,7 +531,7 @@ def test_of_a_huge_setting_the_error_shows_little(folder, section):
         refused_in_few_characters(folder)
     changed = content | {section: content[section] | {"k\x1b\n" * 1_000_000: 1}}
     path.write_text(json.dumps(changed), encoding="utf-8")
-    if section == "encoder":  # what more stands there is of a later captioner
+    if section == "encoder":  # further keys are of later versions
         Captioner.load(folder)
     else:
         refused_in_few_characters(folder)

@@ -1,1 +1,1 @@
-"""The frozen CNN: images to features."""
+"""The frozen CNN: turns images into features."""

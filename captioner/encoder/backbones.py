@@ -1,4 +1,4 @@
-"""torchvision's classification CNNs by name: which there are, built without weights or head."""
+"""Builds torchvision's classification CNNs by name, without weights or head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision import models
 from captioner.errors import ModelError
 from captioner.system.foreign import excerpt, plain
 
-MAX_CALLS = 100_000  # of torch, to build a network; torchvision's deepest takes 11,215
+MAX_CALLS = 100_000  # torch calls to build a network; torchvision's deepest needs 11,215
 NOT_CNN = ("maxvit", "swin", "vit")
 
 
@@ -22,7 +22,7 @@ def check_backbone(name: str) -> None:
     """Refuse a name that is not a torchvision classification CNN.
 
     Raises:
-        ModelError: saying why, with the names that come closest.
+        ModelError: with the reason and the most similar names.
     """
     if name.startswith(NOT_CNN):
         raise ModelError(
@@ -39,10 +39,10 @@ def check_backbone(name: str) -> None:
 
 
 class _Building(TorchFunctionMode):
-    """Watch a network being built.
+    """Supervises the construction of a network.
 
-    RegNet's sums over block widths stay real while everything else is built on "meta". What
-    never ends, such as arguments that ask for a million layers, is stopped.
+    RegNet computes with `torch.arange` and `torch.tensor`, which need real memory; all else may be
+    on "meta". Arguments that ask for a million layers are refused.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class _Building(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
         if self.calls > MAX_CALLS:
-            raise ValueError("they ask for more layers than any CNN has")
+            raise ValueError("more layers than any CNN has")
         kwargs = dict(kwargs or {})
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
@@ -64,43 +64,43 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
 
     Args:
         name: torchvision name.
-        builder_args: keyword arguments of its builder.
-        device: "meta" builds shapes only, which is instant.
+        builder_args: keyword arguments of torchvision's builder.
+        device: "meta" builds only shapes, which takes no time.
 
     Raises:
-        ModelError: if the name or an argument is refused.
+        ModelError: if the name or an argument is invalid.
     """
     check_backbone(name)
     args = dict(builder_args)
     if name in ("googlenet", "inception_v3"):
-        # Auxiliary heads serve only their own training; their slow initialisation serves nobody.
+        # The auxiliary heads are for training only, and their initialisation is slow.
         args = {"aux_logits": False, "init_weights": False} | args
     gradients = torch.is_grad_enabled()
     try:
         with torch.device(device), _Building():
             network: nn.Module = models.get_model(name, weights=None, **args)
-    # Builders check little: impossible arguments make them raise nearly anything.
+    # Builders check little: invalid arguments raise many types.
     except Exception as error:
         message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(error)}"
         raise ModelError(message) from error
     finally:
-        # Builders switch gradients off and on; the second may be the call that is refused.
+        # An exception in a builder can leave gradients switched off.
         torch.set_grad_enabled(gradients)
     return network
 
 
 def remove_head(network: nn.Module) -> int:
-    """Take out the layer that turns features into class scores.
+    """Remove the layer that computes the class scores.
 
     Args:
         network: torchvision CNN, changed in place.
 
     Returns:
-        Width F of the features that layer was given.
+        Width F of the features, the input of that layer.
     """
     head = head_name(network)
     layer = network.get_submodule(head)
-    if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, then the pooling
+    if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, pooling
         network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
         return layer.in_channels
     network.set_submodule(head, nn.Identity())
@@ -109,6 +109,6 @@ def remove_head(network: nn.Module) -> int:
 
 
 def head_name(network: nn.Module) -> str:
-    """Return the dotted name of the last layer: a linear one, or SqueezeNet's convolution."""
+    """Return the dotted name of the last linear layer, or of SqueezeNet's last convolution."""
     linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     return linear[-1] if linear else "classifier.1"

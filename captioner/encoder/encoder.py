@@ -1,9 +1,9 @@
-"""The frozen CNN: any torchvision classification CNN, without its last layer, in its fast form.
+"""The frozen CNN: any torchvision classification CNN without its last layer, in its fast form.
 
-The feature of an image is what the network's last linear layer is given: the pooled vector of
-most families, the second hidden layer of VGG and AlexNet (the published captioners' "fc7").
-The network takes its fast form (`folding`) when it is built and when it moves to a device. It
-computes in bf16 where the hardware has it, on processors a few images at a time.
+The feature of an image is the input of the network's last linear layer: the pooled vector in most
+families, the second hidden layer ("fc7") in VGG and AlexNet. `folding` converts the network to its
+fast form at construction and for each device. The network computes in bf16 if the hardware
+supports it, and on the CPU a few images at a time.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from captioner.encoder.weights import fetch_weights, load_strictly
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_BYTES = 16  # per value of a pass's images; larger passes leave the caches and fault pages in
-MAX_NAME = 120  # letters; with a fingerprint it must remain the name of a folder
+CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fit the CPU caches
+MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """What rebuilds the CNN: its name, its builder's arguments, its preprocessing.
+    """The specification of a CNN without its weights.
 
     Attributes:
         backbone: torchvision name.
         builder_args: keyword arguments of torchvision's builder.
-        preprocess: from pictures to its input.
-        weights: where the weights came from, for people to read.
+        preprocess: converts images to the CNN's input.
+        weights: origin of the weights, for display.
     """
 
     backbone: str
@@ -48,14 +48,14 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module, ABC):
-    """Images in, one feature vector each out, for ever the same: one CNN, or several side by side.
+    """Turns an image into one feature vector, with one frozen CNN or several.
 
     Attributes:
         feature_size: width F of the vector.
-        device: where it computes.
-        dtype: in which arithmetic.
-        mirrored: whether pictures are captioned from the mean of themselves and their mirror
-            images, as they are where training has shown both.
+        device: device of the weights.
+        dtype: number format of the computation.
+        mirrored: whether `see` returns the mean of the features of the image and its mirror image,
+            as for a model trained with `encoder.flip`.
     """
 
     feature_size: int
@@ -70,31 +70,31 @@ class Encoder(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """What people and folders call it."""
+        """The name in messages and folder names."""
         return "+".join(part.spec.backbone for part in self.parts)[:MAX_NAME]
 
     @property
     def preprocess(self) -> Preprocess:
-        """From a picture to the pixels that every part is given, and then normalises for itself."""
+        """Converts an image to the pixels for all CNNs; each CNN normalises the pixels itself."""
         return self.parts[0].spec.preprocess
 
     @property
     def images_per_pass(self) -> int:
-        """Images a processor encodes at once."""
+        """Images in one forward pass on the CPU."""
         return CPU_BYTES // self.dtype.itemsize
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode for good: frozen statistics are part of frozen weights."""
+        """Stay in evaluation mode, because the batch statistics are frozen too."""
         return super().train(False)
 
     @property
     def arithmetic(self) -> str:
-        """How it computes, such as "bf16 on cpu"; features differ in their last digits by it."""
+        """Number format and device, such as "bf16 on cpu"; features depend on both."""
         return "+".join(dict.fromkeys(part.arithmetic for part in self.parts))
 
     @abstractmethod
     def to_device(self, device: torch.device) -> Self:
-        """Move to a device, in the form and the precision that suit it."""
+        """Move to a device, with the device's fast form and precision."""
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
@@ -108,32 +108,32 @@ class Encoder(nn.Module, ABC):
         """
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Encode pictures to caption them: a batch as for `forward`, mirrored where that is due."""
+        """Encode a batch for captioning, as `forward`; if `mirrored`, average both views."""
         features: Tensor = self(pixels)
         return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
 
     @abstractmethod
     def fingerprint(self, arithmetic: str | None = None) -> str:
-        """Return 32 hex digits that change whenever the features would.
+        """Return 32 hex digits that change whenever the features change.
 
         Args:
-            arithmetic: that of the features; None: its own.
+            arithmetic: of the features; None: the encoder's own.
         """
 
 
 class FrozenEncoder(Encoder):
-    """One CNN that never changes."""
+    """One frozen CNN."""
 
     def __init__(self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: str = "auto"):
         """Build the fast form from a torchvision state dict.
 
         Args:
-            spec: what to build.
-            state: torchvision's parameters and statistics, fp32, classifier keys left out.
+            spec: the CNN to build.
+            state: torchvision's parameters and statistics, fp32; may lack the classifier.
             precision: "auto", "fp32", "bf16" or "fp16".
 
         Raises:
-            ModelError: if the backbone is refused, or the state does not fit it.
+            ModelError: if the backbone is invalid, or the state does not fit.
         """
         super().__init__()
         self.spec = spec
@@ -153,18 +153,18 @@ class FrozenEncoder(Encoder):
         interpolation: str | None = None,
         precision: str = "auto",
     ) -> Self:
-        """Build a CNN and bring its weights.
+        """Build a CNN and load its weights.
 
         Args:
             backbone: torchvision name of a classification CNN.
             weights: torchvision enum name, path to a state dict, or "none" (random).
             builder_args: keyword arguments of torchvision's builder.
-            image_size: pixels; shorter side and centre crop instead of the weights' own.
-            interpolation: of that resizing, instead of the weights' own.
+            image_size: pixels of the shorter side and the centre crop; None: set by the weights.
+            interpolation: of the resizing to `image_size`; None: set by the weights.
             precision: see `FrozenEncoder`.
 
         Raises:
-            ModelError: if the backbone is refused, or the weights cannot be had or do not fit.
+            ModelError: if the backbone is invalid, or the weights are unavailable or do not fit.
         """
         check_backbone(backbone)
         found = fetch_weights(backbone, weights, dict(builder_args or {}))
@@ -182,29 +182,29 @@ class FrozenEncoder(Encoder):
 
     @property
     def parts(self) -> tuple[FrozenEncoder, ...]:
-        """Itself, alone."""
+        """This CNN alone."""
         return (self,)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to other processes as what it was built from, half the bytes."""
+        """Pickle the exact weights alone, half the bytes."""
         return _rebuild, (self.spec, self.state, self.precision, self.device, self.mirrored)
 
     def to_device(self, device: torch.device) -> Self:
-        """Move to a device, in the form and the precision that suit it."""
+        """Move to a device; see `Encoder`."""
         if (device, dtype_of(self.precision, device)) != (self.device, self.dtype):
-            # From the exact weights: rounded ones cannot be made exact again.
+            # Rounded weights cannot be made exact again.
             network, _ = _exact(self.spec, self.state)
             self._settle(network, device)
         return self
 
     def _settle(self, network: nn.Module, device: torch.device) -> None:
-        """Give an exact network the form and the precision that suit a device."""
+        """Convert an exact network to the fast form and the precision of a device."""
         self.device, self.dtype = device, dtype_of(self.precision, device)
         self.network = fast_form(network, self.dtype).to(device)
 
     @property
     def arithmetic(self) -> str:
-        """How it computes; see `Encoder`."""
+        """Number format and device; see `Encoder`."""
         return arithmetic_of(self.dtype, self.device.type)
 
     @torch.inference_mode()
@@ -219,7 +219,7 @@ class FrozenEncoder(Encoder):
         return features.flatten(1).float()
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
-        """Return 32 hex digits that change whenever the features would; see `Encoder`."""
+        """Return 32 hex digits that change whenever the features change; see `Encoder`."""
         how = {"weights": "", "arithmetic": arithmetic or self.arithmetic, "resizing": RESIZING}
         digest = hashlib.blake2b(self._digest, digest_size=16)
         digest.update(json.dumps(asdict(self.spec) | how, sort_keys=True).encode())
@@ -247,29 +247,29 @@ def _rebuild(
 
 
 def arithmetic_of(dtype: torch.dtype, device: str) -> str:
-    """Name an arithmetic, such as "bf16 on cpu"."""
-    return f"{next(name for name, each in DTYPES.items() if each == dtype)} on {device}"
+    """Return the name of an arithmetic, such as "bf16 on cpu"."""
+    return f"{next(name for name in DTYPES if DTYPES[name] == dtype)} on {device}"
 
 
 def other_arithmetic(was: str | None, now: str) -> str:
-    """Say that features were computed in another arithmetic before.
+    """Return a message that the arithmetic changed.
 
     Args:
-        was: the arithmetic of before; None: an older captioner kept no note of it.
-        now: that of now.
+        was: the earlier arithmetic; None: an older captioner did not record it.
+        now: the current arithmetic.
     """
     if was is None:
-        return f"arithmetic is {now}, and was not noted by the older captioner that began"
+        return f"arithmetic is {now}, the older captioner that started did not record its own"
     return f"arithmetic was {was}, is {now}"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a precision; "auto" is the best of the device."""
+    """Return the dtype of a precision; "auto": the fastest on the device."""
     return DTYPES[best_precision(device) if precision == "auto" else precision]
 
 
 def best_precision(device: torch.device) -> str:
-    """Return the arithmetic the device is fastest at: bf16 where its hardware has it."""
+    """Return the fastest precision of a device: bf16 if the hardware supports it."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
@@ -279,7 +279,7 @@ def best_precision(device: torch.device) -> str:
 
 
 def _exact(spec: EncoderSpec, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
-    """Build torchvision's own network without its last layer; also return its width F."""
+    """Build torchvision's network without its last layer; return it with its width F."""
     network = build_backbone(spec.backbone, spec.builder_args, device="meta")
     feature_size = remove_head(network)
     load_strictly(network, state, where=spec.weights)

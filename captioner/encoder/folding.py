@@ -1,8 +1,8 @@
-"""The fast form of a frozen CNN: batch norms folded in, channels last, low precision where given.
+"""The fast form of a frozen CNN: folded batch norms, channels last, optional low precision.
 
-Folding is the same function with fewer operations. Low precision leaves the first layers in
-fp32: their filters, the depthwise ones of MobileNets above all, take small differences of large
-weights, of which bf16's eight bits leave little.
+Folding keeps the function and saves operations. Low precision leaves the first layers in fp32:
+their filters, above all MobileNet's depthwise filters, compute small differences of large weights,
+which bf16's eight bits would lose.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ EXACT = 3  # layers in fp32; measured in docs/results.md
 
 
 def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the same function, faster.
+    """Return a faster module that computes the same function.
 
     Args:
-        network: exact, float32, images (B, 3, S, S) to features; it is not changed.
+        network: float32, maps images (B, 3, S, S) to features; not changed.
         dtype: of all but the first layers.
 
     Returns:
-        A module from float32 images (B, 3, S, S) to features.
+        A module that maps float32 images (B, 3, S, S) to features.
     """
     folded = fold(network)
     fast = folded if dtype == torch.float32 else lower(folded, dtype)
@@ -33,10 +33,10 @@ def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def fold(network: nn.Module) -> fx.GraphModule:
-    """Fold every batch norm that directly follows a convolution into it.
+    """Fold every batch norm that directly follows a convolution into that convolution.
 
     Args:
-        network: in evaluation mode from now on; its own layers are not changed.
+        network: put into evaluation mode; its layers are not changed.
     """
     traced = fx.symbolic_trace(network.eval().requires_grad_(False))
     layers = dict(traced.named_modules())
@@ -60,7 +60,7 @@ def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """Compute all but the first layers in another dtype.
 
     Args:
-        network: float32; of more than `EXACT` layers with weights.
+        network: float32, with more than `EXACT` layers with weights.
         dtype: to compute in.
     """
     late, layers = set[fx.Node](), 0
@@ -75,15 +75,15 @@ def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
 
 
 class _In(nn.Module):
-    """A module computed in a dtype, whatever it is given."""
+    """A module that computes in its own dtype, independent of the input's."""
 
     def __init__(self, dtype: torch.dtype, module: nn.Module) -> None:
         super().__init__()
         self.dtype = dtype
-        self.module = copy.deepcopy(module).to(dtype)  # its layers may serve outside as well
+        self.module = copy.deepcopy(module).to(dtype)  # the other half may use the same layers
 
     def forward(self, *values: Tensor | int) -> Tensor:
-        """Compute what the module does of values cast to the dtype; sizes stay as they are."""
+        """Cast the tensors to the dtype and run the module; sizes stay integers."""
         result: Tensor = self.module(
             *(value.to(self.dtype) if isinstance(value, Tensor) else value for value in values)
         )

@@ -1,4 +1,4 @@
-"""RGB picture -> the pixels a CNN was trained on; one transform for training and captioning."""
+"""Resizes, crops and normalises an RGB image as the CNN's training did."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from captioner.system.foreign import plain
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-RESIZING = 2  # counts the ways in which `pixels` has resized; features and captions differ by it
-MOST_PIXELS = 2048  # of a side that a CNN sees
-MOST_SHIFT = 1000  # of mean and std, whose quotients float32 bears
-LEAST_STD = 1e-6
-COPIED = 2**24  # pixels; larger pictures are resized without a copy, for memory's sake
+RESIZING = 2  # version of the resizing in `pixels`, on which features depend
+MAX_SIDE = 2048  # pixels of a side of the CNN's input
+MAX_SHIFT = 1000  # of mean and std; their quotients do not overflow float32
+MIN_STD = 1e-6
+MAX_COPIED = 2**24  # pixels; larger images are resized without a copy, to save memory
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")
-Side = Annotated[int, Field(ge=1, le=MOST_PIXELS, strict=True)]
-Shift = Annotated[float, Field(ge=-MOST_SHIFT, le=MOST_SHIFT, strict=True)]
-Deviation = Annotated[float, Field(ge=LEAST_STD, le=MOST_SHIFT, strict=True)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
+Shift = Annotated[float, Field(ge=-MAX_SHIFT, le=MAX_SHIFT, strict=True)]
+Deviation = Annotated[float, Field(ge=MIN_STD, le=MAX_SHIFT, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """What a torchvision weights entry's `transforms()` does, as numbers that can be stored.
+    """The parameters of the `transforms()` of torchvision weights.
 
     Attributes:
         resize_size: pixels of the shorter side after resizing.
         crop_size: pixels of the centre crop's sides.
         interpolation: torchvision's name, such as "bilinear".
         mean: per channel, of values in 0..1.
-        std: per channel.
+        std: standard deviation per channel, of values in 0..1.
     """
 
     resize_size: int = 256
@@ -75,25 +75,24 @@ class Preprocess:
 
     @property
     def enough(self) -> int:
-        """Pixels of a picture's shorter side that are as good as more, for `read_image`."""
+        """Sufficient pixels of an image's shorter side, for `read_image`."""
         return 2 * self.resize_size
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop.
 
         Args:
-            image: RGB picture.
+            image: RGB image.
 
         Returns:
             uint8 (3, crop_size, crop_size), 0..255.
-
         """
         if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
             image = _middle(image)
-        small = image.width * image.height <= COPIED
+        small = image.width * image.height <= MAX_COPIED
         if small and self.interpolation in ("bilinear", "bicubic"):
-            # Pillow's filters on bytes, several times as fast. Fewer than one value in 200
-            # differs, by 1 of 255, rarely 2.
+            # Several times faster than Pillow's filters. Fewer than one value in 200 differs, by
+            # 1 of 255, rarely 2.
             resized = transforms.pil_to_tensor(image)
             short = min(image.size)
             size = [self.resize_size * side // short for side in resized.shape[1:]]
@@ -109,7 +108,7 @@ class Preprocess:
         return pixels.contiguous()
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Scale to what the CNN expects; on the device, where it is cheap.
+        """Subtract the mean and divide by the standard deviation, on the pixels' device.
 
         Args:
             pixels: uint8 (B, 3, S, S).
@@ -125,7 +124,7 @@ class Preprocess:
 
 
 class PreprocessConfig(BaseModel):
-    """What `preprocessor_config.json` holds of one CNN; keys of later versions are ignored."""
+    """One CNN in `preprocessor_config.json`; keys of later versions are ignored."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -145,14 +144,14 @@ class PreprocessConfig(BaseModel):
 _CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast()])
 
 
-def save_preprocess(folder: Path, each: Sequence[Preprocess]) -> None:
+def save_preprocess(folder: Path, transforms: Sequence[Preprocess]) -> None:
     """Write `preprocessor_config.json` into a folder.
 
     Args:
         folder: to write into.
-        each: of every CNN, in order.
+        transforms: one for each CNN, in order.
     """
-    text = json.dumps(one_or_list([asdict(preprocess) for preprocess in each]), indent=2)
+    text = json.dumps(one_or_list([asdict(preprocess) for preprocess in transforms]), indent=2)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -160,16 +159,16 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
     """Read `preprocessor_config.json` from a folder.
 
     Returns:
-        That of every CNN, in order; one at least.
+        One for each CNN, in order; at least one.
 
     Raises:
-        ModelError: if it is missing or does not hold these values.
+        ModelError: if the file is missing or invalid.
     """
     path = folder / FILE_NAME
     try:
         values = read_json(path)
         several = isinstance(values, list)
-        each = _CONFIGS.validate_python(values if several else [values])
+        configs = _CONFIGS.validate_python(values if several else [values])
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
     except ValidationError as error:
@@ -177,24 +176,24 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
         raise ModelError(f"{path}: not a preprocessor config: {mistake}") from error
     except ValueError as error:
         raise ModelError(f"{path}: not a preprocessor config: {plain(error)}") from error
-    if not each:
-        raise ModelError(f"{path}: not a preprocessor config: it is an empty list")
+    if not configs:
+        raise ModelError(f"{path}: not a preprocessor config: the list is empty")
     return [
         Preprocess(**dict(config) | {"interpolation": config.interpolation.value})
-        for config in each
+        for config in configs
     ]
 
 
 def one_or_list(values: list[T]) -> T | list[T]:
-    """Return what files hold about each CNN: of one alone as it is, of several as a list."""
+    """Return the value of a single CNN as it is, the values of several as a list."""
     return values[0] if len(values) == 1 else values
 
 
 def _middle(image: Image.Image) -> Image.Image:
-    """Cut a thread of a picture, whose resized whole would fill the memory, down to its middle.
+    """Crop the middle of a very long or very wide image, which would fill the memory if resized.
 
-    The centre crop is all within a square in the middle; two more on either side keep the
-    interpolation at its edges what it was.
+    The centre crop needs only the middle square. Two more squares on either side keep the
+    interpolation at its edges unchanged.
     """
     short = min(image.size)
     trim = [max(0, side - 5 * short) // 2 for side in image.size]

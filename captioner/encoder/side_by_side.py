@@ -1,8 +1,7 @@
-"""Several frozen CNNs that look at the same pixels: their features, one after another.
+"""Several frozen CNNs with the same input; the feature is the concatenation of their features.
 
-CNNs of different families, or of different training, make different mistakes; a decoder that is
-given all their vectors learns which to believe. Each is frozen and in its fast form as if it were
-alone, so nothing but the concatenation is new.
+CNNs of different families or training make different mistakes. The decoder learns from the
+features of all of them. Each CNN is a `FrozenEncoder`.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from captioner.errors import ModelError
 
 
 def side_by_side(parts: Sequence[FrozenEncoder]) -> Encoder:
-    """Return one encoder made of CNNs: of a single one, itself.
+    """Return one encoder of one or more CNNs.
 
     Args:
         parts: one or more, on one device.
 
     Raises:
-        ModelError: if they cannot be given the same pixels.
+        ModelError: if the CNNs do not take the same pixels.
     """
     return parts[0] if len(parts) == 1 else SideBySide(parts)
 
 
 class SideBySide(Encoder):
-    """Two CNNs or more as one encoder, whose feature is the concatenation of theirs."""
+    """Two or more CNNs as one encoder."""
 
     def __init__(self, parts: Sequence[FrozenEncoder]):
-        """Put CNNs side by side.
+        """Combine CNNs.
 
         Args:
             parts: in the order of their features, on one device.
 
         Raises:
-            ModelError: if they cannot be given the same pixels.
+            ModelError: if the CNNs do not take the same pixels.
         """
         super().__init__()
         _check_alike(parts)
@@ -55,7 +54,7 @@ class SideBySide(Encoder):
         return self._parts
 
     def to_device(self, device: torch.device) -> Self:
-        """Move all of them to a device."""
+        """Move all CNNs to a device."""
         for part in self.parts:
             part.to_device(device)
         self.device, self.dtype = device, self.parts[0].dtype
@@ -64,28 +63,28 @@ class SideBySide(Encoder):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode a batch; see `Encoder`."""
-        pixels = pixels.to(self.device, non_blocking=True)  # once for all
+        pixels = pixels.to(self.device, non_blocking=True)  # one copy for all CNNs
         return torch.cat([part(pixels) for part in self.parts], dim=1)
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
-        """Return 32 hex digits that change with any part, and with their order; see `Encoder`."""
+        """Return 32 hex digits that change with any CNN and with their order; see `Encoder`."""
         together = "+".join(part.fingerprint(arithmetic) for part in self.parts)
         return hashlib.blake2b(together.encode(), digest_size=16).hexdigest()
 
 
 def _check_alike(parts: Sequence[FrozenEncoder]) -> None:
-    """Refuse CNNs that differ in what comes before each one's own normalisation.
+    """Refuse CNNs that differ in precision or in the preprocessing before normalisation.
 
     Raises:
-        ModelError: naming what differs.
+        ModelError: with the differences.
     """
 
     def shared(part: FrozenEncoder) -> dict[str, object]:
-        seen = part.spec.preprocess
+        preprocess = part.spec.preprocess
         return {
-            "resize_size": seen.resize_size,
-            "crop_size": seen.crop_size,
-            "interpolation": seen.interpolation,
+            "resize_size": preprocess.resize_size,
+            "crop_size": preprocess.crop_size,
+            "interpolation": preprocess.interpolation,
             "precision": part.precision,
         }
 
@@ -97,7 +96,7 @@ def _check_alike(parts: Sequence[FrozenEncoder]) -> None:
         ]
         if faults:
             raise ModelError(
-                f"encoder: {first.spec.backbone} and {part.spec.backbone} cannot stand side by "
-                f"side: they would not be given the same ({'; '.join(faults)}); set "
-                f"encoder.image_size and encoder.precision, which hold for all"
+                f"encoder: {first.spec.backbone} and {part.spec.backbone} need different inputs "
+                f"({'; '.join(faults)}); set encoder.image_size and encoder.precision, which apply "
+                f"to all CNNs"
             )

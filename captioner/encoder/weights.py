@@ -1,4 +1,4 @@
-"""Weights for a torchvision CNN: by enum name, by path, or none; and a strict fit."""
+"""Finds the weights of a torchvision CNN by enum name or path, and loads them strictly."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ModelError
 from captioner.system.foreign import plain
 
-# What belongs to classification alone: the last layers, and the helpers of GoogLeNet's training.
+# The classifier, and the auxiliary classifiers of GoogLeNet and Inception.
 CLASSIFIER_KEYS = re.compile(r"^(fc|classifier|aux1|aux2|AuxLogits)\b")
-# Torchvision's DenseNet files still use names from before it was allowed to rename them.
+# Torchvision's DenseNet files use old parameter names.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundWeights:
-    """A state dict and what must be known to use it.
+    """A state dict and the settings that it needs.
 
     Attributes:
         state: torchvision's parameters and statistics by name.
-        origin: where they came from, for people to read.
-        builder_args: arguments of the builder that these weights need.
-        preprocess: the transform they were trained with.
+        origin: source of the weights, for display.
+        builder_args: keyword arguments of the builder for these weights.
+        preprocess: the transform of the weights' training.
     """
 
     state: dict[str, Tensor]
@@ -50,22 +50,22 @@ def fetch_weights(
     weights: str,
     builder_args: dict[str, Any],
 ) -> FoundWeights:
-    """Bring the weights a config asks for.
+    """Read or download the weights of a CNN.
 
     Args:
-        backbone: torchvision name, known to exist.
+        backbone: valid torchvision name.
         weights: torchvision enum name, path to a state dict, or "none".
-        builder_args: the user's arguments of the builder.
+        builder_args: the user's keyword arguments of the builder.
 
     Raises:
-        ModelError: if they cannot be read or downloaded.
+        ModelError: if the weights cannot be read or downloaded.
     """
     members = models.get_model_weights(backbone)
     first = Preprocess.of_weights(next(iter(members)).transforms())
     if weights.lower() == "none":
         print(
-            f"warning: encoder.weights is none: {backbone} starts from random weights and "
-            f"knows nothing about pictures; captions will be poor",
+            f"warning: encoder.weights is none: {backbone} has random weights; captions will be "
+            f"poor",
             file=sys.stderr,
         )
         with torch.random.fork_rng(devices=[]):
@@ -75,7 +75,7 @@ def fetch_weights(
     if weights in members.__members__:
         entry = members[weights]
         if backbone in ("googlenet", "inception_v3"):
-            # As torchvision's own builder does for these two: weights from TensorFlow.
+            # These weights come from TensorFlow; torchvision's builder does the same.
             builder_args = {"transform_input": True} | builder_args
         origin = f"{type(entry).__name__}.{entry.name}"
         return FoundWeights(
@@ -86,17 +86,17 @@ def fetch_weights(
         )
     path = resolve_path(weights)
     if not path.is_file():
-        have = ", ".join(members.__members__)
+        names = ", ".join(members.__members__)
         raise ModelError(
             f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
-            f"(there are: {have}, none)"
+            f"(known: {names}, none)"
         )
     return FoundWeights(read_state_dict(path), path.name, builder_args, first)
 
 
 def _download(entry: Any, origin: str) -> dict[str, Tensor]:
     try:
-        # Torchvision itself would unpickle whatever lies in its cache.
+        # Without weights_only, torchvision unpickles the file in its cache.
         state = state_of(
             entry.get_state_dict(
                 progress=True, check_hash=True, map_location="cpu", weights_only=True
@@ -105,25 +105,24 @@ def _download(entry: Any, origin: str) -> dict[str, Tensor]:
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ModelError(
-            f"encoder.weights: {origin} could not be had ({plain(error)}). "
-            f"Two ways out: put "
-            f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path "
-            f"of a state dict you have"
+            f"encoder.weights: {origin} could not be downloaded ({plain(error)}); put "
+            f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path of "
+            f"a state dict"
         ) from error
     return state
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; nothing in the file is ever run.
+    """Read a state dict; never runs code from the file.
 
     Args:
-        path: `.safetensors`, or a file written by `torch.save`.
+        path: `.safetensors`, or a file of `torch.save`.
 
     Returns:
-        fp32 tensors by name (integers stay integers).
+        Tensors by name; floats become fp32, integers stay integers.
 
     Raises:
-        ModelError: if it cannot be read or holds anything but tensors.
+        ModelError: if the file cannot be read or holds anything but tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -136,19 +135,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
-    # A damaged file makes torch raise nearly anything (IndexError, KeyError, ...).
+    # torch raises many types for a damaged file (IndexError, KeyError, ...).
     except Exception as error:
         raise ModelError(f"{path}: damaged: {plain(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: not a state dict: it must map names to tensors")
-    # One stored number can stand for any shape; converted, each would take its place.
+    # A tensor with stride 0 claims any shape from one stored number; the conversion allocates all.
     if any(t.nbytes > t.untyped_storage().nbytes() for t in state.values()):
-        raise ModelError(f"{path}: damaged: its tensors claim more numbers than it holds")
+        raise ModelError(f"{path}: damaged: tensors claim more numbers than the file holds")
     return state_of(state)
 
 
 def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in fp32 and with today's names."""
+    """Return a state dict in fp32 with current parameter names."""
     return {
         OLD_DENSENET.sub(r"\1\2", str(name)): t.float() if t.is_floating_point() else t
         for name, t in tensors.items()
@@ -156,18 +155,18 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Load weights into a network without its head; anything that does not fit is an error.
+    """Load weights into a network without its head; any misfit is an error.
 
     Args:
         network: built on the meta device, head removed.
-        state: parameters by name; the classifier's may be there or not.
-        where: names the weights in messages.
+        state: parameters by name, with or without the classifier's.
+        where: name of the weights, for messages.
 
     Raises:
-        ModelError: naming missing and unexpected keys, and shapes that differ.
+        ModelError: with missing and unexpected keys, and different shapes.
     """
     wanted = network.state_dict()
-    # A counter of training batches: absent from converted weights, unused when frozen.
+    # Counters of training batches: missing in converted weights, unused by a frozen CNN.
     counters = {
         k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")
     }
@@ -185,8 +184,8 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
         if given[k].is_floating_point() != wanted[k].is_floating_point()
     ]
     faults = [
-        f"{what}: {_few(names)}"
-        for what, names in (
+        f"{fault}: {_few(names)}"
+        for fault, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("shape", shapes),
@@ -199,7 +198,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
             f"encoder.weights: {where} does not fit this backbone ({'; '.join(faults)}); "
             f"check encoder.backbone and encoder.builder_args"
         )
-    wanted.update(given)  # keeps the version marks that MNASNet asks for
+    wanted.update(given)  # keeps the version metadata that MNASNet needs
     network.load_state_dict(wanted, assign=True)
 
 

@@ -462,7 +462,7 @@ def test_create_none_warns_and_image_size_is_resize_and_crop(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     encoder = FrozenEncoder.create("squeezenet1_1", "none", image_size=64)
-    assert "starts from random weights" in capsys.readouterr().err
+    assert "has random weights" in capsys.readouterr().err
     preprocess = encoder.spec.preprocess
     assert (preprocess.resize_size, preprocess.crop_size) == (64, 64)
     assert encoder.spec.weights == "none"

@@ -70,7 +70,7 @@ def test_the_largest_pictures_are_not_copied(
     def copied(_: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("captioner.encoder.preprocess.COPIED", 90 * 60 - 1)
+    monkeypatch.setattr("captioner.encoder.preprocess.MAX_COPIED", 90 * 60 - 1)
     monkeypatch.setattr("captioner.encoder.preprocess.functional.interpolate", copied)
     assert (Preprocess(30, 30).pixels(image) - usual).abs().max() <= 1
 

@@ -155,7 +155,7 @@ def test_neither_file_nor_name_lists_the_names(weights: str) -> None:
         fetch(weights, "resnet50")
     assert str(error.value) == (
         f"encoder.weights: {weights} is neither a file nor weights of resnet50 "
-        f"(there are: IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, none)"
+        f"(known: IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, none)"
     )
 
 
@@ -183,7 +183,7 @@ def test_a_failed_download_names_two_ways_out(
     assert "\n" not in message
     assert message.startswith("encoder.weights: SqueezeNet1_1_Weights.IMAGENET1K_V1 could not")
     assert f"put squeezenet1_1-b8a52dc0.pth into {tmp_path}/hub/checkpoints" in message
-    assert "or set encoder.weights to the path of a state dict you have" in message
+    assert "or set encoder.weights to the path of a state dict" in message
 
 
 def no_network(*_: Any, **__: Any) -> None:
@@ -213,7 +213,7 @@ def test_a_pickle_in_that_folder_is_refused_too(
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save({"a": Bomb(tmp_path / "ran")}, folder / "squeezenet1_1-b8a52dc0.pth")
-    with pytest.raises(ModelError, match="could not be had"):
+    with pytest.raises(ModelError, match="could not be downloaded"):
         fetch("DEFAULT")
     assert not (tmp_path / "ran").exists()
 
