@@ -1,1 +1,1 @@
-"""Data sets on disk, and what is made of them once: features and token ids."""
+"""Data sets on disk, and their features and token ids."""

@@ -1,6 +1,6 @@
 """A data set as tensors: captions as token ids, images as rows of features.
 
-A batch is a gather of rows of these tables.
+A batch gathers rows of these tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from captioner.data.feature_store import fits
 from captioner.text import Vocabulary
 
-BUCKET = 64  # batches that are shuffled together before they are sorted by length
+BUCKET = 64  # batches whose captions are sorted by length together
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class CaptionTable:
     Attributes:
         features: fp16 (R, F), one row per image and view.
         token_ids: int64 (N, T), start token, words, end token, padding.
-        lengths: int64 (N,), tokens of a caption with start and end.
-        rows: int64 (N, views), the rows of `features` that show the caption's image.
-        images: int64 (N,), the caption's image, ascending.
+        lengths: int64 (N,), tokens of each caption, with start and end token.
+        rows: int64 (N, views), the rows of `features` for the caption's image.
+        images: int64 (N,), index of the caption's image, ascending.
     """
 
     features: Tensor
@@ -48,15 +48,15 @@ class CaptionTable:
         views: Tensor | None = None,
         max_length: int = 50,
     ) -> CaptionTable:
-        """Make the table.
+        """Build the table.
 
         Args:
             features: fp16 (R, F).
-            captions: for each image, the tokens of each of its captions.
-            vocabulary: turns tokens into ids.
-            views: the rows of `features` that show each image, int64 (images, views); None: one
-                each, in order.
-            max_length: most words of a caption; the rest is cut off.
+            captions: for each image, the tokens of each caption.
+            vocabulary: converts tokens to ids.
+            views: int64 (images, views), the rows of `features` for each image; None: one row per
+                image, in order.
+            max_length: maximum words of a caption; the rest is cut off.
         """
         encoded = [
             [vocabulary.bos_id, *vocabulary.encode(tokens[:max_length]), vocabulary.eos_id]
@@ -72,7 +72,7 @@ class CaptionTable:
         return cls(features, token_ids, lengths, views[owner], owner)
 
     def per_image(self) -> CaptionTable:
-        """Return a table with one empty caption for each image, for a model that draws captions."""
+        """Return a table with one empty caption per image, for self-critical training."""
         first = self._first_captions()
         empty = self.token_ids.new_tensor([Vocabulary.bos_id, Vocabulary.eos_id])
         return replace(
@@ -89,14 +89,14 @@ class CaptionTable:
             yield self.features[rows.to(self.features.device)].float().mean(1)
 
     def _first_captions(self) -> Tensor:
-        """Return where each image's captions begin, int64 (images,)."""
+        """Return the index of each image's first caption, int64 (images,)."""
         return self.images.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
 
     def to(self, device: torch.device) -> CaptionTable:
         """Move features and token ids to a device; lengths and rows stay on the CPU.
 
-        Features that do not fit stay where they are, in memory or on disk, and are copied batch by
-        batch.
+        Features that do not fit on the device stay in memory or on disk; `iterate` copies them
+        batch by batch.
         """
         features = self.features
         if features.device != device and fits(features.nbytes, device):
@@ -106,14 +106,14 @@ class CaptionTable:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's captions.
+    """The captions of one training step.
 
     Attributes:
         features: (B, F).
-        inputs: int64 (B, T), from the start token on.
-        targets: int64 (B, T), the next token of each, padding after the end.
-        tokens: number of real targets, what the loss is averaged over.
-        images: int64 (B,), places of their images in the training split; empty where not needed.
+        inputs: int64 (B, T), starts with the start token.
+        targets: int64 (B, T), the next tokens; padding after the end token.
+        tokens: targets without padding; the divisor of the loss.
+        images: int64 (B,), indices of the images in the training split; empty if not needed.
         weights: float32 (B,), factor of each caption's loss; None: 1.
     """
 
@@ -127,7 +127,7 @@ class Batch:
     def subset(self, index: int, of: int) -> Batch:
         """Return every `of`-th caption from `index` on.
 
-        `tokens` stays that of the whole batch: the losses of all subsets sum to its loss.
+        `tokens` counts the whole batch, so the losses of all subsets sum to the batch's loss.
         """
         chosen = slice(index, None, of)
         return replace(
@@ -141,18 +141,18 @@ class Batch:
 
 
 def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> list[Tensor]:
-    """Draw the batches of an epoch: random, each of captions of similar length.
+    """Draw random batches of captions of similar length for one epoch.
 
-    The order depends on the arguments alone, so a resumed run finds its place again.
+    The order depends only on the arguments, so a resumed run gets the same batches.
 
     Args:
-        lengths: int64 (N,).
+        lengths: int64 (N,), tokens of each caption.
         batch_size: B.
         seed: of the run.
         epoch: from 0.
 
     Returns:
-        Caption indices of each batch, int64 (B,); the last batches may be smaller.
+        Caption indices of each batch, int64 (B,); some batches may be smaller.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
     order = torch.randperm(len(lengths), generator=generator)
@@ -167,7 +167,7 @@ def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> l
 def iterate(
     table: CaptionTable, batch_size: int, *, seed: int, epoch: int, start: int = 0
 ) -> Iterator[Batch]:
-    """Yield an epoch's batches.
+    """Yield the batches of an epoch.
 
     Args:
         table: on the device to train on.

@@ -1,4 +1,4 @@
-"""What every data set becomes, whatever format it was written in."""
+"""The in-memory form of a data set, the same for all formats."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture and everything people wrote about it.
+    """One image and its captions.
 
     Attributes:
-        image: file of the picture.
-        captions: as annotated, surrounding white space removed; at least one.
+        image: the image file.
+        captions: as annotated, without surrounding white space; at least one.
         split: "train", "dev", "test" or another name used by the data set.
         image_id: unique in the data set.
     """
@@ -53,12 +53,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing in the annotations that cannot be used.
+    """One unusable item of a data set.
 
     Attributes:
-        kind: which of a small fixed set of mistakes.
+        kind: category of the problem.
         where: "captions.txt:12" or "dataset.json: images[3]".
-        detail: what was found there.
+        detail: the item, or the reason.
     """
 
     kind: Kind
@@ -68,14 +68,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to read a data set; each format takes what concerns it.
+    """How to read a data set; a format ignores options of other formats.
 
     Attributes:
-        images: folder of the pictures, or None to look beside the annotations.
-        restval: Karpathy splits only: join "restval" to "train".
-        image_column: CSV and JSONL: column with the picture's file name, or None to guess.
-        caption_column: CSV and JSONL: column with the caption, or None to guess.
-        split_column: CSV and JSONL: column with the split, used where there is one.
+        images: image folder; None: next to the annotations.
+        restval: Karpathy splits only: add "restval" to "train".
+        image_column: CSV and JSONL: column of the image's file name; None: guessed.
+        caption_column: CSV and JSONL: column of the caption; None: guessed.
+        split_column: CSV and JSONL: column of the split, if there is one.
     """
 
     images: Path | None = None
@@ -87,17 +87,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All examples of a data set, and all that had to be left out.
+    """The examples and the problems of a data set.
 
     Attributes:
-        name: short name for people, taken from the folder or file.
-        format: name of the format it was read as.
-        root: folder or file it was read from.
+        name: short name for display, from the folder or file.
+        format: name of the format.
+        root: folder or file of the data set.
         examples: in the order of the annotations.
-        problems: what could not be used; strict mode refuses them.
-        judge: (image_id, caption) -> is it true of the picture; only drawn data sets know.
-        notes: choices made while reading that are no mistakes, one sentence each.
-        empty_splits: splits the data set names without one usable image in them.
+        problems: unusable items; an error in strict mode.
+        judge: (image_id, caption) -> whether the caption is true of the image; drawn scenes only.
+        notes: decisions of the reader, one sentence each; not problems.
+        empty_splits: splits of the annotations without a usable image.
     """
 
     name: str
@@ -117,25 +117,25 @@ class Dataset:
         return {split: counts[split] for split in [*known, *sorted(counts.keys() - known)]}
 
     def split(self, name: str) -> tuple[Example, ...]:
-        """Examples of one split, in order.
+        """Return the examples of one split, in order.
 
         Args:
-            name: the split, under any of its usual names ("val" is "dev").
+            name: any usual name of the split ("val" is "dev").
 
         Raises:
-            DataError: if no example is in it.
+            DataError: if the split has no example.
         """
         wanted = split_name(name)
         chosen = tuple(example for example in self.examples if example.split == wanted)
         if not chosen:
-            held = ", ".join(f"{split} ({count:,})" for split, count in self.splits.items())
+            splits = ", ".join(f"{split} ({count:,})" for split, count in self.splits.items())
             raise DataError(
-                f"{self.root}: no images in split {excerpt(name)}; it has {held or 'none'}"
+                f"{self.root}: no images in split {excerpt(name)}; splits: {splits or 'none'}"
             )
         return chosen
 
 
 def split_name(name: str) -> str:
-    """One name per split: "val" and "validation" are "dev", "training" is "train"."""
+    """Return the canonical name of a split, such as "dev" for "val" and "validation"."""
     name = name.strip()
     return SPLIT_NAMES.get(name.lower(), name)

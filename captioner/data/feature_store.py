@@ -1,12 +1,11 @@
-"""What the frozen CNN said about each image, computed once and stored.
+"""Stores the features of each image, so that the frozen CNN encodes an image only once.
 
-A store is a folder with three growing files: `rows.f16`, one fp16 feature vector after another,
-`rows.key`, the 16-byte key of each, and `rows.sum`, an 8-byte checksum of each with its key. The
-key is a digest of the image file's content and of the view taken of it (as it is, or mirrored).
-The folder's name is the encoder's fingerprint: another backbone, other weights, another transform
-or other arithmetic is another store. Rows are appended before their checksums and those before
-their keys, so after a crash the unkeyed tail is simply written again. A row is held against its
-checksum whenever it is read.
+A store is a folder with three growing files: `rows.f16` holds fp16 feature vectors, `rows.key` the
+16-byte key of each row, and `rows.sum` an 8-byte checksum of each row and its key. The key is a
+digest of the image file's content and of the view (plain or mirrored). The folder's name contains
+the encoder's fingerprint, so every backbone, weights, transform and arithmetic has its own store.
+`append` writes rows first, then checksums, then keys: a crash leaves rows without keys, which the
+next `append` overwrites. Every read verifies the checksums.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ KEY_BYTES = 16
 SUM_BYTES = 8
 ROWS, KEYS, SUMS = "rows.f16", "rows.key", "rows.sum"
 ABOUT = "about.json"
-LIMIT = "CAPTIONER_CACHE_LIMIT"  # in the environment: GB that all stores may take
-USUAL_LIMIT = 100.0
-READ_TOGETHER = 128  # files whose keys are computed together
-CHUNK = 4096  # rows that are checked at once
+LIMIT = "CAPTIONER_CACHE_LIMIT"  # environment variable: maximum GB of all stores
+DEFAULT_LIMIT = 100.0
+KEY_BATCH = 128  # files whose keys are computed together
+CHUNK = 4096  # rows that are verified together
 PLAIN, MIRRORED = "plain", "mirrored"
 
 
 def cache_folder() -> Path:
-    """Return where stores live: `$CAPTIONER_CACHE`, else `~/.cache/captioner`."""
+    """Return the cache folder: `$CAPTIONER_CACHE`, or else `~/.cache/captioner`."""
     root = os.environ.get("CAPTIONER_CACHE")
     if root:
         return Path(root).expanduser()
@@ -61,21 +60,21 @@ def cache_folder() -> Path:
 
 
 class AlteredError(DataError):
-    """Stored features are not what was written."""
+    """Stored features do not match their checksums."""
 
 
 class FeatureStore:
     """Feature vectors on disk, read through a memory map."""
 
     def __init__(self, folder: Path, feature_size: int):
-        """Open a store, or start an empty one.
+        """Open a store, or create an empty one.
 
         Args:
-            folder: made when absent.
+            folder: created if absent.
             feature_size: width F of a row.
 
         Raises:
-            DataError: if something else stands in the folder.
+            DataError: if the folder holds other files.
         """
         self.folder = folder
         self.feature_size = feature_size
@@ -90,7 +89,7 @@ class FeatureStore:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Keep other runs from encoding the same images at the same time."""
+        """Lock the store, so that no other process encodes the same images."""
         with FileLock(self.folder / "fill.lock"):
             self.refresh()
             yield
@@ -100,7 +99,7 @@ class FeatureStore:
         """Open the store of an encoder.
 
         Args:
-            encoder: its fingerprint names the folder.
+            encoder: its name and fingerprint are the folder name.
             root: parent folder; None: `cache_folder() / "features"`.
         """
         parent = cache_folder() / "features" if root is None else root
@@ -114,7 +113,7 @@ class FeatureStore:
         return store
 
     def refresh(self) -> None:
-        """Learn of the rows that other processes have added."""
+        """Read the keys of rows that other processes have added."""
         if not all(path.exists() for path in (self._keys, self._sums, self._rows)):
             return
         with self._keys.open("rb") as index, self._sums.open("rb") as sums:
@@ -150,24 +149,24 @@ class FeatureStore:
             float16 (N, F).
 
         Raises:
-            AlteredError: if one was altered since it was written.
+            AlteredError: if a row does not match its checksum.
         """
         rows = np.asarray(self._mapped()[self._positions(keys)])
         self._check(keys, rows)
         return rows
 
     def table(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-        """Return stored features in memory where they fit, else where they lie on disk.
+        """Return stored features, in memory if they fit, otherwise as a memory map.
 
         Args:
             keys: N row keys, each in the store.
 
         Returns:
-            fp16 (R, F), and the row of each key in it, int64 (N,). In memory the rows are those
-            asked for; on disk they are the whole store, read through a memory map.
+            Features, fp16 (R, F), and the row of each key, int64 (N,). In memory the features are
+            the rows of the keys; a memory map holds the whole store.
 
         Raises:
-            AlteredError: if one that is asked for was altered since it was written.
+            AlteredError: if a row of `keys` does not match its checksum.
         """
         wanted = list(dict.fromkeys(keys))
         if fits(len(wanted) * self._row_bytes, torch.device("cpu")):
@@ -175,25 +174,25 @@ class FeatureStore:
             rows = torch.tensor([place[key] for key in keys], dtype=torch.int64)
             return torch.from_numpy(self.rows(wanted)), rows
         for start in range(0, len(wanted), CHUNK):
-            self.rows(wanted[start : start + CHUNK])  # checked once, then trusted
+            self.rows(wanted[start : start + CHUNK])  # verifies the rows once
         return torch.from_numpy(self._mapped()), torch.from_numpy(self._positions(keys))
 
     def _check(self, keys: Sequence[bytes], rows: NDArray[np.float16]) -> None:
-        """Refuse rows that are not what was written, or no numbers."""
+        """Refuse rows that do not match their checksums or are not finite."""
         bad = len(keys) - int(self.sound(keys, rows).sum())
         if bad:
             raise AlteredError(
-                f"{self.folder}: {bad:,} stored row(s) of features were altered since they were "
-                f"written, or are no numbers; `captioner features --prune` drops them, to be "
-                f"encoded again; --check looks at all, --clear deletes the store"
+                f"{self.folder}: {bad:,} stored row(s) of features were altered or are not finite; "
+                f"`captioner features --prune` drops them, so that they are encoded again; --check "
+                f"verifies all stores, --clear deletes one"
             )
 
     def sound(self, keys: Sequence[bytes], rows: NDArray[np.float16]) -> NDArray[np.bool_]:
-        """Say of each row whether it is what was written, and finite.
+        """Return whether each row matches its checksum and is finite.
 
         Args:
             keys: N row keys, each in the store.
-            rows: float16 (N, F), as they were read.
+            rows: float16 (N, F), the rows of the keys.
 
         Returns:
             bool (N,).
@@ -206,20 +205,20 @@ class FeatureStore:
         return np.array(same, np.bool_) & np.isfinite(rows).all(1)
 
     def keys(self) -> list[bytes]:
-        """Return the keys of all rows, in the order of the rows."""
+        """Return the keys of all rows, in row order."""
         return sorted(self._index, key=self._index.__getitem__)
 
     def drop_damaged(self) -> int:
-        """Drop the rows that are damaged, for good; the others stay. Nobody may fill meanwhile.
+        """Delete the damaged rows. The caller holds the lock of `filling`.
 
         Returns:
-            How many were dropped.
+            Number of deleted rows.
         """
         with FileLock(self.folder / "append.lock"):
             self.refresh()
             good: list[bytes] = []
             count = 0
-            # Files that are not whole have no keys: what a crash leaves here is encoded again.
+            # Delete the keys first: after a crash all rows are encoded again.
             with self._aside(self._rows) as rows, self._aside(self._sums) as sums:
                 for keys, table in self.chunks():
                     for key, row, sound in zip(keys, table, self.sound(keys, table), strict=True):
@@ -237,47 +236,47 @@ class FeatureStore:
 
     @contextmanager
     def _aside(self, path: Path) -> Iterator[IO[bytes]]:
-        """Write a file whole, in the place of the one there is."""
+        """Replace a file; a crash leaves no partial file."""
         with whole_file(path, "in store") as aside, aside.open("wb") as file:
             yield file
 
     def chunks(self) -> Iterator[tuple[list[bytes], NDArray[np.float16]]]:
-        """Yield all rows with their keys, unchecked, some thousands at a time."""
+        """Yield all keys and rows, `CHUNK` at a time, without verification."""
         keys, table = self.keys(), self._mapped()
         for start in range(0, len(keys), CHUNK):
-            some = keys[start : start + CHUNK]
-            yield some, np.asarray(table[self._positions(some)])
+            chunk = keys[start : start + CHUNK]
+            yield chunk, np.asarray(table[self._positions(chunk)])
 
     def _mapped(self) -> NDArray[np.float16]:
         if not self._count:  # an empty file cannot be mapped
             return np.empty((0, self.feature_size), np.float16)
         if self._rows.stat().st_size < self._count * self._row_bytes:
             raise AlteredError(
-                f"{self.folder}: {ROWS} was cut off while it was in use; what is missing is "
-                f"encoded again when you give the same command again"
+                f"{self.folder}: {ROWS} was truncated while in use; run the same command again to "
+                f"encode the missing rows"
             )
-        # Copy on write: torch wants memory that could be written to.
+        # Copy on write, because torch needs writable memory.
         return np.memmap(self._rows, np.float16, mode="c", shape=(self._count, self.feature_size))
 
     def _positions(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         return np.array([self._index[key] for key in keys], np.int64)
 
     def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:
-        """Add rows; each is on disk before its key is. Several processes may do so at once.
+        """Append rows; several processes may append at the same time.
 
         Args:
-            keys: N row keys; those that another process has added meanwhile are left out.
+            keys: N row keys; keys that are already in the store are skipped.
             features: float16 (N, F).
 
         Raises:
-            ModelError: if a feature is no number.
+            ModelError: if a feature is not finite.
         """
         table = np.ascontiguousarray(features, np.float16)
         if not np.isfinite(table).all():
-            raise ModelError(f"{self.folder}: features that are no numbers are not stored")
+            raise ModelError(f"{self.folder}: cannot store features that are not finite")
         with FileLock(self.folder / "append.lock"):
             if not self._sums.exists():
-                # Rows without checksums, of an older captioner: who maps them keeps them so.
+                # Rows of an older captioner, without checksums. Memory maps of them stay valid.
                 self._rows.unlink(missing_ok=True)
                 self._keys.unlink(missing_ok=True)
             self.refresh()
@@ -289,7 +288,7 @@ class FeatureStore:
         self.refresh()
 
     def _append(self, path: Path, end: int, content: bytes) -> None:
-        """Write behind the last keyed row; what a crash left there is cut off first."""
+        """Write at `end`, after the last row with a key; overwrite the remains of a crash."""
         with path.open("ab") as file:
             file.truncate(end)
             file.write(content)
@@ -302,14 +301,14 @@ def _checksum(key: bytes, row: NDArray[np.float16]) -> bytes:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that a device could still give."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
 
 
 def is_unmarked_store(folder: Path) -> bool:
-    """Whether a captioner that marked no folders yet filled a folder."""
+    """Return whether a folder is a store of an early captioner, which did not mark its folders."""
     try:
         about = read_json(folder / "about.json")
     except (OSError, ValueError):
@@ -322,15 +321,15 @@ def is_unmarked_store(folder: Path) -> bool:
 
 
 def fits(size: int, device: torch.device) -> bool:
-    """Say whether a table of this many bytes leaves half of a device's free memory to others."""
+    """Return whether `size` bytes take at most half of a device's free memory."""
     return 2 * size <= free_memory(device)
 
 
 def image_key(data: bytes, view: str = PLAIN) -> bytes:
-    """Return the key of an image file's content under a view.
+    """Return the key of an image file's content and a view.
 
     Args:
-        data: the file's bytes.
+        data: content of the file.
         view: `PLAIN` or `MIRRORED`.
     """
     return hashlib.blake2b(data, digest_size=KEY_BYTES, person=view.encode()).digest()
@@ -346,24 +345,24 @@ def fill_store(
     share: tuple[int, int] = (0, 1),
     say: Callable[[str], None] = print,
 ) -> tuple[dict[Path, tuple[bytes, ...]], dict[Path, ImageError]]:
-    """Encode every image that the store does not know yet.
+    """Encode every image that is not in the store.
 
     Args:
-        store: filled in place; what it holds is not computed again.
-        encoder: the CNN the store belongs to.
-        images: files, each once.
-        mirrored: also store each image mirrored left to right.
+        store: filled in place.
+        encoder: the encoder of the store.
+        images: distinct files.
+        mirrored: also store the mirrored view of each image.
         batch_size: images per forward pass.
-        share: (k, n): of what is missing, encode every n-th image from the k-th on; n processes
-            of one job do the whole together. One process alone has the store to itself.
-        say: told what is about to be stored, and what was saved.
+        share: (k, n): encode every n-th missing image, from the k-th on; for n processes of one
+            job. A single process, n = 1, locks the store.
+        say: receives status messages.
 
     Returns:
-        The row keys of each readable image (plain first), and what is wrong with the others.
+        The row keys of each readable image (plain first), and the errors of the others.
 
     Raises:
-        DataError: if not one image can be read, or the stores would outgrow their limit.
-        ModelError: if a feature is not a number that fp16 can hold.
+        DataError: if no image can be read, or the stores would exceed their limit.
+        ModelError: if a feature is not a finite fp16 number.
     """
     alone = store.filling() if share[1] == 1 else nullcontext()
     with alone, workers(None, encoder.device) as crew:
@@ -376,7 +375,7 @@ def fill_store(
             _check_limit(store, size)
             say(
                 f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
-                f"{store.folder}), {known:,} stored already"
+                f"{store.folder}), {known:,} already stored"
             )
             mine = todo[share[0] :: share[1]]
             broken |= _encode(store, encoder, mine, keys, crew, batch_size)
@@ -391,7 +390,7 @@ def fill_store(
 def _keys(
     images: Sequence[Path], views: Sequence[str], crew: Workers
 ) -> tuple[dict[Path, tuple[bytes, ...]], dict[Path, ImageError]]:
-    """Return the row keys of each readable image, and what is wrong with the others."""
+    """Return the row keys of each readable image, and the errors of the others."""
     keys: dict[Path, tuple[bytes, ...]] = {}
     broken: dict[Path, ImageError] = {}
 
@@ -402,8 +401,8 @@ def _keys(
             return path, error
         return path, tuple(image_key(data, view) for view in views)
 
-    found = crew.map_ahead(keys_of, batched(images, READ_TOGETHER))
-    for path, result in chain.from_iterable(found):
+    results = crew.map_ahead(keys_of, batched(images, KEY_BATCH))
+    for path, result in chain.from_iterable(results):
         if isinstance(result, ImageError):
             broken[path] = result
         else:
@@ -430,39 +429,40 @@ def _encode(
     encode = WithinMemory(encoder)
     with tqdm(total=len(todo), desc="encoding", unit="image", smoothing=0.05, disable=None) as bar:
         for batch in crew.map_ahead(pixels_of, batched(todo, batch_size)):
-            broken |= {path: found for path, found in batch if isinstance(found, ImageError)}
-            good = {path: found for path, found in batch if isinstance(found, Tensor)}
+            broken |= {path: result for path, result in batch if isinstance(result, ImageError)}
+            good = {path: result for path, result in batch if isinstance(result, Tensor)}
             for view in range(len(keys[batch[0][0]])):
-                # Two files with the same content are one row.
+                # Files with equal content have one row.
                 new = {keys[path][view]: path for path in good if keys[path][view] not in store}
                 if new:
                     pixels = torch.stack([good[path] for path in new.values()])
                     pixels = pixels.flip(-1) if view else pixels
-                    parts = crew.compute(encode, pixels, encoder.images_per_pass)
-                    features = torch.cat(parts)
+                    features = torch.cat(crew.compute(encode, pixels, encoder.images_per_pass))
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
     return broken
 
 
 def limit() -> int:
-    """Return the bytes that all stores together may take: `$CAPTIONER_CACHE_LIMIT` GB, else 100.
+    """Return the limit of all stores in bytes: `$CAPTIONER_CACHE_LIMIT` GB, or else 100 GB.
 
     Raises:
-        ConfigError: if what is given is no number above 0.
+        ConfigError: if the variable is not a number above 0.
     """
     given = os.environ.get(LIMIT, "").strip()
     try:
-        gigabytes = float(given or USUAL_LIMIT)
+        gigabytes = float(given or DEFAULT_LIMIT)
     except ValueError:
         gigabytes = math.nan
     if not 0 < gigabytes <= 1e9:
-        raise ConfigError(f"${LIMIT}: must be GB above 0, such as 50, given {excerpt(given, 60)}")
+        raise ConfigError(
+            f"${LIMIT}: must be a number of GB above 0, such as 50, given {excerpt(given, 60)}"
+        )
     return int(gigabytes * 1e9)
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of a store's files."""
+    """Return the size of a store's files in bytes."""
     return sum(
         (folder / name).stat().st_size
         for name in (ROWS, KEYS, SUMS, ABOUT)
@@ -471,7 +471,7 @@ def size_of(folder: Path) -> int:
 
 
 def _check_limit(store: FeatureStore, more: int) -> None:
-    """Refuse to encode what would take the stores beyond their limit, before any is encoded."""
+    """Refuse `more` bytes if the stores would exceed their limit."""
     taken = sum(size_of(path) for path in store.folder.parent.iterdir() if path.is_dir())
     if taken + more > limit():
         raise DataError(
@@ -486,8 +486,8 @@ def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
     bad = ~rows.isfinite().all(1)
     if bad.any():
         raise ModelError(
-            f"{plain(images[int(bad.nonzero()[0])])}: its features are not numbers that fp16 can "
-            f"hold (up to {torch.finfo(torch.float16).max:,.0f}); the weights do not suit the "
+            f"{plain(images[int(bad.nonzero()[0])])}: its features are not finite fp16 numbers (up "
+            f"to {torch.finfo(torch.float16).max:,.0f}); check that encoder.weights fit the "
             f"backbone, or set encoder.precision to fp32"
         )
     return np.asarray(rows.numpy())

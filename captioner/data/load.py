@@ -1,7 +1,7 @@
-"""Data sets on disk, all to one `Example(image, captions, split, image_id)`.
+"""Reads a data set of any format into `Example(image, captions, split, image_id)`.
 
-One module per format; `load_dataset` finds the right one. Nothing is dropped silently: whatever
-cannot be used is a `Problem` with file and line, and `describe` counts them.
+Each format is one module; `load_dataset` recognises the format. Every unusable item becomes a
+`Problem` with file and line, and `describe` counts them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["FORMATS", "Dataset", "Example", "Format", "Problem", "describe", "lo
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write a data set.
+    """A format of data sets.
 
     Attributes:
-        looks_for: what a folder or file of this format has, for error messages.
-        recognise: whether a folder or file seems to be of this format; cheap.
-        load: reads it.
+        looks_for: description of the expected folder or file, for error messages.
+        recognise: whether a folder or file seems to have this format; fast.
+        load: reads the data set.
     """
 
     looks_for: str
@@ -47,7 +47,7 @@ def _is_scenes(root: Path) -> bool:
         return b'"scene"' in file.readline()
 
 
-# In the order they are tried: the more particular first.
+# In the order of recognition: the more specific first.
 FORMATS: dict[str, Format] = {
     "scenes": Format(
         f"a folder with drawn scenes in {scenes.INDEX}",
@@ -78,18 +78,18 @@ def load_dataset(
 
     Args:
         root: the folder or file.
-        format: a key of `FORMATS`, or "auto" to recognise it.
-        images: folder of the pictures, when they are not beside the annotations.
-        restval: Karpathy splits only: join "restval" to "train".
-        image_column: CSV and JSONL: column with the picture's file name; None guesses.
-        caption_column: CSV and JSONL: column with the caption or captions; None guesses.
-        split_column: CSV and JSONL: column with the split.
-        holdout: share of the train images, 0 to 1, that becomes "dev" where the data set names
-            no dev split; 0 for none.
+        format: a key of `FORMATS`, or "auto" to recognise the format.
+        images: image folder; None: next to the annotations.
+        restval: Karpathy splits only: add "restval" to "train".
+        image_column: CSV and JSONL: column of the image's file name; None: guessed.
+        caption_column: CSV and JSONL: column of the caption or captions; None: guessed.
+        split_column: CSV and JSONL: column of the split.
+        holdout: fraction of the train images, 0 to 1, that becomes "dev" if the data set has no
+            dev split; 0: none.
         strict: refuse a data set with problems.
 
     Raises:
-        DataError: if it does not exist, is of no known format, cannot be read, holds not one
+        DataError: if the data set does not exist, has no known format, cannot be read, has no
             usable example, or has problems in strict mode.
     """
     options = Options(images, restval, image_column, caption_column, split_column)
@@ -102,7 +102,7 @@ def load_dataset(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Reading makes millions of objects and no cycles; looking for some takes most of the time."""
+    """Switch off the search for cycles: reading makes millions of objects, but no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -122,27 +122,27 @@ def _choose(root: Path, format: str) -> Format:
             if format == name or (format == "auto" and known.recognise(root)):
                 return known
     except OSError as error:
-        raise DataError(f"{root}: cannot read it: {error.strerror}") from error
-    sought = [f"  {name}: {known.looks_for}" for name, known in FORMATS.items()]
-    raise DataError(f"{root}: no known data set there; looked for", *sought)
+        raise DataError(f"{root}: cannot be read: {error.strerror}") from error
+    expected = [f"  {name}: {known.looks_for}" for name, known in FORMATS.items()]
+    raise DataError(f"{root}: no data set of a known format; expected one of", *expected)
 
 
-def _hold_out(dataset: Dataset, share: float) -> Dataset:
-    """Move a share of train to dev where the data set names no dev split, and note it."""
+def _hold_out(dataset: Dataset, holdout: float) -> Dataset:
+    """Move a fraction of train to dev if the data set has no dev split, and add a note."""
     has_dev = "dev" in dataset.splits or "dev" in dataset.empty_splits
-    if has_dev or "train" not in dataset.splits or not share:
+    if has_dev or "train" not in dataset.splits or not holdout:
         return dataset
-    held = {e.image_id for e in dataset.split("train") if _position(e.image_id) < share}
-    examples = tuple(replace(e, split="dev") if e.image_id in held else e for e in dataset.examples)
+    dev = {e.image_id for e in dataset.split("train") if _position(e.image_id) < holdout}
+    examples = tuple(replace(e, split="dev") if e.image_id in dev else e for e in dataset.examples)
     train = dataset.splits["train"]
     note = (
-        f"the data set names no dev split: {len(held):,} of {train:,} train images are dev "
-        f"(data.holdout {share:g})"
+        f"the data set has no dev split: {len(dev):,} of {train:,} train images become dev "
+        f"(data.holdout {holdout:g})"
     )
     return replace(dataset, examples=examples, notes=(*dataset.notes, note))
 
 
 def _position(image_id: str) -> float:
-    """A place in [0, 1) that depends on this id alone, so that no image moves when others come."""
+    """Return a number in [0, 1) that depends only on the id: new images move no others."""
     digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

@@ -1,4 +1,4 @@
-"""From a config to everything the loop needs: data set, vocabulary, features, tables."""
+"""Prepares the data of a run: data set, vocabulary, features and tables."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class SplitTable:
-    """A split to caption and score.
+    """The data to caption and score a split.
 
     Attributes:
         examples: N images with their captions.
         features: fp16 (N, F).
-        references: the tokens of every caption of each image.
+        references: for each image, the tokens of each caption.
     """
 
     examples: tuple[Example, ...]
@@ -43,14 +43,14 @@ class SplitTable:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything training starts from.
+    """The data of a run.
 
     Attributes:
         vocabulary: of the training captions.
         train: captions and features.
-        references: for each training image, the tokens of every caption, none cut or unknown.
-        dev: split that chooses the best epoch.
-        data: a digest of each thing that is learnt from or chosen by, by its name.
+        references: for each training image, all tokens of each caption.
+        dev: split that selects the best epoch.
+        data: digests of the images and captions of train and dev, by name.
     """
 
     vocabulary: Vocabulary
@@ -61,10 +61,10 @@ class Prepared:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Load the data set a config names.
+    """Load the data set of a config.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the data set cannot be read.
     """
     return load_dataset(
         resolve_path(config.root),
@@ -80,10 +80,10 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def open_encoder(config: Config, device: torch.device) -> Encoder:
-    """Build the frozen CNN a config names, or several side by side.
+    """Build the frozen CNN or CNNs of a config.
 
     Raises:
-        ModelError: if a backbone or weights cannot be had, or CNNs do not go together.
+        ModelError: if a backbone or its weights are unavailable, or the CNNs need other inputs.
     """
     settings = config.encoder
     parts: list[FrozenEncoder] = []
@@ -93,7 +93,7 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
             cnn.weights,
             builder_args=cnn.builder_args,
             image_size=settings.image_size,
-            # Where all see another size than their own, all see what the first one does.
+            # With an explicit image_size, all CNNs use the interpolation of the first.
             interpolation=parts[0].preprocess.interpolation if parts else None,
             precision=settings.precision,
         )
@@ -113,24 +113,23 @@ def store_features(
     say: Say,
     world: World | None = None,
 ) -> tuple[tuple[Example, ...], Tensor, Tensor, str]:
-    """Have the store know every image, and read its rows.
+    """Encode the images that are not in the store, and read the features of all.
 
     Args:
         encoder: the frozen CNN.
-        examples: whose images are wanted.
-        flip: also the mirrored view of each.
+        examples: the images.
+        flip: also the mirrored view of each image.
         batch_size: images per forward pass.
-        strict: an image that cannot be read is an error.
-        say: told what happens.
-        world: the processes that do it together; None: this one alone.
+        strict: an unreadable image is an error.
+        say: receives status messages.
+        world: the processes that encode together; None: one process.
 
     Returns:
-        The examples with a readable image; a table of features, fp16 (R, F), in memory where it
-        fits, else on disk; which of its rows show each example, int64 (N, views); and a digest of
-        the content of their images, in order.
+        The N examples with a readable image; features, fp16 (R, F), in memory or on disk; the rows
+        of each example, int64 (N, views); and a digest of the images' content, in order.
 
     Raises:
-        DataError: if an image cannot be read and `strict`, or none can.
+        DataError: if an image cannot be read and `strict`, or no image can be read.
     """
     store = FeatureStore.for_encoder(encoder)
     images = list(dict.fromkeys(example.image for example in examples))
@@ -152,7 +151,7 @@ def store_features(
 
 
 def digest_of(pieces: Iterable[bytes]) -> str:
-    """Return a digest of pieces in their order; where one holds a zero byte all are as long."""
+    """Return a digest of pieces in order; they have equal lengths or no zero bytes."""
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(piece + b"\0")
@@ -167,10 +166,10 @@ def _digest_of_captions(captions: list[list[list[str]]]) -> str:
 def tokenize_examples(
     examples: Sequence[Example], say: Say
 ) -> tuple[tuple[Example, ...], list[list[list[str]]]]:
-    """Tokenise all captions; what holds no word is left out, and said.
+    """Tokenise all captions, skip captions without a word, and report their number.
 
     Returns:
-        The examples that keep a caption, and the tokens of each caption of each.
+        The examples with a caption left, and for each the tokens of each caption.
     """
     kept: list[Example] = []
     tokens: list[list[list[str]]] = []
@@ -187,13 +186,13 @@ def tokenize_examples(
 
 
 def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = None) -> Prepared:
-    """Load, tokenise, encode.
+    """Load, tokenise and encode the data of a run.
 
     Args:
         config: of the run.
         encoder: the frozen CNN, on its device.
-        say: told what was found and what happens.
-        world: the processes that encode the images together; None: this one alone.
+        say: receives status messages.
+        world: the processes that encode the images together; None: one process.
 
     Raises:
         DataError: if the data cannot be used.
@@ -246,7 +245,7 @@ def _about_words(
     def coverage(split: list[list[list[str]]]) -> str:
         return f"{vocabulary.coverage(tokens for image in split for tokens in image):.1%}"
 
-    size = f"{len(vocabulary):,} entries (words seen {config.text.min_count} times or more)"
+    size = f"{len(vocabulary):,} entries (words that occur {config.text.min_count} times or more)"
     return [
         ("vocabulary", size),
         ("coverage", f"{coverage(train)} of the words in train, {coverage(dev)} in dev"),
@@ -256,7 +255,7 @@ def _about_words(
 def read_split(
     dataset: Dataset, split: str, encoder: Encoder, *, batch_size: int, say: Say
 ) -> SplitTable:
-    """Tokenise and encode one split of a data set, to caption and score it.
+    """Tokenise and encode one split, for captioning and scoring.
 
     Raises:
         DataError: if the split has no usable image.
@@ -271,5 +270,5 @@ def read_split(
 
 
 def _mean_of_views(features: Tensor, rows: Tensor) -> Tensor:
-    """Return what pictures are captioned from, the mean of their views, fp16 (N, F)."""
+    """Return the mean features of each image's views, fp16 (N, F)."""
     return features[rows].float().mean(1).half()

@@ -1,4 +1,4 @@
-"""All feature stores of this machine: what they hold, what is damaged, what may go."""
+"""Lists, verifies, prunes and deletes the feature stores of this machine."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Stored:
     """One store.
 
     Attributes:
-        folder: its place.
-        encoder: whose features it holds, and how that computes.
-        feature_size: numbers of a row; None of a store that an older captioner wrote, which kept
-            no checksums: its rows are not read, and encoded again when they are needed.
-        rows: features in it.
-        size: of its files, in bytes.
-        used: when it was last opened to be read or filled, in seconds of the epoch.
+        folder: folder of the store.
+        encoder: backbones and arithmetic of the encoder.
+        feature_size: width of a row; None: a store of an older captioner, without checksums,
+            whose images are encoded again when needed.
+        rows: number of rows.
+        size: size of its files, in bytes.
+        used: time of its last use, in seconds since 1970.
     """
 
     folder: Path
@@ -47,23 +47,22 @@ class Stored:
     used: float
 
     def damage(self) -> str:
-        """Say what is damaged; nothing where all rows are what was written."""
+        """Return a description of the damage; empty if there is none."""
         if self.feature_size is None:
             return ""
         store = FeatureStore(self.folder, self.feature_size)
         bad = sum(int((~store.sound(*chunk)).sum()) for chunk in store.chunks())
         lost = (self.folder / KEYS).stat().st_size // KEY_BYTES - len(store)
-        said = [f"{bad:,} row(s) altered"] if bad else []
-        said += [f"{lost:,} row(s) cut off"] if lost > 0 else []
-        return ", ".join(said)
+        damage = [f"{bad:,} row(s) altered"] if bad else []
+        damage += [f"{lost:,} row(s) cut off"] if lost > 0 else []
+        return ", ".join(damage)
 
 
 def stores(parent: Path) -> list[Stored]:
     """Return the stores in a folder, the least recently used first.
 
     Args:
-        parent: `cache_folder() / "features"`. What lies in it and is no store of captioner's is
-            passed over.
+        parent: `cache_folder() / "features"`; other files and folders in it are ignored.
     """
     paths = parent.iterdir() if parent.is_dir() else ()
     found = [stored for path in paths if (stored := _recognised(path))]
@@ -71,7 +70,7 @@ def stores(parent: Path) -> list[Stored]:
 
 
 def _recognised(folder: Path) -> Stored | None:
-    """Return the store in a folder that captioner marked as one."""
+    """Return the store in a folder; None if captioner did not mark it as a store."""
     if folder.is_symlink() or not folder.is_dir():
         return None
     if is_unmarked_store(folder):
@@ -87,11 +86,11 @@ def _recognised(folder: Path) -> Stored | None:
 
 
 def _described(path: Path) -> tuple[str, int | None]:
-    """Return what a store says of its encoder, and the width of its rows."""
+    """Return a description of a store's encoder, and the width of its rows."""
     try:
         about = read_json(path)
-        parts = about["encoder"]
-        names = [part["backbone"] for part in (parts if isinstance(parts, list) else [parts])]
+        specs = about["encoder"]
+        names = [spec["backbone"] for spec in (specs if isinstance(specs, list) else [specs])]
         width = about.get("feature_size")
         known = width if type(width) is int and 0 < width < 2**24 else None
         return plain(f"{'+'.join(names)}, {about['arithmetic']}", 60), known
@@ -100,64 +99,64 @@ def _described(path: Path) -> tuple[str, int | None]:
 
 
 def clear(stored: Stored) -> bool:
-    """Delete a store: the files that captioner wrote, and the folder if nothing else is in it.
+    """Delete the files that captioner wrote, and the folder if it is then empty.
 
     Returns:
-        Whether it is gone; False while another process fills it.
+        Whether the store was deleted; False while another process fills it.
     """
-    with _alone(stored.folder) as alone:
-        if not alone:
+    with _locked(stored.folder) as locked:
+        if not locked:
             return False
         ownership.remove(stored.folder, "store")
     return True
 
 
 def drop_damaged(stored: Stored) -> int | None:
-    """Drop a store's damaged rows.
+    """Delete a store's damaged rows.
 
     Returns:
-        How many; None while another process fills it.
+        Number of deleted rows; None while another process fills the store.
     """
     if stored.feature_size is None:
         return 0
-    with _alone(stored.folder) as alone:
-        if not alone:
+    with _locked(stored.folder) as locked:
+        if not locked:
             return None
         return FeatureStore(stored.folder, stored.feature_size).drop_damaged()
 
 
 def over_limit(found: list[Stored]) -> list[Stored]:
-    """Return the stores that must go for the others to keep the limit, least recently used first.
+    """Return the stores to delete so that the others keep the limit, least recently used first.
 
     Args:
         found: all stores, least recently used first.
     """
     taken = sum(stored.size for stored in found)
-    going: list[Stored] = []
+    excess: list[Stored] = []
     for stored in found:
         if taken <= limit():
             break
-        going.append(stored)
+        excess.append(stored)
         taken -= stored.size
-    return going
+    return excess
 
 
 def named(found: list[Stored], name: str) -> list[Stored]:
-    """Return the stores of a name: the folder's, or that of a backbone, whole.
+    """Return the stores with a folder name, or of a backbone.
 
     Raises:
         ConfigError: if there is none.
     """
     chosen = [s for s in found if name in (s.folder.name, s.folder.name.rpartition("-")[0])]
     if not chosen:
-        there = ", ".join(plain(stored.folder.name) for stored in found) or "none"
-        raise ConfigError(f"--clear: there is no store {plain(name)}; there are: {there}")
+        names = ", ".join(plain(stored.folder.name) for stored in found) or "none"
+        raise ConfigError(f"--clear: no store {plain(name)}; stores: {names}")
     return chosen
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Hold the lock of those who fill a store, and say whether it could be had."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a store against filling, and yield whether the lock was free."""
     lock = FileLock(folder / "fill.lock")
     try:
         lock.acquire(timeout=0)

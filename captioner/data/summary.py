@@ -1,4 +1,4 @@
-"""What a data set holds and what had to be left out, for people to read."""
+"""Summarises a data set and its problems as text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from captioner.system.foreign import plain
 
 
 def describe(dataset: Dataset, extra: Iterable[tuple[str, str]] = ()) -> str:
-    """A plain-text table: images and captions per split, problems by kind, notes.
+    """Return a table with images and captions per split, problems by kind and notes.
 
     Args:
-        dataset: what was loaded.
-        extra: more (label, text) rows, shown below the counts: vocabulary, coverage.
+        dataset: the data set.
+        extra: further (label, text) rows below the counts, such as the vocabulary.
 
     Returns:
-        Lines without a final line feed.
+        Lines, without a final line feed.
     """
     captions: Counter[str] = Counter()
     for example in dataset.examples:
@@ -39,11 +39,11 @@ def describe(dataset: Dataset, extra: Iterable[tuple[str, str]] = ()) -> str:
 
 
 def refuse_problems(dataset: Dataset, most: int = 10) -> None:
-    """Turn the problems of a data set into an error, if it has any.
+    """Raise an error if a data set has problems.
 
     Args:
-        dataset: what was loaded.
-        most: problems to list.
+        dataset: the data set.
+        most: maximum problems to list.
 
     Raises:
         DataError: with the number of problems and the first `most`, one per line.
@@ -57,7 +57,7 @@ def refuse_problems(dataset: Dataset, most: int = 10) -> None:
 
 
 def _summary(problems: tuple[Problem, ...]) -> list[str]:
-    """One line per kind, the most frequent first: count, kind, first place."""
+    """Return one line per kind, the most frequent first: count, kind, first problem."""
     first = {problem.kind: problem for problem in reversed(problems)}
     return [
         f"{count:,} {kind} (first at {first[kind].where}: {first[kind].detail})"

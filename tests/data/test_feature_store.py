@@ -151,7 +151,7 @@ def test_what_is_stored_is_not_encoded_again_and_it_says_so(
 ) -> None:
     said: list[str] = []
     first, _ = fill_store(store, tiny_encoder, photos(4), say=said.append)
-    assert said == [f"features: 4 images to encode (0.0 MB in {store.folder}), 0 stored already"]
+    assert said == [f"features: 4 images to encode (0.0 MB in {store.folder}), 0 already stored"]
     counted.clear()
     # Names mean nothing: the same pictures elsewhere are known.
     moved = [path.rename(path.with_name(f"moved-{path.name}")) for path in first]
@@ -162,7 +162,7 @@ def test_what_is_stored_is_not_encoded_again_and_it_says_so(
     fill_store(store, tiny_encoder, [*moved, *photos(2, start=4)], say=said.append)
     assert counted == [2]
     assert "2 images to encode" in said[1]
-    assert "4 stored already" in said[1]
+    assert "4 already stored" in said[1]
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_features_that_fp16_cannot_hold_are_an_error_not_rows(
     encoder.network, encoder.feature_size = Spoil(), 8
     store = FeatureStore.for_encoder(encoder, tmp_path / "features")
     paths = photos(3)
-    with pytest.raises(ModelError, match=re.escape(f"{paths[1]}: its features are not numbers")):
+    with pytest.raises(ModelError, match=re.escape(f"{paths[1]}: its features are not finite")):
         fill_store(store, encoder, paths, say=quiet)
     assert len(FeatureStore.for_encoder(encoder, tmp_path / "features")) == 0
 

@@ -256,14 +256,18 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
         ("x.json", "[1]", "x.json: neither COCO captions"),
         ("x.json", '{"images": {}, "annotations": []}', "x.json: neither COCO captions"),
         ("dataset_x.json", '{"images": 3}', "dataset_x.json: not a Karpathy split"),
-        ("x.csv", "", "x.csv: which column is the image.* columns: none"),
+        ("x.csv", "", "x.csv: no known image column.* columns: none"),
         ("x.csv", "image,caption,caption\n", "x.csv: two columns have the same name"),
-        ("x.csv", "photo,caption\n", "which column is the image.*columns: 'photo', 'caption'"),
-        ("x.jsonl", "3\n", "x.jsonl: not one JSON object"),
-        ("x.jsonl", '{"image": "a.jpg", "words": "A"}', "x.jsonl: which column is the caption"),
+        ("x.csv", "photo,caption\n", "no known image column.*columns: 'photo', 'caption'"),
+        ("x.jsonl", "3\n", "x.jsonl: no JSON object"),
+        ("x.jsonl", '{"image": "a.jpg", "words": "A"}', "x.jsonl: no known caption column"),
         ("captions.txt", "", "no usable image with a caption"),
         ("x.csv", "image,caption\ngone.jpg,G\n", "no usable image.*missing image at x.csv:2"),
-        ("readme.md", "hello", "(?s)no known data set there; looked for.*coco: .*csv: a .csv"),
+        (
+            "readme.md",
+            "hello",
+            "(?s)no data set of a known format; expected one of.*coco: .*csv: a .csv",
+        ),
     ],
 )
 def test_whole_file_disasters(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -288,7 +292,7 @@ def test_other_disasters(tmp_path: Path) -> None:
     for column in ("image_column", "caption_column", "split_column"):
         with pytest.raises(DataError, match=rf"no column 'nope' .*{column}.*'image', 'caption'"):
             load_dataset(file, **{column: "nope"})  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="no such folder of pictures"):
+    with pytest.raises(DataError, match="no such image folder"):
         load_dataset(file, images=tmp_path / "nowhere")
     for name in ("dataset_a.json", "dataset_b.json"):
         (tmp_path / name).write_text("{}")
@@ -379,7 +383,7 @@ def test_any_content_gives_examples_or_one_clear_error(
 def test_a_pipe_among_the_annotations_is_not_waited_for(name: str, tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / name)
-    with pytest.raises(DataError, match=r"not a regular file|no known data set"):
+    with pytest.raises(DataError, match=r"not a regular file|no data set of a known format"):
         load_dataset(tmp_path)
 
 

@@ -19,31 +19,31 @@ LOOKS_FOR = "a JSON file (captions_*.json in a folder or its annotations/) with 
 
 
 def recognise(root: Path) -> bool:
-    """Whether this is a JSON file, or a folder with COCO captions."""
+    """Return whether this is a JSON file, or a folder with COCO captions."""
     return bool(_files(root)) if root.is_dir() else root.suffix == ".json"
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read COCO captions; the split of each file is the one its name says, else train.
+    """Read COCO captions; the split of each file is in its name, otherwise train.
 
     Args:
         root: one JSON file, or a folder with `captions_*.json` in it or in `annotations/`.
-        options: `images` is used: the folder of the pictures, or of `train2014/` and `val2014/`.
+        options: uses `images`, the folder of the images, or of `train2014/` and `val2014/`.
 
     Raises:
-        DataError: if there is no such file, or it is not JSON, or of another kind.
+        DataError: if the file does not exist, or is not JSON of this format.
     """
     files = _files(root)
     if not files:
         raise DataError(f"{root}: not COCO captions: expected {LOOKS_FOR}")
     base = files[0].parent.parent if files[0].parent.name == "annotations" else files[0].parent
     folders = picture_folders(base, options.images)
-    parts = [_part(file) for file in files]
-    inner = [folder / part for folder in folders for part in parts if (folder / part).is_dir()]
-    found = Collector(root, "coco", [*inner, *folders])
+    names = [_image_folder(file) for file in files]
+    inner = [folder / name for folder in folders for name in names if (folder / name).is_dir()]
+    collector = Collector(root, "coco", [*inner, *folders])
     for file in files:
-        _read_file(found, file)
-    return found.dataset()
+        _read_file(collector, file)
+    return collector.dataset()
 
 
 def _files(root: Path) -> list[Path]:
@@ -52,20 +52,20 @@ def _files(root: Path) -> list[Path]:
     return sorted(root.glob("annotations/captions_*.json")) or sorted(root.glob("captions_*.json"))
 
 
-def _part(file: Path) -> str:
-    """`captions_val2014.json` goes with the folder `val2014`."""
+def _image_folder(file: Path) -> str:
+    """Return the name of a file's image folder: `val2014` for `captions_val2014.json`."""
     return file.stem.removeprefix("captions_")
 
 
-def _split(found: Collector, file: Path) -> str:
+def _split(collector: Collector, file: Path) -> str:
     for word in re.findall("[a-z]+", file.stem.lower()):
         if word in SPLIT_NAMES:
             return SPLIT_NAMES[word]
-    found.notes.append(f"{found.place(file)} names no split; its images are taken as train")
+    collector.notes.append(f"{collector.place(file)} names no split; its images become train")
     return "train"
 
 
-def _read_file(found: Collector, file: Path) -> None:
+def _read_file(collector: Collector, file: Path) -> None:
     document = read_json(file)
     match document:
         case {"images": list(images), "annotations": list(annotations)}:
@@ -74,36 +74,36 @@ def _read_file(found: Collector, file: Path) -> None:
             raise DataError(
                 f"{file}: neither COCO captions (images, annotations) nor Karpathy's (sentences)"
             )
-    place, split = found.place(file), _split(found, file)
-    found.expect(split, place)
+    place, split = collector.place(file), _split(collector, file)
+    collector.expect(split, place)
     for index, image in enumerate(images):
         where = f"{place}: images[{index}]"
         match image:
             case {"id": int() | str() as number, "file_name": str(name)} if name:
-                found.add(str(number), name, split, where)
+                collector.add(str(number), name, split, where)
             case _:
-                found.problem("malformed line", where, "needs id and file_name")
+                collector.problem("malformed line", where, "needs id and file_name")
     seen: set[object] = set()
     for index, annotation in enumerate(annotations):
-        _read_annotation(found, annotation, f"{place}: annotations[{index}]", seen)
+        _read_annotation(collector, annotation, f"{place}: annotations[{index}]", seen)
 
 
-def _read_annotation(found: Collector, annotation: Any, where: str, seen: set[object]) -> None:
-    """Add one element of `annotations`; `seen` holds the annotation ids so far."""
+def _read_annotation(collector: Collector, annotation: Any, where: str, seen: set[object]) -> None:
+    """Add one element of `annotations`; `seen` holds the ids of earlier annotations."""
     match annotation:
         case {"image_id": int() | str() as number, "caption": caption}:
             pass
         case _:
-            found.problem("malformed line", where, "needs image_id and caption")
+            collector.problem("malformed line", where, "needs image_id and caption")
             return
     key = annotation.get("id")
     if isinstance(key, int | str):
         if key in seen:
-            found.problem("duplicate id", where, f"annotation {key} is there already")
+            collector.problem("duplicate id", where, f"annotation {key} exists already")
             return
         seen.add(key)
-    entry = found.get(str(number))
+    entry = collector.get(str(number))
     if entry:
-        found.caption(entry, caption, where)
+        collector.caption(entry, caption, where)
     else:
-        found.problem("caption without image", where, f"image {number}: {excerpt(caption)}")
+        collector.problem("caption without image", where, f"image {number}: {excerpt(caption)}")

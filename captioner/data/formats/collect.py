@@ -1,4 +1,4 @@
-"""Gathers the images and captions of one data set, and everything that is wrong with them."""
+"""Collects the images, captions and problems of one data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICTURE_FOLDERS = (
 
 
 class Pictures:
-    """Finds pictures by name with one listing per folder, however many pictures there are."""
+    """Finds image files by name; lists every folder only once."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self.folders = [str(folder) for folder in folders]
@@ -32,7 +32,7 @@ class Pictures:
         self._found: dict[str, set[str]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The picture's file in the first folder that has it, or None."""
+        """Return the image file in the first folder that holds it, or None."""
         for folder in self.folders:
             inside, file = os.path.split(os.path.join(folder, name))  # noqa: PTH118
             if file in self._listing(inside):
@@ -41,7 +41,7 @@ class Pictures:
         return None
 
     def unnamed(self) -> list[Path]:
-        """Pictures nobody asked for in the folders where others were found, sorted."""
+        """Return the images that `find` never returned, in the folders of those it did, sorted."""
         return [
             Path(folder, name)
             for folder, names in sorted(self._found.items())
@@ -55,8 +55,8 @@ class Pictures:
                 with os.scandir(folder) as entries:
                     names = frozenset(entry.name for entry in entries if entry.is_file())
             except PermissionError as error:
-                raise DataError(f"{folder}: not allowed to list the pictures there") from error
-            except (OSError, ValueError):  # no such folder, or no possible name of one
+                raise DataError(f"{folder}: no permission to list the images") from error
+            except (OSError, ValueError):  # no such folder, or an impossible name
                 names = frozenset()
             self._listings[folder] = names
         return self._listings[folder]
@@ -64,7 +64,7 @@ class Pictures:
 
 @dataclass(slots=True)
 class Entry:
-    """One annotated image while its captions are being gathered."""
+    """One annotated image and the captions collected so far."""
 
     image_id: str
     file: str
@@ -74,12 +74,12 @@ class Entry:
 
 
 class Collector:
-    """Takes what a format finds, in any order, and turns it into a `Dataset`.
+    """Collects images and captions in any order, and builds a `Dataset`.
 
     Args:
         root: folder or file of the data set, as the user named it.
         format: name of the format.
-        pictures: where the pictures may be.
+        pictures: folders to search for images.
     """
 
     def __init__(self, root: Path, format: str, pictures: Iterable[Path]) -> None:
@@ -92,16 +92,16 @@ class Collector:
         self._splits: dict[str, str] = {}
 
     def place(self, path: Path) -> str:
-        """The file's name as reports show it: relative to the data set."""
+        """Return the file's name relative to the data set, for messages."""
         base = self.root if self.root.is_dir() else self.root.parent
         return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
 
     def problem(self, kind: Kind, where: str, detail: str) -> None:
-        """Count one thing that cannot be used."""
+        """Add a problem."""
         self._problems.append(Problem(kind, plain(where), plain(detail)))
 
     def lines(self, path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-        """(where, text) of each line that is neither blank nor damaged."""
+        """Yield (where, text) of each line that is neither blank nor damaged."""
         place = self.place(path)
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
@@ -111,15 +111,15 @@ class Collector:
                 yield f"{place}:{number}", text
 
     def expect(self, split: str, where: str) -> None:
-        """Remember that the annotations name a split, so that an empty one is noticed."""
+        """Record that the annotations name a split, so that an empty split is a problem."""
         self._splits.setdefault(split_name(split), where)
 
     def get(self, image_id: str) -> Entry | None:
-        """The image with this id, if it is known."""
+        """Return the image with this id, or None."""
         return self._entries.get(image_id)
 
     def add(self, image_id: str, file: str, split: str, where: str) -> Entry | None:
-        """Start an image, or count why it cannot be one and return None."""
+        """Add an image; return None and add a problem if it is unusable."""
         if not (is_utf8(image_id) and is_utf8(file) and is_utf8(split)):
             self.problem("not UTF-8", where, excerpt(file))
             return None
@@ -134,11 +134,11 @@ class Collector:
         return entry
 
     def caption(self, entry: Entry, text: object, where: str) -> None:
-        """Give an image a caption, or count why it cannot be one."""
+        """Add a caption to an image; add a problem if it is unusable."""
         if text is None:
             text = ""
         if not isinstance(text, str):
-            self.problem("malformed line", where, f"the caption is no text: {excerpt(text)}")
+            self.problem("malformed line", where, f"the caption is not text: {excerpt(text)}")
         elif not is_utf8(text):
             self.problem("not UTF-8", where, excerpt(text))
         elif stripped := text.strip():
@@ -147,18 +147,20 @@ class Collector:
             self.problem("empty caption", where, entry.image_id)
 
     def dataset(self, *, report_unnamed: bool = False) -> Dataset:
-        """Everything gathered.
+        """Build the data set.
 
         Args:
-            report_unnamed: also count pictures in the data set's folders that it never names.
+            report_unnamed: images in the folders that no annotation names are problems.
 
         Raises:
-            DataError: if not one usable image is left.
+            DataError: if there is no usable image.
         """
         examples = [example for entry in self._entries.values() if (example := self._check(entry))]
         if report_unnamed:
             for path in self.pictures.unnamed():
-                self.problem("image without captions", self.place(path), "no caption names it")
+                self.problem(
+                    "image without captions", self.place(path), "no caption for this image"
+                )
         filled = {example.split for example in examples}
         empty = tuple(split for split in self._splits if split not in filled)
         for split in empty:
@@ -190,13 +192,13 @@ class Collector:
 
 
 def picture_folders(base: Path, images: Path | None) -> list[Path]:
-    """Where a data set's pictures may be: the named folder, else the usual ones that exist.
+    """Return the folders to search for images: `images`, or else the usual ones that exist.
 
     Raises:
-        DataError: if the named folder does not exist.
+        DataError: if `images` does not exist.
     """
     if images is None:
         return [*(base / name for name in PICTURE_FOLDERS if (base / name).is_dir()), base]
     if not images.is_dir():
-        raise DataError(f"{images}: no such folder of pictures; set data.images")
+        raise DataError(f"{images}: no such image folder; set data.images")
     return [images]

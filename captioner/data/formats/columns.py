@@ -1,6 +1,6 @@
-"""What CSV and JSONL data sets share: where their files lie, which columns they have, merging rows.
+"""Code for both CSV and JSONL data sets: finds files and columns, and merges rows.
 
-Several rows of one picture become one example, in order; a row may also hold a list of captions.
+All rows of an image become one example, in order. A row may also hold a list of captions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns that matter; None where the data set has no such column."""
+    """Names of the columns to read; None if the data set has no such column."""
 
     image: str
     caption: str
@@ -35,11 +35,11 @@ class Columns:
 
 
 def table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The tables of a data set.
+    """Return the tables of a data set.
 
     Returns:
-        The file itself; or, in a folder, the first there is of: `metadata.*`, `captions.*`, one
-        `metadata.*` per sub-folder, files named after splits, one single table.
+        The file itself. For a folder, the first that exists of: `metadata.*`, `captions.*`, one
+        `metadata.*` per sub-folder, files named after splits, a single table.
     """
     if root.is_file():
         return [root]
@@ -53,26 +53,26 @@ def table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
-    """Take the columns the options name, and guess the others among the usual names.
+    """Return the columns of the options, and guess the others from the usual names.
 
     Raises:
-        DataError: naming the columns there are, if a named one is not there, a guess fails or
-            two have the same name.
+        DataError: with the names of the columns, if a column of the options does not exist, a guess
+            fails or two columns have the same name.
     """
-    there = ", ".join(map(excerpt, names)) or "none"
+    listed = ", ".join(map(excerpt, names)) or "none"
     if len(set(names)) < len(names):
-        raise DataError(f"{where}: two columns have the same name; columns: {there}")
+        raise DataError(f"{where}: two columns have the same name; columns: {listed}")
 
-    def pick(given: str | None, usual: tuple[str, ...], what: str) -> str:
+    def pick(given: str | None, usual: tuple[str, ...], role: str) -> str:
         if given is not None and given not in names:
             raise DataError(
-                f"{where}: no column {excerpt(given)} (data.{what}_column); columns: {there}"
+                f"{where}: no column {excerpt(given)} (data.{role}_column); columns: {listed}"
             )
         by_lower = {name.lower(): name for name in names}
         choice = given or next((by_lower[name] for name in usual if name in by_lower), None)
         if choice is None:
-            message = f"{where}: which column is the {what}? Set data.{what}_column; columns: "
-            raise DataError(message + there)
+            message = f"{where}: no known {role} column; set data.{role}_column; columns: "
+            raise DataError(message + listed)
         return choice
 
     default = Options().split_column
@@ -87,47 +87,47 @@ def choose_columns(names: Collection[str], options: Options, where: str) -> Colu
 
 
 def add_rows(
-    found: Collector, file: Path, columns: Columns, rows: Iterable[tuple[str, Row]]
+    collector: Collector, file: Path, columns: Columns, rows: Iterable[tuple[str, Row]]
 ) -> None:
     """Merge the rows of one table into the data set.
 
     Args:
-        found: takes the examples and the problems.
-        file: the table; its name or its folder's says the split where no column does.
+        collector: collects the examples and the problems.
+        file: the table; without a split column, its name or its folder's name gives the split.
         columns: from `choose_columns`.
         rows: (where, cells by column) of each row.
     """
-    prefix = _prefix(found, file)
+    prefix = _prefix(collector, file)
     file_split = _file_split(file)
     if columns.split is None:
-        found.expect(file_split, found.place(file))
+        collector.expect(file_split, collector.place(file))
     entries: dict[str, Entry] = {}
     for where, row in rows:
         name, value = row.get(columns.image), row.get(columns.caption)
         split = row.get(columns.split) if columns.split else file_split
         if name is None or name == "":
-            found.problem("caption without image", where, excerpt(value))
+            collector.problem("caption without image", where, excerpt(value))
             continue
         if not (isinstance(name, str) and isinstance(split, str) and split):
             detail = f"image {excerpt(name)}, split {excerpt(split)}: both must be text"
-            found.problem("malformed line", where, detail)
+            collector.problem("malformed line", where, detail)
             continue
         file_name = prefix + name
         new = Entry(_image_id(row, columns) or file_name, file_name, split, where)
-        if entry := _entry(found, entries, new):
+        if entry := _entry(collector, entries, new):
             for text in value if isinstance(value, list) else [value]:
-                found.caption(entry, text, where)
+                collector.caption(entry, text, where)
 
 
-def _entry(found: Collector, entries: dict[str, Entry], new: Entry) -> Entry | None:
-    """The picture's entry, known or new; None, with a problem, if it cannot take the row."""
+def _entry(collector: Collector, entries: dict[str, Entry], new: Entry) -> Entry | None:
+    """Return the entry of the row's image; None, with a problem, if the row is unusable."""
     known = entries.get(new.file)
     if known is None:
-        added = found.add(new.image_id, new.file, new.split, new.where)
+        added = collector.add(new.image_id, new.file, new.split, new.where)
         return added and entries.setdefault(new.file, added)
     if known.split != split_name(new.split):
         detail = f"{new.file} ({new.split}) is already at {known.where} ({known.split})"
-        found.problem("duplicate id", new.where, detail)
+        collector.problem("duplicate id", new.where, detail)
         return None
     return known
 
@@ -137,10 +137,10 @@ def _image_id(row: Row, columns: Columns) -> str:
     return str(value) if isinstance(value, int | str) else ""
 
 
-def _prefix(found: Collector, file: Path) -> str:
-    """Names in `train/metadata.jsonl` begin at `train/`."""
-    folder = found.place(file.parent)
-    return "" if found.root.is_file() or folder == "." else f"{folder}/"
+def _prefix(collector: Collector, file: Path) -> str:
+    """Return the folder of the names in a table: `train/` for `train/metadata.jsonl`."""
+    folder = collector.place(file.parent)
+    return "" if collector.root.is_file() or folder == "." else f"{folder}/"
 
 
 def _file_split(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""CSV and TSV: a first line of column names, then one caption, or a JSON list of them, per row."""
+"""CSV and TSV: a header line, then rows with one caption or a JSON list of captions."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _SUFFIXES = (".csv", ".tsv")
 
 
 def recognise(root: Path) -> bool:
-    """Whether this is a CSV or TSV file, or a folder with some."""
+    """Return whether this is a CSV or TSV file, or a folder with some."""
     return root.suffix in _SUFFIXES if root.is_file() else bool(table_files(root, _SUFFIXES))
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read CSV or TSV files; the line of column names tells the delimiter.
+    """Read CSV or TSV files; guess the delimiter from the header line.
 
     Args:
         root: a file, or a folder (see `table_files`).
-        options: `images` and the columns are used.
+        options: uses `images` and the columns.
 
     Raises:
-        DataError: if there is no such file, or a column is missing.
+        DataError: if there is no table, or a column is missing.
     """
     files = table_files(root, _SUFFIXES)
     if not files:
-        raise DataError(f"{root}: no table: expected {LOOKS_FOR}")
+        raise DataError(f"{root}: no CSV or TSV data set: expected {LOOKS_FOR}")
     base = root.parent if root.is_file() else root
-    found = Collector(root, "csv", picture_folders(base, options.images))
+    collector = Collector(root, "csv", picture_folders(base, options.images))
     for file in files:
         lines = read_lines(file)
         delimiter = guess_delimiter(lines[0] if lines else "")
@@ -48,24 +48,26 @@ def load(root: Path, options: Options) -> Dataset:
         names = [name.strip() for name in header]
         columns = choose_columns(names, options, str(file))
         rows = read_rows(lines, delimiter, first=1)
-        add_rows(found, file, columns, _rows(found, file, rows, names, columns.caption))
-    return found.dataset(report_unnamed=root.is_dir())
+        add_rows(collector, file, columns, _rows(collector, file, rows, names, columns.caption))
+    return collector.dataset(report_unnamed=root.is_dir())
 
 
 def _rows(
-    found: Collector,
+    collector: Collector,
     file: Path,
     rows: Iterable[tuple[int, list[str]]],
     names: list[str],
     caption: str,
 ) -> Iterator[tuple[str, Row]]:
-    place = found.place(file)
+    place = collector.place(file)
     for number, cells in rows:
         where = f"{place}:{number}"
         if not all(map(is_utf8, cells)):
-            found.problem("not UTF-8", where, excerpt(cells))
+            collector.problem("not UTF-8", where, excerpt(cells))
         elif len(cells) != len(names):
-            found.problem("malformed line", where, f"{len(cells)} cells instead of {len(names)}")
+            collector.problem(
+                "malformed line", where, f"{len(cells)} cells instead of {len(names)}"
+            )
         else:
             own = own_cells(names, cells)
             row = dict(zip(names, own or map(str.strip, cells), strict=True))
@@ -73,7 +75,7 @@ def _rows(
 
 
 def _unpack(cell: str) -> object:
-    """The list in a cell like `["a dog", "a brown dog"]`; any other cell as it is."""
+    """Return the list in a cell such as `["a dog", "a brown dog"]`; other cells as they are."""
     if cell.startswith('["') and cell.endswith("]"):
         try:
             return json.loads(cell)

@@ -1,7 +1,7 @@
-"""Flickr8k and Flickr30k as their authors and their mirrors hand them out.
+"""Flickr8k and Flickr30k, as their authors and mirrors distribute them.
 
-A folder with one file of captions, any of the split lists, and the pictures. The captions are
-either `name.jpg#0<TAB>caption` lines or an `image,caption` table, told apart by the first line.
+A folder holds one caption file, any of the split lists, and the images. The caption file has either
+`name.jpg#0<TAB>caption` lines or an `image,caption` table; its first lines show which.
 
 Source: M. Hodosh, P. Young, J. Hockenmaier, "Framing image description as a ranking task", 2013;
 P. Young et al., "From image descriptions to visual denotations", 2014.
@@ -28,7 +28,7 @@ _HEADER = re.compile(r'\s*"?(image|image_name|file_name|filename)"?\s*([,|\t])',
 
 
 def recognise(root: Path) -> bool:
-    """Whether this looks like a Flickr folder or its file of captions."""
+    """Return whether this looks like a Flickr folder or its caption file."""
     if root.is_file():
         return any(root.match(pattern) for pattern in _CAPTION_FILES)
     return _caption_file(root) is not None
@@ -38,102 +38,106 @@ def load(root: Path, options: Options) -> Dataset:
     """Read a Flickr folder.
 
     Args:
-        root: the folder, or the file of captions in it.
-        options: `images` is used.
+        root: the folder, or its caption file.
+        options: uses `images`.
 
     Raises:
-        DataError: if there is no file of captions, or it cannot be read.
+        DataError: if the caption file is missing or cannot be read.
     """
     file = root if root.is_file() else _caption_file(root)
     if file is None:
         raise DataError(f"{root}: not a Flickr data set: expected {LOOKS_FOR}")
-    found = Collector(root, "flickr", picture_folders(file.parent, options.images))
-    listed = _read_split_lists(found, file.parent)
-    left_out = _read_captions(found, file, listed=listed)
+    collector = Collector(root, "flickr", picture_folders(file.parent, options.images))
+    listed = _read_split_lists(collector, file.parent)
+    left_out = _read_captions(collector, file, listed=listed)
     for name in left_out:
-        found.pictures.find(name)  # so that it does not count as a picture without captions
+        collector.pictures.find(name)  # else it would count as an image without captions
     if left_out:
-        found.notes.append(
+        collector.notes.append(
             f"{len(left_out):,} captioned images are in no split list; left out "
             f"(first: {next(iter(left_out))})"
         )
-    return found.dataset(report_unnamed=root.is_dir())
+    return collector.dataset(report_unnamed=root.is_dir())
 
 
 def _caption_file(folder: Path) -> Path | None:
     for pattern in _CAPTION_FILES:
-        # Flickr8k also comes with the same captions cut down to lemmas.
+        # Flickr8k also has a file with lemmatised captions.
         files = [file for file in sorted(folder.glob(pattern)) if ".lemma." not in file.name]
         if files:
             return files[0]
     return None
 
 
-def _read_split_lists(found: Collector, folder: Path) -> bool:
-    """Start the images of every split list; whether there is one at all."""
+def _read_split_lists(collector: Collector, folder: Path) -> bool:
+    """Add the images of every split list; return whether there is a list."""
     lists = [
         (split, file)
         for split, pattern in _SPLIT_LISTS.items()
         for file in sorted(folder.glob(pattern))
     ]
     for split, file in lists:
-        found.expect(split, found.place(file))
-        for where, name in found.lines(file, read_lines(file)):
-            found.add(name.strip(), name.strip(), split, where)
+        collector.expect(split, collector.place(file))
+        for where, name in collector.lines(file, read_lines(file)):
+            collector.add(name.strip(), name.strip(), split, where)
     return bool(lists)
 
 
-def _read_captions(found: Collector, file: Path, *, listed: bool) -> dict[str, None]:
-    """Hand the captions to their images; the names of images in no split list, in order."""
+def _read_captions(collector: Collector, file: Path, *, listed: bool) -> dict[str, None]:
+    """Add the captions to their images; return the images in no split list, in order."""
     left_out: dict[str, None] = {}
-    for where, name, caption in _captions(found, file):
-        entry: Entry | None = found.get(name)
+    for where, name, caption in _captions(collector, file):
+        entry: Entry | None = collector.get(name)
         if entry is None and listed:
             left_out[name] = None
             continue
-        entry = entry or found.add(name, name, "train", where)
+        entry = entry or collector.add(name, name, "train", where)
         if entry:
-            found.caption(entry, caption, where)
+            collector.caption(entry, caption, where)
     return left_out
 
 
-def _captions(found: Collector, file: Path) -> Iterator[tuple[str, str, str]]:
-    """(where, name, caption) of every line that has all three."""
+def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (where, name, caption) of every line with a name."""
     lines = read_lines(file)
     tokens = any(_NUMBER.search(line.partition("\t")[0]) for line in lines[:10])
-    for where, name, caption in (_token_lines if tokens else _table_rows)(found, file, lines):
+    for where, name, caption in (_token_lines if tokens else _table_rows)(collector, file, lines):
         if name:
             yield where, name, caption
         else:
-            found.problem("caption without image", where, excerpt(caption))
+            collector.problem("caption without image", where, excerpt(caption))
 
 
-def _token_lines(found: Collector, file: Path, lines: list[str]) -> Iterator[tuple[str, str, str]]:
+def _token_lines(
+    collector: Collector, file: Path, lines: list[str]
+) -> Iterator[tuple[str, str, str]]:
     seen: dict[str, str] = {}
-    for where, line in found.lines(file, lines):
+    for where, line in collector.lines(file, lines):
         key, tab, caption = line.partition("\t")
         name, number = _NUMBER.subn("", key.strip())
         if not tab:
-            found.problem("malformed line", where, f"no tab in {excerpt(line)}")
+            collector.problem("malformed line", where, f"no tab in {excerpt(line)}")
         elif number and key in seen:
-            found.problem("duplicate id", where, f"{key} is already at {seen[key]}")
+            collector.problem("duplicate id", where, f"{key} is already at {seen[key]}")
         else:
             seen[key] = where
             yield where, name, caption
 
 
-def _table_rows(found: Collector, file: Path, lines: list[str]) -> Iterator[tuple[str, str, str]]:
-    place = found.place(file)
+def _table_rows(
+    collector: Collector, file: Path, lines: list[str]
+) -> Iterator[tuple[str, str, str]]:
+    place = collector.place(file)
     header = _HEADER.match(lines[0]) if lines else None
     delimiter = header[2] if header else ","
     width = lines[0].count(delimiter) + 1 if header else 2
     for number, cells in read_rows(lines, delimiter, first=1 if header else 0):
         where = f"{place}:{number}"
-        # The caption comes last, so delimiters beyond the columns are its own.
+        # The caption is the last column and may contain delimiters.
         caption = delimiter.join(cells[width - 1 :])
         if not all(map(is_utf8, cells)):
-            found.problem("not UTF-8", where, excerpt(delimiter.join(cells)))
+            collector.problem("not UTF-8", where, excerpt(delimiter.join(cells)))
         elif len(cells) < width:
-            found.problem("malformed line", where, f"{len(cells)} columns instead of {width}")
+            collector.problem("malformed line", where, f"{len(cells)} columns instead of {width}")
         else:
             yield where, cells[0].strip(), caption

@@ -1,4 +1,4 @@
-"""JSON Lines, Hugging Face's `metadata.jsonl` among them: one object per line."""
+"""JSON Lines, such as Hugging Face's `metadata.jsonl`: one object per line."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ _SUFFIXES = (".jsonl", ".ndjson")
 
 
 def recognise(root: Path) -> bool:
-    """Whether this is a JSON Lines file, or a folder with some."""
+    """Return whether this is a JSON Lines file, or a folder with some."""
     return root.suffix in _SUFFIXES if root.is_file() else bool(table_files(root, _SUFFIXES))
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read JSON Lines files; the first object of each says which columns there are.
+    """Read JSON Lines files; the keys of the first object are the columns.
 
     Args:
         root: a file, or a folder (see `table_files`).
-        options: `images` and the columns are used.
+        options: uses `images` and the columns.
 
     Raises:
-        DataError: if there is no such file, it holds no object, or a column is missing.
+        DataError: if there is no file, a file has no object, or a column is missing.
     """
     files = table_files(root, _SUFFIXES)
     if not files:
-        raise DataError(f"{root}: no JSON Lines: expected {LOOKS_FOR}")
+        raise DataError(f"{root}: no JSON Lines data set: expected {LOOKS_FOR}")
     base = root.parent if root.is_file() else root
-    found = Collector(root, "jsonl", picture_folders(base, options.images))
+    collector = Collector(root, "jsonl", picture_folders(base, options.images))
     for file in files:
-        rows = _rows(found, file)
+        rows = _rows(collector, file)
         first = next(rows, None)
         if first is None:
-            raise DataError(f"{file}: not one JSON object, one per line, in it")
+            raise DataError(f"{file}: no JSON object; expected one per line")
         columns = choose_columns(list(first[1]), options, str(file))
-        add_rows(found, file, columns, chain([first], rows))
-    return found.dataset(report_unnamed=root.is_dir())
+        add_rows(collector, file, columns, chain([first], rows))
+    return collector.dataset(report_unnamed=root.is_dir())
 
 
-def _rows(found: Collector, file: Path) -> Iterator[tuple[str, Row]]:
-    for where, line in found.lines(file, read_lines(file)):
+def _rows(collector: Collector, file: Path) -> Iterator[tuple[str, Row]]:
+    for where, line in collector.lines(file, read_lines(file)):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            found.problem("malformed line", where, f"not JSON: {plain(error)}")
+            collector.problem("malformed line", where, f"not JSON: {plain(error)}")
             continue
         if isinstance(row, dict):
             yield where, own_fields(row)
         else:
-            found.problem("malformed line", where, f"no JSON object: {excerpt(row)}")
+            collector.problem("malformed line", where, f"not a JSON object: {excerpt(row)}")

@@ -1,4 +1,4 @@
-"""Karpathy splits: one JSON file with the images, their sentences and their splits.
+"""Karpathy splits: one JSON file with images, sentences and splits.
 
 Source: A. Karpathy, L. Fei-Fei, "Deep visual-semantic alignments for generating image
 descriptions", 2015.
@@ -19,11 +19,11 @@ from captioner.system.text_files import read_json
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 
-_PEEK = 1 << 16  # bytes: the first image entry is in here, and the file may be 150 MB
+_PEEK = 1 << 16  # bytes, enough for the first image; the file may have 150 MB
 
 
 def recognise(root: Path) -> bool:
-    """Whether this is a JSON file that begins like a Karpathy split, or a folder with one."""
+    """Return whether this is a JSON file of a Karpathy split, or a folder with one."""
     if root.is_dir():
         return any(root.glob("dataset_*.json"))
     if root.suffix != ".json":
@@ -37,24 +37,24 @@ def load(root: Path, options: Options) -> Dataset:
 
     Args:
         root: the JSON file, or a folder with exactly one `dataset_*.json`.
-        options: `images` and `restval` are used.
+        options: uses `images` and `restval`.
 
     Raises:
-        DataError: if the file is missing, not JSON, or of another kind.
+        DataError: if the file is missing, or is not JSON of this format.
     """
     file = _file(root)
     document = read_json(file)
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise DataError(f"{file}: not a Karpathy split: expected images[].sentences[]")
-    found = Collector(root, "karpathy", picture_folders(file.parent, options.images))
-    place = found.place(file)
+    collector = Collector(root, "karpathy", picture_folders(file.parent, options.images))
+    place = collector.place(file)
     numbers: dict[str, str] = {}
     for index, image in enumerate(images):
-        _read_image(found, image, f"{place}: images[{index}]", options, numbers)
-    dataset = found.dataset()
+        _read_image(collector, image, f"{place}: images[{index}]", options, numbers)
+    dataset = collector.dataset()
     if kept := dataset.splits.get("restval"):
-        note = f"{kept:,} restval images are a split of their own; data.restval joins them to train"
+        note = f"{kept:,} restval images are not in train; data.restval=true adds them"
         return replace(dataset, notes=(*dataset.notes, note))
     return dataset
 
@@ -70,34 +70,34 @@ def _file(root: Path) -> Path:
 
 
 def _read_image(
-    found: Collector, image: Any, where: str, options: Options, numbers: dict[str, str]
+    collector: Collector, image: Any, where: str, options: Options, numbers: dict[str, str]
 ) -> None:
-    """Add one element of `images`; `numbers` holds the `imgid`s seen so far."""
+    """Add one element of `images`; `numbers` holds the earlier `imgid`s and their places."""
     match image:
         case {"filename": str(name), "split": str(split), "sentences": list(sentences)} if name:
             pass
         case _:
-            found.problem("malformed line", where, "needs filename, split and sentences")
+            collector.problem("malformed line", where, "needs filename, split and sentences")
             return
     number = str(image.get("imgid", where))
     if number in numbers:
-        found.problem("duplicate id", where, f"imgid {number} is already at {numbers[number]}")
+        collector.problem("duplicate id", where, f"imgid {number} is already at {numbers[number]}")
         return
     numbers[number] = where
     folder = image.get("filepath")
     path = f"{folder}/{name}" if isinstance(folder, str) and folder else name
     split = "train" if options.restval and split == "restval" else split
-    entry = found.add(str(image.get("cocoid", path)), path, split, where)
+    entry = collector.add(str(image.get("cocoid", path)), path, split, where)
     if entry is None:
         return
     for index, sentence in enumerate(sentences):
         spot = f"{where}.sentences[{index}]"
         match sentence:
             case {"raw": raw} if raw is not None:
-                found.caption(entry, raw, spot)
+                collector.caption(entry, raw, spot)
             case {"tokens": [*tokens]} if all(isinstance(token, str) for token in tokens):
-                found.caption(entry, " ".join(tokens), spot)
+                collector.caption(entry, " ".join(tokens), spot)
             case _:
-                found.problem(
+                collector.problem(
                     "malformed line", spot, f"neither raw nor tokens: {excerpt(sentence)}"
                 )

@@ -77,26 +77,26 @@ def load(root: Path) -> Dataset:
             f"{root}: no drawn scenes: it has no {INDEX};"
             f" draw them with `python -m captioner.data.scenes {root}`"
         )
-    found = Collector(root, "scenes", [root])
+    collector = Collector(root, "scenes", [root])
     truths: dict[str, Scene] = {}
-    for where, line in found.lines(index, read_lines(index)):
+    for where, line in collector.lines(index, read_lines(index)):
         try:
             file, split, said, scene = _parse(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             detail = f"not a record of a drawn scene: {excerpt(line)} ({excerpt(error)})"
-            found.problem("malformed line", where, detail)
+            collector.problem("malformed line", where, detail)
             continue
         image_id = Path(file).stem
-        entry = found.add(image_id, file, split, where)
+        entry = collector.add(image_id, file, split, where)
         if entry:
             truths[image_id] = scene
             for caption in said:
-                found.caption(entry, caption, where)
+                collector.caption(entry, caption, where)
 
     def judge(image_id: str, caption: str) -> bool:
         return is_true(truths[image_id], caption)
 
-    return replace(found.dataset(report_unnamed=True), judge=judge)
+    return replace(collector.dataset(report_unnamed=True), judge=judge)
 
 
 def _parse(line: str) -> tuple[str, str, list[object], Scene]:
