@@ -1,1 +1,1 @@
-"""Examine a trained model."""
+"""Examines a trained model."""

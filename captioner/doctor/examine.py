@@ -1,4 +1,4 @@
-"""Examine a model: gather what the checks need from the model, its run and a split of data."""
+"""Runs the checks on a model, its run and a split of data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
 
 CHUNK = 256  # images searched together
-RECOMPUTED = 32  # features computed again
+RECOMPUTED = 32  # features to recompute
 SHUFFLES = 5
 
 
@@ -43,15 +43,15 @@ def examine(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> list[Check]:
-    """Check a model on a split of data, the causes before what follows from them.
+    """Check a model on a split of data; causes come before their effects.
 
     Args:
         captioner: on its device.
-        config: whose `data` section names the data set.
-        folder: the model directory; a training run is looked for around it.
-        split: name; None: the dev split where there is one, else test.
-        seed: of the images that are encoded again, and of the shuffles.
-        say: told what happens.
+        config: its `data` section names the data set.
+        folder: the model directory; its parent may be a run folder.
+        split: name; None: the dev split if there is one, otherwise test.
+        seed: random seed of the recomputed images and the shuffles.
+        say: receives status messages.
 
     Raises:
         DataError: if the split cannot be used.
@@ -92,13 +92,13 @@ def examine(
         checks.check_units(
             "initial state",
             *initial,
-            "the image does not reach the decoder: train again with decoder.feature_norm "
+            "the decoder does not depend on the image: train again with decoder.feature_norm "
             "standardize, or a lower training.learning_rate",
         ),
         checks.check_units(
             "hidden units",
             *outputs,
-            "much of the decoder is dead: lower training.learning_rate or decoder.hidden_size",
+            "train again with a lower training.learning_rate or decoder.hidden_size",
         ),
         checks.check_vocabulary(
             coverage, len({word for caption in tokens for word in caption}), len(words.words)
@@ -114,12 +114,12 @@ def shuffled_scores(
     rng: np.random.Generator,
     metric: str,
 ) -> list[float]:
-    """Score captions that were given to other images.
+    """Score captions against the references of other images.
 
     Args:
         captions: tokens of the caption of each image.
         references: of the images.
-        rng: draws the shuffles.
+        rng: for the shuffles.
         metric: name of a metric with one score.
 
     Returns:
@@ -127,7 +127,7 @@ def shuffled_scores(
     """
     scores = []
     for _ in range(SHUFFLES):
-        # One cycle through all images, so that none keeps its caption.
+        # One cycle through all images, so that no image keeps its caption.
         order = rng.permutation(len(captions))
         moved: list[Sequence[str]] = [()] * len(captions)
         for image, other in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
@@ -140,7 +140,7 @@ def _check_shuffle(
     tokens: Sequence[Sequence[str]], table: SplitTable, rng: np.random.Generator
 ) -> Check:
     if len(tokens) < 2:
-        return Check("shuffled images", "warning", "one image cannot be shuffled", "give more")
+        return Check("shuffled images", "warning", "one image cannot be shuffled", "use more")
     references = PreparedReferences(table.references)
     real = score_captions(tokens, references, metrics=["cider"])["cider"].value
     return checks.check_shuffle(real, shuffled_scores(tokens, references, rng, "cider"), "cider")
@@ -153,44 +153,44 @@ def _run(
     """Caption a split.
 
     Returns:
-        The captions; the smallest and largest value of each unit of the initial state; and of
-        each hidden unit while it reads those captions.
+        The captions; the smallest and largest value of each unit of the initial state; and of each
+        hidden unit while the decoder reads the captions.
     """
     captions: list[str] = []
     initial, outputs = _Range(), _Range()
     for batch in features.split(CHUNK):
-        found = [best[0].text for best in captioner.search(batch)]
-        captions += found
+        texts = [best[0].text for best in captioner.search(batch)]
+        captions += texts
         hidden = decoder.init_hidden(batch.to(captioner.device))
         initial.update(hidden.transpose(0, 1).flatten(1))  # (L, B, H) -> (B, L * H)
-        token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in found])
+        token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in texts])
         read, _ = decoder.run_cell(token_ids.to(captioner.device), hidden)
         outputs.update(read[token_ids != Vocabulary.pad_id])
     return captions, initial.arrays(), outputs.arrays()
 
 
 class _Range:
-    """The smallest and largest value of each unit over all rows seen."""
+    """The smallest and largest value of each unit over all rows."""
 
     def __init__(self) -> None:
         self._low: Tensor | None = None
         self._high: Tensor | None = None
 
     def update(self, rows: Tensor) -> None:
-        """Take (n, H) values in."""
+        """Add rows, (n, H)."""
         low, high = rows.aminmax(dim=0)
         self._low = low if self._low is None else torch.minimum(self._low, low)
         self._high = high if self._high is None else torch.maximum(self._high, high)
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return both, (H,) each."""
+        """Return the smallest and the largest values, (H,) each."""
         assert self._low is not None
         assert self._high is not None
         return self._low.cpu().numpy(), self._high.cpu().numpy()
 
 
 def _pad(captions: Sequence[Sequence[int]]) -> Tensor:
-    """Return start token and words of each caption, padded: int64 (B, T)."""
+    """Return the start token and words of each caption, padded, int64 (B, T)."""
     width = 1 + max(map(len, captions))
     token_ids = torch.full((len(captions), width), Vocabulary.pad_id)
     for row, ids in zip(token_ids, captions, strict=True):
@@ -200,7 +200,7 @@ def _pad(captions: Sequence[Sequence[int]]) -> Tensor:
 
 def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
     features = captioner.encode([read_image(example.image) for example in examples])
-    return np.asarray(features.half().float().cpu().numpy())  # as the store rounds them
+    return np.asarray(features.half().float().cpu().numpy())  # rounded as in the store
 
 
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
@@ -218,7 +218,7 @@ def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
 
 
 def _changes(encoder: Encoder, trained: str) -> list[str]:
-    """Say what differs from the encoder of training, whose store may still know it."""
+    """Return the differences from the encoder of training, if its feature store still exists."""
     store = FeatureStore.for_encoder(encoder).folder
     about = store.with_name(f"{encoder.name}-{trained}") / "about.json"
     try:
@@ -235,14 +235,14 @@ def _changes(encoder: Encoder, trained: str) -> list[str]:
 
 
 def _flat(spec: Any) -> dict[str, Any]:
-    """Spell nested settings out, as `preprocess.mean`; of several CNNs `1.preprocess.mean`."""
+    """Flatten settings to keys such as `preprocess.mean`, or `1.preprocess.mean` of a list."""
     flat: dict[str, Any] = {}
     if isinstance(spec, list):
-        for number, one in enumerate(spec):
-            flat |= {f"{number}.{key}": value for key, value in _flat(one).items()}
+        for number, cnn in enumerate(spec):
+            flat |= {f"{number}.{key}": value for key, value in _flat(cnn).items()}
         return flat
     for key, value in spec.items():
-        if key == "weights":  # where they lay is for people to read
+        if key == "weights":  # only the origin, for display
             continue
         if isinstance(value, Mapping) and key == "preprocess":
             flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}

@@ -310,7 +310,7 @@ def test_a_model_alone_is_asked_on_what_data(home, tmp_path):
     shutil.copytree(home / "runs" / "toy" / "model", tmp_path / "alone")
     result = run("evaluate", "--model", str(tmp_path / "alone"))
     assert result.exit_code == 2
-    assert "name --data DIR" in result.stderr
+    assert "name the data with --data DIR" in result.stderr
 
 
 def test_captions_that_cannot_be_written_are_one_clear_error():

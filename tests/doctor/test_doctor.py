@@ -89,10 +89,10 @@ def test_a_decoder_that_ignores_the_image(home):
     result, found = visit(home)
     assert ill(found) == ["initial state", "distinct captions", "shuffled images"]
     assert result.exit_code == 1
-    assert "48 of 48 units never move" in result.stdout
+    assert "48 of 48 units are constant" in result.stdout
     assert "1 for 6 images" in result.stdout
-    assert "Verdict: ill: 3 problem(s)" in result.stdout
-    assert "Start with initial state: the image does not reach the decoder" in result.stdout
+    assert "Verdict: unhealthy: 3 problem(s)" in result.stdout
+    assert "Start with initial state: the decoder does not depend on the image" in result.stdout
 
 
 def test_another_normalisation(home):
@@ -239,7 +239,7 @@ def test_a_model_without_its_run(home):
     (home / "run" / "model").rename(home / "alone" / "model")
     result = CliRunner().invoke(main, ["doctor", "--model", str(home / "alone" / "model")])
     assert result.exit_code == 2
-    assert "name --data DIR" in result.stderr
+    assert "name the data with --data DIR" in result.stderr
     config = toys.config(home)
     model = Captioner.load(home / "alone", "cpu")
     found = examine(model, config, home / "alone" / "model", say=lambda _: None)
@@ -302,7 +302,7 @@ def test_unit_check(dead, status):
     high[:dead] = [1e-5, 0.0, np.nan, 0.0, 0.0][:dead]
     found = checks.check_units("hidden units", low, high, "do this")
     assert (found.status, found.advice) == (status, "" if status == "ok" else "do this")
-    assert found.finding == f"{dead} of 10 units never move"
+    assert found.finding == f"{dead} of 10 units are constant"
 
 
 def test_distinct_check_forgives_what_people_do_as_well():
@@ -345,7 +345,7 @@ def test_the_verdict_begins_with_the_first_problem():
         Check("three", "problem", "bad", "mend it"),
         Check("four", "problem", "bad", "mend that"),
     ]
-    assert verdict(found) == "ill: 2 problem(s) (three, four). Start with three: mend it."
+    assert verdict(found) == "unhealthy: 2 problem(s) (three, four). Start with three: mend it."
     assert "1 warning(s): two" in verdict(found[:2])
     assert verdict(found[:1]).startswith("healthy")
 
