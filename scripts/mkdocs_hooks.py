@@ -1,8 +1,8 @@
-"""Hooks of mkdocs.yml: pages that come from the code, and what renders without a network.
+"""Hooks of mkdocs.yml: reference pages from the code, and a site that needs no network.
 
-- Mathematics becomes MathML, which browsers draw themselves.
-- Mermaid's program is copied into the site from an installed package.
-- Comments such as `<!-- command line -->` in a page are replaced by what the code says.
+- TeX becomes MathML, which browsers render.
+- Mermaid's script is copied into the site from an installed package.
+- Comments such as `<!-- command line -->` are replaced by reference text from the code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def on_config(config: Any) -> None:
 
 
 def on_files(files: Any, config: Any) -> None:
-    """Add CHANGELOG, CONTRIBUTING and Mermaid's program to the site."""
+    """Add CHANGELOG, CONTRIBUTING and Mermaid's script to the site."""
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name.lower(), content=text))
@@ -48,7 +48,7 @@ def on_files(files: Any, config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in what the code says."""
+    """Replace the comments by reference text from the code."""
     for name, text in (
         ("command line", _command_line),
         ("configuration", _configuration),
@@ -61,17 +61,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Turn TeX into MathML."""
+    """Convert TeX to MathML."""
 
-    def draw(match: re.Match[str]) -> str:
+    def to_mathml(match: re.Match[str]) -> str:
         display = "block" if match[1] == "div" else "inline"
         return str(convert(html.unescape(match[2]).strip(), display=display))
 
-    return MATH.sub(draw, content)
+    return MATH.sub(to_mathml, content)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Load Mermaid where there is a diagram; the theme would load it from a server."""
+    """Load Mermaid's script on pages with a diagram; the theme would load it from a server."""
     if 'class="mermaid"' not in output:
         return output
     source = get_relative_url(MERMAID, page.url)
@@ -91,7 +91,7 @@ def _decisions() -> str:
 
 
 def _plain(text: str) -> str:
-    """Write text so that Markdown finds no HTML, link, formula or table cell in it."""
+    """Escape HTML, links, formulas and table cells in Markdown text."""
     text = html.escape(text, quote=False)
     return text.replace("[", "&#91;").replace("$", "&#36;").replace("|", "&#124;")
 
@@ -101,39 +101,39 @@ def _cell(text: str) -> str:
 
 
 def _command_line() -> str:
-    """Describe each command as click knows it."""
-    parts = []
+    """Describe each command from its click options."""
+    blocks = []
     for name in main.list_commands(click.Context(main)):
         command = main.get_command(click.Context(main), name)
         assert command is not None
         context = click.Context(command, info_name=f"captioner {name}")
         help_text = inspect.cleandoc((command.help or "").replace("\b", ""))
-        parts += [f"## captioner {name}", _plain(help_text)]
-        parts.append(f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```")
+        blocks += [f"## captioner {name}", _plain(help_text)]
+        blocks.append(f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```")
         rows = ["| option | meaning |", "|---|---|"]
         for parameter in command.params:
             record = parameter.get_help_record(context)
             if isinstance(parameter, click.Option) and record and parameter.name != "help":
                 rows.append(f"| <code>{_plain(record[0])}</code> | {_cell(record[1])} |")
-        parts.append("\n".join(rows))
-    return "\n\n".join(parts)
+        blocks.append("\n".join(rows))
+    return "\n\n".join(blocks)
 
 
 def _configuration() -> str:
-    """Describe each section as pydantic knows it."""
-    parts = []
+    """Describe each section from its pydantic model."""
+    blocks = []
     for name, field in Config.model_fields.items():
         section = field.annotation
         assert isinstance(section, type)
         assert issubclass(section, BaseModel)
-        parts += [f"## {name}", (section.__doc__ or "").split("\n\n    Attributes:")[0]]
+        blocks += [f"## {name}", (section.__doc__ or "").split("\n\n    Attributes:")[0]]
         rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-        parts.append("\n".join([*rows, *_settings(section)]))
-    return "\n\n".join(parts)
+        blocks.append("\n".join([*rows, *_settings(section)]))
+    return "\n\n".join(blocks)
 
 
 def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Describe each setting; of a list of sections also those of its first item."""
+    """Describe each setting; for a list of sections, also the settings of an item."""
     for (key, setting), default in zip(
         section.model_fields.items(), section().model_dump(mode="json").values(), strict=True
     ):
@@ -143,21 +143,21 @@ def _settings(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"| `{prefix}{key}` | one item | list | {meaning} |"
             yield from _settings(item, f"{prefix}{key}.0.")
         else:
-            shown = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
-            yield f"| `{prefix}{key}` | `{shown}` | {_values(setting)} | {meaning} |"
+            value = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+            yield f"| `{prefix}{key}` | `{value}` | {_values(setting)} | {meaning} |"
 
 
 def _values(setting: FieldInfo) -> str:
-    """Say which values a setting takes, such as `1 to 1000` or `rnn`, `gru`."""
+    """Return the allowed values of a setting, such as `1 to 1000` or `rnn`, `gru`."""
     kinds = [kind for kind in get_args(setting.annotation) or () if kind is not type(None)]
     if all(isinstance(kind, str) for kind in kinds) and kinds:
         return ", ".join(f"`{kind}`" for kind in kinds)
     bounds = {}
     for holder in [setting, *(kind for kind in kinds if hasattr(kind, "__metadata__"))]:
         for item in getattr(holder, "__metadata__", None) or holder.metadata:
-            for part in getattr(item, "metadata", [item]):
+            for constraint in getattr(item, "metadata", [item]):
                 for sign in ("ge", "gt", "le", "lt"):
-                    if (bound := getattr(part, sign, None)) is not None:
+                    if (bound := getattr(constraint, sign, None)) is not None:
                         bounds[sign] = bound
     return _bounds(bounds) if bounds else _kind(setting.annotation)
 

@@ -1,8 +1,8 @@
-"""Small changes to a Python source, each of which a test should notice.
+"""Mutants of a Python source: small changes that a test should notice.
 
-Operators, numbers, words, truth values and conditions become others; filters, keyword arguments,
-ends of slices, returned values and statements go. Annotations, decorators, docstrings, assertions
-and the words of errors are left alone.
+Operators, numbers, strings, truth values and conditions are replaced. Filters, keyword arguments,
+slice bounds, return values and statements are removed. Annotations, decorators, docstrings,
+assertions and error messages stay.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ OPERATORS = {
     **{"RShift": "LShift"},
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
-CONTEXT, SHOWN = 30, 80  # letters before what changes, and in all
+CONTEXT, SHOWN = 30, 80  # characters before the change, and in total
 UNCHANGED = ("annotation", "returns", "decorator_list", "bases")
 
 
 def mutants(source: str) -> dict[tuple[str, str], str]:
-    """Return the whole source of each mutant by its function and what changes there."""
+    """Return the source of each mutant, by function and change."""
     tree, found = ast.parse(source), {}
     for where, holder, key in list(_places(tree)):
         node = holder[key]
@@ -47,7 +47,7 @@ def mutants(source: str) -> dict[tuple[str, str], str]:
 
 
 def _places(node: ast.AST, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the place of whatever runs: its function, what holds it, and under which key."""
+    """Yield function, container and key of each node that runs."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         where = f"{where}.{node.name}".lstrip(".")
     for field, value in ast.iter_fields(node):
@@ -64,7 +64,7 @@ def _places(node: ast.AST, where: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _swapped(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what may stand in a node's place."""
+    """Yield replacements of a node."""
     match node:
         case ast.Compare(ops=[operator]):
             yield from (_with(node, ops=[each]) for each in _others(operator))
@@ -85,7 +85,7 @@ def _swapped(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _without(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield a node less a part of it, or what stands where it is gone."""
+    """Yield a node without one of its elements, or a replacement of the whole node."""
     match node:
         case ast.comprehension(ifs=[_, *_]):
             yield _with(node, ifs=[])

@@ -1,15 +1,15 @@
-"""Break the program on purpose, one small change at a time: does a test fail?
+"""Mutation testing: change the code in one place at a time, and check that a test fails.
 
     python scripts/mutate.py [FILE ...] [--most 30] [--seed 0] [--jobs 1]
 
-Why no tool from PyPI: mutmut 3 passes over decorated functions (properties, static methods,
-whatever runs in inference mode); cosmic-ray starts Python anew for each mutant, which imports
-PyTorch for longer than the tests take. This forks from a process that has imported it.
+Tools from PyPI do not fit. mutmut 3 skips decorated functions (properties, static methods,
+functions in inference mode). cosmic-ray starts Python for each mutant, and importing PyTorch takes
+longer than the tests. This script forks from a process that has imported PyTorch.
 
-Each mutant of `mutants.py` is written into a copy of the tree, where the tests named below run
-until one fails. What lives and does not stand in `equivalent_mutants.tsv` (file, function, change,
-why no test can tell) is printed, and the exit code is 1. Of a file with more mutants than `--most`
-so many are drawn.
+Each mutant of `mutants.py` is written into a copy of the tree. The tests in `TESTS` run there until
+one fails. The script prints surviving mutants that are not in `equivalent_mutants.tsv` (file,
+function, change, reason why no test can notice), and then exits with code 1. `--most` limits the
+mutants of a file; they are drawn at random.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mutants import mutants
 ROOT = Path(__file__).parents[1]
 EXPLAINED = Path(__file__).with_name("equivalent_mutants.tsv")
 OPTIONS = ("-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-MEMORY = 8 << 30  # bytes, of a mutant that asks for more and more
+MEMORY = 8 << 30  # bytes; the limit of a mutant
 SEARCH = ("search/test_beam_search.py", "search/test_greedy_and_sampling.py")
 NO_NUMBERS = "test_no_numbers.py::test_a_step_without_numbers_spoils_its_image_alone"
 OTHERS = "test_no_numbers.py::test_the_others_of_a_batch_keep_their_captions"
@@ -45,7 +45,7 @@ QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 o
 ROOM = "test_update or the_room_a_decoder_takes"
 JOB = ("captioning/test_job.py", "not (twenty_random or flipped_bit)")
 BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or backbone or kinds or auxiliary"
-TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps which of their tests
+TESTS: dict[str, tuple[str, ...]] = {  # file -> test files, optionally with a -k expression
     "training/update.py": ("training/test_update.py", "test_config_bounds.py", ROOM),
     "training/bptt.py": ("training/test_bptt.py",),
     "training/loss.py": ("training/test_loss.py", "training/test_bptt.py"),
@@ -68,7 +68,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of each file: test files, and perhaps w
 
 
 def outcome(tree: Path, name: str, limit: float) -> str:
-    """Run the tests of a file in a fork: then it is "killed", "timed out" or "alive"."""
+    """Run the tests of a file in a fork; return "killed", "timed out" or "alive"."""
     child = os.fork()
     if not child:
         os.setsid()
@@ -84,7 +84,7 @@ def outcome(tree: Path, name: str, limit: float) -> str:
         time.sleep(0.02)
         done, status = os.waitpid(child, os.WNOHANG)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # with what it started
+        os.killpg(child, signal.SIGKILL)  # also the processes it started
     if not done:
         os.waitpid(child, 0)
         return "timed out"
@@ -92,7 +92,7 @@ def outcome(tree: Path, name: str, limit: float) -> str:
 
 
 def work(name: str, texts: Sequence[str], numbers: Sequence[int], pipe: int) -> None:
-    """Tell what becomes of some of the mutants of a file."""
+    """Test some mutants of a file and write their outcomes to the pipe."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         for part in ("captioner", "tests", "configs", "data"):
@@ -100,11 +100,11 @@ def work(name: str, texts: Sequence[str], numbers: Sequence[int], pipe: int) -> 
         shutil.copy(ROOT / "pyproject.toml", tree)
         target = tree / "captioner" / name
         started = time.monotonic()
-        sys.dont_write_bytecode = False  # of the tests, once
+        sys.dont_write_bytecode = False  # compile the tests once
         if outcome(tree, name, 600) != "alive":
-            sys.exit(f"{name}: its tests fail as it is")
+            sys.exit(f"{name}: the tests fail without a mutation")
         sys.dont_write_bytecode = True
-        Path(cache_from_source(str(target))).unlink()  # or else it may be taken for the mutant's
+        Path(cache_from_source(str(target))).unlink()  # Python could load it for a mutant
         limit = 20 + 5 * (time.monotonic() - started)
         for number in numbers:
             target.write_text(texts[number])
@@ -112,15 +112,15 @@ def work(name: str, texts: Sequence[str], numbers: Sequence[int], pipe: int) -> 
 
 
 def outcomes(name: str, texts: Sequence[str], jobs: int) -> Iterator[tuple[int, str]]:
-    """Yield what becomes of each mutant of a file."""
+    """Yield the index and the outcome of each mutant of a file."""
     read, write = os.pipe()
     for job in range(jobs):
         if not os.fork():
             work(name, texts, range(job, len(texts), jobs), write)
             os._exit(0)
     os.close(write)
-    with os.fdopen(read) as told:
-        for line in told:
+    with os.fdopen(read) as results:
+        for line in results:
             number, _, result = line.strip().partition(" ")
             yield int(number), result
     if any(os.wait()[1] for _ in range(jobs)):
@@ -128,18 +128,18 @@ def outcomes(name: str, texts: Sequence[str], jobs: int) -> Iterator[tuple[int, 
 
 
 def main() -> None:
-    """Try the mutants of the files named, print those that live, and count."""
+    """Test the mutants of the given files; print the survivors and the counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="*", help=", ".join(TESTS))
-    parser.add_argument("--most", type=int, default=30, help="mutants of a file")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--most", type=int, default=30, help="maximum number of mutants per file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.path.insert(0, str(ROOT))
     for module in ("captioner.training.run", "captioner.__main__", "hypothesis", "torchvision"):
-        import_module(module)  # what they import stays; our own is forgotten
+        import_module(module)  # their dependencies stay imported; captioner does not
     for module in [each for each in sys.modules if each.partition(".")[0] == "captioner"]:
         del sys.modules[module]
     explained = [tuple(line.split("\t")[:3]) for line in EXPLAINED.read_text().splitlines()]
@@ -148,7 +148,7 @@ def main() -> None:
         every = mutants((ROOT / "captioner" / name).read_text())
         reasons = {row[1:] for row in explained if row[0] == name}
         for change in sorted(reasons - every.keys()):
-            print(name, *change, "explained, but there is no such mutant", sep="\t")
+            print(name, *change, "in equivalent_mutants.tsv, but there is no such mutant", sep="\t")
         drawn = random.Random(given.seed).sample(list(every), min(given.most, len(every)))
         counts: Counter[str] = Counter()
         for number, result in outcomes(name, [every[each] for each in drawn], given.jobs):
@@ -157,13 +157,13 @@ def main() -> None:
             counts[result + reason] += 1
             if (result == "killed") == bool(reason) or result == "timed out":
                 print(name, *change, result + reason, sep="\t", flush=True)
-        print(f"{name}: {len(every)} mutants, {len(drawn)} tried: {_told(counts)}", flush=True)
+        print(f"{name}: {len(every)} mutants, {len(drawn)} tested: {_summary(counts)}", flush=True)
         total += counts
-    print(f"all: {_told(total)}")
+    print(f"all: {_summary(total)}")
     sys.exit(total["alive"] > 0)
 
 
-def _told(counts: Counter[str]) -> str:
+def _summary(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {result}" for result, number in sorted(counts.items()))
 
 

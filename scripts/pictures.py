@@ -1,13 +1,14 @@
-"""Draw the pictures of README and docs from what the program really says.
+"""Draw the pictures of README and docs from real output.
 
     python scripts/pictures.py [RUN]
 
-takes a run of `captioner train` on the bundled scenes, or trains one (about two minutes), gives it
-the commands of the README, and writes SVG files for light and dark pages into docs/pictures:
+RUN is a run of `captioner train` on the bundled scenes; without it, the script trains one in about
+two minutes. The script runs the commands of the README and writes SVG files for light and dark
+pages to docs/pictures:
 
-- `session`: the terminal, and three test images with their captions
-- `words`: the probabilities of the next word, step by step
-- `follows`: how probable each of four images makes each of four captions
+- `session`: a terminal session, and three test images with their captions
+- `words`: the probabilities of the next word at each step
+- `follows`: the log-likelihood of four captions given each of four images
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def svg(width: float, height: float, label: str, body: list[str]) -> str:
 
 
 def image(path: Path, x: float, y: float, side: int, color: Color) -> str:
-    """Return a drawn scene, embedded, so that the file needs no other."""
+    """Return an image element with the data of a scene embedded."""
     data = base64.b64encode((ROOT / path).read_bytes()).decode()
     place = f'x="{x}" y="{y}" width="{side}" height="{side}"'
     return (
@@ -131,7 +132,7 @@ def halves(caption: str) -> list[str]:
 
 
 def words(color: Color, index: int, steps: list[list[tuple[str, float]]]) -> str:
-    """Draw the most probable next words at each step; the first of each is written."""
+    """Draw the most probable next words at each step; the first one is the caption's word."""
     across, bar, left, row = 112, 92, 150, 6
     down = 46 + 34 * len(steps[0])
     width, height = left + across * row, down * -(-len(steps) // row)
@@ -153,7 +154,7 @@ def words(color: Color, index: int, steps: list[list[tuple[str, float]]]) -> str
 
 
 def follows(color: Color, captions: dict[int, str], scores: torch.Tensor) -> str:
-    """Draw a table of images by captions, with the mean log-likelihood of a word in each cell."""
+    """Draw a table of images and captions; a cell is the mean log-likelihood per token."""
     left, across, down = 300, 96, 44
     width, height = left + across * len(captions) + 16, 124 + down * len(captions)
     body = [f'<rect width="{width}" height="{height}" rx="10" fill="{color["page"]}"/>']
@@ -178,22 +179,23 @@ def follows(color: Color, captions: dict[int, str], scores: torch.Tensor) -> str
 def next_words(captioner: Captioner, index: int, caption: str) -> list[list[tuple[str, float]]]:
     """Return the five most probable words at each step of a caption."""
     vocabulary = captioner.vocabulary
-    ids = [vocabulary.bos_id, *vocabulary.encode(tokenize(caption))]
+    caption_ids = [vocabulary.bos_id, *vocabulary.encode(tokenize(caption))]
     with torch.no_grad():
         with Image.open(ROOT / scene(index)) as picture:
             features = captioner.encode([picture.convert("RGB")])
-        logits, _ = captioner.decoder(torch.tensor([ids]), captioner.decoder.init_hidden(features))
+        hidden = captioner.decoder.init_hidden(features)
+        logits, _ = captioner.decoder(torch.tensor([caption_ids]), hidden)
     logits[..., list(vocabulary.unwritable)] = float("-inf")
     steps = []
-    for chances in logits[0].softmax(-1):
-        values, places = chances.topk(5)
-        found = [vocabulary.decode([place]) or ["(end)"] for place in places.tolist()]
-        steps.append([(word, value) for [word], value in zip(found, values.tolist(), strict=True)])
+    for probabilities in logits[0].softmax(-1):
+        values, ids = probabilities.topk(5)
+        texts = [vocabulary.decode([token_id]) or ["(end)"] for token_id in ids.tolist()]
+        steps.append([(word, value) for [word], value in zip(texts, values.tolist(), strict=True)])
     return steps
 
 
 def commands(work: Path) -> list[tuple[str, str]]:
-    """Return the three commands of the README and what they print in a folder with a run."""
+    """Return the three commands of the README and their output in a folder with a run."""
     log = (work / "runs/scenes/train.log").read_text(encoding="utf-8").splitlines()
     epochs = [line[21:] for line in log if line[21:].startswith("epoch ")]
     lines = [("command", "captioner train"), *(("note", line) for line in epochs[-2:])]
@@ -203,13 +205,13 @@ def commands(work: Path) -> list[tuple[str, str]]:
     return [*lines, ("command", "captioner evaluate"), *(("", line) for line in scores)]
 
 
-def main(given: Path | None) -> None:
-    """Run the commands, ask the model, and write every picture in both themes."""
+def main(run_folder: Path | None) -> None:
+    """Run the commands and write every picture in both themes."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "data").symlink_to(ROOT / "data")
-        if given:
-            shutil.copytree(given, work / "runs" / "scenes")
+        if run_folder:
+            shutil.copytree(run_folder, work / "runs" / "scenes")
         else:
             run("captioner train", work)
         lines = commands(work)
@@ -218,13 +220,13 @@ def main(given: Path | None) -> None:
     texts = dict(zip(every, captioner.caption([ROOT / scene(i) for i in every]), strict=True))
     steps = next_words(captioner, CONTRASTED[1], texts[CONTRASTED[1]])
     contrasted = {index: texts[index] for index in CONTRASTED}
-    likely = captioner.score([ROOT / scene(index) for index in contrasted], contrasted.values())
+    scores = captioner.score([ROOT / scene(index) for index in contrasted], contrasted.values())
     FOLDER.mkdir(exist_ok=True)
     for theme, color in THEMES.items():
         for title, drawn in (
             ("session", session(color, {index: texts[index] for index in SHOWN}, lines)),
             ("words", words(color, CONTRASTED[1], steps)),
-            ("follows", follows(color, contrasted, likely)),
+            ("follows", follows(color, contrasted, scores)),
         ):
             (FOLDER / f"{title}-{theme}.svg").write_text(drawn, encoding="utf-8")
 

@@ -1,12 +1,12 @@
-"""Train the small CNN of the bundled scenes on endlessly drawn pictures.
+"""Train the small CNN of the bundled scenes on newly drawn images.
 
     python scripts/train_scenes_cnn.py data/scenes_cnn.safetensors
 
-Each answer to a question about the picture (how many, what kind, ...) is the mean of its own share
-of the pooled features, so that a captioner that sees nothing but these features can read it off
-too. The combinations of attributes that the dev and test splits hold out are never drawn. So that
-"no two red stars" is not learnt from that, half of the pictures are drawn in colours without a
-name, about which nothing is asked.
+The CNN learns to answer questions about the image (how many, what kind, ...). The logit of each
+answer is the mean of its own group of pooled features, so a captioner can read the answer from
+the features. Combinations of attributes that only dev and test hold are never drawn. To prevent
+that the CNN learns their absence, half of the images have colours without a name, and the colour
+questions are skipped for these images.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from captioner.data.scenes.splits import scenes, split_combinations
 
 BACKBONE = "mobilenet_v2"
 BUILDER_ARGS = {"inverted_residual_setting": [[1, 24, 1, 2], [2, 48, 3, 2], [2, 96, 3, 2]]}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as captioning applies
-BATCH = 128  # pictures
-UNASKED = -100  # the target that cross-entropy ignores
-# Answers to each question about a picture; "" where there is no second thing.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in captioning
+BATCH_SIZE = 128
+UNASKED = -100  # target that cross-entropy ignores
+# The answers to each question about an image; "" if there is no second thing.
 HEADS: dict[str, tuple[object, ...]] = {
     "layout": (*range(1, len(COUNTS) + 1), *RELATIONS),
     "first kind": KINDS,
@@ -58,7 +58,7 @@ def answers(scene: Scene) -> list[int]:
 
 
 def strange_colours(scene: Scene, rng: random.Random) -> dict[str, Colour]:
-    """Swap the scene's colours for ones far from every named one; things may share theirs."""
+    """Replace the colours of a scene by colours far from every named colour."""
     strange: list[Colour] = []
     while len(strange) < len(scene.things):
         tint = (rng.uniform(0, 255), rng.uniform(0, 255), rng.uniform(0, 200))
@@ -70,24 +70,24 @@ def strange_colours(scene: Scene, rng: random.Random) -> dict[str, Colour]:
 
 
 class Drawings(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless batches: pictures uint8 (B, H, W, 3) and answers int64 (B, heads).
+    """Endless batches: images uint8 (B, H, W, 3) and answers int64 (B, heads).
 
     Args:
-        split: whose combinations of attributes are drawn.
-        seed: of the drawings.
-        strange: share of pictures in colours without a name, their answers `UNASKED`.
+        split: split with the combinations of attributes to draw.
+        seed: random seed.
+        strange: fraction of images in colours without a name; their colour answers are `UNASKED`.
     """
 
     def __init__(self, split: str, seed: str, strange: float = 0.0) -> None:
-        self.shares = split_combinations()[split]
+        self.combinations = split_combinations()[split]
         self.seed = seed
         self.strange = strange
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = random.Random(self.seed)
-        endless = scenes(self.shares, rng)
+        endless = scenes(self.combinations, rng)
         while True:
-            batch = [self._picture(next(endless), rng) for _ in range(BATCH)]
+            batch = [self._picture(next(endless), rng) for _ in range(BATCH_SIZE)]
             pictures, targets = zip(*batch, strict=True)
             yield torch.from_numpy(np.stack(pictures)), torch.tensor(targets)
 
@@ -101,7 +101,7 @@ class Drawings(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class Reader(nn.Module):
-    """The CNN, and the answers as means over shares of its pooled features."""
+    """The CNN with answer logits; each logit is the mean of a group of pooled features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,12 +112,12 @@ class Reader(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_answers))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        """Answer each question: uint8 (B, H, W, 3) -> one (B, choices) of logits per head."""
+        """Compute logits: uint8 (B, H, W, 3) -> (B, choices) per head."""
         images = pictures.permute(0, 3, 1, 2).float() / 255  # a channels-last view
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         features = self.cnn((images - mean) / std)
-        shares = adaptive_avg_pool1d(features[:, None], len(self.bias))[:, 0]
-        logits: Tensor = shares * self.scale + self.bias
+        means = adaptive_avg_pool1d(features[:, None], len(self.bias))[:, 0]
+        logits: Tensor = means * self.scale + self.bias
         return torch.split(logits, [*map(len, HEADS.values())], dim=1)
 
 
@@ -147,7 +147,7 @@ def train(steps: int, seed: int, peak: float) -> Reader:
 
 @torch.inference_mode()
 def accuracy(model: Reader, split: str, batches: int = 16) -> dict[str, float]:
-    """Share of right answers on new pictures of a split's combinations, per head and of all."""
+    """Return the fraction of right answers on new images of a split, per head and for all."""
     right = []
     for _, (pictures, targets) in zip(range(batches), Drawings(split, "check"), strict=False):
         guesses = torch.stack([logits.argmax(1) for logits in model(pictures)], dim=1)
@@ -158,7 +158,7 @@ def accuracy(model: Reader, split: str, batches: int = 16) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train, report the accuracy per attribute, save the CNN without its classifier."""
+    """Train, print the accuracy per question, and save the CNN without its classifier."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=2500)
