@@ -1,1 +1,1 @@
-"""Gradients through time: measured on one batch, studied before and after training, drawn."""
+"""Measures, compares and draws gradients through time."""

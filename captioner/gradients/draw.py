@@ -1,4 +1,4 @@
-"""The study of gradients as a table for the terminal, as one figure and as JSON."""
+"""Writes a gradient study as text tables, a figure and JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from captioner.system.files import whole_file, write_text
 from captioner.system.version import __version__
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
-FLOOR = 1e-12  # of the drawing: what is smaller has long vanished
+FLOOR = 1e-12  # lower limit of the figure's axis
 
 
 def describe_study(study: Study) -> str:
-    """Lay the study out as aligned text: the way back, training, truncation."""
+    """Return the study as text tables: gradient flow, training, truncation."""
     return "\n\n".join((_describe_flow(study), _describe_training(study), _describe_cuts(study)))
 
 
@@ -44,8 +44,8 @@ def _describe_flow(study: Study) -> str:
     lengths = f"{study.shortest} to {study.longest} tokens"
     return (
         f"Gradient of the last token's loss by every earlier state ({study.captions} captions of "
-        f"{lengths}):\n{_align(rows)}\nvanishes, explodes: first distance at which less than "
-        f"{VANISHED:g} or more than {EXPLODED:g} times the gradient at the last state arrives"
+        f"{lengths}):\n{_align(rows)}\nvanishes, explodes: first distance with less than "
+        f"{VANISHED:g} or more than {EXPLODED:g} times the gradient at the last state"
     )
 
 
@@ -64,8 +64,8 @@ def _describe_training(study: Study) -> str:
             f"{sum(losses) / len(losses):.3f}",
         )
         rows.append(" ".join((cell.name.replace(" ", "_"), *numbers)))
-    over = f"{study.steps} steps" if study.steps else "by the run's log"
-    return f"Training, clipped to a norm of {study.clip_norm:g} ({over}):\n{_align(rows)}"
+    source = f"{study.steps} steps" if study.steps else "from the run's log"
+    return f"Training, clipped to a norm of {study.clip_norm:g} ({source}):\n{_align(rows)}"
 
 
 def _describe_cuts(study: Study) -> str:
@@ -77,8 +77,8 @@ def _describe_cuts(study: Study) -> str:
                 cosines = [f"{cut.cosine[group]:.3f}" for cut in stage.cuts]
                 rows.append(" ".join((cell.name.replace(" ", "_"), group, when, *cosines)))
     return (
-        "Truncation to k tokens: cosine between the gradient that is left and the full one, of "
-        f"the\nrecurrent weights and of the image's projection:\n{_align(rows)}"
+        "Truncation to k tokens: cosine between the truncated and the full gradient, of the\n"
+        f"recurrent weights and of the image projection:\n{_align(rows)}"
     )
 
 
@@ -91,7 +91,7 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def _align(rows: list[str]) -> str:
-    """Turn words into columns; an underscore stands for a space."""
+    """Align words in columns; an underscore becomes a space."""
     table = [row.split() for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
@@ -99,26 +99,26 @@ def _align(rows: list[str]) -> str:
 
 
 def draw_study(study: Study, path: Path) -> None:
-    """Draw the way back before and after training, the norms that were clipped, the cuts.
+    """Draw the gradient flow before and after training, the gradient norms and the truncation.
 
     Args:
         study: to draw.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure  # slow to import, and needed only here
+    from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(10, 7.2), layout="constrained", dpi=85)
     (before, after), (norms, cuts) = figure.subplots(2, 2)
     after.sharey(before)
     trained = f"{study.steps:,} steps of training" if study.steps else "training"
     before.set_title("gradient of the last token's loss, before training")
-    after.set_title(f"the same after {trained}")
+    after.set_title(f"after {trained}")
     for axes, stage in ((before, "before"), (after, "after")):
         for cell in study.cells:
             _draw_flow(axes, cell.name, getattr(cell, stage).flow)
         axes.axhline(1, color="black", lw=0.8)
         axes.set(yscale="log", xlabel="steps before the last state")
-    before.set_ylabel("norm over that at the last state")
+    before.set_ylabel("norm relative to the last state")
     before.set_ylim(bottom=max(FLOOR, before.get_ylim()[0]))
     before.plot([], [], "*", color="grey", ms=10, label="the image's state")
     handles, labels = before.get_legend_handles_labels()
@@ -129,7 +129,7 @@ def draw_study(study: Study, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     with whole_file(path, "figure") as aside:
-        # By the name of its writer it is known, when it is to be replaced.
+        # `system.ownership` recognises the file by this name before it replaces the file.
         figure.savefig(
             aside,
             format="png",
@@ -148,9 +148,9 @@ def _draw_flow(axes: Any, name: str, flow: Flow) -> None:
     axes.fill_between(steps, flow.low, flow.high, color=colour, alpha=0.12, lw=0)
     axes.plot(steps, flow.median, color=colour, label=name)
     for (part, norms), style in zip(flow.parts.items(), ("--", ":"), strict=False):
-        # The last c has yet to reach an output: it starts at zero, which no log scale shows.
-        shown = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > 0]
-        axes.plot(*zip(*shown, strict=True), style, color=colour, lw=1, label=f"{name}: {part}")
+        # The gradient at the last c is zero, which a log scale cannot show.
+        points = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > 0]
+        axes.plot(*zip(*points, strict=True), style, color=colour, lw=1, label=f"{name}: {part}")
     axes.plot(flow.image_distance, flow.image, "*", color=colour, ms=10)
 
 
@@ -158,18 +158,18 @@ def _draw_norms(axes: Any, study: Study) -> None:
     import numpy as np
 
     logs = [(cell.name, cell.log) for cell in study.cells if cell.log]
-    every = np.array([norm for _, log in logs for norm in log.norms])
-    every = every[np.isfinite(every) & (every > 0)]
-    if every.size:
-        low, high = every.min(), max(every.max(), study.clip_norm)
+    norms = np.array([norm for _, log in logs for norm in log.norms])
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    if norms.size:
+        low, high = norms.min(), max(norms.max(), study.clip_norm)
         bins = np.geomspace(low / 1.05, high * 1.05, 50)
         for name, log in logs:
             label = f"{name}: {log.clipped:.1%} clipped"
             axes.hist(log.norms, bins, histtype="step", color=_colour(name), label=label)
-    axes.axvline(study.clip_norm, color="black", lw=1, ls="--", label="clipped to this norm")
+    axes.axvline(study.clip_norm, color="black", lw=1, ls="--", label="maximum norm")
     axes.set(
         xscale="log",
-        yscale="log",  # one step that explodes is to be seen among the many that do not
+        yscale="log",  # shows a single exploding step
         title="gradient norms in training, before clipping",
         xlabel="norm of the gradient of all weights",
         ylabel="steps",
@@ -186,28 +186,28 @@ def _draw_cuts(axes: Any, study: Study) -> None:
             label = cell.name if group == "recurrent" else None
             axes.plot(windows, cosines, style, color=_colour(cell.name), ms=5, label=label)
     axes.plot([], [], "o-", color="grey", ms=5, label="recurrent weights")
-    axes.plot([], [], "*:", color="grey", ms=5, label="the image's projection")
+    axes.plot([], [], "*:", color="grey", ms=5, label="image projection")
     axes.set(
         xscale="log",
-        title="what a truncation keeps, after training",
+        title="truncated gradient, after training",
         xlabel="tokens per window",
-        ylabel="cosine to the full gradient",
+        ylabel="cosine with the full gradient",
     )
-    # The last window is the caption's length, which may stand close to a power of two.
-    apart = [window for window in windows[:-1] if window * 1.3 < windows[-1]]
-    axes.set_xticks([*apart, windows[-1]], [*map(str, apart), str(windows[-1])])
+    # The last window, the caption's length, may be close to a power of two.
+    ticks = [window for window in windows[:-1] if window * 1.3 < windows[-1]] + windows[-1:]
+    axes.set_xticks(ticks, map(str, ticks))
     axes.set_ylim(top=1.02)
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
 
 
 def write_json(study: Study, path: Path) -> None:
-    """Write all figures; what is no number is null."""
+    """Write the study as JSON; NaN and infinity become null."""
     write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n", "study")
 
 
 def _plain(value: Any) -> Any:
-    """Round floats to six digits, and leave out what JSON cannot say."""
+    """Round floats to six digits, and replace NaN and infinity by None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

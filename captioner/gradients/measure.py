@@ -1,7 +1,7 @@
-"""The gradient on its way back through time: one decoder, one batch, nothing learned.
+"""Measures gradients through time of one decoder on one batch, without training.
 
-Three questions: how much of the last token's gradient reaches the states before it, what opens
-or closes its way, and what is lost where the way is cut after k steps.
+Three questions: how much of the last token's gradient reaches the earlier states, how gates and
+recurrent weights affect the gradient, and what truncation after k steps loses.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ VANISHED, EXPLODED = 0.01, 100.0  # of the gradient at the last state
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Norms of the last token's loss gradient, each over that at the caption's last state.
+    """Gradient norms of the last token's loss, relative to the norm at the caption's last state.
 
-    Lists are indexed by distance: steps before the state that scores the last token. They end
-    where fewer than half of the captions are that long.
+    The index of a list is the distance: steps before the state that scores the last token. The
+    lists end at the median length of the captions.
 
     Attributes:
-        last: the norm at the last state itself, in nats; median over the captions, as are
-            all others.
+        last: absolute norm at the last state, in nats, median over the captions.
         low: tenth percentile over the captions.
-        median: over the captions.
-        high: ninetieth percentile.
-        parts: medians of an LSTM's h and c alone, which the others take together; else empty.
-        image: at the initial state, that the image made.
+        median: median over the captions.
+        high: ninetieth percentile over the captions.
+        parts: medians of an LSTM's h and c alone; the other values take both together; empty for
+            other cells.
+        image: norm at the initial state, median over the captions.
         image_distance: median length of a caption, end token included.
-        factor: geometric mean of the medians' ratios from one distance to the next.
-        vanishes: first distance below `VANISHED`, None where there is none.
-        explodes: first distance above `EXPLODED`, None where there is none.
+        factor: geometric mean of the ratio of the medians at successive distances.
+        vanishes: first distance below `VANISHED`; None: none.
+        explodes: first distance above `EXPLODED`; None: none.
     """
 
     last: float
@@ -59,14 +59,14 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A truncated gradient beside the full one, by group of weights.
+    """A truncated gradient compared with the full gradient, by group of weights.
 
-    The groups: `all` weights, the `recurrent` cell's, and the `image` projection's.
+    The groups are `all` weights, the `recurrent` cell and the `image` projection.
 
     Attributes:
         window: tokens per window.
-        cosine: of the angle between the two.
-        norm: of the truncated one, over that of the full one.
+        cosine: cosine between the two gradients.
+        norm: norm of the truncated gradient divided by the norm of the full gradient.
     """
 
     window: int
@@ -75,14 +75,13 @@ class Cut:
 
 
 def join_captions(table: CaptionTable, length: int) -> CaptionTable:
-    """Join neighbouring captions to long sequences, to see further back than one caption.
+    """Join successive captions to sequences longer than one caption.
 
-    A sequence is shown the image of its first caption; captions of the same image are
-    neighbours.
+    A sequence has the image of its first caption. Captions of the same image are adjacent.
 
     Args:
         table: of captions.
-        length: tokens to predict of each sequence; what hangs over is cut off.
+        length: tokens to predict of each sequence; the rest is cut off.
 
     Raises:
         ConfigError: if all captions together are shorter.
@@ -90,18 +89,20 @@ def join_captions(table: CaptionTable, length: int) -> CaptionTable:
     sequences: list[Tensor] = []
     firsts: list[int] = []
     pieces: list[Tensor] = []
-    first = gathered = 0
+    first = joined = 0
     for i, (token_ids, tokens) in enumerate(
         zip(table.token_ids, table.lengths.tolist(), strict=True)
     ):
         pieces.append(token_ids[:tokens])
-        gathered += tokens
-        if gathered > length:
+        joined += tokens
+        if joined > length:
             sequences.append(torch.cat(pieces)[: length + 1])
             firsts.append(first)
-            pieces, gathered, first = [], 0, i + 1
+            pieces, joined, first = [], 0, i + 1
     if not sequences:
-        raise ConfigError(f"--length {length}: all training captions make {gathered} tokens only")
+        raise ConfigError(
+            f"--length {length}: all training captions together have only {joined} tokens"
+        )
     return replace(
         table,
         token_ids=torch.stack(sequences),
@@ -111,7 +112,7 @@ def join_captions(table: CaptionTable, length: int) -> CaptionTable:
 
 
 def longest_batch(table: CaptionTable, batch_size: int, *, seed: int) -> Batch:
-    """Return the batch of the first epoch whose shortest caption is longest: a view far back."""
+    """Return the batch of the first epoch with the longest shortest caption."""
     batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=0)
     sizes = [(len(chosen), int(table.lengths[chosen].min())) for chosen in batches]
     start = sizes.index(max(sizes))
@@ -119,18 +120,18 @@ def longest_batch(table: CaptionTable, batch_size: int, *, seed: int) -> Batch:
 
 
 def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-    """Differentiate the loss of each caption's last token by every state before it.
+    """Differentiate the loss of each caption's last token by every earlier state.
 
-    Goes step by step, in float64 on the CPU and without dropout.
+    Runs step by step in float64 on the CPU, without dropout.
 
     Args:
-        decoder: left as it is.
-        batch: of captions and their images.
+        decoder: not changed.
+        batch: captions and their images.
         label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
 
     Returns:
-        float64 (T + 1, S, B, H): [0] for the state the image made, [t] for that after t tokens,
-        zero after a caption's end; S is L, for an LSTM 2L.
+        float64 (T + 1, S, B, H): [0] for the initial state, [t] for the state after t tokens; zero
+        after a caption's end. S is L, or 2L for an LSTM.
     """
     twin = copy.deepcopy(decoder).cpu().eval()
     hidden = twin.init_hidden(batch.features.cpu()).detach().double().requires_grad_()
@@ -139,29 +140,29 @@ def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 
     for token_ids in batch.inputs.cpu().split(1, dim=1):
         _, hidden = twin.run_cell(token_ids, hidden)
         states.append(hidden)
-    # The words are scored by h of the topmost layer.
+    # The output layer reads h of the last layer.
     outputs = torch.stack([state[twin.num_layers - 1] for state in states])  # (T + 1, B, H)
-    lengths, every = caption_lengths(batch), torch.arange(len(batch.targets))
+    lengths, indices = caption_lengths(batch), torch.arange(len(batch.targets))
     loss = functional.cross_entropy(
-        twin.to_logits(outputs[lengths, every]),
-        batch.targets.cpu()[every, lengths - 1],
-        reduction="sum",  # no caption's loss touches another's states
+        twin.to_logits(outputs[lengths, indices]),
+        batch.targets.cpu()[indices, lengths - 1],
+        reduction="sum",  # captions do not share states
         label_smoothing=label_smoothing,
     )
     return torch.stack(torch.autograd.grad(loss, states))
 
 
 def caption_lengths(batch: Batch) -> Tensor:
-    """Count the tokens each caption of a batch predicts, int64 (B,), on the CPU."""
+    """Return the number of targets of each caption, int64 (B,), on the CPU."""
     return (batch.targets != Vocabulary.pad_id).sum(1).cpu()
 
 
 def measure_flow(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Flow:
-    """Measure how the last token's gradient fares on its way to the image.
+    """Measure the last token's gradient at every earlier state.
 
     Args:
-        decoder: left as it is.
-        batch: of captions and their images.
+        decoder: not changed.
+        batch: captions and their images.
         label_smoothing: as in training.
     """
     gradients = state_gradients(decoder, batch, label_smoothing=label_smoothing)
@@ -195,33 +196,34 @@ def measure_flow(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0
 
 
 def _norms(gradients: Tensor) -> Tensor:
-    """Take norms over layers and units: (T + 1, S, B, H) -> (T + 1, B)."""
+    """Return the norms over layers and units: (T + 1, S, B, H) -> (T + 1, B)."""
     return gradients.square().sum((1, 3)).sqrt()
 
 
 def _by_distance(values: Tensor, lengths: Tensor) -> Tensor:
-    """Line captions up at their ends: (T + 1, B) by step -> (T + 1, B) by distance, else NaN.
+    """Align captions at their ends: (T + 1, B) by step -> (T + 1, B) by distance, padded with NaN.
 
-    The image's state is left out: it stands at another distance in each caption.
+    Without the initial state, whose distance is different in each caption.
     """
     steps = lengths - torch.arange(len(values))[:, None]
     return values.gather(0, steps.clamp(min=0)).where(steps > 0, torch.nan)
 
 
 def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> list[Cut]:
-    """Compare the truncated gradients of a batch's loss to the full one.
+    """Compare the truncated gradients of a batch's loss with the full gradient.
+
+    Runs on the CPU, without dropout.
 
     Args:
-        decoder: left as it is; on the CPU and without dropout here.
-        batch: of captions and their images.
+        decoder: not changed.
+        batch: captions and their images.
         label_smoothing: as in training.
 
     Returns:
-        Windows of 1, 2, 4, ... tokens; the last is as long as the longest caption and loses
-        nothing.
+        Windows of 1, 2, 4, ... tokens; the last window is the longest caption, without truncation.
     """
     twin = copy.deepcopy(decoder).cpu().eval()
-    here = Batch(batch.features.cpu(), batch.inputs.cpu(), batch.targets.cpu(), batch.tokens)
+    batch = Batch(batch.features.cpu(), batch.inputs.cpu(), batch.targets.cpu(), batch.tokens)
     groups: dict[str, nn.Module] = {
         "all": twin,
         "recurrent": twin.cell,
@@ -230,10 +232,10 @@ def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0
 
     def gradients(window: int) -> dict[str, Tensor]:
         twin.zero_grad()
-        bptt.backward(twin, here, label_smoothing=label_smoothing, window=window)
+        bptt.backward(twin, batch, label_smoothing=label_smoothing, window=window)
         return {name: _flat_gradient(module) for name, module in groups.items()}
 
-    longest = here.inputs.shape[1]
+    longest = batch.inputs.shape[1]
     powers = takewhile(lambda window: window < longest, (2**n for n in range(longest)))
     full = gradients(longest)
     cuts = []
@@ -253,15 +255,14 @@ def _flat_gradient(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
-    """Average the gate by which a cell keeps its state: an LSTM's forget, a GRU's update gate.
+    """Return the mean of an LSTM's forget gate or a GRU's update gate, which keep the state.
 
     Args:
-        decoder: left as it is.
-        batch: of captions and their images.
+        decoder: not changed.
+        batch: captions and their images.
 
     Returns:
-        The mean over units and real tokens, of the first layer, in (0, 1); None for a cell
-        without gates.
+        Mean over units and tokens in the first layer, in (0, 1); None for a cell without gates.
     """
     if not isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None
@@ -274,9 +275,9 @@ def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
     gates = []
     for step, token_ids in enumerate(batch.inputs.cpu().split(1, dim=1)):
         from_state = functional.linear(hidden[0], weights["weight_hh_l0"], weights["bias_hh_l0"])
-        # torch orders an LSTM's gates i, f, g, o and a GRU's r, z, n: what keeps is the second.
-        kept = (from_word[:, step] + from_state).split(hidden.shape[-1], dim=1)[1]
-        gates.append(kept.sigmoid().mean(1))
+        # torch's order of gates: i, f, g, o in an LSTM, r, z, n in a GRU; take f or z.
+        gate = (from_word[:, step] + from_state).split(hidden.shape[-1], dim=1)[1]
+        gates.append(gate.sigmoid().mean(1))
         _, hidden = twin.run_cell(token_ids, hidden)
     real = batch.targets.cpu() != Vocabulary.pad_id
     return float(torch.stack(gates, dim=1)[real].mean())
@@ -284,18 +285,18 @@ def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
 
 @torch.no_grad()
 def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
-    """Measure W_hh of the first layer of a cell without gates.
+    """Return the size of W_hh in the first layer of a cell without gates.
 
     Returns:
-        Its largest absolute eigenvalue and its largest singular value; None for a cell with
-        gates, whose Jacobian is more than one matrix.
+        Largest absolute eigenvalue and largest singular value; None for a cell with gates, whose
+        Jacobian depends on several matrices.
     """
     if isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None
     weights = dict(decoder.cell.named_parameters())
-    name = "weight_hh_l0" if "weight_hh_l0" in weights else "W_hh.0"  # torch's, or our own
+    name = "weight_hh_l0" if "weight_hh_l0" in weights else "W_hh.0"  # torch's cells, or elman
     matrix = weights[name].detach().double().cpu()
-    if not matrix.isfinite().all():  # training has blown up, and LAPACK would refuse
+    if not matrix.isfinite().all():  # training diverged; LAPACK raises an error
         return math.nan, math.nan
     radius = torch.linalg.eigvals(matrix).abs().max()
     return float(radius), float(torch.linalg.matrix_norm(matrix, ord=2))

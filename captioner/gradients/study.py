@@ -1,4 +1,4 @@
-"""Gradients through time of every cell, before and after training: trained and measured."""
+"""Studies gradients through time of cells before and after training."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ CELLS: Final[tuple[dict[str, str], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A cell at one moment.
+    """Measurements of a cell before or after training.
 
     Attributes:
-        flow: of the last token's gradient.
-        cuts: what truncation loses of the batch's gradient, by window.
+        flow: gradient of the last token's loss at earlier states.
+        cuts: truncated gradients of the batch, by window.
         kept: mean of the gate that keeps the state; None without gates.
         radius: largest absolute eigenvalue of W_hh; None with gates.
         sigma: largest singular value of W_hh; None with gates.
@@ -62,14 +62,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """What happened between before and after, and what clipping did to it.
+    """Losses and gradient norms of the training.
 
     Attributes:
-        losses: in nats per token, in order; of each step, or means over some steps where a
-            run's log has no more.
-        norms: of the gradients before clipping, likewise.
-        clipped: share of the steps that were clipped.
-        factor: mean by which the clipped ones were shrunk, in (0, 1); None where none was.
+        losses: in nats per token, in order; of each step, or the means in a run's log.
+        norms: gradient norms before clipping; of each step, or the means in a run's log.
+        clipped: fraction of clipped steps.
+        factor: mean factor of the clipped steps, in (0, 1); None: no step was clipped.
     """
 
     losses: list[float]
@@ -80,7 +79,7 @@ class TrainingLog:
 
 @dataclass(frozen=True, slots=True)
 class CellStudy:
-    """One cell before and after training; without a log where the run has lost its own."""
+    """One cell before and after training; `log` is None if the run has no log."""
 
     name: str
     before: Stage
@@ -90,16 +89,16 @@ class CellStudy:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All that was measured.
+    """The result of a study.
 
     Attributes:
-        captions: in the batch measured on.
-        shortest: caption of the batch, in tokens to predict.
-        longest: caption of the batch.
-        steps: of training between before and after; None where a finished model was measured.
-        clip_norm: gradients were clipped to.
-        seed: of weights, order and dropout.
-        cells: what was measured of each.
+        captions: captions in the measured batch.
+        shortest: targets of the batch's shortest caption.
+        longest: targets of the batch's longest caption.
+        steps: training steps; None for a trained model.
+        clip_norm: maximum gradient norm in training.
+        seed: random seed of weights, order and dropout.
+        cells: measurements of each cell.
     """
 
     captions: int
@@ -117,17 +116,17 @@ Say = Callable[[str], None]
 def study_cells(
     config: Config, *, steps: int, length: int | None = None, device: str = "auto", say: Say
 ) -> Study:
-    """Train each cell for a while from the same seed; measure before and after.
+    """Train each of `CELLS` from the same seed, and measure before and after.
 
     Args:
-        config: whose data, sizes and training settings are used, whatever its cell.
-        steps: of training for each cell.
-        length: tokens of the sequences that captions are joined to; None: captions as they are.
+        config: gives data, sizes and training settings; its cell is ignored.
+        steps: training steps of each cell.
+        length: tokens of sequences of joined captions; None: single captions.
         device: to train on.
-        say: told what happens.
+        say: receives status messages.
 
     Raises:
-        CaptionerError: if data or weights cannot be used.
+        CaptionerError: if the data or weights cannot be used.
     """
     chosen = choose_device(device)
     encoder = open_encoder(config, chosen)
@@ -159,14 +158,14 @@ def study_cells(
 def study_model(
     captioner: Captioner, config: Config, folder: Path, *, length: int | None = None, say: Say
 ) -> Study:
-    """Measure a trained model, and what it was before training.
+    """Measure a trained model, and a decoder with the weights it had before training.
 
     Args:
         captioner: the model.
         config: of its run.
-        folder: the model directory; the log of its run is looked for around it.
-        length: tokens of the sequences that captions are joined to; None: captions as they are.
-        say: told what happens.
+        folder: the model directory; its parent may hold the log of the run.
+        length: tokens of sequences of joined captions; None: single captions.
+        say: receives status messages.
 
     Raises:
         CaptionerError: if the data cannot be used, or the captioner is an ensemble.
@@ -174,8 +173,7 @@ def study_model(
     prepared = prepare(config, captioner.encoder, say)
     if prepared.vocabulary.words != captioner.vocabulary.words:
         raise DataError(
-            f"{config.data.root}: not the captions this model was trained on: their vocabulary "
-            f"is another"
+            f"{config.data.root}: not the training captions of this model: the vocabulary differs"
         )
     table, training = _table(prepared.train, length), config.training
     batch = longest_batch(table, training.batch_size, seed=training.seed)
@@ -217,7 +215,7 @@ def _stage(decoder: Decoder, batch: Batch, training: TrainingConfig) -> Stage:
 def _train(
     decoder: Decoder, table: CaptionTable, training: TrainingConfig, steps: int, bar: tqdm[NoReturn]
 ) -> TrainingLog:
-    """Take steps as a run does, in fp32; stop where the gradient is no number any more."""
+    """Train as a run does, in fp32; stop if the gradient is not finite."""
     decoder.train()
     updater = Updater(decoder, training, steps, fp16=False)
     losses: list[float] = []
@@ -240,9 +238,9 @@ def _endless(table: CaptionTable, training: TrainingConfig) -> Iterator[Batch]:
 
 
 def _log(losses: list[float], norms: list[float], clip_norm: float) -> TrainingLog:
-    over = [norm for norm in norms if not norm <= clip_norm]
-    factor = sum(clip_norm / norm for norm in over) / len(over) if over else None
-    return TrainingLog(losses, norms, len(over) / len(norms), factor)
+    clipped = [norm for norm in norms if not norm <= clip_norm]
+    factor = sum(clip_norm / norm for norm in clipped) / len(clipped) if clipped else None
+    return TrainingLog(losses, norms, len(clipped) / len(norms), factor)
 
 
 def _read_log(path: Path, clip_norm: float, say: Callable[[str], None]) -> TrainingLog | None:
@@ -250,7 +248,7 @@ def _read_log(path: Path, clip_norm: float, say: Callable[[str], None]) -> Train
     if not lines:
         return None
     log = _log([x["loss"] for x in lines], [x["grad_norm"] for x in lines], clip_norm)
-    # Norms are logged as means, but the share as it was.
+    # The log has mean norms, but the exact fraction of clipped steps.
     return replace(log, clipped=sum(x["clipped"] for x in lines) / len(lines))
 
 

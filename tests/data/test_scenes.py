@@ -169,7 +169,7 @@ def test_what_no_caption_could_tell_is_no_scene(change: dict[str, object]) -> No
     fields: dict[str, object] = asdict(Scene((Thing("star", "red", "small"),)))
     with pytest.raises(ValueError, match="scene"):
         parse_scene(fields | change)
-    with pytest.raises(ValueError, match="no scene"):
+    with pytest.raises(ValueError, match="not a scene"):
         parse_scene({key: value for key, value in fields.items() if key not in change})
 
 

@@ -1,8 +1,8 @@
-"""Drawn scenes: small pictures whose every true caption is known.
+"""Drawn scenes: small images with a known set of true captions.
 
-A picture shows either one to four equal things, or two things of different kinds, one left of or
-above the other. `generate` draws the bundled set, `load` reads it, and the judge of the loaded
-set says whether a caption is true of its picture. Redraw it with
+An image shows either one to four equal things, or two things of different kinds, one left of or
+above the other. `generate` draws the bundled data set, `load` reads it, and `judge` of the loaded
+data set tells whether a caption is true of its image. To draw the data set again, run
 
     python -m captioner.data.scenes FOLDER
 """
@@ -32,21 +32,21 @@ def generate(folder: Path, seed: int = 0) -> None:
     """Draw the bundled data set; the same seed gives the same captions and pixels.
 
     Args:
-        folder: where `captions.jsonl` and `images/` go; made when missing.
-        seed: of combinations, scenes and pictures; 0 is the bundled set.
+        folder: for `captions.jsonl` and `images/`; created if absent.
+        seed: random seed of combinations, scenes and images; 0: the bundled data set.
 
     Raises:
-        ConfigError: if something else stands in the folder.
+        ConfigError: if the folder holds other files.
     """
     check(folder, "scenes")
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    shares = split_combinations(seed)
+    allowed = split_combinations(seed)
     lines = []
     for split, pictures in PICTURES.items():
-        endless = scenes(shares[split], random.Random(f"{seed}/{split}"))
+        endless = scenes(allowed[split], random.Random(f"{seed}/{split}"))
         for number, scene in zip(range(pictures), endless, strict=False):
             image_id = f"{split}-{number:04d}"
-            # A stream of its own lets any one picture be redrawn without the others.
+            # With its own random stream, one image can be drawn again without the others.
             picture = draw(scene, random.Random(f"{seed}/{image_id}"))
             picture.save(folder / "images" / f"{image_id}.png", optimize=True)
             record = {
@@ -60,28 +60,28 @@ def generate(folder: Path, seed: int = 0) -> None:
 
 
 def load(root: Path) -> Dataset:
-    """Read a folder that `generate` made.
+    """Read a folder of `generate`.
 
     Args:
-        root: folder with `captions.jsonl` and the pictures it names.
+        root: folder with `captions.jsonl` and its images.
 
     Returns:
-        The data set; what is missing or damaged is among its problems.
+        The data set; missing and damaged items are problems.
 
     Raises:
-        DataError: if the folder is not one of drawn scenes, or not one usable picture is in it.
+        DataError: if the folder holds no drawn scenes, or no usable image.
     """
     index = root / INDEX
     if not index.is_file():
         raise DataError(
-            f"{root}: no drawn scenes: it has no {INDEX};"
-            f" draw them with `python -m captioner.data.scenes {root}`"
+            f"{root}: no drawn scenes: no file {INDEX}; draw the scenes with "
+            f"`python -m captioner.data.scenes {root}`"
         )
     collector = Collector(root, "scenes", [root])
     truths: dict[str, Scene] = {}
     for where, line in collector.lines(index, read_lines(index)):
         try:
-            file, split, said, scene = _parse(line)
+            file, split, texts, scene = _parse(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             detail = f"not a record of a drawn scene: {excerpt(line)} ({excerpt(error)})"
             collector.problem("malformed line", where, detail)
@@ -90,7 +90,7 @@ def load(root: Path) -> Dataset:
         entry = collector.add(image_id, file, split, where)
         if entry:
             truths[image_id] = scene
-            for caption in said:
+            for caption in texts:
                 collector.caption(entry, caption, where)
 
     def judge(image_id: str, caption: str) -> bool:
@@ -101,7 +101,7 @@ def load(root: Path) -> Dataset:
 
 def _parse(line: str) -> tuple[str, str, list[object], Scene]:
     record = json.loads(line)
-    file, split, said = record["file_name"], record["split"], record["captions"]
-    if not (isinstance(file, str) and isinstance(split, str) and isinstance(said, list)):
-        raise TypeError("file_name and split are texts, captions is a list")
-    return file, split, said, parse_scene(record["scene"])
+    file, split, texts = record["file_name"], record["split"], record["captions"]
+    if not (isinstance(file, str) and isinstance(split, str) and isinstance(texts, list)):
+        raise TypeError("file_name and split must be text, captions a list")
+    return file, split, texts, parse_scene(record["scene"])

@@ -1,4 +1,4 @@
-"""Redraw the bundled data set: `python -m captioner.data.scenes FOLDER`."""
+"""Draws the bundled data set again: `python -m captioner.data.scenes FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws a scene, with everything the captions do not mention left to chance."""
+"""Draws a scene; everything that the captions do not mention is random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captioner.data.scenes.grammar import Scene
 Colour = tuple[float, float, float]
 Spot = tuple[float, float, float]
 
-SIZE = 64  # pixels, width and height of a picture
+SIZE = 64  # pixels, width and height of an image
 RADII = {"small": 5.5, "large": 10.5}  # pixels
 PALETTE: dict[str, Colour] = {
     "red": (214, 40, 40),
@@ -26,11 +26,11 @@ PALETTE: dict[str, Colour] = {
     "black": (35, 35, 35),
 }
 _SUPERSAMPLING = 4
-_LEVELS = 7  # shades from background to thing: two things and a background fill 15 of 16 entries
+_LEVELS = 7  # shades from background to thing; two things and the background need 15 colours
 
 
 def _outlines() -> dict[str, list[tuple[float, float]]]:
-    """Give each kind's corners around the origin, y down, about one unit in radius."""
+    """Return the corners of each kind around the origin, y down, radius about 1."""
 
     def ring(radii: list[float]) -> list[tuple[float, float]]:
         turns = [2 * math.pi * i / len(radii) for i in range(len(radii))]
@@ -41,7 +41,7 @@ def _outlines() -> dict[str, list[tuple[float, float]]]:
         t = 2 * math.pi * i / 40
         y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
         heart.append((math.sin(t) ** 3, -y / 16))
-    a, b = 0.33, 1.0  # half the width and half the length of a cross's bars
+    a, b = 0.33, 1.0  # half the width and half the length of a bar of the cross
     quarter = [(a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b)]
     return {
         "circle": ring([0.95] * 40),
@@ -57,10 +57,10 @@ _OUTLINES = _outlines()
 
 
 def _place(scene: Scene, rng: random.Random) -> list[Spot]:
-    """Find room for every thing.
+    """Choose random places for all things.
 
     Returns:
-        (x, y, radius) of each thing in pixels, apart from each other and inside the picture.
+        (x, y, radius) of each thing in pixels; things do not overlap and lie inside the image.
     """
     sizes = [thing.size for thing in scene.things] * scene.count
     while True:
@@ -78,7 +78,7 @@ def _place(scene: Scene, rng: random.Random) -> list[Spot]:
 
 
 def _related(relation: str, first: Spot, second: Spot) -> bool:
-    """Tell whether two spots show the relation beyond doubt: one axis outweighs the other."""
+    """Return whether two spots show the relation clearly: one axis dominates."""
     across, down = second[0] - first[0], second[1] - first[1]
     if relation == "left of":
         return across > 2 * abs(down)
@@ -86,15 +86,15 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
 
 
 def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALETTE) -> Image.Image:
-    """Draw a scene with random places, turns, tints and background.
+    """Draw a scene with random places, rotations, tints and background.
 
     Args:
-        scene: what to show.
-        rng: decides all that the captions do not mention.
+        scene: the scene.
+        rng: chooses everything that the captions do not mention.
         colours: name of a colour -> red, green, blue, each 0 to 255.
 
     Returns:
-        A palette picture of `SIZE` x `SIZE` pixels and at most 16 colours.
+        A palette image of `SIZE` x `SIZE` pixels with at most 16 colours.
     """
     grey = rng.uniform(205, 248)
     background = [round(grey + rng.uniform(-7, 7)) for _ in range(3)]
@@ -117,7 +117,7 @@ def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALET
             pen.polygon(corners, fill=255)
         levels = [round(cover * _LEVELS / 255) for cover in range(256)]
         shades = [level and level + number * _LEVELS for level in levels]
-        # Things meet at a corner at most: the greater palette index loses nothing of either.
+        # Things touch at most at a corner, so the greater palette index keeps both.
         indices = ImageChops.lighter(indices, mask.reduce(_SUPERSAMPLING).point(shades))
         tint = [min(255, max(0, c + rng.uniform(-14, 14))) for c in colours[thing.colour]]
         for level in range(1, _LEVELS + 1):

@@ -1,4 +1,4 @@
-"""What a scene holds, and everything that can truly be said of it."""
+"""The content of a scene, and all its true captions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ KINDS = ("circle", "square", "triangle", "star", "heart", "cross")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink", "black")
 SIZES = ("small", "large")
 COUNTS = ("a", "two", "three", "four")
-# What the first of two things is to the second -> the second to the first, and both as trailers.
+# Relation of the first thing to the second -> inverse relation, and both as a suffix.
 RELATIONS = {
     "left of": ("right of", "on its left", "on its right"),
     "above": ("below", "above it", "below it"),
 }
 
-# (opening, body) of the five captions each picture comes with, out of all its true sentences.
-# An opening settles which of two things is named first: a learner that had to work it out from
-# the colour it has just said would learn the pairs by heart instead.
+# (opening, body) of the five captions of each image, chosen from all its true sentences.
+# The opening determines which of two things comes first. Otherwise a model would infer the order
+# from the first colour and memorise the pairs.
 _WORDINGS = ((0, 0), (0, 1), (1, 0), (2, 2), (3, 3))
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What a caption says about one kind of thing in a picture."""
+    """The attributes of a thing in an image."""
 
     kind: str
     colour: str
@@ -35,12 +35,12 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The truth of one picture.
+    """The content of one image.
 
     Attributes:
-        things: one thing, shown `count` times, or two things with a relation.
-        count: how many equal things are shown, 1 to 4; 1 each for two things.
-        relation: what the first of two things is to the second (a key of `RELATIONS`), else "".
+        things: one thing, drawn `count` times, or two things with a relation.
+        count: number of equal things, 1 to 4; 1 for two things with a relation.
+        relation: of the first thing to the second, a key of `RELATIONS`; "" for equal things.
     """
 
     things: tuple[Thing, ...]
@@ -49,10 +49,10 @@ class Scene:
 
 
 def parse_scene(fields: Mapping[str, Any]) -> Scene:
-    """Read a scene back from its fields.
+    """Build a scene from its fields.
 
     Raises:
-        ValueError: if no caption could tell it: a field is missing, unknown or out of range.
+        ValueError: if a field is missing, unknown or out of range.
     """
     try:
         things = tuple(Thing(**thing) for thing in fields["things"])
@@ -64,14 +64,14 @@ def parse_scene(fields: Mapping[str, Any]) -> Scene:
         pair = len(things) == 2 and scene.relation in RELATIONS and scene.count == 1
         counted = isinstance(scene.count, int) and 1 <= scene.count <= len(COUNTS)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"no scene: {excerpt(error)}") from error
+        raise ValueError(f"not a scene: {excerpt(error)}") from error
     if not (named and counted and (pair or (len(things) == 1 and scene.relation == ""))):
-        raise ValueError("no caption could tell this scene")
+        raise ValueError("not a scene: a field is out of range")
     return scene
 
 
 def _bodies(scene: Scene) -> tuple[str, ...]:
-    """Word what is shown in four ways."""
+    """Return four descriptions of the scene."""
     if scene.relation:
         first, second = (f"a {thing.size} {thing.colour} {thing.kind}" for thing in scene.things)
         inverse, first_there, second_there = RELATIONS[scene.relation]
@@ -94,10 +94,10 @@ def _bodies(scene: Scene) -> tuple[str, ...]:
 
 
 def sentences(scene: Scene) -> list[list[str]]:
-    """Say everything the grammar can truly say of a scene, every attribute included.
+    """Return all true sentences of a scene; each names every attribute.
 
     Returns:
-        Four rows, one per opening, of four sentences each, one per body.
+        Four rows, one per opening, with four sentences each, one per body.
     """
     there = "there is " if scene.count == 1 else "there are "
     openings = ("", there, "the picture shows ", "we see ")
@@ -105,15 +105,12 @@ def sentences(scene: Scene) -> list[list[str]]:
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Word the five captions a picture of the scene comes with."""
-    said = sentences(scene)
-    return tuple(said[opening][body] for opening, body in _WORDINGS)
+    """Return the five captions of an image of the scene."""
+    rows = sentences(scene)
+    return tuple(rows[opening][body] for opening, body in _WORDINGS)
 
 
 def is_true(scene: Scene, caption: str) -> bool:
-    """Judge a caption: grammatical, and right in every attribute.
-
-    The grammar has sixteen sentences for a scene and no more, so to be true is to be one of them.
-    """
-    said = " ".join(caption.lower().split())
-    return any(said in row for row in sentences(scene))
+    """Return whether a caption is one of the scene's sixteen true sentences."""
+    text = " ".join(caption.lower().split())
+    return any(text in row for row in sentences(scene))

@@ -1,4 +1,4 @@
-"""Which attributes may meet in which split, and endless scenes of a split."""
+"""Assigns combinations of attributes to splits, and generates scenes of a split."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ HELD_OUT = {"test": (42, 100), "dev": (42, 100)}  # combinations of (equal thing
 Look = tuple[str, str]  # kind, colour
 Group = tuple[str, str, str, int]  # kind, colour, size, count
 Pair = tuple[Look, Look]  # sorted
-Shares = tuple[list[Group], list[Pair]]
+Allowed = tuple[list[Group], list[Pair]]
 
 
 def combination(scene: Scene) -> Group | Pair:
-    """Name the attributes that meet in a scene; no two splits share one.
+    """Return the combination of attributes of a scene; splits have no common combination.
 
     Returns:
-        (kind, colour, size, count) of equal things; both (kind, colour) of a pair, sorted,
-        whatever their sizes, order and relation.
+        (kind, colour, size, count) of equal things; for a pair both (kind, colour), sorted.
     """
     if scene.relation:
         first, second = sorted((thing.kind, thing.colour) for thing in scene.things)
@@ -38,12 +37,12 @@ def combination(scene: Scene) -> Group | Pair:
     return thing.kind, thing.colour, thing.size, scene.count
 
 
-def split_combinations(seed: int = 0) -> dict[str, Shares]:
-    """Share all combinations out over the splits.
+def split_combinations(seed: int = 0) -> dict[str, Allowed]:
+    """Distribute all combinations over the splits.
 
     Returns:
         Split name -> (combinations of equal things, combinations of pairs), disjoint and in
-        random order; what dev and test do not hold out is train's.
+        random order; train gets all combinations that dev and test do not.
     """
     rng = random.Random(f"{seed}/combinations")
     groups: list[Group] = list(product(KINDS, COLOURS, SIZES, range(1, len(COUNTS) + 1)))
@@ -51,16 +50,16 @@ def split_combinations(seed: int = 0) -> dict[str, Shares]:
     pairs: list[Pair] = [(a, b) for a, b in combinations(looks, 2) if a[0] != b[0]]
     rng.shuffle(groups)
     rng.shuffle(pairs)
-    shares = {}
+    allowed = {}
     for split, (n_groups, n_pairs) in HELD_OUT.items():
-        shares[split] = (groups[:n_groups], pairs[:n_pairs])
+        allowed[split] = (groups[:n_groups], pairs[:n_pairs])
         groups, pairs = groups[n_groups:], pairs[n_pairs:]
-    return {**shares, "train": (groups, pairs)}
+    return {**allowed, "train": (groups, pairs)}
 
 
-def scenes(shares: Shares, rng: random.Random) -> Iterator[Scene]:
-    """Make endless scenes, equal things and pairs in turn, going round the given combinations."""
-    groups, pairs = shares
+def scenes(allowed: Allowed, rng: random.Random) -> Iterator[Scene]:
+    """Yield scenes without end, equal things and pairs in turn, cycling through `allowed`."""
+    groups, pairs = allowed
     for turn in count():
         kind, colour, size, number = groups[turn % len(groups)]
         yield Scene((Thing(kind, colour, size),), number)
