@@ -116,7 +116,7 @@ class Scene:
 def real_scene(model: Path, photographs: Path) -> Scene:
     """Take a trained captioner and photographs."""
     captioner = Captioner.load(model, DEVICE)
-    if len(captioner.encoder.parts) > 1:
+    if len(captioner.encoder.cnns) > 1:
         sys.exit(f"{model}: has several CNNs; every part here is about one")
     captioner.encoder.mirrored = False  # nor does any other way look twice
     captioner.decoding = captioner.decoding.model_copy(update=NOT_RANKED)
@@ -274,7 +274,7 @@ class Whole(nn.Module):
 
 
 def exports_part(scene: Scene) -> bool:
-    (encoder,), pixels = scene.captioner.encoder.parts, scene.pixels[:256]
+    (encoder,), pixels = scene.captioner.encoder.cnns, scene.pixels[:256]
     exact = FrozenEncoder(encoder.spec, encoder.state, "fp32")
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about its own future
@@ -389,7 +389,7 @@ class Plain:
     def __init__(self, captioner: Captioner) -> None:
         self.words, self.settings = captioner.vocabulary, captioner.decoding
         self.decoder = captioner.decoder
-        self.cnn = plain_cnn(*captioner.encoder.parts).to(DEVICE)
+        self.cnn = plain_cnn(*captioner.encoder.cnns).to(DEVICE)
         self.transform = transforms.Compose([
             transforms.Resize(224),
             transforms.CenterCrop(224),

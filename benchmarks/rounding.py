@@ -38,15 +38,15 @@ def main() -> None:
     config = config_of_model(model_folder(given.model), given.data)
     dataset, captioner = open_dataset(config.data), Captioner.load(given.model)
     encoder = captioner.encoder
-    exact = side_by_side([FrozenEncoder(cnn.spec, cnn.state, "fp32") for cnn in encoder.parts])
+    exact = side_by_side([FrozenEncoder(cnn.spec, cnn.state, "fp32") for cnn in encoder.cnns])
     exact.mirrored = encoder.mirrored
     fine, rough = (
         read_split(dataset, given.split, each, batch_size=config.encoder.batch_size, say=print)
         for each in (exact, encoder)
     )
-    sizes = [cnn.feature_size for cnn in encoder.parts]
+    sizes = [cnn.feature_size for cnn in encoder.cnns]
     for cnn, a, b in zip(
-        encoder.parts, fine.features.split(sizes, 1), rough.features.split(sizes, 1), strict=True
+        encoder.cnns, fine.features.split(sizes, 1), rough.features.split(sizes, 1), strict=True
     ):
         cosines = functional.cosine_similarity(a.double(), b.double())
         print(

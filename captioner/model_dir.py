@@ -166,7 +166,7 @@ def _write(folder: Path, parts: Parts) -> None:
             weights=cnn.spec.weights,
             precision=cnn.precision,
         )
-        for cnn in encoder.parts
+        for cnn in encoder.cnns
     ]
     config = ModelConfig(
         encoder=one_or_list(cnns),
@@ -180,7 +180,7 @@ def _write(folder: Path, parts: Parts) -> None:
     )
     tensors = {
         f"{prefix}.{name}": tensor
-        for prefix, cnn in zip(config.cnns(), encoder.parts, strict=True)
+        for prefix, cnn in zip(config.cnns(), encoder.cnns, strict=True)
         for name, tensor in cnn.state.items()
     }
     for name, tensor in decoder.state_dict().items():
@@ -193,7 +193,7 @@ def _write(folder: Path, parts: Parts) -> None:
         text = json.dumps(config.model_dump(), indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
-        save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.parts])
+        save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.cnns])
 
 
 def read_model(folder: str | Path) -> Parts:
@@ -348,7 +348,7 @@ def join_models(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble
                 f"{folder}: encoder.flip differs from {first_folder}; an ensemble needs models "
                 f"that were trained with the same encoder.flip"
             )
-    networks = [[(cnn.fingerprint(), cnn) for cnn in parts.encoder.parts] for _, parts in models]
+    networks = [[(cnn.fingerprint(), cnn) for cnn in parts.encoder.cnns] for _, parts in models]
     cnns: dict[str, FrozenEncoder] = {}
     columns: dict[str, Tensor] = {}
     end = 0

@@ -35,7 +35,7 @@ def overflow(captioner: Captioner, what: str) -> Captioner:
             decoder.output.weight.fill_(3e38)
             decoder.to_embed.weight.fill_(3e38)
         else:
-            network = captioner.encoder.parts[0]
+            network = captioner.encoder.cnns[0]
             network.state["features.12.expand1x1.weight"].fill_(3e38)
             return Captioner(
                 type(network)(network.spec, network.state, "fp32"),
@@ -105,7 +105,7 @@ def test_features_without_numbers_are_refused(pictures):
 @pytest.mark.parametrize("layer", ["0", "3.squeeze", "6.expand3x3", "10.expand1x1"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_overflows_in_any_layer_of_the_cnn_is_seen(layer, precision):
-    network = toys.captioner().encoder.parts[0]
+    network = toys.captioner().encoder.cnns[0]
     network.state[f"features.{layer}.weight"].fill_(3e38)
     broken = type(network)(network.spec, network.state, precision)
     size = network.spec.preprocess.crop_size

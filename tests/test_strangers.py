@@ -317,7 +317,7 @@ def test_weights_of_one_of_two(pair, name):
         save_file(whole | {key: tensor.clone() for key, tensor in others.items()}, path)
         refused(pair)
     save_file(whole | {name: weight}, path)
-    assert len(Captioner.load(pair, "cpu").encoder.parts) == 2
+    assert len(Captioner.load(pair, "cpu").encoder.cnns) == 2
 
 
 def test_lists_and_single_cnns_do_not_mix(folder, model):

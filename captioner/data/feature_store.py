@@ -105,7 +105,7 @@ class FeatureStore:
         parent = cache_folder() / "features" if root is None else root
         store = cls(parent / f"{encoder.name}-{encoder.fingerprint()}", encoder.feature_size)
         about = {
-            "encoder": one_or_list([asdict(part.spec) for part in encoder.parts]),
+            "encoder": one_or_list([asdict(cnn.spec) for cnn in encoder.cnns]),
             "arithmetic": encoder.arithmetic,
             "feature_size": encoder.feature_size,
         }

@@ -86,19 +86,19 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
         ModelError: if a backbone or its weights are unavailable, or the CNNs need other inputs.
     """
     settings = config.encoder
-    parts: list[FrozenEncoder] = []
+    cnns: list[FrozenEncoder] = []
     for cnn in settings.cnns:
-        part = FrozenEncoder.create(
+        frozen = FrozenEncoder.create(
             cnn.backbone,
             cnn.weights,
             builder_args=cnn.builder_args,
             image_size=settings.image_size,
             # With an explicit image_size, all CNNs use the interpolation of the first.
-            interpolation=parts[0].preprocess.interpolation if parts else None,
+            interpolation=cnns[0].preprocess.interpolation if cnns else None,
             precision=settings.precision,
         )
-        parts.append(part)
-    encoder = side_by_side(parts).to_device(device)
+        cnns.append(frozen)
+    encoder = side_by_side(cnns).to_device(device)
     encoder.mirrored = settings.flip
     return encoder
 

@@ -225,7 +225,7 @@ def _changes(encoder: Encoder, trained: str) -> list[str]:
         before = _flat(json.loads(about.read_text(encoding="utf-8"))["encoder"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    specs = one_or_list([asdict(part.spec) for part in encoder.parts])
+    specs = one_or_list([asdict(cnn.spec) for cnn in encoder.cnns])
     now = _flat(json.loads(json.dumps(specs)))
     return [
         f"{key}: {now.get(key)}, was {value}"

@@ -65,18 +65,18 @@ class Encoder(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def parts(self) -> tuple[FrozenEncoder, ...]:
+    def cnns(self) -> tuple[FrozenEncoder, ...]:
         """The CNNs, in the order of their features."""
 
     @property
     def name(self) -> str:
         """The name in messages and folder names."""
-        return "+".join(part.spec.backbone for part in self.parts)[:MAX_NAME]
+        return "+".join(cnn.spec.backbone for cnn in self.cnns)[:MAX_NAME]
 
     @property
     def preprocess(self) -> Preprocess:
         """Converts an image to the pixels for all CNNs; each CNN normalises the pixels itself."""
-        return self.parts[0].spec.preprocess
+        return self.cnns[0].spec.preprocess
 
     @property
     def images_per_pass(self) -> int:
@@ -90,7 +90,7 @@ class Encoder(nn.Module, ABC):
     @property
     def arithmetic(self) -> str:
         """Number format and device, such as "bf16 on cpu"; features depend on both."""
-        return "+".join(dict.fromkeys(part.arithmetic for part in self.parts))
+        return "+".join(dict.fromkeys(cnn.arithmetic for cnn in self.cnns))
 
     @abstractmethod
     def to_device(self, device: torch.device) -> Self:
@@ -181,7 +181,7 @@ class FrozenEncoder(Encoder):
         return cls(spec, found.state, precision)
 
     @property
-    def parts(self) -> tuple[FrozenEncoder, ...]:
+    def cnns(self) -> tuple[FrozenEncoder, ...]:
         """This CNN alone."""
         return (self,)
 
@@ -212,7 +212,7 @@ class FrozenEncoder(Encoder):
         """Encode a batch; see `Encoder`."""
         pixels = pixels.to(self.device, non_blocking=True)
         size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self._encode(part) for part in pixels.split(size)])
+        return torch.cat([self._encode(chunk) for chunk in pixels.split(size)])
 
     def _encode(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(self.spec.preprocess.normalize(pixels))

@@ -65,9 +65,9 @@ def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decode
 
 def _same_network(one: Encoder, other: Encoder) -> bool:
     """Return whether two encoders have equal networks and weights; precision may differ."""
-    specs = [[replace(cnn.spec, weights="") for cnn in encoder.parts] for encoder in (one, other)]
+    specs = [[replace(cnn.spec, weights="") for cnn in encoder.cnns] for encoder in (one, other)]
     return specs[0] == specs[1] and all(
         cnn.state.keys() == twin.state.keys()
         and all(torch.equal(tensor, twin.state[name]) for name, tensor in cnn.state.items())
-        for cnn, twin in zip(one.parts, other.parts, strict=True)
+        for cnn, twin in zip(one.cnns, other.cnns, strict=True)
     )

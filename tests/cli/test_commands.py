@@ -327,7 +327,7 @@ def test_without_a_model_the_way_to_one_is_shown(tmp_path, monkeypatch, home):
     picture = str(home / "dev_red_5.png")
     result = run("caption", picture)
     assert result.exit_code == 1
-    assert "train one with `captioner train`" in result.stderr
+    assert "train a model with `captioner train`" in result.stderr
     monkeypatch.setenv("CAPTIONER_MODEL", str(home / "runs" / "toy"))
     assert run("caption", picture).exit_code == 0
 

@@ -67,13 +67,13 @@ def test_the_features_are_those_of_the_parts_in_their_order(
 
 def test_a_single_one_is_itself(parts: list[FrozenEncoder]) -> None:
     assert side_by_side(parts[:1]) is parts[0]
-    assert parts[0].parts == (parts[0],)
+    assert parts[0].cnns == (parts[0],)
     assert isinstance(side_by_side(parts), SideBySide)
 
 
 def test_what_the_program_asks_of_an_encoder(parts: list[FrozenEncoder]) -> None:
     together = SideBySide(parts)
-    assert together.parts == tuple(parts)
+    assert together.cnns == tuple(parts)
     assert together.name == "shufflenet_v2_x0_5+squeezenet1_1+squeezenet1_1"
     assert (together.device, together.dtype) == (CPU, torch.float32)
     assert together.images_per_pass == parts[0].images_per_pass
@@ -132,7 +132,7 @@ def test_a_model_directory_gives_each_part_back(
     before = captioner_of(*parts)
     before.save(tmp_path / "model")
     after = Captioner.load(tmp_path / "model", "cpu")
-    assert [part.spec for part in after.encoder.parts] == [part.spec for part in parts]
+    assert [part.spec for part in after.encoder.cnns] == [part.spec for part in parts]
     assert after.encoder.fingerprint() == before.encoder.fingerprint()
     images = [picture(seed) for seed in range(4)]
     features = before.encode(images)
@@ -194,4 +194,4 @@ def test_one_image_size_makes_any_cnns_see_alike() -> None:
     assert encoder.feature_size == turned.feature_size == 1024 + 1280
     alone = open_encoder(config_of(32, names[1]), CPU)
     assert isinstance(alone, FrozenEncoder)
-    assert alone.fingerprint() == turned.parts[0].fingerprint()
+    assert alone.fingerprint() == turned.cnns[0].fingerprint()
