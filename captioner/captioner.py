@@ -21,7 +21,7 @@ from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
-from captioner.images.accept import ImageLike, as_it_is, each, is_one, to_picture
+from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_dir import Parts, join_models, read_model, write_model
 from captioner.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
@@ -393,7 +393,7 @@ class Captioner:
         if is_one(images):
             with within_memory("to caption"):
                 return self.search(self.encode([to_picture(images)]), options)[0][0].text
-        batches = batched(map(as_it_is, each(cast(Iterable[ImageLike], images))), batch_size)
+        batches = batched(map(snapshot, iterate(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", options)
 
     def captions_of(
@@ -500,7 +500,7 @@ class Captioner:
             return self.score(many, [captions], per_token=per_token)[:, 0]
         token_ids = self._token_ids(captions)
         scores = [torch.empty(0, len(token_ids))]
-        for batch in batched(map(to_picture, each(many)), BATCH_SIZE):
+        for batch in batched(map(to_picture, iterate(many)), BATCH_SIZE):
             hidden = self.decoder.init_hidden(self.encode(batch))
             self._check_finite(hidden.isfinite().all(2).all(0), STATES)
             log_probs = log_likelihoods(self._step(torch.float32), hidden, token_ids).cpu()

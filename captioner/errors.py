@@ -89,18 +89,13 @@ class CheckpointError(CaptionerError):
 
 
 # Parts of the RuntimeErrors that torch raises on its devices.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "allocate memory",
-    "not enough memory",
-    "Storage size calculation",
-)
+_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "Storage size calculation")
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an error of Python, numpy or torch means that there is not enough memory."""
     text = str(error)
-    from_torch = isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY)
+    from_torch = isinstance(error, RuntimeError) and any(part in text for part in _SHORTAGE)
     return from_torch or isinstance(error, MemoryError)
 
 

@@ -41,7 +41,7 @@ from captioner.encoder.preprocess import (
 from captioner.encoder.side_by_side import side_by_side
 from captioner.encoder.weights import state_of
 from captioner.errors import ConfigError, ModelError
-from captioner.system.files import check_regular, no_stream, read_json, room, sweep, whole_folder
+from captioner.system.files import advice, check_regular, no_stream, read_json, sweep, whole_folder
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import check
 from captioner.system.version import __version__
@@ -154,7 +154,7 @@ def write_model(folder: Path, parts: Parts) -> None:
         _write(folder, parts)
     except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder}: cannot be written: {reason}{room(error)}") from error
+        raise ModelError(f"{folder}: cannot be written: {reason}{advice(error)}") from error
 
 
 def _write(folder: Path, parts: Parts) -> None:

@@ -243,9 +243,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
         ConfigError: if the job may not write it.
     """
     if output.name == ERRORS:
-        raise ConfigError(
-            f"{output}: this name is reserved for the list of failures; choose another name"
-        )
+        raise ConfigError(f"{output}: reserved for the list of failures; choose another name")
     if output.exists() and not output.is_file():
         raise ConfigError(f"{output}: not a regular file; to write to stdout, remove --output")
     check(output, "captions")
@@ -272,9 +270,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        raise ConfigError(
-            f"{output}: another process is writing this file; wait until it ends"
-        ) from error
+        raise ConfigError(f"{output}: in use by another process; wait until it ends") from error
 
 
 def _rows(output: Path) -> int:

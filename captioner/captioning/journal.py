@@ -26,7 +26,7 @@ from typing import Any
 from captioner.captioning.records import Record
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import ConfigError, DataError
-from captioner.system.files import no_stream, room, whole_file
+from captioner.system.files import advice, no_stream, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
@@ -161,7 +161,7 @@ class Journal:
         for path, db in self.journals.items():
             with _usable(path):
                 for digest, row, failed, checksum in db.execute(query, (key,)):
-                    _same(checksum, self.key, key, digest, row, failed)
+                    _verify(checksum, self.key, key, digest, row, failed)
                     if failures or not failed:
                         digests.add(digest)
         return frozenset(digests)
@@ -193,8 +193,8 @@ class Journal:
         except sqlite3.Error as error:
             self.check_place()
             raise DataError(
-                f"{self.own}: cannot be written ({plain(error)}{room(error)}); results so far are "
-                f"kept; run the same command to continue"
+                f"{self.own}: cannot be written ({plain(error)}{advice(error)}); results so far "
+                f"are kept; run the same command to continue"
             ) from error
         self.check_place()
 
@@ -277,7 +277,7 @@ class Journal:
         query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
         with _usable(path):
             for position, name, digest, checksum in db.execute(query):
-                _same(checksum, self.listing_key, position, name, digest)
+                _verify(checksum, self.listing_key, position, name, digest)
                 yield position, name, digest
 
     def _find(self, path: Path, db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
@@ -373,7 +373,7 @@ def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) ->
         if result != "ok":
             return _one_line(result)
         for row in db.execute("SELECT name, digest, row, failed, checksum FROM records"):
-            _same(row[-1], key, *row[:-1])
+            _verify(row[-1], key, *row[:-1])
     except DAMAGE as error:
         _refuse_if_not_damage(error)
         return _one_line(error)
@@ -421,7 +421,7 @@ def _find(
     if not result:
         return None, 0, b""
     row, failed, checksum = result
-    _same(checksum, key, name, digest, row, failed)
+    _verify(checksum, key, name, digest, row, failed)
     return row, failed, checksum
 
 
@@ -438,7 +438,7 @@ def _sealed(key: bytes, *values: bytes | str | int) -> tuple[bytes | str | int, 
     return (*values, _checksum(key, *values))
 
 
-def _same(checksum: bytes, key: bytes, *values: bytes | str | int) -> None:
+def _verify(checksum: bytes, key: bytes, *values: bytes | str | int) -> None:
     """Check a row against its checksum.
 
     Raises:
@@ -514,7 +514,7 @@ def _identity(connection: sqlite3.Connection) -> dict[str, Any]:
     if columns and "checksum" not in columns:
         raise ValueError("its rows have no checksums: an older captioner wrote it")
     text, checksum = connection.execute("SELECT identity, checksum FROM job").fetchone()
-    _same(checksum, b"", text)
+    _verify(checksum, b"", text)
     return dict(json.loads(text))
 
 

@@ -23,7 +23,7 @@ from captioner.system.ownership import owns
 from captioner.system.version import __version__
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
-USE_OTHER_FORMAT = "choose jsonl or csv"  # formats in which two images may share a name
+ADVICE = "choose jsonl or csv"  # formats in which two images may share a name
 ROW_GROUP = 2**16  # rows per row group of a Parquet file
 LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
@@ -135,9 +135,7 @@ class CocoWriter(Writer):
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
         if image_id in self.ids:
-            return _taken(
-                record, f"another image has the same COCO id, {image_id}; {USE_OTHER_FORMAT}"
-            )
+            return _refused(record, f"another image has the same COCO id, {image_id}; {ADVICE}")
         entry = to_json({"image_id": image_id, "caption": record.caption})
         self.file.write(f"{',' if self.ids else '['}\n{entry}")
         self.ids.add(image_id)
@@ -161,12 +159,12 @@ class SidecarWriter(Writer):
         """Write a file; see `Writer`."""
         if not record.captions:
             return record
-        place = _beside(record.file_name, self.extension)
+        place = _sidecar_path(record.file_name, self.extension)
         if place in self.places:
-            reason = f"another image has the same text file, {place}; {USE_OTHER_FORMAT}"
-            return _taken(record, reason)
+            reason = f"another image has the same text file, {place}; {ADVICE}"
+            return _refused(record, reason)
         if place.exists() and not self.overwrite:
-            return _taken(record, f"{place} already exists; --overwrite replaces it")
+            return _refused(record, f"{place} already exists; --overwrite replaces it")
         self.places.add(place)
         try:
             write_text(place, record.caption + "\n", "sidecar")
@@ -284,8 +282,8 @@ def write_output(
     return Totals(images, failed, images, output.with_name(ERRORS) if failed else None)
 
 
-def untaken(
-    items: Iterable[Item], extension: str, *, overwrite: bool, leave: Callable[[str], None]
+def skip_existing(
+    items: Iterable[Item], extension: str, *, overwrite: bool, skip: Callable[[str], None]
 ) -> Iterator[Item]:
     """Skip images that already have a text file next to them.
 
@@ -293,20 +291,20 @@ def untaken(
         items: images.
         extension: extension of the text file, with the dot.
         overwrite: do not skip images whose text file is a single line, as a caption is.
-        leave: called with the name of each skipped image.
+        skip: called with the name of each skipped image.
 
     Yields:
         The other images; a failure if the text file would replace the image itself, something that
         is not a file, or more than one line of text.
     """
     for item in items:
-        place = _beside(item.name, extension)
+        place = _sidecar_path(item.name, extension)
         if place == Path(item.name):
             reason = "its caption would replace the image itself; choose another --extension"
             yield Item(item.name, ImageError(reason, kind="place_taken"))
         elif isinstance(item.source, Path) and place.exists():
             if not overwrite:
-                leave(item.name)
+                skip(item.name)
             elif not place.is_file():
                 reason = f"its caption would replace {place}, which is not a file; move that away"
                 yield Item(item.name, ImageError(reason, kind="place_taken"))
@@ -319,9 +317,9 @@ def untaken(
             yield item
 
 
-def _taken(record: Record, reason: str) -> Record:
+def _refused(record: Record, reason: str) -> Record:
     return Record(record.file_name, error=reason, kind="place_taken")
 
 
-def _beside(file_name: str, extension: str) -> Path:
+def _sidecar_path(file_name: str, extension: str) -> Path:
     return Path(file_name).with_suffix(extension)

@@ -39,7 +39,7 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
     type=click.IntRange(0, 10**6),
     default=3,
     show_default=True,
-    help="Images to show of those that improve most and of those that worsen most.",
+    help="Number of most improved and of most worsened images to show.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
 @resamples_option

@@ -33,7 +33,7 @@ metrics_option = click.option(
     default="bleu,rouge_l,cider",
     show_default=True,
     callback=_names,
-    help="Any of bleu, rouge_l, cider, cider_d, cider_plain, meteor, spice (the last two: Java).",
+    help="Any of bleu, rouge_l, cider, cider_d, cider_plain; with Java, also meteor and spice.",
 )
 resamples_option = click.option(
     "--resamples",

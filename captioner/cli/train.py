@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder.")
 @click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Delete the run in the folder and start over; other files stay.",
+    "--overwrite", is_flag=True, help="Delete the run in the folder, keep other files, start over."
 )
 @device_option
 def command(

@@ -28,7 +28,7 @@ def is_one(image: object) -> TypeGuard[ImageLike]:
     return isinstance(image, ONE_IMAGE) or hasattr(image, "read")
 
 
-def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
+def iterate(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
     """Return an iterator over images.
 
     Args:
@@ -43,7 +43,7 @@ def each(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         return iter([to_picture(cast(Any, images))])  # raises the error
 
 
-def as_it_is(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
+def snapshot(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
     """Take a snapshot of an image that a thread decodes later.
 
     The caller may close the file or reuse the array meanwhile. Therefore only paths and bytes,

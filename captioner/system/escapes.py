@@ -13,13 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = (
-    "file_name",
-    "image_id",
-    "caption",
-    "score",
-    "status",
-)  # a file with these columns is captioner's
+COLUMNS = ("file_name", "image_id", "caption", "score", "status")  # mark a file as captioner's
 _NAMES = COLUMNS[:2]
 
 _BELOW_SPACE = r"\x00-\x1f"

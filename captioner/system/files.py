@@ -92,7 +92,7 @@ def read_json(path: Path, **options: Any) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def room(error: Exception) -> str:
+def advice(error: Exception) -> str:
     """Return advice if a write error means that the disk is full; else an empty string."""
     full = ("No space left", "quota", "File too large", "is full")
     return "; free some space" if any(words in str(error) for words in full) else ""

@@ -64,7 +64,7 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes; changes `values` in place."""
         if self.size > 1:
-            with _lost():
+            with _lost_process():
                 distributed.all_reduce(values)
         return values
 
@@ -77,7 +77,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        with _lost():
+        with _lost_process():
             distributed.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -119,7 +119,7 @@ def joined(
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    with _lost():
+    with _lost_process():
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=patience
         )
@@ -141,7 +141,7 @@ def _number(name: str, *, default: str = "", least: int = 0) -> int:
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def _lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

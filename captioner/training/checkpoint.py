@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import CheckpointError, ConfigError
 from captioner.run_dir import saved_steps
-from captioner.system.files import room, whole_file
+from captioner.system.files import advice, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin
 
@@ -249,7 +249,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
             save_file(tensors, aside, metadata=header)
     except (OSError, SafetensorError, ConfigError) as error:
         raise CheckpointError(
-            f"{path}: could not be written: {plain(error)}{room(error)}"
+            f"{path}: could not be written: {plain(error)}{advice(error)}"
         ) from error
 
 

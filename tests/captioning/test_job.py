@@ -311,7 +311,7 @@ def test_two_jobs_do_not_write_one_output_at_a_time(model, pictures, tmp_path):
 
     def meanwhile(_):
         if not refused:
-            with pytest.raises(ConfigError, match="another process is writing this file"):
+            with pytest.raises(ConfigError, match="in use by another process"):
                 run(model, pictures, output)
             refused.append(True)
 

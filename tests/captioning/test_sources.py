@@ -88,7 +88,7 @@ def test_a_dash_stands_for_the_lines_of_stdin() -> None:
 def test_a_file_on_stdin_is_no_list_of_names(start: bytes) -> None:
     lines = io.TextIOWrapper(io.BytesIO(start + bytes(range(256))), "utf-8", "surrogateescape")
     assert listed("-", "b.jpg", stdin=lines) == [
-        "-! stdin holds a file instead of paths; save the file and pass its path",
+        "-! stdin holds a file instead of paths; pass the path of the file",
         "b.jpg",
     ]
 

@@ -16,7 +16,7 @@ import pytest
 from captioner.captioner import Caption
 from captioner.captioning.records import Record
 from captioner.captioning.sources import Item
-from captioner.captioning.writers import FORMATS, as_dict, untaken, write_output
+from captioner.captioning.writers import FORMATS, as_dict, skip_existing, write_output
 from captioner.cli.caption import command
 from captioner.errors import DataError, ImageError
 from captioner.system.escapes import unescape
@@ -246,6 +246,6 @@ def test_a_record_is_read_back_exactly() -> None:
 def test_txt_never_opens_a_pipe_or_a_folder_in_its_place(make, tmp_path: Path) -> None:
     item = Item(str(tmp_path / "a.png"), tmp_path / "a.png")
     make(tmp_path / "a.txt")
-    [found] = untaken([item], ".txt", overwrite=True, leave=print)
+    [found] = skip_existing([item], ".txt", overwrite=True, skip=print)
     assert isinstance(found.source, ImageError)
     assert found.source.kind == "place_taken"

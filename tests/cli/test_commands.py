@@ -110,7 +110,7 @@ def test_archives_and_tables_give_the_captions_of_their_files(tmp_path):
     ]
     beside = run("caption", packed, "--format", "txt")
     assert beside.exit_code == 1
-    assert "no text file can be written next to an archive member" in beside.stderr
+    assert "archive members get no text file" in beside.stderr
     assert run("caption", packed, "--image-column", "thumb").exit_code == 0
 
 

@@ -93,7 +93,7 @@ def files_only(items: Iterable[Item]) -> Iterator[Item]:
         if not isinstance(item.source, Path | ImageError):
             yield failure(
                 item.name,
-                "no text file can be written next to an archive member; choose another --format",
+                "archive members get no text file; choose another --format",
                 "place_taken",
             )
         else:
@@ -105,8 +105,7 @@ def _names(stdin: Iterable[str]) -> Iterator[str]:
     for line in stdin:
         if zeros is None and line.startswith(BINARY_STARTS):
             raise ImageError(
-                "stdin holds a file instead of paths; save the file and pass its path",
-                kind="missing",
+                "stdin holds a file instead of paths; pass the path of the file", kind="missing"
             )
         zeros = "\0" in line if zeros is None else zeros
         if zeros:
