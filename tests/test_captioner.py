@@ -277,7 +277,7 @@ CLOSED.close()
         (np.full((8, 8, 3), 300), "int64 pixels must be numbers from 0 to 255"),
         (np.full((8, 8, 3), 2.0), "float64 pixels must be numbers from 0 to 1"),
         (torch.full((3, 8, 8), math.nan), "float32 pixels must be numbers from 0 to 1"),
-        (torch.zeros(2, 3, 8, 8), r"are \(H, W\), .* not 2 x 3 x 8 x 8"),
+        (torch.zeros(2, 3, 8, 8), r"must be \(H, W\), .* not 2 x 3 x 8 x 8"),
         (np.zeros((8, 8, 2)), "not 8 x 8 x 2"),
         (np.array(0.5), "not a single number"),
         (np.zeros((0, 8, 3)), "8 x 0 pixels: the image is empty"),
