@@ -1,18 +1,19 @@
-"""What each part of the Flickr8k recipe earns: one row for each change, seeds for the noise.
+"""Ablation of the Flickr8k recipe: one row for each change, several seeds per row.
 
     python benchmarks/ablation.py [--set K=V ...] [--seeds 3] [--output runs/ablation]
         [--only ROW ...] [--table FILE]
 
-Each row trains `configs/flickr8k.yaml` with one thing changed, once for each seed, and scores the
-dev split; rows about search and ensembles use the recipe's own models, and
-"self-critical" begins with them. `--set` says where data and weights lie. Runs that are finished
-are not repeated, so rows can be added one by one; a run of another recipe or of other data is
-refused. A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and
-its differences in BLEU-4 and CIDEr from the recipe, seed by seed; where the interval of a
-difference holds zero it is a tie. Rows that begin with "words tied," are changes of the recipe as
-it was before, with words tied, and are compared with that. Of an ensemble there is one: its
-interval is over images (bootstrap), and it has no differences. Cost is the seconds of training one
-model, dev scores included, and those of captioning the dev split, both from stored features.
+Each row trains `configs/flickr8k.yaml` with one change, once per seed, and scores the dev split.
+Rows about search and ensembles use the models of the recipe. "then self-critical" starts from the
+models with tied words. `--set` gives the paths of data and weights. Finished runs are not
+repeated, so rows can be added one by one. A run folder with other settings is an error.
+
+A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and the
+differences in BLEU-4 and CIDEr from the recipe, paired by seed. A difference whose interval holds
+zero is a tie. Rows that start with "words tied," change the older recipe with tied words and are
+compared with it. A row has one ensemble: its interval is over images (bootstrap), and it has no
+differences. The cost is the seconds to train one model, dev scores included, and the seconds to
+caption the dev split, both from stored features.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SELF_CRITICAL = (
     "training.ema_decay=0.98",
     "training.epochs=4",
 )
-TIED = "words tied"  # the recipe before it was seen that they had better not be
+TIED = "words tied"  # the older recipe; without tied words the scores are better
 CHANGES: dict[str, tuple[str, ...]] = {
     "one CNN": ("encoder.cnns=[{first}]",),
     "weight decay 0.01": ("training.weight_decay=0.01",),
@@ -62,7 +63,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
 TRAINING: dict[str, tuple[str, ...]] = {
     "recipe": (),
     TIED: ("decoder.tie_weights=true",),
-    # One change more each; they are compared with "words tied".
+    # "words tied" with one more change; compared with "words tied".
     **{f"{TIED}, {name}": ("decoder.tie_weights=true", *each) for name, each in CHANGES.items()},
 }
 SEARCH: dict[str, dict[str, Any]] = {
@@ -81,8 +82,8 @@ SEARCH: dict[str, dict[str, Any]] = {
     "search in fp32": {"precision": "fp32"},
     "from the plain view alone": {"mirrored": False},
 }
-# Of all seeds' models of some rows.
-TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+# Ensembles of the models of all seeds of some rows, with search settings.
+ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble": (("recipe",), {}),
     "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
@@ -91,7 +92,7 @@ TOGETHER: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "words tied, ensemble": ((TIED,), {}),
     "words tied, ensemble with GRUs": ((TIED, f"{TIED}, GRU"), {}),
 }
-ROWS = (*TRAINING, *SEARCH, *TOGETHER)
+ROWS = (*TRAINING, *SEARCH, *ENSEMBLES)
 
 Row = list[dict[str, float]]
 
@@ -102,9 +103,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, choices=QUANTILES)
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument(
-        "--only", action="append", default=[], choices=ROWS, help="rows to fill; else all"
+        "--only", action="append", default=[], choices=ROWS, help="compute only this row"
     )
-    parser.add_argument("--table", type=Path, help="also write the table here")
+    parser.add_argument("--table", type=Path, help="also write the table to this file")
     given = parser.parse_args()
     print(describe_machine())
     rows: dict[str, Row] = {}
@@ -116,20 +117,20 @@ def main() -> None:
         for seed, folder in enumerate(models[name]):
             runs = str(given.output.absolute())
             first = load_config("flickr8k", given.overrides).encoder.cnns[0].model_dump_json()
-            places = {"{runs}": runs, "{seed}": str(seed), "{first}": first}
+            values = {"{runs}": runs, "{seed}": str(seed), "{first}": first}
             overrides = [*given.overrides, *changes, f"training.seed={seed}"]
-            for place, value in places.items():
-                overrides = [each.replace(place, value) for each in overrides]
-            if (found := trained(folder, overrides, wanted=name in wanted)) is not None:
-                print(f"{name}, seed {seed}: {found}", flush=True)
-                rows[name].append(found)
+            for placeholder, value in values.items():
+                overrides = [override.replace(placeholder, value) for override in overrides]
+            if (scores := trained(folder, overrides, wanted=name in wanted)) is not None:
+                print(f"{name}, seed {seed}: {scores}", flush=True)
+                rows[name].append(scores)
     for name, settings in SEARCH.items():
         if name in wanted:
             rows[name] = [scored([model], settings, given.overrides) for model in models["recipe"]]
-    for name, (members, settings) in TOGETHER.items():
+    for name, (members, settings) in ENSEMBLES.items():
         if name in wanted:
-            together = [model for member in members for model in models[member]]
-            rows[name] = [scored(together, settings, given.overrides, resamples=1000)]
+            ensemble = [model for member in members for model in models[member]]
+            rows[name] = [scored(ensemble, settings, given.overrides, resamples=1000)]
     table = as_table(rows)
     print(table)
     if given.table:
@@ -137,67 +138,71 @@ def main() -> None:
 
 
 def model_of(output: Path, name: str, seed: int) -> Path:
-    """Return where the model of a row and a seed is."""
+    """Return the run folder of a row and a seed."""
     return output / f"{name.replace(' ', '-')}-{seed}"
 
 
 def trained(folder: Path, overrides: list[str], *, wanted: bool) -> dict[str, float] | None:
-    """Train and score one model, or read what was found before."""
+    """Train and score one model, or read the stored results.
+
+    Returns:
+        Scores and costs by name; None if the row is not wanted and not trained.
+    """
     config = load_config("flickr8k", overrides)
-    known, own = folder / "ablation.json", folder / "config.yaml"
-    if own.is_file() and load_config(str(own)) != config:
-        sys.exit(f"{folder}: a run of another recipe or other data; --output DIR begins elsewhere")
-    if not known.is_file():
+    stored, config_file = folder / "ablation.json", folder / "config.yaml"
+    if config_file.is_file() and load_config(str(config_file)) != config:
+        sys.exit(f"{folder}: a run with other settings; choose another folder with --output")
+    if not stored.is_file():
         if not wanted:
             return None
         seconds = train(config, folder, resume=True).seconds
-        known.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
-    took = json.loads(known.read_text(encoding="utf-8"))["seconds"]
-    return scored([folder], {}, overrides) | {"training": took}
+        stored.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+    seconds = json.loads(stored.read_text(encoding="utf-8"))["seconds"]
+    return scored([folder], {}, overrides) | {"training": seconds}
 
 
 def scored(
     models: list[Path], settings: dict[str, Any], overrides: list[str], resamples: int = 0
 ) -> dict[str, float]:
-    """Score the dev split as captioned by one model, or by several together."""
+    """Score one model or an ensemble on the dev split, or read the stored scores."""
     config = load_config("flickr8k", overrides)
     mirrored = settings.get("mirrored")
-    # As the recipe searches now, whatever the models were trained to do.
+    # The search settings of the recipe, not those stored in the models.
     settings = {key: value for key, value in settings.items() if key != "mirrored"}
     decoding = DecodingConfig.model_validate(config.decoding.model_dump() | settings)
     prints = [fingerprint(model_folder(model)) for model in models]
     data = config.data.model_dump(mode="json")
-    how = json.dumps([prints, data, decoding.model_dump(), mirrored, resamples])
-    output = models[0] / "scores" / hashlib.blake2b(how.encode(), digest_size=8).hexdigest()
-    known = output / "ablation.json"
-    if not known.is_file():
+    key = json.dumps([prints, data, decoding.model_dump(), mirrored, resamples])
+    output = models[0] / "scores" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    stored = output / "ablation.json"
+    if not stored.is_file():
         captioner = Captioner.load(models)
         if mirrored is not None:
             captioner.encoder.mirrored = mirrored
-        search, found = captioner.search_each, {"captioning": 0.0}
+        search, results = captioner.search_each, {"captioning": 0.0}
 
         def timed(*args: Any, **options: Any) -> Any:
-            began = perf_counter()
+            started = perf_counter()
             captions = search(*args, **options)
-            found["captioning"] += perf_counter() - began
+            results["captioning"] += perf_counter() - started
             return captions
 
         captioner.search_each = timed  # type: ignore[method-assign]
         result = evaluate(captioner, config, output, decoding, split="dev", resamples=resamples)
-        for each in SCORES:
-            score = result.scores[each]
-            found[each] = score.value
+        for name in SCORES:
+            score = result.scores[name]
+            results[name] = score.value
             if score.interval:
-                found[f"{each} ±"] = (score.interval[1] - score.interval[0]) / 2
-        known.write_text(json.dumps(found), encoding="utf-8")
-    known_scores: dict[str, float] = json.loads(known.read_text(encoding="utf-8"))
-    return known_scores
+                results[f"{name} ±"] = (score.interval[1] - score.interval[0]) / 2
+        stored.write_text(json.dumps(results), encoding="utf-8")
+    scores: dict[str, float] = json.loads(stored.read_text(encoding="utf-8"))
+    return scores
 
 
 def as_table(rows: dict[str, Row]) -> str:
-    """Lay the rows out as Markdown."""
+    """Format the rows as a Markdown table."""
     lines = [
-        "| | BLEU-1 | BLEU-4 | CIDEr | BLEU-4 less the recipe's | CIDEr less | training, s "
+        "| | BLEU-1 | BLEU-4 | CIDEr | BLEU-4 - recipe | CIDEr - recipe | training, s "
         "| captioning, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -205,35 +210,35 @@ def as_table(rows: dict[str, Row]) -> str:
         if not row:
             continue
         cells = [interval(row, each) for each in SCORES]
-        apart = ["", ""]
+        differences = ["", ""]
         base = rows[TIED if name.startswith(f"{TIED}, ") else "recipe"]
         if row is not base and len(row) == len(base):
-            apart = [difference(row, base, each) for each in ("bleu_4", "cider")]
+            differences = [difference(row, base, score) for score in ("bleu_4", "cider")]
         costs = [
             f"{mean(scores[cost] for scores in row):.0f}" if cost in row[0] else ""
             for cost in ("training", "captioning")
         ]
-        lines.append(f"| {' | '.join([name, *cells, *apart, *costs])} |")
+        lines.append(f"| {' | '.join([name, *cells, *differences, *costs])} |")
     return "\n".join(lines)
 
 
 def interval(row: Row, name: str) -> str:
-    """Show a mean, and the half-width of its interval where there is one."""
+    """Format a mean and, if there is one, the half-width of its interval."""
     values = [scores[name] for scores in row]
     width = half_width(values) if len(row) > 1 else row[0].get(f"{name} ±", math.inf)
     return f"{mean(values):.3f}" + (f" ± {width:.3f}" if width < math.inf else "")
 
 
 def difference(row: Row, recipe: Row, name: str) -> str:
-    """Show by how much a row is above the recipe, seed by seed."""
-    apart = [scores[name] - own[name] for scores, own in zip(row, recipe, strict=True)]
-    width = half_width(apart)
-    tie = " (a tie)" if width >= abs(mean(apart)) else ""
-    return f"{mean(apart):+.3f} ± {width:.3f}{tie}"
+    """Format the mean difference of a row from the recipe, paired by seed."""
+    differences = [scores[name] - base[name] for scores, base in zip(row, recipe, strict=True)]
+    width = half_width(differences)
+    tie = " (a tie)" if width >= abs(mean(differences)) else ""
+    return f"{mean(differences):+.3f} ± {width:.3f}{tie}"
 
 
 def half_width(values: list[float]) -> float:
-    """Return that of the 95% interval of a mean."""
+    """Return the half-width of the 95% interval of a mean."""
     count = len(values)
     return QUANTILES[count] * stdev(values) / math.sqrt(count) if count > 1 else math.inf
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: pictures of noise, a line about the machine, ratios."""
+"""Shared by the benchmarks: noise images, a description of the machine, target ratios."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 
 def noise_jpeg(path: Path, *, seed: int, size: int | tuple[int, int] = 224) -> None:
-    """Write a JPEG with about as many bytes as a photograph of its size: smooth noise.
+    """Write a JPEG of smooth noise, about as large in bytes as a photograph.
 
     Args:
         path: file to write.
-        seed: of the noise.
+        seed: seed of the noise.
         size: width and height in pixels, or the side of a square.
     """
     width, height = (size, size) if isinstance(size, int) else size
@@ -28,7 +28,7 @@ def noise_jpeg(path: Path, *, seed: int, size: int | tuple[int, int] = 224) -> N
 
 
 def describe_machine() -> str:
-    """Return processor, versions, commit and load, as one line."""
+    """Return processor, versions, commit and load in one line."""
     import torch
     import torchvision
 
@@ -55,9 +55,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def check(what: str, ratio: float, *, at_least: float = 0.0, at_most: float = math.inf) -> bool:
-    """Print a ratio beside its target, and say whether it is met."""
+def check(name: str, ratio: float, *, at_least: float = 0.0, at_most: float = math.inf) -> bool:
+    """Print a ratio and its target; return whether the target is met."""
     target = f"at most {at_most:g}" if at_most < math.inf else f"at least {at_least:g}"
     met = at_least <= ratio <= at_most
-    print(f"{what}: {ratio:.2f} (target: {target}; {'met' if met else 'MISSED'})")
+    print(f"{name}: {ratio:.2f} (target: {target}; {'met' if met else 'MISSED'})")
     return met

@@ -1,18 +1,19 @@
-"""From a JPEG to the pixels a CNN is given: what scaled decoding, threads and processes bring.
+"""Time from JPEG to CNN input: scaled decoding, threads and processes, Pillow and torchvision.
 
     python benchmarks/decoding.py
 
-Pictures are smooth noise, the pixels those of the usual 256 and 224. In one run:
+The images are smooth noise, resized to 256 and cropped to 224. One run measures:
 
-- scaled decoding: `read_image(..., at_least=n)` lets libjpeg skip what the resizing would throw
-  away. Time of decoding and resizing at full size to that with n of 2 x 256 and of 1 x 256, and by
-  how much the pixels then differ, of 255. For 4000 x 3000, 2 x 256 must be at least twice as fast.
-- one thread, two threads and two processes on 640 x 480, in pictures per second. Both Pillow's
-  decoder and its resizing let other threads run, and a process must send its pixels back: two
-  threads must reach 0.9 of two processes.
-- torchvision's decoder beside Pillow's: decoding alone, and with the resizing of each.
+- scaled decoding: `read_image(..., at_least=n)` lets libjpeg decode at a smaller size. The ratio
+  is the time of decoding and resizing at full size / the time with n = 2 x 256 and 1 x 256. The
+  pixel differences are on a scale of 255. Target for 4000 x 3000 and 2 x 256: at least 2.
+- one thread, two threads and two processes on 640 x 480, in images per second. Pillow releases
+  the GIL while decoding and resizing; a process must send its pixels back. Target for two threads
+  / two processes: at least 0.9.
+- torchvision's decoder and Pillow's: decoding alone, and with resizing.
 
-Contestants take turns; times are medians over the rounds. Exits with code 1 if a target is missed.
+The variants take turns; times are medians over the rounds. The exit code is 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from captioner.images.decode import read_image
 
 SIZES = ((224, 224), (640, 480), (1920, 1080), (4000, 3000))
 ROUNDS = 9
-PICTURES = 160  # 640 x 480, for the speeds
+PICTURES = 160  # images of 640 x 480
 PREPROCESS = Preprocess()
 
 
@@ -50,21 +51,21 @@ def crop(data: bytes, at_least: int | None = None) -> NDArray[np.uint8]:
 
 
 def torchvision_crop(data: bytes) -> Tensor:
-    """Do the same by torchvision alone."""
+    """Decode, resize and crop with torchvision alone."""
     image = transforms.resize(torchvision_decode(data), [PREPROCESS.resize_size], antialias=True)
     return transforms.center_crop(image, [PREPROCESS.crop_size])
 
 
 def torchvision_decode(data: bytes) -> Tensor:
-    """Decode as torchvision does: uint8 (3, H, W)."""
+    """Decode with torchvision: uint8 (3, H, W)."""
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
 
-def take_turns(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return each one's median time in seconds; the first turn is not measured."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def take_turns(variants: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median time of each variant in seconds, without the first round."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(1 + ROUNDS):
-        for name, run in contestants.items():
+        for name, run in variants.items():
             started = perf_counter()
             run()
             seconds[name].append(perf_counter() - started)
@@ -87,18 +88,18 @@ def scaled(folder: Path) -> bool:
             }
         )
         full, twice, once = (crop(data, n).astype(int) for n in (None, PREPROCESS.enough, target))
-        off = [np.abs(other - full) for other in (twice, once)]
+        errors = [np.abs(other - full) for other in (twice, once)]
         print(
             f"{width:5} x {height:4} "
             + " ".join(f"{1e3 * seconds:6.1f} ms" for seconds in times.values())
             + "   "
-            + ", ".join(f"{wrong.mean():.2f} and {wrong.max()}" for wrong in off)
+            + ", ".join(f"{error.mean():.2f} and {error.max()}" for error in errors)
         )
         print(
-            f"{'':12} full to 2 x 256: {times['full'] / times['twice']:.2f}, "
-            f"to 1 x 256: {times['full'] / times['once']:.2f}"
+            f"{'':12} full / 2 x 256: {times['full'] / times['twice']:.2f}, "
+            f"full / 1 x 256: {times['full'] / times['once']:.2f}"
         )
-    return check("4000 x 3000, full to 2 x 256", times["full"] / times["twice"], at_least=2)
+    return check("4000 x 3000, full / 2 x 256", times["full"] / times["twice"], at_least=2)
 
 
 def workers(pictures: list[bytes]) -> bool:
@@ -112,7 +113,7 @@ def workers(pictures: list[bytes]) -> bool:
         for _ in crops:
             pass
 
-    # Forking a process that has threads is asking for trouble.
+    # Forking a process with threads may deadlock.
     context = multiprocessing.get_context("spawn")
     with ThreadPoolExecutor(2) as threads, context.Pool(2) as processes:
         times = take_turns(
@@ -124,9 +125,9 @@ def workers(pictures: list[bytes]) -> bool:
         )
     speeds = {name: len(pictures) / seconds for name, seconds in times.items()}
     for name, speed in speeds.items():
-        print(f"{name:12} {speed:7.1f} pictures of 640 x 480 per second")
+        print(f"{name:12} {speed:7.1f} images of 640 x 480 per second")
     ratio = speeds["2 threads"] / speeds["2 processes"]
-    return check("2 threads to 2 processes", ratio, at_least=0.9)
+    return check("2 threads / 2 processes", ratio, at_least=0.9)
 
 
 def decoders(pictures: list[bytes]) -> None:
@@ -148,7 +149,7 @@ def decoders(pictures: list[bytes]) -> None:
         }
     )
     for name, seconds in times.items():
-        print(f"{name:36} {1e3 * seconds / len(pictures):5.2f} ms per picture of 640 x 480")
+        print(f"{name:36} {1e3 * seconds / len(pictures):5.2f} ms per image of 640 x 480")
 
 
 def main() -> int:

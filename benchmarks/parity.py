@@ -1,9 +1,9 @@
-"""Print how far our scores and tokens are from the official ones, on the same inputs.
+"""Compare captioner's scores and tokens with the official ones on the same inputs.
 
     python benchmarks/parity.py [--flickr8k FOLDER] [--rounds 50]
 
-Needs `pip install 'captioner[coco,test]'`; without Java the token rows are left out. Exits with
-code 1 if a score differs by more than 1e-6 or a caption of Flickr8k has other tokens.
+Needs `pip install 'captioner[coco,test]'`. Without Java, tokens are not compared. The exit code is
+1 if a score differs by more than 1e-6, or if the tokens of a Flickr8k caption differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERANCE = 1e-6
 
 
 def random_captions(rng: random.Random, shortest: int) -> Captions:
-    """Draw captions of 1 to 60 images over few words, so that n-grams of all lengths match."""
+    """Draw captions of 2 to 60 images from few words, so that n-grams of all lengths match."""
     words = [f"w{i}" for i in range(rng.randint(2, 12))]
     images, references = rng.randint(2, 60), rng.randint(1, 5)
 
@@ -66,7 +66,7 @@ def nltk(captions: Captions) -> dict[str, float]:
     from nltk.translate.bleu_score import corpus_bleu
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a score without matches is 0 is no news
+        warnings.simplefilter("ignore")  # nltk warns about scores of 0
         return {
             name: corpus_bleu(captions[1], captions[0], weights=[1 / n] * n)
             for n, name in enumerate(BLEU, 1)
@@ -86,7 +86,7 @@ def sacrebleu(captions: Captions) -> dict[str, float]:
 
 
 def unmatched(captions: Captions) -> set[str]:
-    """Name the BLEU scores that are 0 for want of a matching n-gram of some length."""
+    """Return the names of BLEU scores that are 0 because an order has no matching n-gram."""
     matched = Bleu(captions[1]).statistics(captions[0]).sum(axis=0)[4:8]
     return {name for n, name in enumerate(BLEU, 1) if (matched[:n] == 0).any()}
 
@@ -94,8 +94,8 @@ def unmatched(captions: Captions) -> set[str]:
 def compare_scores(rounds: int) -> float:
     """Print the largest difference of each score over random captions; return the largest.
 
-    Where no n-gram of some length matches, BLEU is 0 here and in the others but not in
-    pycocoevalcap, which adds 1e-15 to the matches: such sets are counted in rows of their own.
+    If no n-gram of an order matches, BLEU is 0 except in pycocoevalcap, which adds 1e-15 to the
+    matches. These sets have separate rows.
     """
     short = [random_captions(random.Random(seed), 0) for seed in range(rounds)]
     long = [random_captions(random.Random(seed), 4) for seed in range(rounds)]
@@ -115,19 +115,19 @@ def compare_scores(rounds: int) -> float:
                 is_smoothed = scorer is pycocoevalcap and name in zero
                 table = smoothed if is_smoothed else differences
                 table[name].append(abs(mine[name] - value))
-        for name, found in differences.items():
-            print(f"{name:10}{scorer.__name__:16}{kind:26}{len(found):5}  {max(found):.1e}")
-            worst = max(worst, *found)
-        for name, found in smoothed.items():
+        for name, values in differences.items():
+            print(f"{name:10}{scorer.__name__:16}{kind:26}{len(values):5}  {max(values):.1e}")
+            worst = max(worst, *values)
+        for name, values in smoothed.items():
             print(
-                f"{name:10}{scorer.__name__:16}{'  no match: 0 here':26}{len(found):5}"
-                f"  {max(found):.1e}  (its 1e-15, not counted)"
+                f"{name:10}{scorer.__name__:16}{'  no match: 0 here':26}{len(values):5}"
+                f"  {max(values):.1e}  (due to the 1e-15; not counted)"
             )
     return worst
 
 
 def compare_tokens(path: Path) -> int:
-    """Print how many captions have other tokens than Java's; return how many."""
+    """Return and print the number of captions whose tokens differ from Java's."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -1,11 +1,11 @@
-"""What bf16 changes: features beside those of fp32, captions, and scores.
+"""Effect of bf16 on features, captions and scores.
 
     python benchmarks/rounding.py MODEL [--data FOLDER] [--split dev]
 
-Captions a split three times: with everything in fp32; with features in the encoder's own
-precision; with the search rounded as well. Prints the cosine of every CNN's features to those in
-fp32, and for each way the scores and how many captions are those of fp32. Features are stored in
-`$CAPTIONER_CACHE` as for training, in fp16.
+Captions a split three times: all in fp32; features in the encoder's own precision; features and
+search in reduced precision. Prints the cosine of each CNN's features to the fp32 features. Prints
+for each variant the scores and the number of captions equal to fp32. Features are stored in
+`$CAPTIONER_CACHE` in fp16, as for training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from captioner.text import tokenize
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
-    parser.add_argument("--data", help="the data set, where it lies elsewhere now")
+    parser.add_argument("--data", help="data set folder, if it has moved")
     parser.add_argument("--split", default="dev")
     given = parser.parse_args()
     print(describe_machine())
@@ -40,25 +40,25 @@ def main() -> None:
     encoder = captioner.encoder
     exact = side_by_side([FrozenEncoder(cnn.spec, cnn.state, "fp32") for cnn in encoder.cnns])
     exact.mirrored = encoder.mirrored
-    fine, rough = (
+    full, rounded = (
         read_split(dataset, given.split, each, batch_size=config.encoder.batch_size, say=print)
         for each in (exact, encoder)
     )
     sizes = [cnn.feature_size for cnn in encoder.cnns]
     for cnn, a, b in zip(
-        encoder.cnns, fine.features.split(sizes, 1), rough.features.split(sizes, 1), strict=True
+        encoder.cnns, full.features.split(sizes, 1), rounded.features.split(sizes, 1), strict=True
     ):
         cosines = functional.cosine_similarity(a.double(), b.double())
         print(
             f"{cnn.spec.backbone} ({cnn.spec.weights}), {cnn.dtype}, {len(cosines):,} photographs: "
             f"smallest cosine {cosines.min():.4f}, mean {cosines.mean():.5f}"
         )
-    references = PreparedReferences(fine.references)
+    references = PreparedReferences(full.references)
     first: list[str] = []
     for name, table, precision in (
-        ("all in fp32", fine, "fp32"),
-        (f"features in {encoder.dtype}", rough, "fp32"),
-        ("search rounded too", rough, "auto"),
+        ("all in fp32", full, "fp32"),
+        (f"features in {encoder.dtype}", rounded, "fp32"),
+        ("features and search rounded", rounded, "auto"),
     ):
         options = captioner.settings(precision=precision)
         captions = [c[0].text for c in caption_split(captioner, table, options)]

@@ -1,10 +1,11 @@
-"""Time scoring with intervals against pycocoevalcap's scorers without, in one run.
+"""Time scoring with intervals, compared with pycocoevalcap without intervals, in one run.
 
     python benchmarks/scoring.py [--images 1000]
 
-Claims: all Java-free metrics with intervals within 1.5 times the wall time of pycocoevalcap's
-pure-Python BLEU + ROUGE + CIDEr; a CIDEr-D reward for 1,000 captions against 5 references each
-within 0.1 s; 1,000 resamples of 5,000 images within 5 s. Exits with code 1 if one is missed.
+Targets: all metrics without Java, with intervals: at most 1.5 times the wall time of
+pycocoevalcap's pure-Python BLEU + ROUGE + CIDEr. CIDEr-D rewards of 1,000 captions with 5
+references each: at most 0.1 s. 1,000 resamples of 5,000 images: at most 5 s. The exit code is 1 if
+a target is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Caption = list[str]
 
 
 def random_captions(images: int) -> tuple[list[Caption], list[list[Caption]]]:
-    """Draw captions with the length and the skewed word frequencies of real ones."""
+    """Draw captions with the lengths and the skewed word frequencies of real captions."""
     rng = random.Random(0)
     words = [f"w{i}" for i in range(3000)]
     frequencies = [1 / (rank + 3) for rank in range(len(words))]

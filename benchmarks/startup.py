@@ -1,15 +1,15 @@
-"""How long `captioner` keeps people waiting before it does something.
+"""Start-up time of `captioner`.
 
     python benchmarks/startup.py
 
-Two ratios, each of medians of wall-clock times of whole processes that take turns:
+Two ratios of median wall times of whole processes that take turns:
 
-- `captioner --help` to `python -c pass`, at most 5; neither torch nor numpy is imported for it.
-- `captioner caption one.jpg` to a script that imports torch and torchvision, builds the same CNN,
-  loads the same weights and runs it once on the same picture, at most 1.4.
+- `captioner --help` / `python -c pass`: at most 5; the command imports neither torch nor numpy.
+- `captioner caption one.jpg` / a script that imports torch and torchvision, builds the same CNN,
+  loads the same weights and runs it once on the same image: at most 1.4.
 
-The model is made here: mobilenet_v2 with random weights and an LSTM of 512 units over a
-vocabulary of Flickr8k's size. The picture is noise. Exits with code 1 if a target is missed.
+The model is mobilenet_v2 with random weights and an LSTM of 512 units, with a vocabulary of
+Flickr8k's size. The image is noise. The exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ sys.exit(f"--help imports {', '.join(sorted(heavy))}" if heavy else 0)
 
 
 def make_model(folder: Path) -> Path:
-    """Save a captioner with random weights; return a plain state dict of its CNN."""
+    """Save a captioner with random weights; return the path of its CNN's state dict."""
     import torch
     from torchvision import models
 
@@ -81,8 +81,8 @@ def make_model(folder: Path) -> Path:
 
 
 def take_turns(commands: dict[str, list[str]], runs: int, folder: Path) -> dict[str, float]:
-    """Run commands in turn, the first turn unmeasured; return each one's median in seconds."""
-    # As after an installation: there is bytecode, from the second turn on at the latest.
+    """Run commands in turn; return the median of each in seconds, without the first round."""
+    # An installed program has bytecode: here from the second round on.
     bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     environment = os.environ | bytecode
     seconds: dict[str, list[float]] = {name: [] for name in commands}

@@ -1,12 +1,12 @@
-"""What a window of truncated BPTT saves: peak memory of a training step on long sequences.
+"""Peak memory of a training step on long sequences, with and without truncated BPTT.
 
     python benchmarks/window.py
 
-Dense captions of 125 to 1,000 tokens, 32 of them in a batch, go through the decoder of
-`configs/flickr8k.yaml`, whole and in windows of 50 tokens. Each case runs in a process of its own,
-whose peak memory is read; that of a process that only loads the same things is taken off. With a
-window the memory must not grow with the caption: at 1,000 tokens at most 1.2 times that at 250,
-and at 500 tokens at most a third of what whole captions take. Exits with code 1 if it does.
+Batches of 32 captions of 125 to 1,000 tokens go through the decoder of `configs/flickr8k.yaml`,
+whole and in windows of 50 tokens. Each case runs in its own process. The memory of a process that
+runs only a step of 10 tokens is subtracted. Targets with a window: memory at 1,000 tokens at most
+1.2 times the memory at 250; memory at 500 tokens at most a third of the memory of whole captions.
+The exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from common import check, describe_machine
 
 LENGTHS = (125, 250, 500, 1000)
 WINDOW = 50
-BATCH, FEATURES, WORDS = 32, 1280, 2540
+BATCH_SIZE, FEATURES, WORDS = 32, 1280, 2540
 
 
 def step(length: int, window: int | None) -> int:
-    """Take training steps on captions of a length; return the process's peak memory in bytes.
+    """Run training steps on captions of one length; return the process's peak memory in bytes.
 
     Args:
-        length: tokens of each caption; 0: take none.
-        window: of truncated BPTT.
+        length: tokens per caption; 0: only the warm-up step.
+        window: window of truncated BPTT in tokens; None: whole captions.
     """
     import torch
 
@@ -39,8 +39,9 @@ def step(length: int, window: int | None) -> int:
     config = load_config("flickr8k")
     decoder = Decoder(config.decoder, vocab_size=WORDS, feature_size=FEATURES)
     for tokens in (10, length) if length else (10,):
-        ids = torch.randint(4, WORDS, (BATCH, tokens + 1))
-        batch = Batch(torch.randn(BATCH, FEATURES), ids[:, :-1], ids[:, 1:], BATCH * tokens)
+        ids = torch.randint(4, WORDS, (BATCH_SIZE, tokens + 1))
+        features = torch.randn(BATCH_SIZE, FEATURES)
+        batch = Batch(features, ids[:, :-1], ids[:, 1:], BATCH_SIZE * tokens)
         with torch.autocast("cpu", torch.bfloat16):
             bptt.backward(decoder, batch, label_smoothing=0.1, window=window)
         decoder.zero_grad()
@@ -48,7 +49,7 @@ def step(length: int, window: int | None) -> int:
 
 
 def peak(length: int, window: int | None) -> int:
-    """Return the peak memory of `step` in a process of its own, in bytes."""
+    """Return the peak memory of `step` in its own process, in bytes."""
     words = [sys.executable, __file__, str(length), str(window or 0)]
     return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
@@ -56,7 +57,7 @@ def peak(length: int, window: int | None) -> int:
 def main() -> int:
     print(describe_machine())
     base = peak(0, None)
-    print(f"loaded, nothing long read yet: {base / 2**20:,.0f} MiB; above that, at most:")
+    print(f"after a step of 10 tokens: {base / 2**20:,.0f} MiB; peak memory above that:")
     whole: dict[int, int] = {}
     windows: dict[int, int] = {}
     for length in LENGTHS:
