@@ -1,35 +1,33 @@
-"""Images per second of captioning, beside what the machine could do and beside other ways.
+"""Captioning speed in images per second, compared with hardware limits and other programs.
 
     python benchmarks/captioning.py [--model DIR --photographs DIR]
         [--transformers] [--memory] [--only PART] [--rounds N]
 
-Each part is a race: its contestants take turns in one run, speeds are medians over the rounds.
+In each part, the variants take turns; speeds are medians over the rounds.
 
-- files: `caption_files`, from JPEG to caption, beam 3, against the rate at which the processor
-  could do nothing but decode and encode: 1 / (1 / decoding alone + 1 / CNN alone), each at its
-  best. At least 0.85. On a GPU, which encodes while the processor decodes: at least 0.9 of the
-  slower of the two.
-- exports: the CNN alone against the same CNN exported to ONNX and run by onnxruntime and by
-  OpenVINO on as many threads, each at the best of a few batch sizes. At least 1.0 of the better.
-  The features' cosine to eager fp32 is at least 0.999. What is not installed is left out.
-- plain: from JPEG to caption against the plain way: one image at a time, eager fp32 CNN, a beam
-  search over Python lists; beam 5 on both sides. At least 8.
-- search: the batched beam search of 64 images against that of the plain way, image by image, on
-  the same features, beam 5. At least 15. Beside it, without a target, a plain search that steps
-  the K hypotheses of an image together.
-- transformers (`--transformers`): from pixels to caption, greedy, against `generate` of the
-  architectures of BLIP-base and ViT-GPT2 with random weights. At least 100.
-- memory (`--memory`): peak memory of captioning 50,000 images into a file to that of 1,000. At most
-  1.05.
+- files: `caption_files` from JPEG to caption, beam 3 / the rate of decoding and encoding alone,
+  1 / (1 / decoding alone + 1 / CNN alone), each at its best. Target: at least 0.85. A GPU encodes
+  while the CPU decodes; there the target is 0.9 of the slower of the two.
+- exports: the CNN alone / the same CNN exported to ONNX and run by onnxruntime and OpenVINO with as
+  many threads, each at its best batch size. Target: at least 1.0 of the faster one. The cosine of
+  the features to eager fp32 must be at least 0.999. Engines that are not installed are left out.
+- plain: from JPEG to caption / a plain program: one image at a time, eager fp32 CNN, beam search
+  over Python lists; beam 5 for both. Target: at least 8.
+- search: batched beam search of 64 images / the plain beam search, image by image, on the same
+  features, beam 5. Target: at least 15. A third search, without a target, steps the K hypotheses
+  of an image together.
+- transformers (`--transformers`): from pixels to caption, greedy / `generate` of BLIP-base and
+  ViT-GPT2 with random weights. Target: at least 100.
+- memory (`--memory`): peak memory of captioning 50,000 images to a file / 1,000 images. Target: at
+  most 1.05.
 
-With `--model` (of one CNN) and `--photographs` all this is of trained weights and real pictures.
-Without, the CNN is torchvision's mobilenet_v2 with random weights, its batch norms' statistics
-taken from the pictures so that features differ; the decoder is that of `configs/flickr8k.yaml` with
-words tied, over 2,540 words. Random weights never end a caption: the hidden state's say is scaled
-up to make the words as uneven as a trained model's, and the end token's bias is chosen such that
-captions have ten words on average. The pictures are smooth noise, 640 x 480, JPEG quality 90.
-Random weights magnify what rounding does: the cosine is meant for trained ones. Exits with code 1
-if a target is missed.
+With `--model` (of one CNN) and `--photographs`, the weights are trained and the images real.
+Otherwise the CNN is torchvision's mobilenet_v2 with random weights and batch norm statistics from
+the images. The decoder is the one of `configs/flickr8k.yaml` with tied words and 2,540 words.
+Random weights never end a caption, so the effect of the hidden state is scaled up until words are
+as uneven as in a trained model, and the end token's bias is set for ten words per caption. The
+images are smooth noise, 640 x 480, JPEG quality 90. Random weights amplify rounding, so judge the
+cosine with trained weights. The exit code is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -68,9 +66,9 @@ from captioner.text import Vocabulary
 
 WORDS = 2540
 IMAGES = 512
-SHARPNESS = 80  # a caption's words then cost as many nats as a trained model's, not log V each
-NOT_RANKED = {"neighbours": 0}  # no other way ranks what it has found again
-ROUNDS = 3  # turns that count; `--rounds` changes it
+SHARPNESS = 80  # gives words the log-probabilities of a trained model instead of -log V
+NOT_RANKED = {"neighbours": 0}  # the other programs have no re-ranking
+ROUNDS = 3  # measured rounds; `--rounds` changes it
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 MEMORY = """
@@ -86,7 +84,7 @@ items = (Item(str(i), paths[i % len(paths)]) for i in range(int(count)))
 output = Path(pictures).parent / f"{count}.jsonl"
 done = caption_to_file(Captioner.load(model), items, output, model="")
 assert (done.images, done.failed) == (int(count), 0)
-# Of this program alone: `ru_maxrss` would begin with the peak of the one that started it.
+# VmHWM, because `ru_maxrss` starts with the peak of the parent process.
 status = Path("/proc/self/status").read_text()
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """
@@ -94,13 +92,13 @@ print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What the parts share.
+    """Captioner and images of all parts.
 
     Attributes:
-        captioner: on its device.
-        files: the pictures.
-        pixels: of the pictures, as the CNN takes them.
-        features: of the pictures.
+        captioner: the captioner.
+        files: image files.
+        pixels: preprocessed images, uint8 (N, 3, S, S).
+        features: features of the images, (N, F).
     """
 
     captioner: Captioner
@@ -109,16 +107,16 @@ class Scene:
     features: Tensor
 
     def items(self) -> Iterator[Item]:
-        """Return the pictures as `caption_files` takes them."""
+        """Return the images as items for `caption_files`."""
         return (Item(file.name, file) for file in self.files)
 
 
 def real_scene(model: Path, photographs: Path) -> Scene:
-    """Take a trained captioner and photographs."""
+    """Load a trained captioner and photographs."""
     captioner = Captioner.load(model, DEVICE)
     if len(captioner.encoder.cnns) > 1:
-        sys.exit(f"{model}: has several CNNs; every part here is about one")
-    captioner.encoder.mirrored = False  # nor does any other way look twice
+        sys.exit(f"{model}: has several CNNs; give a model with one CNN")
+    captioner.encoder.mirrored = False  # the other programs encode no mirrored images
     captioner.decoding = captioner.decoding.model_copy(update=NOT_RANKED)
     files = sorted(photographs.glob("*.jpg"))[:IMAGES]
     pixels = decode(captioner.encoder, files)
@@ -129,7 +127,7 @@ def real_scene(model: Path, photographs: Path) -> Scene:
 
 
 def random_scene(folder: Path) -> Scene:
-    """Draw pictures and build a captioner for them."""
+    """Draw images and build a captioner with random weights."""
     torch.manual_seed(0)
     files = [folder / f"{i:03}.jpg" for i in range(IMAGES)]
     for seed, file in enumerate(files):
@@ -160,7 +158,7 @@ def random_scene(folder: Path) -> Scene:
 
 
 def measured(network: nn.Module, encoder: FrozenEncoder, pixels: Tensor) -> nn.Module:
-    """Take a random network's batch norm statistics from pictures."""
+    """Set a random network's batch norm statistics from images."""
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -171,14 +169,14 @@ def measured(network: nn.Module, encoder: FrozenEncoder, pixels: Tensor) -> nn.M
 
 @torch.no_grad()
 def choose_bias(captioner: Captioner, features: Tensor) -> float:
-    """Bisect for the end token's bias that makes captions ten words long on average."""
+    """Find the end token's bias for ten words per caption on average, by bisection."""
     decoder = captioner.decoder
     decoder.to_embed.weight.mul_(SHARPNESS)
     low, high = 0.0, 16.0
     while high - low > 0.05:
         middle = (low + high) / 2
         decoder.output.bias[captioner.vocabulary.eos_id] = middle
-        captioner.to(DEVICE)  # lays the weights out anew
+        captioner.to(DEVICE)  # rebuilds the decoder's step with the new bias
         low, high = (middle, high) if mean(words_of(captioner, features)) > 10 else (low, middle)
     return middle
 
@@ -190,27 +188,27 @@ def words_of(captioner: Captioner, features: Tensor) -> list[int]:
 
 
 def decode(encoder: Encoder, files: list[Path]) -> Tensor:
-    """Read and crop pictures, in as many threads as there are cores."""
+    """Read and crop images, with one thread per core."""
     preprocess = encoder.preprocess
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return torch.stack(list(pool.map(lambda file: preprocess.pixels(read_image(file)), files)))
 
 
-def race(contestants: Mapping[str, tuple[Callable[[], Any], int]]) -> Any:
-    """Let contestants take turns, the first turn unmeasured; return images per second of each.
+def race(variants: Mapping[str, tuple[Callable[[], Any], int]]) -> Any:
+    """Run variants in turn; return the images per second of each, without the first round.
 
     Args:
-        contestants: by name, what each does in a turn and how many images that is.
+        variants: name -> function and number of images that one call processes.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(1 + ROUNDS):
-        for name, (turn, _) in contestants.items():
+        for name, (run, _) in variants.items():
             started = perf_counter()
-            turn()
+            run()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(perf_counter() - started)
-    rates = {name: n / median(seconds[name][1:]) for name, (_, n) in contestants.items()}
+    rates = {name: n / median(seconds[name][1:]) for name, (_, n) in variants.items()}
     for name, rate in rates.items():
         print(f"  {name:44} {rate:10,.1f} images per second")
     return rates
@@ -223,7 +221,7 @@ def encode(encoder: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int)
 
 def files_part(scene: Scene) -> bool:
     encoder, sizes = scene.captioner.encoder, (8, 64) if DEVICE == "cpu" else (64, 256)
-    contestants = {
+    variants = {
         "JPEG to caption, beam 3": lambda: list(
             caption_files(scene.captioner, scene.items(), scene.captioner.settings(beam_size=3))
         ),
@@ -233,7 +231,7 @@ def files_part(scene: Scene) -> bool:
             for n in sizes
         },
         **(
-            {"CNN alone, a core for each batch": lambda: core_each(encoder)(scene.pixels)}
+            {"CNN alone, one core per batch": lambda: one_core_each(encoder)(scene.pixels)}
             if DEVICE == "cpu"
             else {}
         ),
@@ -243,7 +241,7 @@ def files_part(scene: Scene) -> bool:
         ],
     }
     whole, decoding, *cnn, _ = race(
-        {name: (c, len(scene.files)) for name, c in contestants.items()}
+        {name: (run, len(scene.files)) for name, run in variants.items()}
     ).values()
     if DEVICE == "cpu":
         possible = 1 / (1 / decoding + 1 / max(cnn))
@@ -253,7 +251,7 @@ def files_part(scene: Scene) -> bool:
 
 
 def plain_cnn(encoder: FrozenEncoder) -> nn.Module:
-    """Build an encoder's CNN as torchvision gives it."""
+    """Build an encoder's CNN as torchvision's eager module."""
     network = build_backbone(encoder.spec.backbone, encoder.spec.builder_args).eval()
     remove_head(network)
     network.load_state_dict(encoder.state)
@@ -261,7 +259,7 @@ def plain_cnn(encoder: FrozenEncoder) -> nn.Module:
 
 
 class Whole(nn.Module):
-    """Normalisation and CNN of an encoder as one network, to export."""
+    """Normalisation and CNN of an encoder as one module for export."""
 
     def __init__(self, encoder: FrozenEncoder) -> None:
         super().__init__()
@@ -277,18 +275,18 @@ def exports_part(scene: Scene) -> bool:
     (encoder,), pixels = scene.captioner.encoder.cnns, scene.pixels[:256]
     exact = FrozenEncoder(encoder.spec, encoder.state, "fp32")
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own future
+        warnings.simplefilter("ignore")  # deprecation warnings of the exporter
         file = Path(name) / "cnn.onnx"
         engines: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {}
-        for label, module, of in (
+        for label, module, make_engine in (
             ("onnxruntime", "onnxruntime", run_onnxruntime),
             ("OpenVINO", "openvino", run_openvino),
         ):
             try:
                 import_module("onnx")
-                engines[label] = of(import_module(module), file)
+                engines[label] = make_engine(import_module(module), file)
             except ImportError as error:
-                print(f"  {label} is left out: {error}")
+                print(f"  {label} skipped: {error}")
         if engines:
             torch.onnx.export(
                 Whole(exact),
@@ -298,19 +296,19 @@ def exports_part(scene: Scene) -> bool:
                 input_names=["pixels"],
                 dynamic_axes={"pixels": {0: "batch"}},
             )
-        contestants: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+        variants: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
             "ours, batches of 8": (encoder, 8),
             "ours, batches of 64": (encoder, 64),
-            "ours, a core for each batch": (core_each(encoder), len(pixels)),
+            "ours, one core per batch": (one_core_each(encoder), len(pixels)),
         }
         for label, make in engines.items():
-            contestants |= {f"{label}, batches of {n}": (make(n), n) for n in (1, 4, 16, 32)}
+            variants |= {f"{label}, batches of {n}": (make(n), n) for n in (1, 4, 16, 32)}
         if "OpenVINO" in engines:
             alone = run_openvino(import_module("openvino"), file, on_each_core=True)(4)
-            contestants["OpenVINO, batches of 4 on each core"] = (alone, len(pixels))
+            variants["OpenVINO, batches of 4 on each core"] = (alone, len(pixels))
         rates = race({
             name: (lambda run=run, n=n: encode(run, pixels, n), len(pixels))
-            for name, (run, n) in contestants.items()
+            for name, (run, n) in variants.items()
         })  # fmt: skip
     best = {
         engine: max(rate for name, rate in rates.items() if name.startswith(engine))
@@ -318,15 +316,15 @@ def exports_part(scene: Scene) -> bool:
     }
     met = True
     if engines:
-        better = max(engines, key=best.__getitem__)
-        met = check(f"CNN alone / {better}", best["ours"] / best[better], at_least=1.0)
+        fastest = max(engines, key=best.__getitem__)
+        met = check(f"CNN alone / {fastest}", best["ours"] / best[fastest], at_least=1.0)
     cosines = torch.cosine_similarity(encode(encoder, pixels, 32).cpu(), encode(exact, pixels, 32))
     print(f"  smallest cosine to fp32 {cosines.min():.4f}, mean {cosines.mean():.5f}")
     return met & check("mean cosine to fp32", cosines.mean().item(), at_least=0.999)
 
 
-def core_each(encoder: Encoder) -> Callable[[Tensor], Tensor]:
-    """Return what encodes as captioning does: pieces of a batch, each on one core."""
+def one_core_each(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    """Return a function that encodes as captioning does: each piece of a batch on one core."""
 
     def run(pixels: Tensor) -> Tensor:
         with workers(None, encoder.device) as crew:
@@ -336,7 +334,7 @@ def core_each(encoder: Encoder) -> Callable[[Tensor], Tensor]:
 
 
 def run_onnxruntime(module: Any, file: Path) -> Callable[[int], Callable[[Tensor], Tensor]]:
-    """Return what makes a runner for a batch size."""
+    """Return a function that builds a runner for a batch size."""
 
     def make(_: int) -> Callable[[Tensor], Tensor]:
         options = module.SessionOptions()
@@ -350,9 +348,9 @@ def run_onnxruntime(module: Any, file: Path) -> Callable[[int], Callable[[Tensor
 def run_openvino(
     module: Any, file: Path, *, on_each_core: bool = False
 ) -> Callable[[int], Callable[[Tensor], Tensor]]:
-    """Return what makes a runner for a batch size; OpenVINO chooses the precision itself.
+    """Return a function that builds a runner for a batch size; OpenVINO chooses the precision.
 
-    All cores share a batch; or each has its own, and the runner is given many.
+    With on_each_core, each core has its own batch; otherwise all cores work on one batch.
     """
 
     def make(batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -364,19 +362,19 @@ def run_openvino(
         if not on_each_core:
             return lambda pixels: torch.from_numpy(compiled(pixels.numpy())[0].copy())
         queue = module.AsyncInferQueue(compiled, 2 * cores)
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         queue.set_callback(
-            lambda request, i: found.update(
+            lambda request, i: outputs.update(
                 {i: torch.from_numpy(request.get_output_tensor(0).data.copy())}
             )
         )
 
         def run(pixels: Tensor) -> Tensor:
-            parts = pixels.split(batch_size)
-            for i, part in enumerate(parts):
-                queue.start_async([part.numpy()], i)
+            batches = pixels.split(batch_size)
+            for i, batch in enumerate(batches):
+                queue.start_async([batch.numpy()], i)
             queue.wait_all()
-            return torch.cat([found[i] for i in range(len(parts))])
+            return torch.cat([outputs[i] for i in range(len(batches))])
 
         return run
 
@@ -384,7 +382,7 @@ def run_openvino(
 
 
 class Plain:
-    """Captioning as it is commonly written: an image at a time, in eager fp32."""
+    """A common captioning program: one image at a time, eager fp32."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.words, self.settings = captioner.vocabulary, captioner.decoding
@@ -410,7 +408,7 @@ class Plain:
 
     @torch.no_grad()
     def search(self, features: Tensor, beam_size: int) -> list[int]:
-        """Write the caption of one image's features."""
+        """Search for the caption of one image, one hypothesis per step."""
         h, c = self.decoder.init_hidden(features)
         live = [([self.words.bos_id], 0.0, h, c)]
         finished: list[tuple[list[int], float]] = []
@@ -434,7 +432,7 @@ class Plain:
 
     @torch.no_grad()
     def search_together(self, features: Tensor, beam_size: int) -> list[int]:
-        """Write the caption of one image's features, its hypotheses stepped together."""
+        """Search for the caption of one image, all its hypotheses per step."""
         h, c = self.decoder.init_hidden(features)
         live, totals = [[self.words.bos_id]], torch.zeros(1, 1, device=h.device)
         finished: list[tuple[list[int], float]] = []
@@ -466,11 +464,11 @@ class Plain:
         return max(finished, key=lambda each: each[1])[0]
 
     def ends(self, ids: list[int]) -> bool:
-        """Say whether a hypothesis is finished."""
+        """Return whether a hypothesis is finished."""
         return ids[-1] == self.words.eos_id
 
     def score(self, ids: list[int], total: float) -> float:
-        """Return what sentences are ranked by; the start token is no part of them."""
+        """Return the ranking score; the start token does not count."""
         return total / (len(ids) - 1) ** self.settings.length_penalty
 
 
@@ -483,9 +481,9 @@ def plain_part(scene: Scene) -> bool:
             lambda: list(caption_files(scene.captioner, scene.items(), five)),
             len(scene.files),
         ),
-        "an image at a time, beam 5": (lambda: [plain.caption(f, 5) for f in some], len(some)),
+        "one image at a time, beam 5": (lambda: [plain.caption(f, 5) for f in some], len(some)),
     }).values()  # fmt: skip
-    return check("ours / an image at a time", ours / theirs, at_least=8)
+    return check("ours / one image at a time", ours / theirs, at_least=8)
 
 
 def search_part(scene: Scene) -> bool:
@@ -497,7 +495,7 @@ def search_part(scene: Scene) -> bool:
             lambda: scene.captioner.search(features, five),
             len(features),
         ),
-        "a hypothesis at a time": (
+        "one hypothesis at a time": (
             lambda: [plain.search(f[None], 5) for f in features],
             len(features),
         ),
@@ -506,18 +504,18 @@ def search_part(scene: Scene) -> bool:
             len(features),
         ),
     }).values()  # fmt: skip
-    lengths = [len(plain.search(f[None], 5)) - 2 for f in features]
-    same = [len(best.text.split()) for best, *_ in scene.captioner.search(features, five)]
-    print(f"  words per caption: ours {mean(same):.1f}, theirs {mean(lengths):.1f}")
+    plain_lengths = [len(plain.search(f[None], 5)) - 2 for f in features]
+    lengths = [len(best.text.split()) for best, *_ in scene.captioner.search(features, five)]
+    print(f"  words per caption: ours {mean(lengths):.1f}, plain {mean(plain_lengths):.1f}")
     print(f"ours / an image's hypotheses together: {ours / together:.2f}")
-    return check("ours / a hypothesis at a time", ours / theirs, at_least=15)
+    return check("ours / one hypothesis at a time", ours / theirs, at_least=15)
 
 
 def transformers_part(scene: Scene) -> bool:
     try:
         hf: Any = import_module("transformers")
     except ImportError as error:
-        print(f"  transformers is left out: {error}")
+        print(f"  transformers skipped: {error}")
         return True
     tokens, batch = {"max_new_tokens": 12, "min_new_tokens": 12}, 8
     blip = hf.BlipForConditionalGeneration(hf.BlipConfig()).eval().to(DEVICE)
@@ -557,7 +555,7 @@ def memory_part(_: Scene) -> bool:
     encoder = FrozenEncoder.create("squeezenet1_1", "none", image_size=64)
     decoder = Decoder(DecoderConfig(), vocab_size=WORDS, feature_size=encoder.feature_size)
     with torch.no_grad():
-        decoder.output.bias[vocabulary.eos_id] = 4  # short captions: this is not about speed
+        decoder.output.bias[vocabulary.eos_id] = 4  # short captions take less time
     with tempfile.TemporaryDirectory() as name:
         model, pictures = Path(name) / "model", Path(name) / "pictures"
         Captioner(encoder, decoder, vocabulary).save(model)
@@ -569,7 +567,7 @@ def memory_part(_: Scene) -> bool:
             command = [sys.executable, "-c", MEMORY, str(model), str(pictures), str(count)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             peaks.append(float(output))
-            print(f"  {f'{count:,} images':44} {peaks[-1]:10,.1f} MiB at most")
+            print(f"  {f'{count:,} images':44} {peaks[-1]:10,.1f} MiB peak memory")
     return check("peak memory of 50,000 / 1,000 images", peaks[1] / peaks[0], at_most=1.05)
 
 
@@ -588,11 +586,11 @@ def main() -> int:
     global ROUNDS  # noqa: PLW0603
     parser = argparse.ArgumentParser()
     for name in ON_REQUEST:
-        parser.add_argument(f"--{name}", action="store_true", help=f"also the part {name}")
+        parser.add_argument(f"--{name}", action="store_true", help=f"also run the part {name}")
     parser.add_argument("--only", choices=PARTS, help="run one part")
     parser.add_argument("--model", type=Path, help="a trained model directory")
-    parser.add_argument("--photographs", type=Path, help="a folder of JPEGs for it")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns that count")
+    parser.add_argument("--photographs", type=Path, help="a folder of JPEG files")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="measured rounds")
     given = vars(parser.parse_args())
     chosen = [given["only"]] if given["only"] else [n for n in PARTS if given.get(n, True)]
     ROUNDS = given["rounds"]
