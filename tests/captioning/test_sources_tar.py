@@ -450,7 +450,7 @@ def test_members_have_no_place_beside_them() -> None:
     write("s.tar", TWO[:1])
     write("a.jpg", b"x")
     first, second = files_only(list_images(["s.tar", "a.jpg"]))
-    assert str(first.source).startswith("archive members get no text file")
+    assert str(first.source) == "archive members get no text file; choose another --format"
     assert second.source == Path("a.jpg")
 
 
