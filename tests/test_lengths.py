@@ -12,7 +12,7 @@ import captioner
 
 ROOT = Path(captioner.__file__).parent
 MOST, MOST_OF_A_COMMAND = 60, 25  # lines
-REASON = "Longer than "  # begins the sentence of a docstring that says why
+REASON = "More than 60 lines"  # begins the sentence of a docstring that says why
 
 # Still to be put in order: the list only shrinks.
 EXCEPTIONS = {

@@ -155,8 +155,7 @@ def _caption_batches(
 ) -> Iterator[tuple[list[int], list[Done]]]:
     """Caption this process's batches, except images that the journal holds.
 
-    Batches are cut from the full list of images. A caption therefore does not depend on where a
-    job was interrupted.
+    Batches are cut from the full list of images, so an interruption changes no caption.
 
     Yields:
         For each batch: the positions in the list of images, and the finished images.

@@ -268,7 +268,7 @@ def overflowing(starts: Tensor) -> Tensor:
         ("keys", lambda t: t.flip(0), "do not fit"),
         ("keys", None, "neighbours.keys is missing"),
         ("idf", lambda t: t[1:], "do not fit"),
-        ("idf", lambda t: t * torch.inf, "no finite number"),
+        ("idf", lambda t: t * torch.inf, "holds a number that is not finite"),
         ("starts", lambda t: t.flip(0), "do not fit"),
         ("starts", lambda t: t + 1, "do not fit"),
         ("starts", overflowing, "do not fit"),

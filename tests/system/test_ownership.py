@@ -101,7 +101,7 @@ def test_overwriting_a_run_leaves_what_it_did_not_write(tools, tmp_path):
     assert not (run / "checkpoints" / "step-3.safetensors").exists()
     assert {path.name for path in (run / "evaluation").iterdir()} == {"mine"}
     log = (run / "train.log").read_text()
-    assert "left alone: step-5 (copy).safetensors" in log
+    assert "files that are not checkpoints are ignored: step-5 (copy).safetensors" in log
 
 
 @pytest.mark.parametrize("where", ["model", "checkpoints", "tensorboard"])
