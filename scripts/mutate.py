@@ -44,7 +44,8 @@ METRICS = ("metrics/test_metric_parity.py", "metrics/test_metric_properties.py")
 QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 or resnet18))"
 ROOM = "test_update or the_room_a_decoder_takes"
 JOB = ("captioning/test_job.py", "not (twenty_random or flipped_bit)")
-BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or backbone or kinds or auxiliary"
+BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or built or backbone or kinds"
+BUILT += " or auxiliary"
 TESTS: dict[str, tuple[str, ...]] = {  # file -> test files, optionally with a -k expression
     "training/update.py": ("training/test_update.py", "test_config_bounds.py", ROOM),
     "training/bptt.py": ("training/test_bptt.py",),

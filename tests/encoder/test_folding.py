@@ -80,6 +80,16 @@ def test_a_folded_network_is_the_same_function() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(folded(images()), network(images()))
     assert "BatchNorm2d" not in calls(folded)
+    assert not any(weights.requires_grad for weights in folded.parameters())
+
+
+def test_a_batch_norm_after_anything_else_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).eval()
+    network[2].running_mean = torch.ones(4)
+    folded = fold(network)
+    assert "BatchNorm2d" in calls(folded)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images()), network(images()))
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
