@@ -60,7 +60,7 @@ def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """Compute all but the first layers in another dtype.
 
     Args:
-        network: float32, with more than `EXACT` layers with weights.
+        network: float32; stays so if it has no more than `EXACT` layers with weights.
         dtype: to compute in.
     """
     late, layers = set[fx.Node](), 0
@@ -69,6 +69,8 @@ def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
             layers += isinstance(network.get_submodule(node.target), nn.Conv2d | nn.Linear)
         if layers > EXACT:
             late.add(node)
+    if not late:
+        return network
     halves = split_module(network, network, lambda node: int(node in late))
     halves.submod_1 = _In(dtype, halves.get_submodule("submod_1"))
     return halves

@@ -126,6 +126,12 @@ def test_low_precision_is_close_to_the_same_function(dtype: torch.dtype) -> None
         torch.testing.assert_close(network(images()), wanted, rtol=0, atol=0)  # left as it was
 
 
+def test_a_network_of_first_layers_alone_stays_exact() -> None:
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(EXACT))).eval()
+    with torch.inference_mode():
+        assert torch.equal(fast_form(network, torch.bfloat16)(images()), network(images()))
+
+
 def test_differences_of_large_weights_survive_in_the_first_layers() -> None:
     """Images are alike in all channels; the first filter takes 256.5 times one from another."""
     first, last = nn.Conv2d(3, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)
