@@ -206,14 +206,15 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     identity = identity_of(run / "checkpoints")
     trained, arithmetic = identity.get("encoder"), identity.get("arithmetic")
+    here = encoder.fingerprint()
     if trained and not arithmetic:
         return checks.OLDER
     return checks.check_preprocessing(
         trained,
-        encoder.fingerprint(),
+        here,
         arithmetic or "",
         encoder.fingerprint(arithmetic),
-        _changes(encoder, trained) if trained else [],
+        _changes(encoder, trained) if trained and trained != here else [],
     )
 
 
