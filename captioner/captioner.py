@@ -33,6 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BATCH_SIZE = 128
+SEARCH_BATCH = 256  # stored features that evaluation, doctor and dev scores search together
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 MAX_CAPTIONS = 1000  # per image
 MIN_ROUNDED_SIZE = 256  # hidden units; below it, rounding the matrices saves no time

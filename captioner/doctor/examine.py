@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captioner.captioner import Captioner
+from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config
 from captioner.data.dataset import Example
 from captioner.data.feature_store import AlteredError, FeatureStore
@@ -29,7 +29,6 @@ from captioner.metrics import PreparedReferences, score_captions
 from captioner.run_dir import identity_of
 from captioner.text import Vocabulary, tokenize
 
-CHUNK = 256  # images searched together
 RECOMPUTED = 32  # features to recompute
 SHUFFLES = 5
 
@@ -158,7 +157,7 @@ def _run(
     """
     captions: list[str] = []
     initial, outputs = _Range(), _Range()
-    for batch in features.split(CHUNK):
+    for batch in features.split(SEARCH_BATCH):
         texts = [best[0].text for best in captioner.search(batch)]
         captions += texts
         hidden = decoder.init_hidden(batch.to(captioner.device))

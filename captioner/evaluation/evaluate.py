@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captioner.captioner import Caption, Captioner
+from captioner.captioner import SEARCH_BATCH, Caption, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
@@ -21,8 +21,6 @@ from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
 from captioner.text import tokenize
-
-CHUNK = 256  # images searched together
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def caption_split(
     """
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
-        for features in table.features.split(CHUNK):
+        for features in table.features.split(SEARCH_BATCH):
             for best in captioner.search_each(features, options, n_best=n_best):
                 if isinstance(best, ImageError):
                     path = table.examples[len(captions)].image

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from captioner.captioner import Captioner
+from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.text import tokenize
-
-SEARCH_BATCH = 256  # images
 
 
 class DevSplit:
