@@ -48,20 +48,24 @@ def command(
     are not computed again. All stores together take at most $CAPTIONER_CACHE_LIMIT GB (100); a
     command that would exceed the limit fails before it computes anything.
     """
-    actions = [
-        flag
-        for flag, given in (("--check", check), ("--clear", clear is not None), ("--prune", prune))
-        if given
-    ]
-    if len(actions) > 1 or (actions and (config or overrides)):
-        raise click.UsageError(f"{', '.join(actions)}: use alone, without CONFIG or --set")
-    if actions:
-        {"--check": _check, "--clear": lambda: _clear(clear), "--prune": _prune}[actions[0]]()
-        return
+    actions = {"--check": check, "--clear": clear is not None, "--prune": prune}
+    chosen = [flag for flag, given in actions.items() if given]
+    if len(chosen) > 1 or (chosen and (config or overrides)):
+        raise click.UsageError(f"{', '.join(chosen)}: use alone, without CONFIG or --set")
+    if check:
+        _check()
+    elif clear is not None:
+        _clear(clear)
+    elif prune:
+        _prune()
+    else:
+        _fill(config or "scenes", overrides, device)
 
+
+def _fill(config: str, overrides: tuple[str, ...], device: str) -> None:
     from captioner.config import load_config
 
-    settings = load_config(config or "scenes", overrides)
+    settings = load_config(config, overrides)
 
     from captioner.captioner import choose_device
     from captioner.data.prepare import open_encoder, prepare
@@ -74,28 +78,19 @@ def command(
 
 def _check() -> None:
     """List the stores and their damage; exit with code 1 if any is damaged."""
-    from captioner.data.feature_store import LIMIT, cache_folder, limit
-    from captioner.data.stores import stores
+    from captioner.data.feature_store import features_folder
+    from captioner.data.stores import LIMIT, limit, stores
 
-    parent = cache_folder() / "features"
-    known = stores(parent)
+    found = stores(features_folder())
     damaged = 0
-    for stored in known:
+    for stored in found:
         damage = stored.damage()
         damaged += bool(damage)
-        sound = (
-            "sound"
-            if stored.feature_size or not stored.rows
-            else "no checksums (written by an older captioner)"
-        )
         used = datetime.fromtimestamp(stored.used, UTC).strftime("%Y-%m-%d")
-        show(
-            f"{stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
-            f"{stored.size / 1e6:,.1f} MB  used {used}  {damage or sound}"
-        )
-    total = sum(stored.size for stored in known)
+        show(f"{stored}  used {used}  {damage or 'sound'}")
+    total = sum(stored.size for stored in found)
     show(
-        f"{len(known)} store(s) in {parent}, {total / 1e6:,.1f} MB of at most "
+        f"{len(found)} store(s) in {features_folder()}, {total / 1e6:,.1f} MB of at most "
         f"{limit() / 1e9:g} GB (${LIMIT}), {damaged} damaged"
     )
     if damaged:
@@ -103,38 +98,35 @@ def _check() -> None:
         raise SystemExit(1)
 
 
-def _clear(name: str | None) -> None:
-    from captioner.data.feature_store import cache_folder
+def _clear(name: str) -> None:
+    from captioner.data.feature_store import features_folder
     from captioner.data.stores import named, stores
 
-    known = stores(cache_folder() / "features")
-    _delete(known if name in (None, ALL) else named(known, str(name)))
+    found = stores(features_folder())
+    _delete(found if name == ALL else named(found, name))
 
 
 def _prune() -> None:
-    from captioner.data.feature_store import cache_folder
-    from captioner.data.stores import drop_damaged, over_limit, stores
+    from captioner.data.feature_store import features_folder
+    from captioner.data.stores import over_limit, stores
 
-    parent = cache_folder() / "features"
-    for stored in stores(parent):
-        dropped = drop_damaged(stored)
+    for stored in stores(features_folder()):
+        dropped = stored.drop_damaged()
         if dropped is None:
             say(f"{stored.folder.name}: in use, kept")
         elif dropped:
             show(f"{stored.folder.name}: deleted {dropped:,} damaged row(s)")
-    _delete(over_limit(stores(parent)))
+    _delete(over_limit(stores(features_folder())))
 
 
 def _delete(chosen: list[Stored]) -> None:
-    from captioner.data.stores import clear
-
-    deleted = [stored for stored in chosen if clear(stored)]
+    freed, kept = 0, 0
     for stored in chosen:
-        outcome = "deleted" if stored in deleted else "in use, kept"
-        show(
-            f"{outcome}: {stored.folder.name}  {stored.encoder}  {stored.rows:,} rows  "
-            f"{stored.size / 1e6:,.1f} MB"
-        )
-    show(f"{sum(stored.size for stored in deleted) / 1e6:,.1f} MB freed")
-    if len(deleted) < len(chosen):
+        line = str(stored)
+        deleted = stored.clear()
+        show(f"{'deleted' if deleted else 'in use, kept'}: {line}")
+        freed += deleted * stored.size
+        kept += not deleted
+    show(f"{freed / 1e6:,.1f} MB freed")
+    if kept:
         raise SystemExit(1)

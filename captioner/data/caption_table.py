@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from captioner.data.feature_store import fits
+from captioner.system.memory import fits
 from captioner.text import Vocabulary
 
 BUCKET = 64  # batches whose captions are sorted by length together

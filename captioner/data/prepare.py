@@ -13,7 +13,8 @@ from torch import Tensor
 from captioner.config import Config, DataConfig, resolve_path
 from captioner.data.caption_table import CaptionTable
 from captioner.data.dataset import Dataset, Example
-from captioner.data.feature_store import FeatureStore, fill_store
+from captioner.data.feature_store import FeatureStore
+from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
 from captioner.data.summary import describe
 from captioner.encoder.encoder import Encoder, FrozenEncoder
@@ -133,13 +134,9 @@ def store_features(
     """
     store = FeatureStore.for_encoder(encoder)
     images = list(dict.fromkeys(example.image for example in examples))
-    fill = partial(
-        fill_store, store, encoder, images, mirrored=flip, batch_size=batch_size, say=say
+    keys, broken = fill_store(
+        store, encoder, images, mirrored=flip, batch_size=batch_size, world=world, say=say
     )
-    if world and world.size > 1:
-        fill(share=(world.rank, world.size))
-        world.wait()
-    keys, broken = fill()
     for path, error in broken.items():
         say(f"skipped: {plain(path)}: {error}")
     if broken and strict:

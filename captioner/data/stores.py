@@ -1,28 +1,22 @@
-"""Lists, verifies, prunes and deletes the feature stores of this machine."""
+"""Lists, verifies, bounds and deletes the feature stores of this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from captioner.data.feature_store import (
-    ABOUT,
-    KEY_BYTES,
-    KEYS,
-    SUMS,
-    FeatureStore,
-    is_unmarked_store,
-    limit,
-    size_of,
-)
-from captioner.errors import ConfigError
+from captioner.data.feature_store import ABOUT, FILL_LOCK, KEY_BYTES, KEYS, ROWS, SUMS, FeatureStore
+from captioner.errors import ConfigError, DataError
 from captioner.system import ownership
 from captioner.system.files import read_json
-from captioner.system.foreign import plain
+from captioner.system.foreign import excerpt, plain
+
+LIMIT = "CAPTIONER_CACHE_LIMIT"  # environment variable: maximum GB of all stores
+DEFAULT_LIMIT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,97 +26,76 @@ class Stored:
     Attributes:
         folder: folder of the store.
         encoder: backbones and arithmetic of the encoder.
-        feature_size: width of a row; None: a store of an older captioner, without checksums,
-            whose images are encoded again when needed.
-        rows: number of rows.
-        size: size of its files, in bytes.
+        feature_size: width of a row; 0: unknown, as the description is damaged.
+        size: of its files, in bytes.
         used: time of its last use, in seconds since 1970.
     """
 
     folder: Path
     encoder: str
-    feature_size: int | None
-    rows: int
+    feature_size: int
     size: int
     used: float
 
+    def __str__(self) -> str:
+        keys = self.folder / KEYS
+        rows = keys.stat().st_size // KEY_BYTES if keys.is_file() else 0
+        return f"{self.folder.name}  {self.encoder}  {rows:,} rows  {self.size / 1e6:,.1f} MB"
+
     def damage(self) -> str:
         """Return a description of the damage; empty if there is none."""
-        if self.feature_size is None:
-            return ""
+        if not self.feature_size:
+            return f"{ABOUT} damaged"
         store = FeatureStore(self.folder, self.feature_size)
-        bad = sum(int((~store.sound(*chunk)).sum()) for chunk in store.chunks())
-        lost = (self.folder / KEYS).stat().st_size // KEY_BYTES - len(store)
-        damage = [f"{bad:,} row(s) altered"] if bad else []
-        damage += [f"{lost:,} row(s) cut off"] if lost > 0 else []
+        damage = [f"{bad:,} row(s) altered"] if (bad := len(store.damaged())) else []
+        damage += [f"{lost:,} row(s) cut off"] if (lost := store.cut_off()) else []
         return ", ".join(damage)
+
+    def drop_damaged(self) -> int | None:
+        """Delete the damaged rows; return their number, or None while a process fills the store."""
+        if not self.feature_size:
+            return 0
+        try:
+            with FileLock(self.folder / FILL_LOCK, timeout=0):
+                return FeatureStore(self.folder, self.feature_size).drop_damaged()
+        except Timeout:
+            return None
+
+    def clear(self) -> bool:
+        """Delete captioner's files, and the folder if it is then empty.
+
+        Returns:
+            Whether the store was deleted; False while another process fills it.
+        """
+        try:
+            with FileLock(self.folder / FILL_LOCK, timeout=0):
+                ownership.remove(self.folder, "store")
+        except Timeout:
+            return False
+        return True
 
 
 def stores(parent: Path) -> list[Stored]:
-    """Return the stores in a folder, the least recently used first.
-
-    Args:
-        parent: `cache_folder() / "features"`; other files and folders in it are ignored.
-    """
+    """Return the stores in a folder, the least recently used first; other content is ignored."""
     paths = parent.iterdir() if parent.is_dir() else ()
-    found = [stored for path in paths if (stored := _recognised(path))]
+    found = [_stored(p) for p in paths if not p.is_symlink() and ownership.owns(p, "store")]
     return sorted(found, key=lambda stored: (stored.used, stored.folder))
 
 
-def _recognised(folder: Path) -> Stored | None:
-    """Return the store in a folder; None if captioner did not mark it as a store."""
-    if folder.is_symlink() or not folder.is_dir():
-        return None
-    if is_unmarked_store(folder):
-        ownership.mark(folder, "store")
-    if not ownership.owns(folder, "store"):
-        return None
-    encoder, width = _described(folder / ABOUT)
-    keys = folder / KEYS
-    rows = keys.stat().st_size // KEY_BYTES if keys.is_file() else 0
-    last = folder / ABOUT if (folder / ABOUT).is_file() else folder
-    checked = width if (folder / SUMS).is_file() else None
-    return Stored(folder, encoder, checked, rows, size_of(folder), last.stat().st_mtime)
-
-
-def _described(path: Path) -> tuple[str, int | None]:
-    """Return a description of a store's encoder, and the width of its rows."""
+def _stored(folder: Path) -> Stored:
+    files = [folder / name for name in (ROWS, KEYS, SUMS, ABOUT)]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     try:
-        about = read_json(path)
+        about = read_json(folder / ABOUT)
         specs = about["encoder"]
         names = [spec["backbone"] for spec in (specs if isinstance(specs, list) else [specs])]
-        width = about.get("feature_size")
-        known = width if type(width) is int and 0 < width < 2**24 else None
-        return plain(f"{'+'.join(names)}, {about['arithmetic']}", 60), known
+        width = about["feature_size"]
+        known = width if type(width) is int and 0 < width < 2**24 else 0
+        encoder = plain(f"{'+'.join(names)}, {about['arithmetic']}", 60)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return "of an unknown encoder", None
-
-
-def clear(stored: Stored) -> bool:
-    """Delete the files that captioner wrote, and the folder if it is then empty.
-
-    Returns:
-        Whether the store was deleted; False while another process fills it.
-    """
-    with _locked(stored.folder) as locked:
-        if not locked:
-            return False
-        ownership.remove(stored.folder, "store")
-    return True
-
-
-def drop_damaged(stored: Stored) -> int | None:
-    """Delete a store's damaged rows.
-
-    Returns:
-        Number of deleted rows; None while another process fills the store.
-    """
-    if stored.feature_size is None:
-        return 0
-    with _locked(stored.folder) as locked:
-        if not locked:
-            return None
-        return FeatureStore(stored.folder, stored.feature_size).drop_damaged()
+        encoder, known = "of an unknown encoder", 0
+    last = folder / ABOUT if (folder / ABOUT).is_file() else folder
+    return Stored(folder, encoder, known, size, last.stat().st_mtime)
 
 
 def over_limit(found: list[Stored]) -> list[Stored]:
@@ -154,16 +127,34 @@ def named(found: list[Stored], name: str) -> list[Stored]:
     return chosen
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Lock a store against filling, and yield whether the lock was free."""
-    lock = FileLock(folder / "fill.lock")
+def limit() -> int:
+    """Return the limit of all stores in bytes: `$CAPTIONER_CACHE_LIMIT` GB, or else 100 GB.
+
+    Raises:
+        ConfigError: if the variable is not a number above 0.
+    """
+    given = os.environ.get(LIMIT, "").strip()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+        gigabytes = float(given or DEFAULT_LIMIT)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes <= 1e9:
+        raise ConfigError(
+            f"${LIMIT}: must be a number of GB above 0, such as 50, given {excerpt(given, 60)}"
+        )
+    return int(gigabytes * 1e9)
+
+
+def check_limit(parent: Path, more: int) -> None:
+    """Refuse `more` bytes if the stores in a folder would exceed their limit.
+
+    Raises:
+        DataError: with their size.
+    """
+    total = sum(stored.size for stored in stores(parent)) + more
+    if total > limit():
+        raise DataError(
+            f"{parent}: with {more / 1e9:,.2f} GB more the feature stores would take "
+            f"{total / 1e9:,.2f} GB, over their limit of {limit() / 1e9:g} GB; `captioner "
+            f"features --check` lists them, --clear NAME deletes one, ${LIMIT} raises the limit"
+        )

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 
 import psutil
+import torch
 
 from captioner.errors import ConfigError
 from captioner.system.workers import cores
@@ -128,11 +129,18 @@ def usual_limit(threads: int | None = None) -> int:
     """
     threads = threads or cores()
     fraction = min(1, threads / max(1, psutil.cpu_count() or 1))
-    return min(int(_free() / 4 * fraction), (threads + 1) * PER_CORE)
+    return min(int(free_memory(torch.device("cpu")) / 4 * fraction), (threads + 1) * PER_CORE)
 
 
-def _free() -> int:
-    """Return the free bytes, limited by the machine and by the container."""
+def fits(size: int, device: torch.device) -> bool:
+    """Return whether `size` bytes take at most half of a device's free memory."""
+    return 2 * size <= free_memory(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of a device; for the CPU, of the machine and its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     free = int(psutil.virtual_memory().available)
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

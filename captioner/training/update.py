@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import DecoderConfig, TrainingConfig
-from captioner.data.feature_store import free_memory
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ConfigError
+from captioner.system.memory import free_memory
 from captioner.training import bptt
 
 

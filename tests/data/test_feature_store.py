@@ -22,10 +22,10 @@ from captioner.data.feature_store import (
     MIRRORED,
     PLAIN,
     FeatureStore,
-    cache_folder,
-    fill_store,
+    features_folder,
     image_key,
 )
+from captioner.data.fill import fill_store
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import DataError, ModelError
 from captioner.images.decode import MAX_PIXELS, read_image
@@ -290,7 +290,8 @@ FILL = """
 import os, sys, time
 from pathlib import Path
 import torch
-from captioner.data.feature_store import FeatureStore, fill_store
+from captioner.data.feature_store import FeatureStore
+from captioner.data.fill import fill_store
 from captioner.encoder.encoder import FrozenEncoder
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
@@ -333,14 +334,14 @@ def test_the_folder_names_the_encoder_and_says_what_it_is(
     assert about["encoder"]["preprocess"]["crop_size"] == 32
     assert about["arithmetic"] == "fp32 on cpu"
     default = FeatureStore.for_encoder(tiny_encoder)
-    assert default.folder.parent == cache_folder() / "features"
+    assert default.folder.parent == features_folder()
 
 
 def test_where_stores_live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("CAPTIONER_CACHE", "~/here")
-    assert cache_folder() == Path("/home/somebody/here")
+    assert features_folder() == Path("/home/somebody/here/features")
     monkeypatch.setenv("CAPTIONER_CACHE", "")
-    assert cache_folder() == Path("/home/somebody/.cache/captioner")
+    assert features_folder() == Path("/home/somebody/.cache/captioner/features")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert cache_folder() == Path("/caches/captioner")
+    assert features_folder() == Path("/caches/captioner/features")

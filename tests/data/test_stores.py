@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner.cli import main
-from captioner.data import feature_store as module
-from captioner.data.feature_store import FeatureStore, fill_store, limit
+from captioner.data import feature_store, fill
+from captioner.data.feature_store import FeatureStore, features_folder
+from captioner.data.fill import fill_store
+from captioner.data.stores import limit, stores
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import ConfigError, DataError, ModelError
 from captioner.training.run import train
@@ -30,7 +32,7 @@ FILES = ("rows.f16", "rows.key", "rows.sum")
 
 
 def key(number: int) -> bytes:
-    return bytes([number]) * 16
+    return bytes([number + 1]) * 16
 
 
 def small(folder: Path) -> tuple[FeatureStore, np.ndarray]:
@@ -44,6 +46,10 @@ def flip(path: Path, bit: int) -> None:
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
+
+
+def size_of(folder: Path) -> int:
+    return next(stored.size for stored in stores(folder.parent) if stored.folder == folder)
 
 
 def run(*words: str) -> Result:
@@ -97,8 +103,8 @@ def test_rows_that_changed_places_are_refused(tmp_path):
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1.5])
 def test_no_table_holds_an_altered_row(tmp_path, monkeypatch, on_disk, value):
-    monkeypatch.setattr(module, "fits", lambda *_: not on_disk)
-    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "fits", lambda *_: not on_disk)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     store, rows = small(tmp_path)
     rows[4, 2] = value
     (tmp_path / "rows.f16").write_bytes(rows.tobytes())
@@ -121,7 +127,7 @@ def test_what_is_no_number_is_not_stored(tmp_path, value):
 def test_nothing_trains_on_altered_features(tmp_path):
     config = toys.config(tmp_path, epochs=1)
     train(config, tmp_path / "run", device="cpu")
-    (rows,) = module.cache_folder().rglob("rows.f16")
+    (rows,) = features_folder().rglob("rows.f16")
     table = np.fromfile(rows, np.float16)
     table[100] = np.nan
     table.tofile(rows)
@@ -145,14 +151,23 @@ def test_a_store_without_checksums_is_encoded_again(filled, tiny_encoder):
     store, paths = filled
     before = {name: (store.folder / name).read_bytes() for name in FILES}
     (store.folder / "rows.sum").unlink()
-    mapped = np.memmap(store.folder / "rows.f16", np.float16, mode="r")
-    kept = mapped.copy()
     again = FeatureStore.for_encoder(tiny_encoder)
     assert not len(again)
-    assert "no checksums" in run("--check").stdout
+    assert "6 row(s) cut off" in run("--check").stdout
     fill_store(again, tiny_encoder, paths, say=lambda _: None)
     assert {name: (store.folder / name).read_bytes() for name in FILES} == before
-    np.testing.assert_array_equal(mapped, kept)  # who reads the old rows keeps them
+
+
+def test_a_store_whose_description_is_damaged_is_listed_and_cleared(filled):
+    store, _ = filled
+    (store.folder / "about.json").write_text("{")
+    done = run("--check")
+    assert done.exit_code == 1
+    assert "about.json damaged" in done.stdout
+    assert run("--prune").exit_code == 0
+    assert (store.folder / "rows.f16").exists()
+    assert run("--clear", store.folder.name).exit_code == 0
+    assert not store.folder.exists()
 
 
 def test_a_file_that_is_cut_off_while_it_is_in_use_is_one_line(tmp_path):
@@ -203,22 +218,25 @@ def test_prune_drops_what_is_damaged_and_no_more(filled, tiny_encoder):
 def test_pruning_that_is_cut_off_leaves_nothing_wrong(tmp_path, monkeypatch):
     store, rows = small(tmp_path)
     flip(tmp_path / "rows.f16", 3)
-    monkeypatch.setattr(FeatureStore, "refresh", lambda _: None)
-    real = Path.unlink
+    flip(tmp_path / "rows.f16", 3 + 16 * WIDTH)
+    damaged = store.damaged()
+    assert damaged == [key(0), key(1)]
 
-    def dies(self, **options):
-        real(self, **options)
-        if self.name == "rows.key":
-            raise KeyboardInterrupt
+    def dies(_):
+        yield damaged[0]
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "unlink", dies)
+    monkeypatch.setattr(FeatureStore, "damaged", dies)
     with pytest.raises(KeyboardInterrupt):
         store.drop_damaged()
     monkeypatch.undo()
     again = FeatureStore(tmp_path, WIDTH)
-    assert not len(again)
-    again.append([key(0)], rows[:1])
-    np.testing.assert_array_equal(again.rows([key(0)]), rows[:1])
+    assert len(again) == COUNT - 1
+    assert again.damaged() == [key(1)]
+    assert again.drop_damaged() == 1
+    again.append([key(0), key(1)], rows[:2])
+    keys = [key(i) for i in range(COUNT)]
+    np.testing.assert_array_equal(FeatureStore(tmp_path, WIDTH).rows(keys), rows)
 
 
 def clutter(store: FeatureStore) -> dict[Path, bytes]:
@@ -284,7 +302,7 @@ def test_the_limit_is_kept_by_dropping_what_was_used_longest_ago(filled, monkeyp
         (store.folder / "about.json").write_text(json.dumps(about))
         used = time.time() - 1000 * (3 - number)
         os.utime(store.folder / "about.json", (used, used))
-    monkeypatch.setenv("CAPTIONER_CACHE_LIMIT", str((module.size_of(filled[0].folder) + 400) / 1e9))
+    monkeypatch.setenv("CAPTIONER_CACHE_LIMIT", str((size_of(filled[0].folder) + 400) / 1e9))
     done = run("--prune")
     assert done.exit_code == 0
     assert [line.split()[1] for line in done.stdout.splitlines() if "deleted" in line] == [
@@ -297,9 +315,9 @@ def test_the_limit_is_kept_by_dropping_what_was_used_longest_ago(filled, monkeyp
 
 def test_over_the_limit_nothing_is_encoded(filled, tiny_encoder, photos, monkeypatch):
     store, paths = filled
-    taken = module.size_of(store.folder)
+    taken = size_of(store.folder)
     monkeypatch.setenv("CAPTIONER_CACHE_LIMIT", str((taken + 2047) / 1e9))
-    monkeypatch.setattr(module, "_encode", None)
+    monkeypatch.setattr(fill, "_encode", lambda *_: {})
     fill_store(store, tiny_encoder, paths, say=lambda _: None)  # all there
     with pytest.raises(DataError) as caught:
         fill_store(store, tiny_encoder, [*paths, *photos(1, start=50)], say=lambda _: None)

@@ -1,0 +1,152 @@
+"""Encodes the images whose features are not in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner.data.feature_store import MIRRORED, PLAIN, FeatureStore, image_key
+from captioner.data.stores import check_limit
+from captioner.encoder.encoder import Encoder
+from captioner.errors import DataError, ImageError, ModelError
+from captioner.images.decode import read_file, read_image
+from captioner.system.batches import batched
+from captioner.system.foreign import plain
+from captioner.system.workers import WithinMemory, Workers, workers
+from captioner.system.world import World
+
+T = TypeVar("T")
+Keys = dict[Path, tuple[bytes, ...]]  # the row keys of an image, the plain view first
+Broken = dict[Path, ImageError]
+KEY_BATCH = 128  # files whose keys are computed together
+
+
+def fill_store(
+    store: FeatureStore,
+    encoder: Encoder,
+    images: Sequence[Path],
+    *,
+    mirrored: bool = False,
+    batch_size: int = 64,
+    world: World | None = None,
+    say: Callable[[str], None] = print,
+) -> tuple[Keys, Broken]:
+    """Encode every image that is not in the store.
+
+    Args:
+        store: the store of the encoder; filled in place.
+        encoder: the frozen CNN.
+        images: distinct files.
+        mirrored: also store the mirrored view of each image.
+        batch_size: images per forward pass.
+        world: the processes that encode together, each its part; None: one process.
+        say: receives status messages.
+
+    Returns:
+        The row keys of each readable image, and the errors of the others.
+
+    Raises:
+        DataError: if no image can be read, or the stores would exceed their limit.
+        ModelError: if a feature is not a finite fp16 number.
+    """
+    views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
+
+    def keys_of(path: Path) -> tuple[bytes, ...]:
+        data = read_file(path)
+        return tuple(image_key(data, view) for view in views)
+
+    def missing() -> list[Path]:
+        todo = [path for path in keys if any(key not in store for key in keys[path])]
+        if todo:
+            size = len(todo) * len(views) * store.feature_size * 2
+            check_limit(store.folder.parent, size)
+            say(
+                f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
+                f"{store.folder}), {len(keys) - len(todo):,} already stored"
+            )
+        return todo
+
+    with workers(None, encoder.device) as crew:
+        results = crew.map_ahead(_or_error(keys_of), batched(images, KEY_BATCH))
+        keys, broken = _sorted_out(chain.from_iterable(results))
+        if world and world.size > 1:
+            _encode(store, encoder, missing()[world.rank :: world.size], keys, crew, batch_size)
+            world.wait()
+        with store.filling():
+            broken |= _encode(store, encoder, missing(), keys, crew, batch_size)
+    if not keys.keys() - broken.keys():
+        first = "".join(f"; first: {plain(p)}: {error}" for p, error in list(broken.items())[:1])
+        raise DataError(f"no image could be read{first}")
+    return {path: key for path, key in keys.items() if path not in broken}, broken
+
+
+def _encode(
+    store: FeatureStore,
+    encoder: Encoder,
+    images: Sequence[Path],
+    keys: Keys,
+    crew: Workers,
+    batch_size: int,
+) -> Broken:
+    """Store the features of images; return the errors of those that cannot be decoded."""
+    broken: Broken = {}
+    encode = WithinMemory(encoder)
+    pixels_of = _or_error(lambda path: encoder.preprocess.pixels(read_image(path)))
+    with tqdm(
+        total=len(images), desc="encoding", unit="image", smoothing=0.05, disable=None
+    ) as bar:
+        for batch in crew.map_ahead(pixels_of, batched(images, batch_size)):
+            good, bad = _sorted_out(batch)
+            broken |= bad
+            for view in range(len(keys[batch[0][0]])):
+                # Files with equal content have one row.
+                new = {keys[path][view]: path for path in good if keys[path][view] not in store}
+                if new:
+                    pixels = torch.stack([good[path] for path in new.values()])
+                    pixels = pixels.flip(-1) if view else pixels
+                    features = torch.cat(crew.compute(encode, pixels, encoder.images_per_pass))
+                    store.append(list(new), _storable(features, list(new.values())))
+            bar.update(len(batch))
+    return broken
+
+
+def _or_error(function: Callable[[Path], T]) -> Callable[[Path], tuple[Path, T | ImageError]]:
+    def call(path: Path) -> tuple[Path, T | ImageError]:
+        try:
+            return path, function(path)
+        except ImageError as error:
+            return path, error
+
+    return call
+
+
+def _sorted_out(results: Iterable[tuple[Path, T | ImageError]]) -> tuple[dict[Path, T], Broken]:
+    """Return the results, and the errors."""
+    good: dict[Path, T] = {}
+    broken: Broken = {}
+    for path, result in results:
+        if isinstance(result, ImageError):
+            broken[path] = result
+        else:
+            good[path] = result
+    return good, broken
+
+
+def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
+    rows = features.half().cpu()
+    bad = ~rows.isfinite().all(1)
+    if bad.any():
+        raise ModelError(
+            f"{plain(images[int(bad.nonzero()[0])])}: its features are not finite fp16 numbers (up "
+            f"to {torch.finfo(torch.float16).max:,.0f}); check that encoder.weights fit the "
+            f"backbone, or set encoder.precision to fp32"
+        )
+    return np.asarray(rows.numpy())
