@@ -20,19 +20,6 @@ tensor([-25.,   0.,  25.])
 tensor([[0.0000, 0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 1.5000],
         [0.0000, 0.0000, 0.0000, 1.0000, 2.0000, 3.0000, 4.0000],
         [0.5000, 1.5000, 2.5000, 3.5000, 4.5000, 5.5000, 6.5000]])
-
-Four steps of random numbers give the states that `torch.nn.RNN` gives. `torch.nn.RNN` stores
-its weights transposed and has a second bias, zero here:
-
->>> rnn = torch.nn.RNN(5, 7, nonlinearity="relu", batch_first=True, dtype=torch.float64)
->>> _ = torch.nn.init.zeros_(rnn.bias_hh_l0)
->>> X, H_0 = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
->>> expected, last = rnn(X, H_0[None])
->>> H = recurrence(X, H_0, rnn.weight_ih_l0.T, rnn.weight_hh_l0.T, rnn.bias_ih_l0, phi="relu")
->>> H.shape
-torch.Size([3, 4, 7])
->>> torch.allclose(H, expected), torch.allclose(H[:, -1], last[0])
-(True, True)
 """
 
 # The names are those of the formulas above. Some docstrings group arguments in one line.
@@ -79,9 +66,7 @@ def recurrence(
     Args:
         X: inputs, (B, T, E), T at least 1.
         H_0: the state before the first step, (B, H).
-        W_xh: input to hidden, (E, H).
-        W_hh: hidden to hidden, (H, H).
-        b: bias of the hidden units, (H,).
+        W_xh, W_hh, b: weights (E, H) and (H, H), bias (H,).
         phi: the non-linearity, "tanh" or "relu".
 
     Returns:
@@ -152,58 +137,6 @@ def recurrence_backward(
     )
 
 
-def output_layer(H: Tensor, W_ho: Tensor, b_o: Tensor) -> Tensor:
-    """Compute O_t = H_t W_ho + b_o for every step.
-
-    Args:
-        H: states, (B, T, H).
-        W_ho: hidden to output, (H, V).
-        b_o: bias of the outputs, (V,).
-
-    Returns:
-        Outputs (logits), (B, T, V).
-    """
-    return H @ W_ho + b_o
-
-
-def output_layer_backward(grad_O: Tensor, H: Tensor, W_ho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Backpropagate the gradients of the outputs to the states and the output layer.
-
-    Args:
-        grad_O: dL/dO, (B, T, V).
-        H, W_ho: the arguments of `output_layer`.
-
-    Returns:
-        dL/dH through O_t only (B, T, H), dL/dW_ho (H, V) and dL/db_o (V,).
-    """
-    return grad_O @ W_ho.T, torch.einsum("bth,btv->hv", H, grad_O), grad_O.sum((0, 1))
-
-
-def cross_entropy(O: Tensor, Y: Tensor) -> Tensor:
-    """Sum -log softmax(O_t)[Y_t] over steps and samples.
-
-    Args:
-        O: outputs, (B, T, V).
-        Y: target of each step, int64 (B, T), from 0 to V - 1.
-
-    Returns:
-        The loss in nats, a scalar.
-    """
-    return -O.log_softmax(-1).gather(-1, Y[..., None]).sum()
-
-
-def cross_entropy_backward(O: Tensor, Y: Tensor) -> Tensor:
-    """Compute dL/dO_t = softmax(O_t) - onehot(Y_t).
-
-    Args:
-        O, Y: the arguments of `cross_entropy`.
-
-    Returns:
-        The gradient, (B, T, V).
-    """
-    return O.softmax(-1) - nn.functional.one_hot(Y, O.shape[-1])
-
-
 def loss_and_gradients(
     X: Tensor,
     Y: Tensor,
@@ -217,25 +150,24 @@ def loss_and_gradients(
     phi: Phi = "tanh",
     window: int | None = None,
 ) -> tuple[Tensor, Gradients]:
-    """Compute the loss of the whole network and all its gradients.
+    """Compute the loss of the whole network, in nats, and all its gradients.
 
     Args:
         X, H_0, W_xh, W_hh, b, phi: see `recurrence`.
         Y: target of each step, int64 (B, T), from 0 to V - 1.
-        W_ho, b_o: see `output_layer`.
+        W_ho, b_o: hidden to output, (H, V), and its bias, (V,).
         window: truncation of the gradients, see `recurrence_backward`; no effect on the loss.
-
-    Returns:
-        The loss, a scalar, and its gradients, each with the shape of its tensor.
 
     Raises:
         ValueError: if window < 1.
     """
     H = recurrence(X, H_0, W_xh, W_hh, b, phi=phi)
-    O = output_layer(H, W_ho, b_o)
-    grad_H, grad_W_ho, grad_b_o = output_layer_backward(cross_entropy_backward(O, Y), H, W_ho)
-    recurrent = recurrence_backward(grad_H, X, H_0, W_xh, W_hh, H, phi=phi, window=window)
-    return cross_entropy(O, Y), Gradients(*recurrent, W_ho=grad_W_ho, b_o=grad_b_o)
+    O = H @ W_ho + b_o  # logits, (B, T, V)
+    loss = -O.log_softmax(-1).gather(-1, Y[..., None]).sum()
+    grad_O = O.softmax(-1) - nn.functional.one_hot(Y, O.shape[-1])
+    grad_W_ho, grad_b_o = torch.einsum("bth,btv->hv", H, grad_O), grad_O.sum((0, 1))
+    recurrent = recurrence_backward(grad_O @ W_ho.T, X, H_0, W_xh, W_hh, H, phi=phi, window=window)
+    return loss, Gradients(*recurrent, W_ho=grad_W_ho, b_o=grad_b_o)
 
 
 class _Recurrence(torch.autograd.Function):
@@ -260,7 +192,7 @@ class _Recurrence(torch.autograd.Function):
 
 
 class Elman(nn.Module):
-    """A replacement for `torch.nn.RNN` that uses the functions above.
+    """A replacement for `torch.nn.RNN` with `batch_first` that uses the functions above.
 
     The same seed gives the initial weights of `torch.nn.RNN`. There is one bias, not two. The
     dtype of the weights is the precision of the computation, with or without autocast.
@@ -270,7 +202,6 @@ class Elman(nn.Module):
         hidden_size: hidden units of each layer, H.
         num_layers: number of layers, L; each layer reads the states of the layer below.
         nonlinearity: phi, "tanh" or "relu".
-        batch_first: must be True: inputs are (B, T, E). For compatibility with `torch.nn.RNN`.
         dropout: probability, 0 to 1, of zeroing an input of layer 2 and above.
 
     Raises:
@@ -284,12 +215,9 @@ class Elman(nn.Module):
         num_layers: int = 1,
         *,
         nonlinearity: Phi = "tanh",
-        batch_first: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not batch_first:
-            raise ValueError("batch_first must be True: Elman reads inputs as (B, T, E)")
         rnn = nn.RNN(input_size, hidden_size, num_layers, nonlinearity=nonlinearity)
         self.phi: Phi = nonlinearity
         self.dropout = nn.Dropout(dropout)
