@@ -2,13 +2,13 @@
 
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD, CiderPlain
+from captioner.metrics.metric import Metric
 from captioner.metrics.references import PreparedReferences
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.scores import (
     DEFAULT_METRICS,
     METRICS,
     Comparison,
-    Metric,
     Score,
     compare_captions,
     score_captions,

@@ -7,36 +7,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from captioner.metrics.references import (
-    MAX_ORDER,
-    Floats,
-    Ints,
-    PreparedReferences,
-    Tokens,
-    prepare,
-    spans,
-)
+from captioner.metrics.metric import Metric
+from captioner.metrics.references import MAX_ORDER, Floats, Ints, Tokens, spans
 
 
-class Bleu:
+class Bleu(Metric):
     """BLEU, clipped over all references, with the closest reference length (ties: the shorter).
 
     Source: Papineni, Roukos, Ward, Zhu: BLEU: a method for automatic evaluation of machine
     translation, ACL 2002.
-
-    Args:
-        references: the tokens of each image's reference captions, or prepared references.
-
-    Raises:
-        DataError: see `PreparedReferences`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
-    formula: ClassVar[dict[str, str]] = {"smooth": "none", "ref_len": "closest"}
-    note = ""
-
-    def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
-        self._references = prepare(references)
+    names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+    formula: ClassVar = {"smooth": "none", "ref_len": "closest"}
 
     def statistics(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
@@ -81,14 +64,7 @@ class Bleu:
         return np.minimum.reduceat(ranked, np.cumsum(number) - number) & 0xFFFFFFFF
 
     def combine(self, sums: Floats) -> Floats:
-        """Compute scores from statistics.
-
-        Args:
-            sums: statistics of one image or summed over images, (..., 9).
-
-        Returns:
-            BLEU-1 to BLEU-4 in [0, 1], float64 (..., 4); exactly 0 if an order has no match.
-        """
+        """Compute BLEU-1 to BLEU-4, 0 to 1, (..., 4); exactly 0 if an order has no match."""
         possible, matched = sums[..., :MAX_ORDER], sums[..., MAX_ORDER : 2 * MAX_ORDER]
         length, reference_length = sums[..., 0], sums[..., -1]
         precision = np.divide(matched, possible, out=np.zeros_like(matched), where=possible > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
     Source: Efron: Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1979.
 
     Args:
-        statistics: statistics of each image, (N, S).
-        resamples: number of resamples of N images, 1 to 10^6.
+        statistics: of each image, (N, S).
+        resamples: 1 to 10^6.
         seed: random seed, 0 to 2^63 - 1.
 
     Returns:
@@ -55,9 +55,9 @@ def swapped_sums(statistics: Floats, *, trials: int, seed: int) -> Floats:
     return _products(draw, statistics, trials, seed)
 
 
-def interval(samples: Floats, confidence: float = CONFIDENCE) -> Floats:
-    """Return the central percentile interval of samples (R, K): float64 (K, 2)."""
-    tail = (1 - confidence) / 2
+def interval(samples: Floats) -> Floats:
+    """Return the central 95% interval of samples (R, K): float64 (K, 2)."""
+    tail = (1 - CONFIDENCE) / 2
     return np.asarray(np.quantile(samples, [tail, 1 - tail], axis=0).T)
 
 
@@ -77,7 +77,6 @@ def paired_test(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = CONFIDENCE,
 ) -> PairedTest:
     """Test whether the scores of two systems differ significantly.
 
@@ -91,7 +90,6 @@ def paired_test(
         combine: maps summed statistics (..., S) to scores (..., K).
         resamples: number of bootstrap resamples and of randomisation trials, 1 to 10^6.
         seed: random seed, 0 to 2^63 - 1.
-        confidence: confidence level of the interval, in (0, 1).
 
     Raises:
         ConfigError: if resamples or seed is out of range.
@@ -108,7 +106,7 @@ def paired_test(
     shuffled = combine(b.sum(axis=0) - moved) - combine(a.sum(axis=0) + moved)
     return PairedTest(
         difference=observed,
-        interval=interval(drawn, confidence),
+        interval=interval(drawn),
         p_bootstrap=_p_value(drawn - observed, observed),
         p_randomization=_p_value(shuffled, observed),
     )
@@ -131,12 +129,7 @@ def _products(
     if not isinstance(seed, int) or not 0 <= seed <= 2**63:
         raise ConfigError(f"seed: must be 0 to 2^63 - 1, was {excerpt(seed, 60)}")
     rng = np.random.default_rng(seed)
-    blocks = [draw(rng, size) @ statistics for size in _blocks(rows, len(statistics))]
-    return np.concatenate(blocks)
-
-
-def _blocks(rows: int, images: int) -> Iterator[int]:
-    """Split `rows` into blocks whose image weights fit in memory."""
-    size = max(1, _BLOCK // max(1, images))
-    for start in range(0, rows, size):
-        yield min(size, rows - start)
+    size = max(1, _BLOCK // max(1, len(statistics)))  # rows whose image weights fit in memory
+    return np.concatenate(
+        [draw(rng, min(size, rows - start)) @ statistics for start in range(0, rows, size)]
+    )

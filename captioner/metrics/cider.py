@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from captioner.metrics.metric import Metric
 from captioner.metrics.references import (
     MAX_ORDER,
     Floats,
@@ -18,7 +19,6 @@ from captioner.metrics.references import (
     NgramCounts,
     PreparedReferences,
     Tokens,
-    prepare,
     spans,
 )
 
@@ -26,7 +26,7 @@ SIGMA = 6.0  # standard deviation of the length penalty, in tokens
 
 
 class TfIdf:
-    """TF-IDF vectors of the references: count of each n-gram times its idf.
+    """TF-IDF vectors of references; their images are the documents.
 
     Attributes:
         frequency: number of images whose references hold each n-gram, int64 (n-grams,).
@@ -34,9 +34,6 @@ class TfIdf:
             reference, with frequency 1.
         weights: TF-IDF weight of each row of the references' counts, float64 (E,).
         norms: norm of each reference's vector for each order, float64 (references, MAX_ORDER).
-
-    Args:
-        references: references; their images are the documents.
     """
 
     def __init__(self, references: PreparedReferences) -> None:
@@ -55,7 +52,7 @@ class TfIdf:
         return np.asarray(counts.times * self.idf[np.minimum(counts.ngram, len(self.idf) - 1)])
 
 
-class CiderD:
+class CiderD(Metric):
     """CIDEr-D with document frequencies from its references.
 
     Source: Vedantam, Zitnick, Parikh: CIDEr: consensus-based image description evaluation, CVPR
@@ -68,14 +65,14 @@ class CiderD:
         DataError: see `PreparedReferences`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("cider_d",)
-    formula: ClassVar[dict[str, str]] = {"formula": "cider_d", "sigma": f"{SIGMA:g}", "df": "refs"}
+    names = ("cider_d",)
+    formula: ClassVar = {"formula": "cider_d", "sigma": f"{SIGMA:g}", "df": "refs"}
 
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
-        self._references = prepared = prepare(references)
-        self._vectors = TfIdf(prepared)
-        one_image = "one image only: every n-gram of its references has weight 0"
-        self.note = one_image if len(prepared) == 1 else ""
+        super().__init__(references)
+        self._vectors = TfIdf(self._references)
+        if len(self._references) == 1:
+            self.note = "one image only: every n-gram of its references has weight 0"
 
     def score(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
@@ -119,15 +116,6 @@ class CiderD:
         similar *= self._length_penalty(lengths[owner] - references.lengths[reference])
         return np.asarray(10.0 * np.bincount(owner, similar, len(described)) / number)
 
-    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image: float64 (N, 2), the score in [0, 10] and the count 1."""
-        scores = self.score(hypotheses)
-        return np.column_stack([scores, np.ones(len(scores))])
-
-    def combine(self, sums: Floats) -> Floats:
-        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
-        return np.asarray(sums[..., :1] / sums[..., 1:])
-
     def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
         """Multiply weights; clipping removes the reward for repeated words."""
         return np.minimum(hypothesis, reference) * reference
@@ -140,14 +128,14 @@ class CiderD:
 class Cider(CiderD):
     """CIDEr as the COCO scorer reports it, equal to CIDEr-D."""
 
-    names: ClassVar[tuple[str, ...]] = ("cider",)
+    names = ("cider",)
 
 
 class CiderPlain(CiderD):
     """CIDEr as first defined: the plain cosine, without clipping and length penalty."""
 
-    names: ClassVar[tuple[str, ...]] = ("cider_plain",)
-    formula: ClassVar[dict[str, str]] = {"formula": "cider", "df": "refs"}
+    names = ("cider_plain",)
+    formula: ClassVar = {"formula": "cider", "df": "refs"}
 
     def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
         return hypothesis * reference

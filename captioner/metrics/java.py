@@ -5,16 +5,18 @@ If a program or Java is missing, the scores are NaN and `note` says what to inst
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
+from captioner.metrics.metric import Metric
+from captioner.metrics.references import Floats, PreparedReferences, Tokens
 
 # English parameters of METEOR 1.5: weights of exact, stem, synonym and paraphrase matches;
 # alpha: precision against recall; beta, gamma: fragmentation; delta: content words.
@@ -23,21 +25,18 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _METEOR_COLUMNS = 23
 
 
-class Meteor:
+class Meteor(Metric):
     """METEOR 1.5: Java finds the matches, Python computes the score, so matches can be resampled.
 
     Source: Denkowski, Lavie: Meteor universal: language specific translation evaluation for any
     target language, WMT 2014.
-
-    Args:
-        references: the tokens of each image's reference captions, or prepared references.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("meteor",)
-    formula: ClassVar[Mapping[str, str]] = {"meteor": "1.5"}
+    names = ("meteor",)
+    formula: ClassVar = {"meteor": "1.5"}
 
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
-        self._references = prepare(references)
+        super().__init__(references)
         self.note = _missing("METEOR")
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
@@ -48,7 +47,7 @@ class Meteor:
         if self.note:
             return undefined
         lines = [
-            " ||| ".join(["SCORE", *_texts(references, image), _text(hypothesis)])
+            " ||| ".join(["SCORE", *map(_text, references.of(image)), _text(hypothesis)])
             for image, hypothesis in enumerate(hypotheses)
         ]
         command = ["java", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en"]
@@ -83,21 +82,18 @@ class Meteor:
         return np.asarray((mean * (1 - _GAMMA * fragmentation**_BETA))[..., None])
 
 
-class Spice:
+class Spice(Metric):
     """SPICE: F-score of scene graph propositions, the mean over images.
 
     Source: Anderson, Fernando, Johnson, Gould: SPICE: semantic propositional image caption
     evaluation, ECCV 2016.
-
-    Args:
-        references: the tokens of each image's reference captions, or prepared references.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("spice",)
-    formula: ClassVar[Mapping[str, str]] = {"spice": "1.0"}
+    names = ("spice",)
+    formula: ClassVar = {"spice": "1.0"}
 
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
-        self._references = prepare(references)
+        super().__init__(references)
         self.note = _missing("SPICE")
         if not self.note and not list((_package() / "spice" / "lib").glob("*corenlp*-models.jar")):
             self.note = (
@@ -105,26 +101,23 @@ class Spice:
                 "run python -m pycocoevalcap.spice.get_stanford_models"
             )
 
-    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image: float64 (N, 2), F-score and count 1; NaN, with a note, on failure."""
+    def score(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Return the F-score of each image, float64 (N,); NaN, with a note, on failure."""
         references = self._references
         references.check(hypotheses)
-        scores = np.full(len(hypotheses), np.nan)
         if not self.note:
             from pycocoevalcap.spice.spice import Spice as Official
 
-            truths = {image: _texts(references, image) for image in range(len(hypotheses))}
+            truths = {
+                image: [*map(_text, references.of(image))] for image in range(len(hypotheses))
+            }
             written = {image: [_text(hypothesis)] for image, hypothesis in enumerate(hypotheses)}
             try:
                 _, details = Official().compute_score(truths, written)
-                scores = np.array([detail["All"]["f"] for detail in details], np.float64)
+                return np.array([detail["All"]["f"] for detail in details], np.float64)
             except (OSError, subprocess.CalledProcessError) as error:
                 self.note = f"SPICE failed: {_last_line(str(error))}"
-        return np.column_stack([scores, np.ones(len(scores))])
-
-    def combine(self, sums: Floats) -> Floats:
-        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
-        return np.asarray(sums[..., :1] / sums[..., 1:])
+        return np.full(len(hypotheses), np.nan)
 
 
 def _missing(metric: str) -> str:
@@ -138,22 +131,12 @@ def _missing(metric: str) -> str:
 
 def _package() -> Path:
     """Return the folder of pycocoevalcap, a namespace package without `__file__`."""
-    spec = importlib.util.find_spec("pycocoevalcap")
-    assert spec is not None  # `_missing` checked
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0])
+    return Path(importlib.import_module("pycocoevalcap").__path__[0])
 
 
 def _text(tokens: Tokens) -> str:
     """Join tokens, without METEOR's separator "|||"."""
     return " ".join(tokens).replace("|||", "")
-
-
-def _texts(references: PreparedReferences, image: int) -> list[str]:
-    """Return the references of one image as text."""
-    start = int(references.first[image])
-    captions = references.captions[start : start + int(references.per_image[image])]
-    return [_text(caption) for caption in captions]
 
 
 def _ratio(content: Floats, function: Floats, length: Floats, functions: Floats) -> Floats:

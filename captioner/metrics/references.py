@@ -66,7 +66,10 @@ class PreparedReferences:
         self.size = 0
         self.words: dict[str, int] = {}
         self._keys: list[Ints] = []
-        counts = self._learn()
+        ids = [
+            self.words.setdefault(word, len(self.words)) for text in self.captions for word in text
+        ]
+        counts = self._count(self.captions, np.array(ids, np.int64))
         places = self.image[counts.caption] * self.size + counts.ngram
         by_place = np.argsort(places, kind="stable")
         self._places = places[by_place]
@@ -75,6 +78,11 @@ class PreparedReferences:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.first)
+
+    def of(self, image: int) -> list[Tokens]:
+        """Return the references of one image."""
+        start = int(self.first[image])
+        return self.captions[start : start + int(self.per_image[image])]
 
     def check(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
@@ -110,12 +118,6 @@ class PreparedReferences:
         ]
         return self._count(captions, np.array(ids, np.int64))
 
-    def _learn(self) -> NgramCounts:
-        """Assign ids to the words and n-grams of the references."""
-        known = self.words
-        ids = [known.setdefault(word, len(known)) for text in self.captions for word in text]
-        return self._count(self.captions, np.array(ids, np.int64))
-
     def _count(self, captions: Sequence[Tokens], words: Ints) -> NgramCounts:
         """Count the n-grams of captions; `words` holds the word ids of all captions."""
         learning = not self._keys
@@ -141,11 +143,7 @@ class PreparedReferences:
         return NgramCounts(*(np.concatenate(columns) for columns in zip(*blocks, strict=True)))
 
     def ngrams(self) -> list[Ints]:
-        """Return the words of every n-gram, in the order of the n-gram ids.
-
-        Returns:
-            For each order n, the word ids, int64 (n-grams, n).
-        """
+        """Return the word ids of every n-gram of order n, int64 (n-grams, n), for each n."""
         ngrams = [np.arange(len(self.words))[:, None]]
         for keys in self._keys[1:]:  # a key packs the id of the first n - 1 words and the last word
             ngrams.append(np.column_stack([ngrams[-1][keys >> 32], keys & 0xFFFFFFFF]))
@@ -155,7 +153,7 @@ class PreparedReferences:
         """Find the references of a hypothesis's image that hold its n-grams.
 
         Args:
-            counts: n-gram counts of the hypotheses.
+            counts: n-gram counts of B hypotheses.
             images: image of each hypothesis, int64 (B,).
 
         Returns:
@@ -175,7 +173,7 @@ def spans(starts: Ints, lengths: Ints) -> Ints:
 
 
 def prepare(references: PreparedReferences | Sequence[Sequence[Tokens]]) -> PreparedReferences:
-    """Return prepared references."""
+    """Prepare references unless they are prepared."""
     if isinstance(references, PreparedReferences):
         return references
     return PreparedReferences(references)

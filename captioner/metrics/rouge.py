@@ -7,57 +7,31 @@ from typing import ClassVar
 
 import numpy as np
 
-from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
+from captioner.metrics.metric import Metric
+from captioner.metrics.references import Floats, Tokens
 
 BETA = 1.2  # weight of recall, as in the COCO evaluation
 
 
-class RougeL:
+class RougeL(Metric):
     """ROUGE-L as in the COCO evaluation: F-score of the best precision and the best recall.
 
     Source: Lin, Och: Automatic evaluation of machine translation quality using longest common
     subsequence and skip-bigram statistics, ACL 2004.
-
-    Args:
-        references: the tokens of each image's reference captions, or prepared references.
-
-    Raises:
-        DataError: see `PreparedReferences`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("rouge_l",)
-    formula: ClassVar[dict[str, str]] = {"beta": str(BETA)}
-    note = ""
+    names = ("rouge_l",)
+    formula: ClassVar = {"beta": str(BETA)}
 
-    def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:
-        self._references = prepare(references)
-
-    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image.
-
-        Args:
-            hypotheses: the tokens of one caption for each image.
-
-        Returns:
-            float64 (N, 2): the image's score in [0, 1], and 1 to count it.
+    def score(self, hypotheses: Sequence[Tokens]) -> Floats:
+        """Score each image, float64 (N,), 0 to 1.
 
         Raises:
-            DataError: if the numbers of hypotheses and images differ, or an index is out of range.
+            DataError: if there is not one caption for each image.
         """
-        references = self._references
-        references.check(hypotheses)
-        captions, first = references.captions, references.first
-        scores = [
-            _rouge_l(hypothesis, captions[start : start + number])
-            for hypothesis, start, number in zip(
-                hypotheses, first.tolist(), references.per_image.tolist(), strict=True
-            )
-        ]
-        return np.column_stack([scores, np.ones(len(scores))])
-
-    def combine(self, sums: Floats) -> Floats:
-        """Compute the mean score (..., 1) from statistics (..., 2), of one image or summed."""
-        return np.asarray(sums[..., :1] / sums[..., 1:])
+        self._references.check(hypotheses)
+        pairs = enumerate(hypotheses)
+        return np.array([_rouge_l(each, self._references.of(image)) for image, each in pairs])
 
 
 def _rouge_l(hypothesis: Tokens, references: Sequence[Tokens]) -> float:

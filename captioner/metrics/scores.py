@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from captioner.errors import ConfigError
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD, CiderPlain
 from captioner.metrics.java import Meteor, Spice
+from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import Signature
 from captioner.system.version import __version__
 
-
-class Metric(Protocol):
-    """A metric: statistics of each image, summed over images and combined to K scores."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the K scores."""
-
-    @property
-    def formula(self) -> Mapping[str, str]:
-        """Fields of the signature that describe the formula."""
-
-    @property
-    def note(self) -> str:
-        """Reason why the scores are undefined; empty if they are defined."""
-
-    def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Return the statistics of each image, (N, S)."""
-
-    def combine(self, sums: Floats) -> Floats:
-        """Compute scores, (..., K), from statistics summed over images, (..., S)."""
-
-
-METRICS: Mapping[str, Callable[[PreparedReferences], Metric]] = {
+METRICS: Mapping[str, type[Metric]] = {
     "bleu": Bleu,
     "rouge_l": RougeL,
     "cider": Cider,
@@ -53,85 +31,51 @@ DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "cider_d")
 
 
 @dataclass(frozen=True, eq=False)
-class Score:
-    """One score of a set of captions.
+class _Result:
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON file; undefined values are None."""
+        names = [f.name for f in fields(self) if f.name not in ("name", "per_image")]
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if _is_nan(value) else value for name, value in values.items()}
 
-    Args:
-        name: for example `bleu_4`.
-        value: score of the whole set; NaN if undefined.
-        per_image: score of each image alone, float64 (N,).
-        interval: bounds of the 95% confidence interval; None without resampling.
-        signature: how the score was computed.
-        note: reason why the score is undefined; empty if it is defined.
-    """
 
-    name: str
-    value: float
-    per_image: Floats
-    interval: tuple[float, float] | None
+@dataclass(frozen=True, eq=False)
+class Score(_Result):
+    """One score of a set of captions."""
+
+    name: str  # such as `bleu_4`
+    value: float  # NaN if undefined
+    per_image: Floats  # score of each image alone, float64 (N,)
+    interval: tuple[float, float] | None  # 95% confidence interval; None without resampling
     signature: str
-    note: str = ""
+    note: str = ""  # reason why the score is undefined; empty if it is defined
 
     def __str__(self) -> str:
         if self.note:
             return f"undefined ({self.note})"
         return _with_interval(f"{self.value:.3f}", self.interval)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry of `scores.json`; an undefined value is None."""
-        return {
-            "value": _or_none(self.value),
-            "interval": self.interval,
-            "signature": self.signature,
-            "note": self.note,
-        }
-
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """One score of two systems on the same images; see `bootstrap.PairedTest`.
+class Comparison(_Result):
+    """One score of two systems on the same images; see `bootstrap.PairedTest`."""
 
-    Args:
-        name: for example `bleu_4`.
-        a: score of the first system.
-        b: score of the second system.
-        difference: b minus a.
-        interval: bounds of the 95% confidence interval of the difference.
-        p_bootstrap: two-sided p-value of the paired bootstrap.
-        p_randomization: two-sided p-value of the approximate randomisation.
-        per_image: b minus a for each image, float64 (N,).
-        signature: how the scores were computed.
-        note: reason why the score is undefined; empty if it is defined.
-    """
-
-    name: str
-    a: float
-    b: float
-    difference: float
-    interval: tuple[float, float]
-    p_bootstrap: float
-    p_randomization: float
-    per_image: Floats
+    name: str  # such as `bleu_4`
+    a: float  # score of the first system
+    b: float  # score of the second system
+    difference: float  # b minus a
+    interval: tuple[float, float]  # 95% confidence interval of the difference
+    p_bootstrap: float  # two-sided
+    p_randomization: float  # two-sided
+    per_image: Floats  # b minus a for each image, float64 (N,)
     signature: str
-    note: str = ""
+    note: str = ""  # reason why the scores are undefined; empty if they are defined
 
     def __str__(self) -> str:
         if self.note:
             return f"undefined ({self.note})"
         difference = _with_interval(f"{self.difference:+.3f}", self.interval)
         return f"{difference}, p = {self.p_randomization:.3f}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry of the JSON file; undefined values are None."""
-        low, high = self.interval
-        return {
-            **{name: _or_none(getattr(self, name)) for name in ("a", "b", "difference")},
-            "interval": None if math.isnan(low) else (low, high),
-            "p_bootstrap": _or_none(self.p_bootstrap),
-            "p_randomization": _or_none(self.p_randomization),
-            "signature": self.signature,
-            "note": self.note,
-        }
 
 
 def score_captions(
@@ -173,18 +117,14 @@ def score_captions(
     for metric in _make(metrics, prepared):
         statistics = metric.statistics(hypotheses)
         values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
-        intervals = None
+        intervals: list[tuple[float, float] | None] = [None] * len(values)
         if resamples and len(prepared) > 1 and not metric.note:
             sums = bootstrap.resampled_sums(statistics, resamples=resamples, seed=seed)
-            intervals = bootstrap.interval(metric.combine(sums))
+            intervals = [*map(_pair, bootstrap.interval(metric.combine(sums)))]
         for k, name in enumerate(metric.names):
+            signature = _sign(name, metric, prepared, labels)
             scores[name] = Score(
-                name=name,
-                value=float(values[k]),
-                per_image=per_image[:, k],
-                interval=None if intervals is None else _pair(intervals[k]),
-                signature=_sign(name, metric, prepared, labels),
-                note=metric.note,
+                name, float(values[k]), per_image[:, k], intervals[k], signature, metric.note
             )
     return scores
 
@@ -220,22 +160,21 @@ def compare_captions(
         per_image = metric.combine(stats_b) - metric.combine(stats_a)
         for k, name in enumerate(metric.names):
             comparisons[name] = Comparison(
-                name=name,
-                a=float(total_a[k]),
-                b=float(total_b[k]),
-                difference=float(test.difference[k]),
-                interval=_pair(test.interval[k]),
-                p_bootstrap=float(test.p_bootstrap[k]),
-                p_randomization=float(test.p_randomization[k]),
-                per_image=per_image[:, k],
-                signature=_sign(name, metric, prepared, labels),
-                note=metric.note,
+                name,
+                float(total_a[k]),
+                float(total_b[k]),
+                float(test.difference[k]),
+                _pair(test.interval[k]),
+                float(test.p_bootstrap[k]),
+                float(test.p_randomization[k]),
+                per_image[:, k],
+                _sign(name, metric, prepared, labels),
+                metric.note,
             )
     return comparisons
 
 
 def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric]:
-    """Build metrics by name."""
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise ConfigError(
@@ -247,9 +186,8 @@ def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric
 def _sign(
     name: str, metric: Metric, references: PreparedReferences, labels: Mapping[str, str | None]
 ) -> str:
-    """Return the signature of a score; `labels` holds the fields that the caller gives."""
     fewest, most = references.per_image.min(), references.per_image.max()
-    fields = {
+    entries = {
         "refs": str(fewest) if fewest == most else f"{fewest}-{most}",
         "tok": labels["tok"],
         "case": labels["case"],
@@ -259,12 +197,12 @@ def _sign(
         "n": len(references),
         "v": __version__,
     }
-    return str(Signature.build(name.replace("_", ""), fields))
+    return str(Signature.build(name.replace("_", ""), entries))
 
 
-def _or_none(value: float) -> float | None:
-    """Return None for NaN, which JSON does not have."""
-    return None if math.isnan(value) else value
+def _is_nan(value: object) -> bool:
+    first = value[0] if isinstance(value, tuple) else value
+    return isinstance(first, float) and math.isnan(first)
 
 
 def _pair(low_high: Floats) -> tuple[float, float]:

@@ -14,15 +14,10 @@ _FREE = frozenset({"decode", "v"})
 
 @dataclass(frozen=True)
 class Signature:
-    """How a score was computed, such as `bleu4|refs:5|tok:ptb|split:dev|n:1000|v:0.1.0`.
+    """How a score was computed, such as `bleu4|refs:5|tok:ptb|split:dev|n:1000|v:0.1.0`."""
 
-    Args:
-        name: name of the score, for example `bleu4`.
-        fields: (key, value) pairs in printed order.
-    """
-
-    name: str
-    fields: tuple[tuple[str, str], ...]
+    name: str  # of the score, such as `bleu4`
+    fields: Mapping[str, str]  # in printed order
 
     @classmethod
     def build(cls, name: str, fields: Mapping[str, str | int | None]) -> Signature:
@@ -31,9 +26,9 @@ class Signature:
         Raises:
             DataError: if a key holds ":", or the name, a key or a value holds "|" or is empty.
         """
-        kept = tuple((key, str(value)) for key, value in fields.items() if value is not None)
-        texts = [name, *(text for pair in kept for text in pair)]
-        if any("|" in text or not text for text in texts) or any(":" in key for key, _ in kept):
+        kept = {key: str(value) for key, value in fields.items() if value is not None}
+        texts = [name, *kept, *kept.values()]
+        if any("|" in text or not text for text in texts) or any(":" in key for key in kept):
             raise DataError(
                 f"signature of {excerpt(name)}: an empty text, '|', or ':' in a key: "
                 f"{excerpt(texts)}"
@@ -48,35 +43,27 @@ class Signature:
             DataError: if the text is not a signature.
         """
         name, *fields = text.strip().split("|")
-        pairs = [field.partition(":") for field in fields]
-        keys = [key for key, _, _ in pairs]
-        if not name or not all(key and value for key, _, value in pairs):
+        pairs = [field.partition(":")[::2] for field in fields]
+        if not name or not all(key and value for key, value in pairs):
             raise DataError(f"not a signature (name|key:value|...): {excerpt(text)}")
-        if len(set(keys)) != len(keys):
+        if len(dict(pairs)) != len(pairs):
             raise DataError(f"signature with a duplicate key: {excerpt(text)}")
-        return cls(name, tuple((key, value) for key, _, value in pairs))
+        return cls(name, dict(pairs))
 
     def __str__(self) -> str:
-        return "|".join([self.name, *(f"{key}:{value}" for key, value in self.fields)])
+        return "|".join([self.name, *(f"{key}:{value}" for key, value in self.fields.items())])
 
     def __getitem__(self, key: str) -> str:
-        return dict(self.fields)[key]
+        return self.fields[key]
 
 
-def differences(a: Signature | str, b: Signature | str) -> dict[str, tuple[str, str]]:
+def differences(a: Signature, b: Signature) -> dict[str, tuple[str, str]]:
     """Return key -> both values for each difference; "-" if missing; the name has key "name"."""
-    first, second = _fields(a), _fields(b)
-    keys = [*first, *(key for key in second if key not in first)]
-    both = {key: (first.get(key, "-"), second.get(key, "-")) for key in keys}
+    first, second = ({"name": each.name, **each.fields} for each in (a, b))
+    both = {key: (first.get(key, "-"), second.get(key, "-")) for key in first | second}
     return {key: values for key, values in both.items() if values[0] != values[1]}
 
 
-def compatible(a: Signature | str, b: Signature | str) -> bool:
+def compatible(a: Signature, b: Signature) -> bool:
     """Return whether two scores are comparable: only search settings and version may differ."""
     return set(differences(a, b)) <= _FREE
-
-
-def _fields(signature: Signature | str) -> dict[str, str]:
-    if isinstance(signature, str):
-        signature = Signature.parse(signature)
-    return {"name": signature.name, **dict(signature.fields)}

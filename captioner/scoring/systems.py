@@ -43,7 +43,7 @@ class CaptionSet:
 
     def about(self, key: str) -> str | None:
         """Return a field of the stored signature, such as `decode`; None if unknown."""
-        return dict(self.signature.fields).get(key) if self.signature else None
+        return self.signature.fields.get(key) if self.signature else None
 
 
 def read_hypotheses(path: Path) -> CaptionSet:

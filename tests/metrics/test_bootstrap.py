@@ -63,7 +63,7 @@ def test_seeds() -> None:
 
 def test_interval_holds_the_middle_share() -> None:
     samples = np.column_stack([np.arange(1001.0), np.arange(1001.0) * 2])
-    np.testing.assert_allclose(interval(samples, 0.95), [[25, 975], [50, 1950]])
+    np.testing.assert_allclose(interval(samples), [[25, 975], [50, 1950]])
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:

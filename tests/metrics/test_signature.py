@@ -78,16 +78,18 @@ def test_build_refuses_what_could_not_be_read_back(fields) -> None:
 )
 def test_compatible(change: tuple[str, str], same_measure: bool) -> None:
     other = EXAMPLE.replace(*change) if change[0] else EXAMPLE
-    assert compatible(EXAMPLE, other) is same_measure
-    assert compatible(Signature.parse(other), EXAMPLE) is same_measure
+    example, changed = Signature.parse(EXAMPLE), Signature.parse(other)
+    assert compatible(example, changed) is same_measure
+    assert compatible(changed, example) is same_measure
 
 
 def test_differences_name_both_values() -> None:
     other = EXAMPLE.replace("bleu4", "bleu1").replace("refs:5", "refs:1").replace("|tok:ptb", "")
-    assert differences(EXAMPLE, other + "|extra:1") == {
+    example = Signature.parse(EXAMPLE)
+    assert differences(example, Signature.parse(other + "|extra:1")) == {
         "name": ("bleu4", "bleu1"),
         "refs": ("5", "1"),
         "tok": ("ptb", "-"),
         "extra": ("-", "1"),
     }
-    assert differences(EXAMPLE, EXAMPLE) == {}
+    assert differences(example, example) == {}
