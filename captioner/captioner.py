@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from captioner.config import DecodingConfig, DecodingOverrides
-from captioner.decoder.decoder import Decoder, SearchDecoder
+from captioner.decoder.decoder import SPECIAL_IDS, Decoder, SearchDecoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
@@ -218,34 +218,11 @@ class Captioner:
 
     def _hypotheses(self, hidden: Tensor, options: DecodingConfig, n_best: int) -> Hypotheses:
         """Search from initial hidden states, (L, B, H)."""
-        words = self.vocabulary
         step = self._step(self._dtype(options.precision))
-        if options.search == "sample":
-            return sample(
-                step,
-                hidden,
-                bos_id=words.bos_id,
-                eos_id=words.eos_id,
-                suppress_ids=words.unwritable,
-                max_length=options.max_length,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                n_samples=n_best,
-                generator=torch.Generator(self.device).manual_seed(options.seed),
-            )
-        return beam_search(
-            step,
-            hidden,
-            bos_id=words.bos_id,
-            eos_id=words.eos_id,
-            suppress_ids=words.unwritable,
-            max_length=options.max_length,
-            beam_size=options.beam_size,
-            length_penalty=options.length_penalty,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            n_best=n_best,
-        )
+        if options.search == "beam":
+            return beam_search(step, hidden, SPECIAL_IDS, options, n_best)
+        generator = torch.Generator(self.device).manual_seed(options.seed)
+        return sample(step, hidden, SPECIAL_IDS, options, n_best, generator)
 
     def _checked(
         self, captions: list[list[Caption]], checks: list[tuple[str, Tensor]]

@@ -16,8 +16,9 @@ from captioner.captioning.job import JobOptions, caption_to_file
 from captioner.captioning.records import caption_files
 from captioner.captioning.sources import list_images
 from captioner.cli import main
+from captioner.config import DecodingConfig
 from captioner.errors import ImageError, ModelError
-from captioner.search import beam_search, sample
+from captioner.search import SpecialIds, beam_search, sample
 from captioner.training.run import train
 
 import toys
@@ -150,10 +151,10 @@ def test_a_step_without_numbers_spoils_its_image_alone(value, at, place):
         return logits, hidden + torch.tensor([1.0, 0.0])
 
     hidden = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]])
-    ids = {"bos_id": 0, "eos_id": 1, "max_length": 5, "suppress_ids": (0,)}
+    ids, options = SpecialIds(0, 1, (0,)), DecodingConfig(max_length=5, length_penalty=0)
     for found in (
-        beam_search(step, hidden, beam_size=3, n_best=2, **ids),
-        sample(step, hidden, n_samples=40, generator=generator, **ids),
+        beam_search(step, hidden, ids, options, n_best=2),
+        sample(step, hidden, ids, options, 40, generator),
     ):
         assert found.log_probs.isnan().all(1).tolist() == [False, True, False]
         assert found.scores.isnan().all(1).tolist() == [False, True, False]

@@ -17,8 +17,10 @@ from torch.nn import functional
 from captioner.config import DecoderConfig
 from captioner.decoder.recurrence import Elman
 from captioner.decoder.stepping import Stepper
-from captioner.search import Step
+from captioner.search import SpecialIds, Step
 from captioner.text import Vocabulary
+
+SPECIAL_IDS = SpecialIds(Vocabulary.bos_id, Vocabulary.eos_id, Vocabulary.unwritable)
 
 
 class Dropout(nn.Module):

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from captioner.search.common import (
-    Hypotheses,
-    Step,
-    check_arguments,
-    no_numbers,
-    token_log_probs,
-)
+from captioner.config import DecodingConfig
+from captioner.search.common import Hypotheses, SpecialIds, Step, no_numbers, token_log_probs
 from captioner.search.top_tokens import top_tokens
 
 
-@dataclass(frozen=True, eq=False)
-class _Sentences:
+class _Sentences(NamedTuple):
     """W sentences of each of A images, best first; an empty place has total and score -inf."""
 
     written: Tensor  # start token, words, end tokens up to the width, int64 (A, W, 1+max_length)
@@ -29,47 +22,21 @@ class _Sentences:
 
     def select(self, images: Tensor) -> _Sentences:
         """Return the sentences of some images."""
-        return _Sentences(self.written[images], self.totals[images], self.scores[images])
+        return _Sentences(*(tensor[images] for tensor in self))
 
     def beside(self, others: _Sentences) -> _Sentences:
         """Append the sentences of `others` to each image."""
-        return _Sentences(
-            torch.cat((self.written, others.written), dim=1),
-            torch.cat((self.totals, others.totals), dim=1),
-            torch.cat((self.scores, others.scores), dim=1),
-        )
-
-    def spoil(self, images: Tensor) -> _Sentences:
-        """Set the totals and scores of some images, bool (A,), to NaN."""
-        broken = images[:, None]
-        return _Sentences(
-            self.written,
-            self.totals.masked_fill(broken, torch.nan),
-            self.scores.masked_fill(broken, torch.nan),
-        )
+        return _Sentences(*(torch.cat(pair, dim=1) for pair in zip(self, others, strict=True)))
 
     def take(self, order: Tensor) -> _Sentences:
         """Return the sentences at indices `order`, int64 (A, m), of each image."""
-        return _Sentences(
-            self.written.take_along_dim(order[:, :, None], dim=1),
-            self.totals.gather(1, order),
-            self.scores.gather(1, order),
-        )
+        written = self.written.take_along_dim(order[:, :, None], dim=1)
+        return _Sentences(written, self.totals.gather(1, order), self.scores.gather(1, order))
 
 
 @torch.inference_mode()
 def beam_search(
-    step: Step,
-    hidden: Tensor,
-    *,
-    bos_id: int,
-    eos_id: int,
-    beam_size: int,
-    max_length: int,
-    length_penalty: float = 0.0,
-    no_repeat_ngram_size: int = 0,
-    n_best: int = 1,
-    suppress_ids: Sequence[int] = (),
+    step: Step, hidden: Tensor, ids: SpecialIds, options: DecodingConfig, n_best: int = 1
 ) -> Hypotheses:
     """Search for the sentences of highest score with a beam of K prefixes.
 
@@ -82,57 +49,52 @@ def beam_search(
     Abstractive Summarization".
 
     Args:
-        step: maps (token_ids (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H)).
+        step: the decoder's step.
         hidden: initial decoder state of the images, (L, B, H).
-        bos_id: start token, the first input; not returned.
-        eos_id: end token.
-        beam_size: K, live prefixes per image, at least 1; 1 is greedy search.
-        max_length: maximum number of tokens, end token included; at least 1.
-        length_penalty: scores are log_prob / length**length_penalty, where length counts the end
-            token; 0 ranks by log-probability, 1 by the mean per token; at least 0.
-        no_repeat_ngram_size: no n-gram of this size appears twice in a sentence; 0: no limit.
-        n_best: sentences per image, 1 to beam_size.
-        suppress_ids: tokens never to write (padding, start, unknown); not the end token.
+        ids: the special tokens.
+        options: beam_size K (1: greedy search), max_length, no_repeat_ngram_size, and the
+            length_penalty a in score = log_prob / length**a, where length counts the end token.
+        n_best: sentences per image, 1 to K.
 
     Returns:
         n_best different sentences per image, best first. Sentences that max_length cut off rank
         after all finished ones.
-
-    Raises:
-        ValueError: if an argument is outside the range given above.
     """
-    check_arguments(hidden, eos_id=eos_id, max_length=max_length, suppress_ids=suppress_ids)
-    _check_beam_arguments(beam_size, n_best, length_penalty, no_repeat_ngram_size)
-    suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=hidden.device)
+    max_length, penalty = options.max_length, options.length_penalty
+    suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=hidden.device)
     images = torch.arange(hidden.shape[1], device=hidden.device)  # the A unfinished images
     # Live prefixes, (A, W), best first; an extension of a dead prefix (total -inf) is dead.
-    written = images.new_full((len(images), 1, 1 + max_length), eos_id)
-    written[:, :, 0] = bos_id
+    written = images.new_full((len(images), 1, 1 + max_length), ids.eos_id)
+    written[:, :, 0] = ids.bos_id
     totals = torch.zeros(len(images), 1, device=hidden.device)
-    kept = _none_of(written, n_best)
-    results: list[tuple[Tensor, _Sentences, Tensor]] = []
+    nothing = torch.full((len(images), n_best), -torch.inf, device=hidden.device)
+    kept = _Sentences(written.expand(-1, n_best, -1), nothing, nothing)
+    results: list[tuple[Tensor, _Sentences, Tensor]] = []  # images, sentences, finished
     length = 0
     while len(images) and length < max_length:
         logits, hidden = step(written[:, :, length].flatten(), hidden)
-        broken = no_numbers(logits).view(len(images), -1).any(1)
+        broken = no_numbers(logits).view(len(images), -1).any(1, keepdim=True)
         log_probs = token_log_probs(logits, suppressed)
-        if no_repeat_ngram_size:
+        if options.no_repeat_ngram_size:
             prefixes = written[:, :, 1 : 1 + length].flatten(0, 1)
-            _block_repeats(log_probs, prefixes, no_repeat_ngram_size)
+            _block_repeats(log_probs, prefixes, options.no_repeat_ngram_size)
         length += 1
         ended, written, totals, rows = _extend(
-            written, totals, log_probs, beam_size, length, eos_id, length_penalty
+            written, totals, log_probs, length, ids.eos_id, options
         )
         if ended is not None:
             kept = kept.beside(ended)
             order = kept.scores.sort(dim=1, descending=True, stable=True).indices
             kept = kept.take(order[:, :n_best])
         # Comparisons with NaN are false, so the search of a broken image ends here.
-        kept, totals = kept.spoil(broken), totals.masked_fill(broken[:, None], torch.nan)
+        totals, *of_kept = (
+            numbers.masked_fill(broken, torch.nan) for numbers in (totals, kept.totals, kept.scores)
+        )
+        kept = _Sentences(kept.written, *of_kept)
 
         # Log-probabilities only fall, so this is the upper bound of a live prefix's score.
-        unfinished = totals[:, 0] / math.pow(max_length, length_penalty) > kept.scores[:, -1]
-        if beam_size == 1:  # greedy search stops at the first end token
+        unfinished = totals[:, 0] / math.pow(max_length, penalty) > kept.scores[:, -1]
+        if options.beam_size == 1:  # greedy search stops at the first end token
             unfinished &= kept.totals[:, 0] == -torch.inf
         rest = unfinished.nonzero().squeeze(1)
         if not len(rest):
@@ -145,38 +107,18 @@ def beam_search(
             written, totals, rows = written[rest], totals[rest], rows[rest]
         hidden = hidden.index_select(1, rows.flatten())
 
-    cut_off = _Sentences(written, totals, totals / math.pow(length, length_penalty))
+    cut_off = _Sentences(written, totals, totals / math.pow(length, penalty))
     results.append((images, *_fill_with_cut_off(kept, cut_off)))
-    return _in_order(results, length, eos_id)
-
-
-def _check_beam_arguments(
-    beam_size: int, n_best: int, length_penalty: float, no_repeat_ngram_size: int
-) -> None:
-    if beam_size < 1:
-        raise ValueError(f"beam_size must be at least 1, not {beam_size}")
-    if not 1 <= n_best <= beam_size:
-        raise ValueError(f"n_best must be 1 to beam_size ({beam_size}), not {n_best}")
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"length_penalty must be at least 0 and finite, not {length_penalty}")
-    if no_repeat_ngram_size < 0:
-        raise ValueError(f"no_repeat_ngram_size must be at least 0, not {no_repeat_ngram_size}")
-
-
-def _none_of(written: Tensor, width: int) -> _Sentences:
-    """Return empty places for `width` sentences per image."""
-    totals = torch.full((len(written), width), -torch.inf, device=written.device)
-    return _Sentences(written.expand(-1, width, -1), totals, totals)
+    return _in_order(results, length, ids.eos_id)
 
 
 def _extend(
     written: Tensor,
     totals: Tensor,
     log_probs: Tensor,
-    beam_size: int,
     length: int,
     eos_id: int,
-    length_penalty: float,
+    options: DecodingConfig,
 ) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
     """Extend every prefix by every token, and separate finished and live extensions.
 
@@ -184,17 +126,16 @@ def _extend(
         written: live prefixes, (A, W, 1+max_length).
         totals: log-probabilities of the prefixes, (A, W).
         log_probs: log-probabilities of the next token, (A*W, V); overwritten.
-        beam_size: K.
         length: tokens of an extended prefix.
         eos_id: end token.
-        length_penalty: see `beam_search`.
+        options: beam_size K and length_penalty.
 
     Returns:
         The finished among the K best extensions, None if there are none; the K best unfinished
         extensions as `written` and `totals`; and for each of these the row of `log_probs` that
         it extends, int64 (A, K).
     """
-    num_images, width = totals.shape
+    (num_images, width), beam_size = totals.shape, options.beam_size
     log_probs += totals.view(-1, 1)
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.
     extensions = log_probs.view(num_images, -1)  # A, W*V
@@ -211,7 +152,7 @@ def _extend(
         ended = _Sentences(
             prefixes[rows[:, :beam_size]],  # prefixes are padded with end tokens
             ended_totals,
-            ended_totals / math.pow(length, length_penalty),
+            ended_totals / math.pow(length, options.length_penalty),
         )
     live = ends.byte().sort(dim=1, stable=True).indices[:, :beam_size]
     totals = totals.masked_fill(ends, -torch.inf).gather(1, live)
@@ -222,13 +163,7 @@ def _extend(
 
 
 def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
-    """Set to -inf, in place, every token that would repeat an n-gram of its prefix.
-
-    Args:
-        log_probs: log-probabilities of the next token, (N, V).
-        prefixes: tokens so far, (N, T).
-        size: n, at least 1.
-    """
+    """Set every token that repeats an n-gram of its prefix, (N, T), to -inf in (N, V), in place."""
     num_tokens = prefixes.shape[1]
     if num_tokens < size:
         return
@@ -240,11 +175,7 @@ def _block_repeats(log_probs: Tensor, prefixes: Tensor, size: int) -> None:
 
 
 def _fill_with_cut_off(kept: _Sentences, cut_off: _Sentences) -> tuple[_Sentences, Tensor]:
-    """Fill the empty places of `kept` with sentences that max_length cut off.
-
-    Returns:
-        n sentences per image, as in `kept`, and which of them are finished, bool (A, n).
-    """
+    """Fill empty places with sentences that max_length cut off; return also which are finished."""
     both = kept.beside(cut_off)
     real = both.totals > -torch.inf
     finished = real & (torch.arange(real.shape[1], device=real.device) < kept.totals.shape[1])
@@ -258,13 +189,9 @@ def _in_order(
     results: list[tuple[Tensor, _Sentences, Tensor]], length: int, eos_id: int
 ) -> Hypotheses:
     """Concatenate results in the order of the images, and cut sentences to `length` tokens."""
-    order = torch.cat([images for images, _, _ in results]).argsort()
-    written = torch.cat([sentences.written for _, sentences, _ in results])[order]
+    images, sentences, finished = zip(*results, strict=True)
+    order = torch.cat(images).argsort()
+    written, totals, scores = (torch.cat(column)[order] for column in zip(*sentences, strict=True))
     token_ids = written[:, :, 1 : 1 + length]
-    return Hypotheses(
-        token_ids=token_ids,
-        lengths=(token_ids != eos_id).sum(2),
-        log_probs=torch.cat([sentences.totals for _, sentences, _ in results])[order],
-        scores=torch.cat([sentences.scores for _, sentences, _ in results])[order],
-        finished=torch.cat([finished for _, _, finished in results])[order],
-    )
+    lengths = (token_ids != eos_id).sum(2)
+    return Hypotheses(token_ids, lengths, totals, scores, torch.cat(finished)[order])

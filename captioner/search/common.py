@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +12,15 @@ Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps (token_ids int64 (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H))."""
 
 
-@dataclass(frozen=True, eq=False)
-class Hypotheses:
+class SpecialIds(NamedTuple):
+    """The token ids that a search treats in a special way."""
+
+    bos_id: int  # start token, the first input; never returned
+    eos_id: int  # end token
+    suppress_ids: tuple[int, ...] = ()  # tokens never to write; not the end token
+
+
+class Hypotheses(NamedTuple):
     """Up to n sentences for each of B images.
 
     With a tiny vocabulary there may be fewer than n sentences. An empty place has log-probability
@@ -37,13 +43,8 @@ class Hypotheses:
 
     def take(self, order: Tensor) -> Hypotheses:
         """Return the sentences at indices `order`, int64 (B, m), of each image."""
-        return Hypotheses(
-            token_ids=self.token_ids.take_along_dim(order[:, :, None], dim=1),
-            lengths=self.lengths.gather(1, order),
-            log_probs=self.log_probs.gather(1, order),
-            scores=self.scores.gather(1, order),
-            finished=self.finished.gather(1, order),
-        )
+        token_ids = self.token_ids.take_along_dim(order[:, :, None], dim=1)
+        return Hypotheses(token_ids, *(column.gather(1, order) for column in self[1:]))
 
 
 def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
@@ -51,84 +52,45 @@ def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
     finished = hypotheses.finished.gather(1, by_score).byte()
     order = by_score.gather(1, finished.sort(dim=1, descending=True, stable=True).indices)
-    return replace(hypotheses.take(order), scores=scores.gather(1, order))
-
-
-def check_arguments(
-    hidden: Tensor, *, eos_id: int, max_length: int, suppress_ids: Sequence[int]
-) -> None:
-    """Check the arguments that all searches share.
-
-    Raises:
-        ValueError: if hidden is not (L, B, H), max_length < 1, or the end token is suppressed.
-    """
-    if hidden.dim() != 3:
-        raise ValueError(f"hidden must have shape (L, B, H), not {tuple(hidden.shape)}")
-    if max_length < 1:
-        raise ValueError(f"max_length must be at least 1, not {max_length}")
-    if eos_id in suppress_ids:
-        raise ValueError(f"suppress_ids must not hold the end token {eos_id}, or no sentence ends")
+    return hypotheses.take(order)._replace(scores=scores.gather(1, order))
 
 
 def token_log_probs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
-    """Compute log-probabilities, -inf for suppressed tokens.
+    """Compute log-probabilities, a new float32 tensor (N, V); -inf for suppressed tokens.
 
     The other tokens keep their probabilities, which then sum to less than 1.
-
-    Args:
-        logits: any floating dtype, (N, V).
-        suppress_ids: tokens never to write, int64 (S,).
-
-    Returns:
-        A new tensor, which the caller may overwrite, float32 (N, V).
     """
     log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
     return log_probs.index_fill_(1, suppress_ids, -torch.inf)
 
 
 def no_numbers(scores: Tensor) -> Tensor:
-    """Find the rows without a finite maximum.
-
-    Args:
-        scores: logits or log-probabilities, (N, V).
-
-    Returns:
-        bool (N,): True if a value of the row is NaN or +inf, or all are -inf.
-    """
+    """Find the rows of (N, V) that hold NaN or +inf, or only -inf: bool (N,)."""
     return ~scores.amax(dim=1).isfinite()
 
 
 def roll_out(
-    step: Step,
-    hidden: Tensor,
-    choose: Callable[[Tensor], Tensor],
-    *,
-    bos_id: int,
-    eos_id: int,
-    max_length: int,
-    suppress_ids: Sequence[int],
+    step: Step, hidden: Tensor, ids: SpecialIds, max_length: int, choose: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Write tokens in each row until every row has its end token.
 
     Args:
         step: the decoder's step.
         hidden: initial decoder state, (L, N, H).
-        choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
-        bos_id: start token.
-        eos_id: end token.
+        ids: the special tokens.
         max_length: maximum number of tokens, end token included; at least 1.
-        suppress_ids: tokens never to write.
+        choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
 
     Returns:
         Token ids padded with the end token, int64 (N, T), T <= max_length, and the sum of their
         log-probabilities, float32 (N,): NaN if a step has no finite maximum.
     """
     device, rows = hidden.device, hidden.shape[1]
-    suppressed = torch.tensor(suppress_ids, dtype=torch.int64, device=device)
-    written = torch.full((rows, max_length), eos_id, device=device)
+    suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=device)
+    written = torch.full((rows, max_length), ids.eos_id, device=device)
     totals = torch.zeros(rows, device=device)
     active = torch.arange(rows, device=device)
-    token_ids = torch.full((rows,), bos_id, device=device)
+    token_ids = torch.full((rows,), ids.bos_id, device=device)
     length = 0
     while active.numel() and length < max_length:
         logits, hidden = step(token_ids, hidden)
@@ -136,12 +98,12 @@ def roll_out(
         broken = no_numbers(log_probs)
         # A broken row ends here; `choose` still needs probabilities in it.
         log_probs.masked_fill_(broken[:, None], 0)
-        token_ids = choose(log_probs).masked_fill(broken, eos_id)
+        token_ids = choose(log_probs).masked_fill(broken, ids.eos_id)
         written[active, length] = token_ids
         chosen = log_probs.gather(1, token_ids[:, None]).squeeze(1)
         totals[active] += chosen.masked_fill(broken, torch.nan)
         length += 1
-        going = (token_ids != eos_id).nonzero().squeeze(1)
+        going = (token_ids != ids.eos_id).nonzero().squeeze(1)
         if going.numel() < active.numel():  # finished rows take no further steps
             active, token_ids = active[going], token_ids[going]
             hidden = hidden.index_select(1, going)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.config import TrainingConfig
+from captioner.config import DecodingConfig, TrainingConfig
 from captioner.data.caption_table import Batch
-from captioner.decoder.decoder import Decoder
+from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.errors import DataError
 from captioner.metrics import Bleu, CiderD, PreparedReferences
 from captioner.search import sample
@@ -65,7 +65,7 @@ class SelfCritical:
         self.decoder = decoder
         self.samples = config.samples
         self.bleu_weight = config.bleu_weight
-        self.max_length = max_length
+        self.options = DecodingConfig(search="sample", max_length=max_length)
         self.dtype = dtype
         self.world = world or World()
         self.words = vocabulary.specials + vocabulary.words
@@ -96,11 +96,9 @@ class SelfCritical:
             sampled = sample(
                 decoder.stepper(self.dtype),
                 decoder.init_hidden(batch.features),
-                bos_id=Vocabulary.bos_id,
-                eos_id=Vocabulary.eos_id,
-                suppress_ids=Vocabulary.unwritable,
-                max_length=self.max_length,
-                n_samples=self.samples,
+                SPECIAL_IDS,
+                self.options,
+                n_best=self.samples,
             )
         decoder.train(was_training)
         targets = sampled.token_ids.flatten(0, 1).clone()  # autograd refuses inference tensors

@@ -8,9 +8,40 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from captioner.search import Hypotheses, Step
+from captioner import search
+from captioner.config import DecodingConfig
+from captioner.search import Hypotheses, SpecialIds, Step
 
 BOS, EOS = 0, 1
+NEUTRAL = DecodingConfig(length_penalty=0)
+
+
+def beam_search(
+    step: Step,
+    hidden: Tensor,
+    *,
+    suppress_ids: tuple[int, ...] = (),
+    n_best: int = 1,
+    **options: float,
+) -> Hypotheses:
+    """Beam search with some settings; without a length penalty unless one is given."""
+    ids = SpecialIds(BOS, EOS, suppress_ids)
+    return search.beam_search(step, hidden, ids, NEUTRAL.model_copy(update=options), n_best)
+
+
+def sample(
+    step: Step,
+    hidden: Tensor,
+    *,
+    suppress_ids: tuple[int, ...] = (),
+    n_best: int = 1,
+    generator: torch.Generator | None = None,
+    **options: float,
+) -> Hypotheses:
+    """Sampling with some settings, also with such that a config refuses."""
+    ids = SpecialIds(BOS, EOS, suppress_ids)
+    chosen = NEUTRAL.model_copy(update=options)
+    return search.sample(step, hidden, ids, chosen, n_best, generator)
 
 
 def random_model(
