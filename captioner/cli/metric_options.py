@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,29 @@ import click
 from captioner.cli.options import say, show
 
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
+_OPTIONS = (
+    click.option(
+        "--metrics",
+        default="bleu,rouge_l,cider",
+        show_default=True,
+        help="Any of bleu, rouge_l, cider, cider_d, cider_plain; with Java, also meteor and spice.",
+    ),
+    click.option("--output", type=click.Path(path_type=Path), help="JSON file to write."),
+    click.option(
+        "--resamples",
+        type=click.IntRange(0, MOST_RESAMPLES),
+        default=1000,
+        show_default=True,
+        help="Bootstrap resamples for the confidence intervals; 0: no intervals.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Random seed of the bootstrap.",
+    ),
+)
 
 
 class Signed(Protocol):
@@ -21,42 +45,48 @@ class Signed(Protocol):
         """Return the settings behind the score, such as `cider|refs:5`."""
 
 
-def _names(context: click.Context, option: click.Parameter, value: str) -> list[str]:  # noqa: ARG001
-    names = [name for part in value.split(",") if (name := part.strip().lower())]
-    if not names:
-        raise click.UsageError("--metrics: name at least one metric")
-    return names
+def metric_options(
+    kind: str,
+) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
+    """Add the options of metrics; the command receives them as `scoring: MetricOptions`.
 
+    Args:
+        kind: kind of the file that `--output` names, see `ownership.FILES`; it gets the dictionary
+            that the command returns.
+    """
 
-metrics_option = click.option(
-    "--metrics",
-    default="bleu,rouge_l,cider",
-    show_default=True,
-    callback=_names,
-    help="Any of bleu, rouge_l, cider, cider_d, cider_plain; with Java, also meteor and spice.",
-)
-resamples_option = click.option(
-    "--resamples",
-    type=click.IntRange(0, MOST_RESAMPLES),
-    default=1000,
-    show_default=True,
-    help="Bootstrap resamples for the confidence intervals; 0: no intervals.",
-)
-seed_option = click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Random seed of the bootstrap.",
-)
+    def decorate(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            *, metrics: str, output: Path | None, resamples: int, seed: int, **rest: Any
+        ) -> None:
+            from captioner.system.escapes import to_json
+            from captioner.system.files import write_text
+            from captioner.system.ownership import check
+
+            names = [name for part in metrics.split(",") if (name := part.strip().lower())]
+            if not names:
+                raise click.UsageError("--metrics: name at least one metric")
+            if output:
+                check(output, kind)
+            scoring = {"metrics": names, "resamples": resamples, "seed": seed}
+            content = command(scoring=scoring, **rest)
+            if output:
+                write_text(output, to_json(content, indent=2) + "\n", kind)
+                say(f"wrote {output}")
+
+        for option in reversed(_OPTIONS):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 def show_scores(scores: Mapping[str, object], **others: str) -> None:
     """Print one line for each score and each other result."""
-    rows = {name: str(score) for name, score in scores.items()} | others
     width = max(map(len, scores))
-    for name, text in rows.items():
-        show(f"{name:{width}}  {text}")
+    for name, score in {**scores, **others}.items():
+        show(f"{name:{width}}  {score}")
 
 
 def show_signatures(scores: Mapping[str, Signed]) -> None:
@@ -67,12 +97,3 @@ def show_signatures(scores: Mapping[str, Signed]) -> None:
         names.setdefault(fields, []).append(name)
     for fields, metrics in names.items():
         show(f"{','.join(metrics)}|{fields}")
-
-
-def write_json(path: Path, content: Mapping[str, Any], kind: str) -> None:
-    """Write a JSON file atomically and print its path; see `files.whole_file`."""
-    from captioner.system.escapes import to_json
-    from captioner.system.files import write_text
-
-    write_text(path, to_json(content, indent=2) + "\n", kind)
-    say(f"wrote {path}")

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.metric_options import (
-    metrics_option,
-    resamples_option,
-    seed_option,
-    show_scores,
-    show_signatures,
-    write_json,
-)
+from captioner.cli.metric_options import metric_options, show_scores, show_signatures
 from captioner.cli.options import say
+
+if TYPE_CHECKING:
+    from captioner.scoring.systems import MetricOptions
 
 
 @click.command("score")
 @click.argument("hypotheses", type=click.Path(path_type=Path, exists=True))
 @click.argument("references", nargs=-1, type=click.Path(path_type=Path, exists=True))
-@metrics_option
 @click.option("--subset", is_flag=True, help="Score only the images that have a caption.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write.")
-@resamples_option
-@seed_option
+@metric_options("scores")
 def command(
-    hypotheses: Path,
-    references: tuple[Path, ...],
-    metrics: list[str],
-    subset: bool,
-    output: Path | None,
-    resamples: int,
-    seed: int,
-) -> None:
+    hypotheses: Path, references: tuple[Path, ...], subset: bool, scoring: MetricOptions
+) -> dict[str, Any]:
     """Score the captions of any system in HYPOTHESES against REFERENCES.
 
     Files are JSON Lines, COCO JSON (results or captions), CSV or TSV with column names, or text
@@ -42,13 +30,8 @@ def command(
     evaluate`, or its folder, contains its own references.
     """
     from captioner.scoring.score import score_file
-    from captioner.system.ownership import check
 
-    if output:
-        check(output, "scores")
-    done = score_file(
-        hypotheses, references, metrics=metrics, resamples=resamples, seed=seed, subset=subset
-    )
+    done = score_file(hypotheses, references, subset=subset, **scoring)
     if done.matched_by == "own references":
         say(f"{done.images:,} images with their own references in {done.source}")
     else:
@@ -57,6 +40,4 @@ def command(
         say(f"{done.empty:,} captions are empty and score 0")
     show_scores(done.scores)
     show_signatures(done.scores)
-    if output:
-        rows = {name: score.as_dict() for name, score in done.scores.items()}
-        write_json(output, rows, "scores")
+    return {name: score.as_dict() for name, score in done.scores.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from captioner.data.formats.columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
@@ -15,9 +15,11 @@ from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import (
     guess_delimiter,
     is_utf8,
+    parse_json,
     read_json,
     read_lines,
     read_rows,
+    unpack_list,
 )
 
 REFERENCES = "references"  # key of the references in a prediction
@@ -26,21 +28,26 @@ MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line, table row or JSON object of a caption file.
+    """One line, table row or JSON object of a caption file, or all of them for one image.
 
     Attributes:
         where: file and line, for messages.
         captions: its captions.
         image_id: image id, if given.
-        file: file name of the image, if given.
+        file: file name of the image without its folder, if given.
         references: reference captions of the image, if given.
     """
 
     where: str
     captions: tuple[str, ...]
-    image_id: str | None = None
-    file: str | None = None
-    references: tuple[str, ...] | None = None
+    image_id: str = ""
+    file: str = ""
+    references: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The image id, or else the file name; "" if only the order identifies the image."""
+        return self.image_id or self.file
 
 
 def read_captions(path: Path) -> Iterator[Row]:
@@ -53,41 +60,20 @@ def read_captions(path: Path) -> Iterator[Row]:
     Raises:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
-    for row in _rows(path):
-        longest = max(map(len, (*row.captions, *(row.references or ()))), default=0)
-        if longest > MAX_CAPTION:
-            raise DataError(
-                f"{row.where}: a caption of {longest:,} characters, more than the "
-                f"limit of {MAX_CAPTION:,}"
-            )
-        yield row
-
-
-def _rows(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         yield from _json_rows(path, read_json(path, stream=True))
         return
     lines = read_lines(path, stream=True)
-    for number, line in enumerate(lines, start=1):
-        if not is_utf8(line):
-            raise DataError(f"{path}:{number}: not UTF-8: {excerpt(line)}")
     if suffix in (".jsonl", ".ndjson"):
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _object_row(where, own_fields(_parse(where, line)))
+                yield _object_row(where, own_fields(parse_json(where, line)))
     elif suffix == ".csv" or (suffix == ".tsv" and _has_header(lines)):
         yield from _table_rows(path, lines)
     else:
         yield from _text_rows(path, lines)
-
-
-def _parse(where: str, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {plain(error)}") from error
 
 
 def _json_rows(path: Path, document: Any) -> Iterator[Row]:
@@ -98,7 +84,7 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
         case {"annotations": list(annotations), **rest}:
             images = rest.get("images")
             files = {
-                str(image["id"]): image.get("file_name")
+                str(image["id"]): PurePath(str(image.get("file_name", ""))).name
                 for image in (images if isinstance(images, list) else [])
                 if isinstance(image, dict) and "id" in image
             }
@@ -106,8 +92,7 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
                 where = f"{path}: annotations[{index}]"
                 # The `id` of an annotation is not an image id.
                 row = _object_row(where, annotation, id_columns=("image_id",))
-                file = files.get(row.image_id or "")
-                yield Row(where, row.captions, row.image_id, None if file is None else str(file))
+                yield replace(row, file=files.get(row.image_id, ""))
         case _:
             raise DataError(
                 f"{path}: neither COCO results ([{{image_id, caption}}, ...]) nor COCO captions "
@@ -116,17 +101,14 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
 
 
 def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
-    header: list[str] = []
-    delimiter = guess_delimiter(lines[0]) if lines else ","
-    for number, cells in read_rows(lines, delimiter):
-        if not header:
-            header = [cell.strip() for cell in cells]
-            continue
+    rows = read_rows(lines, guess_delimiter(lines[0] if lines else ""))
+    header = [cell.strip() for cell in next(rows, (0, []))[1]]
+    for number, cells in rows:
         where = f"{path}:{number}"
         if len(cells) != len(header):
             raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-        own = own_cells(header, cells)
-        yield _object_row(where, dict(zip(header, own or map(_cell, cells), strict=True)))
+        values = own_cells(header, cells) or map(unpack_list, cells)
+        yield _object_row(where, dict(zip(header, values, strict=True)))
 
 
 def _has_header(lines: list[str]) -> bool:
@@ -135,53 +117,36 @@ def _has_header(lines: list[str]) -> bool:
     return not names.isdisjoint((*CAPTION_COLUMNS, *ID_COLUMNS, *IMAGE_COLUMNS, REFERENCES))
 
 
-def _cell(text: str) -> object:
-    """Parse a cell that holds a JSON list of captions; return any other cell unchanged."""
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text
-
-
 def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
     """Read one caption a line, or image, tab, caption, as `captioner caption` writes."""
     texts = [line.rstrip("\r\n") for line in lines]
-    with_images = bool(texts) and all("\t" in text for text in texts)
+    with_images = all("\t" in text for text in texts)
     for number, text in enumerate(texts, start=1):
-        image, _, caption = text.partition("\t") if with_images else ("", "", text)
-        # Flickr's token files number the captions of an image: name.jpg#0
-        name, _, count = image.rpartition("#")
-        file = name if name and count.isdecimal() else image
+        where = f"{path}:{number}"
         if with_images:
-            file, caption = unescape(file), unescape(caption)
-        yield Row(f"{path}:{number}", (caption,), file=file or None)
+            image, caption = text.split("\t", 1)
+            # Flickr's token files number the captions of an image: name.jpg#0
+            file = unescape(re.sub(r"(?<=.)#\d+\Z", "", image))
+            yield Row(where, _captions(where, unescape(caption)), file=PurePath(file).name)
+        else:
+            yield Row(where, _captions(where, text))
 
 
 def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS) -> Row:
     """Read one JSON object or table row by the known field names."""
     if not isinstance(values, Mapping):
         raise DataError(f"{where}: not an object with a caption: {excerpt(values)}")
-    fields = {str(name).lower(): value for name, value in values.items()}
-    image_id = _first(fields, id_columns)
-    file = _first(fields, IMAGE_COLUMNS)
-    references = fields.get(REFERENCES)
-    references = None if references is None else _captions(where, references)
-    caption = _first(fields, CAPTION_COLUMNS)
-    if caption is None and not references:
+    fields = {str(name).lower(): value for name, value in values.items() if value is not None}
+
+    def first(names: Sequence[str], default: object) -> object:
+        return next((fields[name] for name in names if name in fields), default)
+
+    captions = _captions(where, first(CAPTION_COLUMNS, []))
+    references = _captions(where, fields.get(REFERENCES, []))
+    if not captions and not references:
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
-    return Row(
-        where,
-        () if caption is None else _captions(where, caption),
-        None if image_id in (None, "") else str(image_id),
-        None if file in (None, "") else str(file),
-        references,
-    )
-
-
-def _first(fields: Mapping[str, object], names: Sequence[str]) -> object:
-    return next((fields[name] for name in names if fields.get(name) is not None), None)
+    file = PurePath(str(first(IMAGE_COLUMNS, ""))).name
+    return Row(where, captions, str(first(id_columns, "")), file, references)
 
 
 def _captions(where: str, value: object) -> tuple[str, ...]:
@@ -191,4 +156,8 @@ def _captions(where: str, value: object) -> tuple[str, ...]:
             raise DataError(f"{where}: a caption must be text, was {excerpt(text)}")
         if not is_utf8(text):
             raise DataError(f"{where}: not UTF-8: {excerpt(text)}")
+        if len(text) > MAX_CAPTION:
+            raise DataError(
+                f"{where}: a caption of {len(text):,} characters, more than {MAX_CAPTION:,}"
+            )
     return tuple(texts)

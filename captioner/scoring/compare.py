@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
-
-from captioner.errors import DataError
 from captioner.metrics import Comparison, compare_captions, compatible, differences
 from captioner.scoring.systems import (
     CaptionSet,
+    MetricOptions,
     match,
-    own_references,
     read_hypotheses,
-    read_references,
     reference_tokens,
+    references_for,
 )
-from captioner.text import tokenize
 
 LEVEL = 0.05  # significance level
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The captions of two systems for one image.
-
-    Attributes:
-        image: image id, or line number without ids.
-        difference: score of B's caption minus score of A's caption.
-        a: caption of A.
-        b: caption of B.
-    """
+    """The captions of A and B for one image; the difference is B's score minus A's."""
 
     image: str
     difference: float
@@ -68,18 +57,20 @@ class Pair:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file: the scores by name, then the other results."""
-        verdicts = {name: {"verdict": verdict(score)} for name, score in self.scores.items()}
         return {
-            **{name: score.as_dict() | verdicts[name] for name, score in self.scores.items()},
+            **{
+                name: score.as_dict() | {"verdict": verdict(score)}
+                for name, score in self.scores.items()
+            },
             "systems": {
                 side: {"file": system.name, "decode": system.about("decode")}
                 for side, system in (("a", self.a), ("b", self.b))
             },
-            "images": len(self.a.captions),
+            "images": len(self.a.images),
             "matched_by": self.matched_by,
             "ranked_by": self.ranked_by,
-            "improved": [_change_as_dict(change) for change in self.improved],
-            "worsened": [_change_as_dict(change) for change in self.worsened],
+            "improved": list(map(asdict, self.improved)),
+            "worsened": list(map(asdict, self.worsened)),
             "warnings": self.warnings,
             "verdict": conclusion(self.scores),
         }
@@ -90,52 +81,49 @@ def compare_files(
     b: Path,
     references: Sequence[Path] = (),
     *,
-    metrics: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 0,
     examples: int = 3,
+    **options: Unpack[MetricOptions],
 ) -> Pair:
     """Compare the captions in two files.
 
     Args:
         a: see `read_hypotheses`.
         b: see `read_hypotheses`.
-        references: see `read_references`; empty: the references in the caption files.
-        metrics: names of metrics; see `score_captions`.
-        resamples: number of bootstrap resamples and of randomisation trials.
-        seed: seed of both tests.
+        references: see `references_for`.
         examples: maximum number of improved and of worsened images to list.
+        **options: see `compare_captions`.
 
     Raises:
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    first, second = read_hypotheses(a), read_hypotheses(b)
-    how, places = match(first, second)
-    second = _reordered(second, places)
-    truth = read_references(references) if references else _shared_references(first, second)
-    _, order = match(first, truth)
-    splits = {first.about("split"), second.about("split")}
+    first = read_hypotheses(a)
+    how, second = match(first, read_hypotheses(b))
+    _, truth = match(first, references_for([first, second], references))
+    split = first.about("split")
     scores = compare_captions(
-        [tokenize(captions[0]) for captions in first.captions],
-        [tokenize(captions[0]) for captions in second.captions],
-        reference_tokens(truth, order),
-        metrics=metrics,
-        resamples=resamples,
-        seed=seed,
-        split=splits.pop() if len(splits) == 1 else None,
+        first.tokens(),
+        second.tokens(),
+        reference_tokens(truth),
+        split=split if split == second.about("split") else None,
+        **options,
     )
     defined = [name for name, score in scores.items() if not score.note]
     ranked_by = "cider" if "cider" in defined else (defined or list(scores))[-1]
-    improved, worsened = _extremes(first, second, scores[ranked_by], examples)
+    gains = scores[ranked_by].per_image.tolist()
+    changes = [
+        Change(first.label(image), gains[image], ours.captions[0], theirs.captions[0])
+        for image, (ours, theirs) in enumerate(zip(first.images, second.images, strict=True))
+    ]
+    changes.sort(key=lambda change: change.difference)
     return Pair(
         a=first,
         b=second,
         scores=scores,
         matched_by=how,
         ranked_by=ranked_by,
-        improved=improved,
-        worsened=worsened,
+        improved=[change for change in changes[::-1][:examples] if change.difference > 0],
+        worsened=[change for change in changes[:examples] if change.difference < 0],
         warnings=_warnings(first, second),
     )
 
@@ -156,71 +144,19 @@ def conclusion(scores: dict[str, Comparison]) -> str:
     names: dict[str, list[str]] = {}
     for name, score in scores.items():
         names.setdefault(verdict(score), []).append(name)
-    better = [side for side in ("A", "B") if side in names]
-    unsure = names.get("unsure", []) + names.get("equal", [])
+    unsure = ", ".join(names.get("unsure", []) + names.get("equal", []))
     if set(names) <= {"equal", "undefined"}:
         return "A and B score the same on every image." if unsure else "No score is defined."
-    if not better:
-        return f"No significant difference in {', '.join(unsure)} (p >= {LEVEL:g})."
-    clauses = [f"{side} is better in {', '.join(names[side])} (p < {LEVEL:g})" for side in better]
+    clauses = [
+        f"{side} is better in {', '.join(names[side])} (p < {LEVEL:g})"
+        for side in ("A", "B")
+        if side in names
+    ]
+    if not clauses:
+        return f"No significant difference in {unsure} (p >= {LEVEL:g})."
     if unsure:
-        clauses.append(f"no significant difference in {', '.join(unsure)}")
+        clauses.append(f"no significant difference in {unsure}")
     return "; ".join(clauses) + "."
-
-
-def _shared_references(a: CaptionSet, b: CaptionSet) -> CaptionSet:
-    """Return the references in the two caption files.
-
-    Raises:
-        DataError: if neither file has references, or the references differ.
-    """
-    references_a, references_b = own_references(a), own_references(b)
-    if references_a and references_b:
-        pairs = zip(references_a.captions, references_b.captions, strict=True)
-        differing = [
-            references_a.label(image)
-            for image, (left, right) in enumerate(pairs)
-            if sorted(left) != sorted(right)
-        ]
-        if differing:
-            raise DataError(
-                f"{a.name} and {b.name} hold different references for {len(differing):,} "
-                f"image(s), such as {differing[0]}; give the right ones with --references"
-            )
-    references = references_a or references_b
-    if references is None:
-        raise DataError(f"{a.name}: no references in the file; give them with --references")
-    # b has the order of a, so the ids of a fit the references of both.
-    return CaptionSet(references.name, references.captions, a.ids, a.files)
-
-
-def _reordered(system: CaptionSet, order: Sequence[int]) -> CaptionSet:
-    def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        return None if values is None else tuple(values[index] for index in order)
-
-    return CaptionSet(
-        system.name,
-        pick(system.captions) or (),
-        pick(system.ids),
-        pick(system.files),
-        pick(system.references),
-        system.signature,
-    )
-
-
-def _extremes(
-    a: CaptionSet, b: CaptionSet, score: Comparison, count: int
-) -> tuple[list[Change], list[Change]]:
-    """Return the images with the largest gains and the largest losses."""
-    order = np.argsort(score.per_image, kind="stable").tolist()
-
-    def change(image: int) -> Change:
-        difference = float(score.per_image[image])
-        return Change(a.label(image), difference, a.captions[image][0], b.captions[image][0])
-
-    changes = [change(image) for image in (*order[:count], *order[::-1][:count])]
-    losses, gains = changes[: len(changes) // 2], changes[len(changes) // 2 :]
-    return [c for c in gains if c.difference > 0], [c for c in losses if c.difference < 0]
 
 
 def _warnings(a: CaptionSet, b: CaptionSet) -> list[str]:
@@ -233,12 +169,3 @@ def _warnings(a: CaptionSet, b: CaptionSet) -> list[str]:
         f"the scores.json of A and B are not comparable ({differing}); the scores below are "
         f"computed again, in the same way for both"
     ]
-
-
-def _change_as_dict(change: Change) -> dict[str, Any]:
-    return {
-        "image": change.image,
-        "difference": change.difference,
-        "a": change.a,
-        "b": change.b,
-    }

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
-from captioner.errors import DataError
 from captioner.metrics import Score, score_captions
 from captioner.scoring.systems import (
+    MetricOptions,
     match,
-    own_references,
     read_hypotheses,
-    read_references,
     reference_tokens,
+    references_for,
 )
-from captioner.text import tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +38,37 @@ class ScoredFile:
 
 def score_file(
     hypotheses: Path,
-    references: Sequence[Path],
+    references: Sequence[Path] = (),
     *,
-    metrics: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 0,
     subset: bool = False,
+    **options: Unpack[MetricOptions],
 ) -> ScoredFile:
     """Score the captions in a file.
 
     Args:
         hypotheses: see `read_hypotheses`.
-        references: see `read_references`; empty: the references in the caption file.
-        metrics: names of metrics; see `score_captions`.
-        resamples: bootstrap resamples for the intervals; 0: no intervals.
-        seed: seed of the bootstrap.
+        references: see `references_for`.
         subset: score only the images that have a caption.
+        **options: see `score_captions`.
 
     Raises:
         DataError: if a file cannot be read, or an image is missing in one of the files.
         ConfigError: if a metric is unknown.
     """
     system = read_hypotheses(hypotheses)
-    own = None if references else own_references(system)
-    if own is None and not references:
-        raise DataError(f"{system.name}: no references in the file; give reference files")
-    truth = own or read_references(references)
-    how, places = match(system, truth, subset=subset)
-    tokens = [tokenize(captions[0]) for captions in system.captions]
+    how, truth = match(system, references_for([system], references), subset=subset)
+    tokens = system.tokens()
     scores = score_captions(
         tokens,
-        reference_tokens(truth, places),
-        metrics=metrics,
-        resamples=resamples,
-        seed=seed,
+        reference_tokens(truth),
         decode=system.about("decode"),
         split=system.about("split"),
+        **options,
     )
     return ScoredFile(
         scores=scores,
         images=len(tokens),
-        empty=sum(not words for words in tokens),
-        matched_by="own references" if own else how,
+        empty=tokens.count([]),
+        matched_by=how if references else "own references",
         source=truth.name,
     )

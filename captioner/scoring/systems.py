@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
 
 from captioner.errors import DataError
 from captioner.metrics import Signature
@@ -17,33 +18,44 @@ PREDICTIONS = "predictions.jsonl"
 LISTED = 10  # images listed in an error
 
 
+class MetricOptions(TypedDict, total=False):
+    """How to score: options of `metrics.score_captions` and `metrics.compare_captions`."""
+
+    metrics: Sequence[str]
+    resamples: int
+    seed: int
+
+
 @dataclass(frozen=True, slots=True)
 class CaptionSet:
-    """Captions of N images.
+    """The captions of N images.
 
     Attributes:
         name: the file, for messages.
-        captions: captions of each image; one of a system, one or more references.
-        ids: image ids; None: only the order identifies the images.
-        files: file names of the images without folders, or their ids; None if ids is None.
-        references: references in a system's caption file, if any.
+        images: one row for each image; either all rows have a key or none has.
         signature: signature in the `scores.json` next to the captions, if any.
     """
 
     name: str
-    captions: tuple[tuple[str, ...], ...]
-    ids: tuple[str, ...] | None
-    files: tuple[str, ...] | None
-    references: tuple[tuple[str, ...], ...] | None = None
+    images: tuple[Row, ...]
     signature: Signature | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether the images have ids or file names; otherwise only the order identifies them."""
+        return bool(self.images[0].key)
 
     def label(self, image: int) -> str:
         """Return the id of an image, or its line number without ids."""
-        return plain(self.ids[image], 100) if self.ids else f"line {image + 1}"
+        return plain(self.images[image].key, 100) if self.named else f"line {image + 1}"
 
     def about(self, key: str) -> str | None:
         """Return a field of the stored signature, such as `decode`; None if unknown."""
         return self.signature.fields.get(key) if self.signature else None
+
+    def tokens(self) -> list[list[str]]:
+        """Return the words of each image's first caption."""
+        return [tokenize(image.captions[0]) for image in self.images]
 
 
 def read_hypotheses(path: Path) -> CaptionSet:
@@ -57,18 +69,15 @@ def read_hypotheses(path: Path) -> CaptionSet:
         DataError: if the file cannot be read, or an image has no caption or several.
     """
     path = _predictions(path)
-    rows = list(read_captions(path))
-    found = _gather(path, rows)
-    for image, captions in enumerate(found.captions):
-        if len(captions) != 1:
+    images = _by_image(str(path), read_captions(path))
+    found = CaptionSet(str(path), images, _stored_signature(path, len(images)))
+    for number, image in enumerate(images):
+        if len(image.captions) != 1:
             raise DataError(
-                f"{path}: {len(captions)} captions for {found.label(image)}; give one for each "
-                f"image"
+                f"{path}: {len(image.captions)} captions for {found.label(number)}; give one for "
+                f"each image"
             )
-    complete = [row.references for row in rows if row.references]
-    references = tuple(complete) if len(complete) == len(rows) else None
-    signature = _stored_signature(path, len(rows))
-    return CaptionSet(str(path), found.captions, found.ids, found.files, references, signature)
+    return found
 
 
 def read_references(paths: Sequence[Path]) -> CaptionSet:
@@ -83,32 +92,55 @@ def read_references(paths: Sequence[Path]) -> CaptionSet:
     """
     sets = []
     for path in map(_predictions, paths):
-        rows = [
-            Row(row.where, row.references or row.captions, row.image_id, row.file)
-            for row in read_captions(path)
-        ]
-        sets.append(_gather(path, rows))
+        rows = (replace(r, captions=r.references or r.captions) for r in read_captions(path))
+        sets.append(CaptionSet(str(path), _by_image(str(path), rows)))
     name = sets[0].name if len(sets) == 1 else f"{len(sets)} reference files"
-    if all(found.ids for found in sets):
-        joined = [
-            Row(found.name, captions, image_id, file)
-            for found in sets
-            for captions, image_id, file in zip(
-                found.captions, found.ids or (), found.files or (), strict=True
-            )
-        ]
-        return _gather(Path(name), joined)
-    if any(found.ids for found in sets):
+    if all(found.named for found in sets):
+        return CaptionSet(name, _by_image(name, (row for found in sets for row in found.images)))
+    if any(found.named for found in sets):
         raise DataError("references: some files have image ids and some have none; use one kind")
-    lengths = {found.name: len(found.captions) for found in sets}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{file} has {count:,}" for file, count in lengths.items())
+    if len({len(found.images) for found in sets}) > 1:
+        counts = ", ".join(f"{found.name} has {len(found.images):,}" for found in sets)
         raise DataError(f"references: every file must have one line for each image; {counts}")
-    columns = zip(*(found.captions for found in sets), strict=True)
-    return CaptionSet(name, tuple(sum(column, ()) for column in columns), None, None)
+    lines = zip(*(found.images for found in sets), strict=True)
+    return CaptionSet(name, tuple(map(_joined, lines)))
 
 
-def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, list[int]]:
+def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> CaptionSet:
+    """Return the references in the files; without files, those in the systems' own files.
+
+    Args:
+        systems: caption sets with the same images in the same order.
+        paths: see `read_references`.
+
+    Raises:
+        DataError: if no system has references for every image, or the systems' references differ.
+    """
+    if paths:
+        return read_references(paths)
+    own = [found for found in systems if all(image.references for image in found.images)]
+    if not own:
+        raise DataError(
+            f"{systems[0].name}: no references in the file; give reference files "
+            f"(`captioner compare`: with --references)"
+        )
+    for other in own[1:]:
+        differing = [
+            other.label(number)
+            for number, (left, right) in enumerate(zip(own[0].images, other.images, strict=True))
+            if sorted(left.references) != sorted(right.references)
+        ]
+        if differing:
+            raise DataError(
+                f"{own[0].name} and {other.name} hold different references for "
+                f"{len(differing):,} image(s), such as {differing[0]}; give the right ones with "
+                f"--references"
+            )
+    images = tuple(replace(image, captions=image.references) for image in own[0].images)
+    return CaptionSet(own[0].name, images)
+
+
+def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, CaptionSet]:
     """Match the images of two caption sets.
 
     Args:
@@ -117,40 +149,35 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
         subset: ignore images that only `right` has.
 
     Returns:
-        The kind of match ("image id", "file name" or "line"), and for each image of `left` the
-        index of the image in `right`.
+        The kind of match ("image id", "file name" or "line"), and `right` in the order of `left`.
 
     Raises:
         DataError: if an image is missing in one of the sets; the message lists the images.
     """
-    if (left.ids is None) != (right.ids is None):
-        with_ids, without = (left, right) if left.ids else (right, left)
+    if left.named != right.named:
+        with_ids, without = (left, right) if left.named else (right, left)
         raise DataError(
             f"{with_ids.name} has image ids and {without.name} has none; use ids in both files, or "
             f"one caption a line in the same order in both"
         )
-    if left.ids is None or right.ids is None:
-        if len(left.captions) != len(right.captions):
+    if not left.named:
+        if len(left.images) != len(right.images):
             raise DataError(
-                f"{left.name} has {len(left.captions):,} lines and {right.name} "
-                f"{len(right.captions):,}; without image ids the lines must match one by one"
+                f"{left.name} has {len(left.images):,} lines and {right.name} "
+                f"{len(right.images):,}; without image ids the lines must match one by one"
             )
-        return "line", list(range(len(left.captions)))
-    ways = {"image id": (left.ids, right.ids), "file name": (left.files, right.files)}
+        return "line", right
     failures = []
-    for how, (ours, theirs) in ways.items():
-        assert ours is not None
-        assert theirs is not None
-        places = {key: place for place, key in enumerate(theirs)}
-        missing = [key for key in ours if key not in places]
-        known = set(ours)
-        extra = [] if subset else [key for key in theirs if key not in known]
-        if len(known) < len(ours) or len(places) < len(theirs):
+    for how in ("image id", "file name"):
+        ours, theirs = _keys(left, how), _keys(right, how)
+        missing = [key for key in ours if key not in theirs]
+        extra = [] if subset else [key for key in theirs if key not in ours]
+        if len(ours) < len(left.images) or len(theirs) < len(right.images):
             continue  # images in different folders have equal names, so names identify nothing
         if not missing and not extra:
-            return how, [places[key] for key in ours]
-        failures.append((len(missing) + len(extra), how, missing, extra))
-    _, how, missing, extra = min(failures, key=lambda failure: failure[0])
+            return how, replace(right, images=tuple(theirs[key] for key in ours))
+        failures.append((how, missing, extra))
+    how, missing, extra = min(failures, key=lambda failure: len(failure[1]) + len(failure[2]))
     sides = [
         f"{len(keys):,} only in {name}: {_listed(keys)}"
         for keys, name in ((missing, left.name), (extra, right.name))
@@ -159,31 +186,20 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
     raise DataError(f"the files name different images (by {how}): {'; '.join(sides)}")
 
 
-def reference_tokens(found: CaptionSet, places: Sequence[int]) -> list[list[list[str]]]:
-    """Tokenise the references of some images; leave out references without a word.
-
-    Args:
-        found: references.
-        places: indices of the images.
+def reference_tokens(found: CaptionSet) -> list[list[list[str]]]:
+    """Tokenise the references of each image; leave out references without a word.
 
     Raises:
         DataError: if an image has no reference with a word.
     """
     tokens = [
-        [words for caption in found.captions[place] if (words := tokenize(caption))]
-        for place in places
+        [words for caption in image.captions if (words := tokenize(caption))]
+        for image in found.images
     ]
-    bare = [found.label(place) for place, kept in zip(places, tokens, strict=True) if not kept]
+    bare = [found.label(number) for number, kept in enumerate(tokens) if not kept]
     if bare:
         raise DataError(f"{found.name}: no reference caption for {_listed(bare)}")
     return tokens
-
-
-def own_references(found: CaptionSet) -> CaptionSet | None:
-    """Return the references in a system's caption file as a CaptionSet."""
-    if found.references is None:
-        return None
-    return CaptionSet(found.name, found.references, found.ids, found.files)
 
 
 def _predictions(path: Path) -> Path:
@@ -200,24 +216,30 @@ def _predictions(path: Path) -> Path:
     return files[0]
 
 
-def _gather(path: Path, rows: Sequence[Row]) -> CaptionSet:
-    """Join the rows of each image."""
+def _by_image(name: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Join the rows of each image; rows without a key are one image each."""
+    rows = list(rows)
     if not rows:
-        raise DataError(f"{path}: no caption in the file")
-    named = [row for row in rows if row.image_id or row.file]
-    if not named:
-        return CaptionSet(str(path), tuple(row.captions for row in rows), None, None)
-    if len(named) < len(rows):
-        bare = next(row for row in rows if not (row.image_id or row.file))
-        raise DataError(f"{bare.where}: no image id or file name, but other rows have one")
-    captions: dict[str, tuple[str, ...]] = {}
-    files: dict[str, str] = {}
+        raise DataError(f"{name}: no caption in the file")
+    bare = [row for row in rows if not row.key]
+    if len(bare) == len(rows):
+        return tuple(rows)
+    if bare:
+        raise DataError(f"{bare[0].where}: no image id or file name, but other rows have one")
+    images: dict[str, list[Row]] = {}
     for row in rows:
-        name = PurePath(row.file).name if row.file else ""
-        key = row.image_id or name
-        captions[key] = captions.get(key, ()) + row.captions
-        files.setdefault(key, name or key)
-    return CaptionSet(str(path), tuple(captions.values()), tuple(captions), tuple(files.values()))
+        images.setdefault(row.key, []).append(row)
+    return tuple(map(_joined, images.values()))
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    """Return the first row with the captions of all."""
+    return replace(rows[0], captions=tuple(text for row in rows for text in row.captions))
+
+
+def _keys(found: CaptionSet, how: str) -> dict[str, Row]:
+    by_file = how == "file name"
+    return {(by_file and image.file) or image.key: image for image in found.images}
 
 
 def _stored_signature(path: Path, images: int) -> Signature | None:

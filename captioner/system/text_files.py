@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
+from captioner.system.escapes import NOT_UTF8
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 
@@ -51,28 +54,24 @@ def read_lines(path: Path, *, stream: bool = False) -> list[str]:
     Raises:
         DataError: if the file cannot be read, or is UTF-16.
     """
-    # str.splitlines would also split at U+2028 and other characters that a caption may contain.
-    data = read_text(path, stream=stream).encode("utf-8", errors="surrogateescape")
-    return [line.decode("utf-8", errors="surrogateescape") for line in data.splitlines(True)]
+    return io.StringIO(read_text(path, stream=stream), newline="").readlines()
 
 
 def read_json(path: Path, *, stream: bool = False) -> Any:
-    """Return the parsed document.
+    """Return the parsed document; for `stream` and Raises see `read_text` and `parse_json`."""
+    return parse_json(str(path), read_text(path, stream=stream))
 
-    Args:
-        path: path of the file.
-        stream: see `read_text`.
+
+def parse_json(where: str, text: str) -> Any:
+    """Parse JSON.
 
     Raises:
-        DataError: if the file cannot be read, or is not JSON; names line and column.
+        DataError: if the text is not JSON; names `where`, line and column.
     """
     try:
-        return json.loads(read_text(path, stream=stream))
-    except json.JSONDecodeError as error:
-        position = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{path}: not valid JSON: {error.msg} at {position}") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be parsed as JSON: {plain(error)}") from error
+        raise DataError(f"{where}: not valid JSON: {plain(error)}") from error
 
 
 def read_rows(
@@ -122,12 +121,14 @@ def guess_delimiter(header: str) -> str:
     return max(",\t;|", key=header.count)
 
 
+def unpack_list(cell: str) -> object:
+    """Return the list in a cell such as `["a dog", "a brown dog"]`; other cells as they are."""
+    if cell.startswith('["') and cell.endswith("]"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return cell
+
+
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Return whether a text can be written as UTF-8."""
+    return text.isascii() or not NOT_UTF8.search(text)

@@ -251,8 +251,8 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.json", '{"images": [\n  1,, 2]}', "x.json: not valid JSON: .* line 2, column 5"),
-        ("x.json", "[" * 100_000, "x.json: cannot be parsed as JSON"),
+        ("x.json", '{"images": [\n  1,, 2]}', "x.json: not valid JSON: .* line 2 column 5"),
+        ("x.json", "[" * 100_000, "x.json: not valid JSON"),
         ("x.json", "[1]", "x.json: neither COCO captions"),
         ("x.json", '{"images": {}, "annotations": []}', "x.json: neither COCO captions"),
         ("dataset_x.json", '{"images": 3}', "dataset_x.json: not a Karpathy split"),

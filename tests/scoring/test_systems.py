@@ -1,6 +1,7 @@
 """Captions and references from every kind of file, matched image by image."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from captioner.scoring.compare import compare_files, conclusion, verdict
 from captioner.scoring.score import score_file
 from captioner.scoring.systems import (
     match,
-    own_references,
     read_hypotheses,
     read_references,
     reference_tokens,
+    references_for,
 )
 
 SAID = {"1": "a dog runs on the grass", "2": "two men play a game", "3": "a red car on a road"}
@@ -42,6 +43,10 @@ def write(tmp_path):
         return path
 
     return write
+
+
+def captions(found):
+    return [image.captions for image in found.images]
 
 
 def coco_references(order=("1", "2", "3")):
@@ -106,8 +111,8 @@ def test_every_format_gives_the_same_scores(write, hypotheses, references):
 def test_flickrs_own_token_file_is_read_as_references(write):
     lines = [f"{i}.jpg#{k}\t{c}\n" for i in TRUE for k, c in enumerate(TRUE[i])]
     found = read_references([write("Flickr8k.token.txt", "".join(lines))])
-    assert found.ids == ("1.jpg", "2.jpg", "3.jpg")
-    assert found.captions == tuple(map(tuple, TRUE.values()))
+    assert [image.file for image in found.images] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert captions(found) == list(map(tuple, TRUE.values()))
 
 
 def test_reference_files_add_up_by_id(write):
@@ -116,7 +121,7 @@ def test_reference_files_add_up_by_id(write):
         for k, order in enumerate((("1", "2", "3"), ("3", "2", "1")))
     ]
     found = read_references(files)
-    assert dict(zip(found.ids, found.captions, strict=True)) == {i: (*TRUE[i],) for i in TRUE}
+    assert {image.key: image.captions for image in found.images} == {i: (*TRUE[i],) for i in TRUE}
 
 
 def test_a_blank_line_is_a_missing_reference_and_an_empty_caption(write):
@@ -125,17 +130,14 @@ def test_a_blank_line_is_a_missing_reference_and_an_empty_caption(write):
         write("r2.txt", "the dog\n...\na red car\n"),
     ]
     found = read_references(files)
-    assert reference_tokens(found, [2, 0]) == [
+    assert reference_tokens(replace(found, images=found.images[2::-2])) == [
         [["a", "car"], ["a", "red", "car"]],
         [["a", "dog"], ["the", "dog"]],
     ]
     with pytest.raises(DataError, match=r"no reference caption for line 2$"):
-        reference_tokens(found, [0, 1, 2])
-    assert read_hypotheses(write("h.txt", "a dog\n\na car\n")).captions == (
-        ("a dog",),
-        ("",),
-        ("a car",),
-    )
+        reference_tokens(found)
+    said = read_hypotheses(write("h.txt", "a dog\n\na car\n"))
+    assert captions(said) == [("a dog",), ("",), ("a car",)]
 
 
 def test_images_missing_on_either_side_are_listed(write):
@@ -155,7 +157,8 @@ def test_subset_passes_over_references_but_never_over_captions(write):
     two = read_hypotheses(write("two.jsonl", HYPOTHESES["out.jsonl"][1:]))
     with pytest.raises(DataError, match=r"1 only in .*refs.json: 1"):
         match(two, references)
-    assert match(two, references, subset=True) == ("image id", [1, 2])
+    how, matched = match(two, references, subset=True)
+    assert (how, captions(matched)) == ("image id", [(*TRUE["2"],), (*TRUE["3"],)])
     other = read_hypotheses(write("o.jsonl", [{"image_id": 9, "caption": "a dog"}]))
     with pytest.raises(DataError, match="only in"):
         match(other, references, subset=True)
@@ -179,7 +182,7 @@ def test_file_names_that_repeat_match_nothing(write):
         ("a.jsonl", [{"image_id": 1, "caption": 3}], "a.jsonl:1: a caption must be text, was 3"),
         ("a.jsonl", [{"image_id": 1, "caption": "a"}, {"caption": "b"}], "a.jsonl:2: no image id"),
         ("a.jsonl", [{"image_id": 1, "caption": "\ud83d"}], "a.jsonl:1: not UTF-8"),
-        ("a.jsonl", "{\n", "a.jsonl:1: not JSON"),
+        ("a.jsonl", "{\n", "a.jsonl:1: not valid JSON"),
         ("a.jsonl", "", "no caption in the file"),
         ("a.json", {"captions": []}, "neither COCO results"),
         ("a.json", [1], r"a.json: \[0\]: not an object"),
@@ -206,10 +209,10 @@ def test_files_that_cannot_go_together_are_refused(write):
         read_references([lines, write("c.txt", "a\nb\n")])
 
 
-def predictions(folder, captions, write, *, split="dev", decode="beam1,lp0.0", references=TRUE):
+def predictions(folder, said, write, *, split="dev", decode="beam1,lp0.0", references=TRUE):
     rows = [
         {"image_id": i, "file_name": f"{i}.jpg", "caption": c, "references": references[i]}
-        for i, c in captions.items()
+        for i, c in said.items()
     ]
     signature = f"bleu4|refs:2|tok:ptb|decode:{decode}|split:{split}|n:{len(rows)}|v:{__version__}"
     write(f"{folder}/scores.json", {"bleu_4": {"value": 0.5, "signature": signature}})
@@ -220,7 +223,7 @@ def test_predictions_bring_their_references_and_how_they_were_made(write, tmp_pa
     path = predictions("run/evaluation", SAID, write)
     found = read_hypotheses(tmp_path / "run")
     assert found.name == str(path)
-    assert own_references(found).captions == tuple(map(tuple, TRUE.values()))
+    assert captions(references_for([found], [])) == list(map(tuple, TRUE.values()))
     assert (found.about("decode"), found.about("split")) == ("beam1,lp0.0", "dev")
     done = score_file(path, [], metrics=["bleu"], resamples=0)
     assert done.matched_by == "own references"
@@ -312,7 +315,7 @@ def test_compare_refuses_other_images_and_other_references(write):
     named = write("refs.json", coco_references())
     assert compare_files(a, changed, [named], metrics=["bleu"], resamples=10).scores
     bare = write("bare.jsonl", HYPOTHESES["out.jsonl"])
-    with pytest.raises(DataError, match="give them with --references"):
+    with pytest.raises(DataError, match="no references in the file; give"):
         compare_files(bare, bare, metrics=["bleu"])
     # The references of one serve both, whatever the order of its images.
     turned = predictions("d", dict(reversed(SAID.items())), write)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,13 @@ from captioner.data.formats.columns import Row, add_rows, choose_columns, table_
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import guess_delimiter, is_utf8, read_lines, read_rows
+from captioner.system.text_files import (
+    guess_delimiter,
+    is_utf8,
+    read_lines,
+    read_rows,
+    unpack_list,
+)
 
 LOOKS_FOR = (
     "a .csv or .tsv file, or a folder with metadata.csv, captions.csv, train.csv or one .csv"
@@ -71,14 +76,4 @@ def _rows(
         else:
             own = own_cells(names, cells)
             row = dict(zip(names, own or map(str.strip, cells), strict=True))
-            yield where, {**row, caption: row[caption] if own else _unpack(row[caption])}
-
-
-def _unpack(cell: str) -> object:
-    """Return the list in a cell such as `["a dog", "a brown dog"]`; other cells as they are."""
-    if cell.startswith('["') and cell.endswith("]"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
+            yield where, {**row, caption: row[caption] if own else unpack_list(row[caption])}
