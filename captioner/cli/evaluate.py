@@ -19,7 +19,6 @@ from captioner.cli.options import (
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
-    from captioner.evaluation.evaluate import Evaluation
 
 
 @click.command("evaluate")
@@ -32,12 +31,7 @@ if TYPE_CHECKING:
     help="Folder for report, predictions and scores.  [default: evaluation/ in the run]",
 )
 @set_option
-@click.option(
-    "--n-best",
-    type=click.IntRange(1, 1000),
-    default=1,
-    help="Captions per image.",
-)
+@click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @decoding_options
 @device_option
 def command(
@@ -70,11 +64,6 @@ def command(
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )
-    _show(result, folders)
-    say(f"report: {report}")
-
-
-def _show(result: Evaluation, folders: list[Path]) -> None:
     count = len(result.captions)
     say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
     others = {}
@@ -83,3 +72,4 @@ def _show(result: Evaluation, folders: list[Path]) -> None:
     show_scores(result.scores, **others)
     show_signatures(result.scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
+    say(f"report: {report}")

@@ -58,11 +58,11 @@ def evaluate(
     resamples: int = 1000,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Caption a split and score the captions.
+    """Caption a split, score the captions and write both into `output`.
 
     Args:
         captioner: the model.
-        config: configuration; its `data` section gives the data set.
+        config: its `data` section gives the data set.
         output: folder to write to.
         options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's own.
         split: name of the split; None: the test split if there is one, else dev.
@@ -85,13 +85,12 @@ def evaluate(
     captions = caption_split(captioner, table, options, n_best=n_best)
     texts = [best[0].text for best in captions]
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    decode = options.summary() + models
     scores = score_captions(
         [tokenize(text) for text in texts],
         PreparedReferences(table.references),
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
-        decode=decode,
+        decode=options.summary() + models,
         split=split,
     )
     truth = None
@@ -108,12 +107,8 @@ def caption_split(
 ) -> list[list[Caption]]:
     """Caption every image of a split from its stored features.
 
-    Returns:
-        The n-best captions of each image, in order.
-
     Raises:
-        ImageError: if the model computes NaN or infinity for an image; the message names the
-            first one.
+        ImageError: if the model computes NaN or infinity for an image; names the first one.
     """
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
@@ -138,26 +133,26 @@ def _default_split(dataset: Dataset, config: Config) -> str:
 
 
 def _write(result: Evaluation) -> None:
-    lines = []
-    per_image = {name: score.per_image for name, score in result.scores.items()}
-    for i, (example, captions) in enumerate(
-        zip(result.table.examples, result.captions, strict=True)
-    ):
-        row = {
+    columns = [score.per_image.tolist() for score in result.scores.values()]
+    rows = zip(result.table.examples, result.captions, *columns, strict=True)
+    lines = [
+        {
             "file_name": utf8_name(str(example.image)),
             "image_id": utf8_name(example.image_id),
             "caption": captions[0].text,
             "score": round(captions[0].score, 6),
             "status": "ok",
             "references": list(example.captions),
-            "scores": {name: round(float(values[i]), 6) for name, values in per_image.items()},
+            "scores": {name: round(v, 6) for name, v in zip(result.scores, values, strict=True)},
             "n_best": [
                 {"caption": c.text, "log_prob": round(c.log_prob, 6), "finished": c.finished}
                 for c in captions
             ],
         }
-        lines.append(to_json(row) + "\n")
-    write_text(result.output / "predictions.jsonl", "".join(lines), "predictions")
+        for example, captions, *values in rows
+    ]
+    text = "".join(f"{to_json(line)}\n" for line in lines)
+    write_text(result.output / "predictions.jsonl", text, "predictions")
     scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}

@@ -43,35 +43,47 @@ LABELS = {
 def write_report(
     result: Evaluation, vocabulary: Vocabulary, *, model: Path, split_train: str = "train"
 ) -> Path:
-    """Write `report.html` into the folder of an evaluation.
+    """Write `report.html` into the folder of an evaluation and return its path.
 
     Args:
         result: result of `evaluate`.
         vocabulary: vocabulary of the model.
         model: model directory; a `metrics.jsonl` next to it gives the training curves.
         split_train: training split, to find captions copied from training data.
-
-    Returns:
-        Path of the report.
     """
     run = model.resolve().parent
     metrics = read_metrics(run / "metrics.jsonl")
     findings = find(result, vocabulary, split_train)
+    steps = [line for line in metrics if line.get("kind") == "step"]
     epochs = [line for line in metrics if line.get("kind") == "epoch"]
+    curves = {
+        name: [(epoch["step"], epoch[name]) for epoch in epochs if name in epoch]
+        for name in ("train_loss", "cider_d", "bleu_4")
+    }
+    loss = [
+        Line("steps", [(step["step"], step["loss"]) for step in steps], "faint"),
+        Line("loss", curves["train_loss"], "first"),
+    ]
+    scores = [
+        Line("CIDEr-D", curves["cider_d"], "first"),
+        Line("BLEU-4", curves["bleu_4"], "second"),
+    ]
+    # As papers write the names.
+    labels = {name: LABELS.get(name, name.replace("_", "-").upper()) for name in result.scores}
     stream = _template().stream(
         result=result,
         findings=findings,
         flags=FLAGS,
-        labels={name: label(name) for name in result.scores},
+        labels=labels,
         confidence=f"{CONFIDENCE:.0%}",
         model=run.name if metrics else model.name,
         split_train=split_train,
         length_chart=length_chart(findings.lengths, findings.reference_lengths),
-        loss_chart=_loss_chart(metrics, epochs),
-        score_chart=_score_chart(epochs),
+        loss_chart=line_chart("Training loss over steps", loss, x_label="step"),
+        score_chart=line_chart("Dev scores over steps", scores, x_label="step", y_zero=True),
         epochs=epochs,
         gallery={
-            "scores": [label(name) for name in result.scores],
+            "scores": list(labels.values()),
             "keys": list(result.scores),
             "flags": FLAGS,
             "rows": gallery_rows(result, findings),
@@ -83,11 +95,6 @@ def write_report(
         # A file name that is not UTF-8 is escaped instead of raising an error.
         stream.dump(file, encoding="utf-8", errors="backslashreplace")
     return path
-
-
-def label(name: str) -> str:
-    """Return a score's name as papers write it."""
-    return LABELS.get(name, name.replace("_", "-").upper())
 
 
 def _template() -> Any:
@@ -111,20 +118,3 @@ def _template() -> Any:
 def _visible(value: Any) -> Any:
     """Make control characters in plain text visible; leave HTML and JSON unchanged."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _loss_chart(metrics: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Markup:
-    steps = [line for line in metrics if line.get("kind") == "step"]
-    lines = [
-        Line("steps", [(line["step"], line["loss"]) for line in steps], "faint"),
-        Line("loss", [(e["step"], e["train_loss"]) for e in epochs if "train_loss" in e], "first"),
-    ]
-    return line_chart("Training loss over steps", lines, x_label="step")
-
-
-def _score_chart(epochs: list[dict[str, Any]]) -> Markup:
-    lines = [
-        Line(label(name), [(e["step"], e[name]) for e in epochs if name in e], style)
-        for name, style in (("cider_d", "first"), ("bleu_4", "second"))
-    ]
-    return line_chart("Dev scores over steps", lines, x_label="step", y_zero=True)

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from captioner.data.dataset import Dataset
+from captioner.captioner import Caption
+from captioner.data.dataset import Example
 from captioner.errors import ImageError
 from captioner.images.decode import read_image
 from captioner.text import Vocabulary, tokenize
@@ -27,14 +28,12 @@ if TYPE_CHECKING:
 THUMBNAIL = 256  # pixels of the longer side
 QUALITY = 70  # JPEG quality; a photograph of that size takes about 10 KB
 MAX_REPEATED = 5  # repeated captions in the list
-
-FLAGS = {
-    "unk": "<unk>",
-    "repetition": "repetition",
-    "unfinished": "unfinished",
-    "verbatim": "verbatim",
-    "untrue": "untrue",
+FLAGS = {"unk": "<unk>"} | {
+    name: name for name in ("repetition", "unfinished", "verbatim", "untrue")
 }
+
+# A description, and whether the flag holds for an image, its best caption and the caption's words.
+Check = tuple[str, Callable[[Example, Caption, list[str]], bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +66,17 @@ class Findings:
 
 
 def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findings:
-    """Compute the statistics and flags of a split's captions.
-
-    Args:
-        result: result of `evaluate`.
-        vocabulary: vocabulary of the model.
-        split_train: name of the training split.
-    """
-    dataset = result.dataset
-    texts = [captions[0].text for captions in result.captions]
-    tokens = [tokenize(text) for text in texts]
-    training = training_captions(dataset, split_train)
-    known = {
-        "unk": "with the unknown word <unk>",
-        "repetition": "with a word, two words or three words repeated",
-        "unfinished": "cut off at the maximum length",
-    }
-    if training is not None:
-        known["verbatim"] = f"equal to a caption in the {split_train} split of {dataset.name}"
-    if dataset.judge is not None:
-        known["untrue"] = "wrong about at least one attribute of the image"
-    flags = []
-    rows = zip(result.table.examples, result.captions, tokens, strict=True)
-    for example, captions, words in rows:
-        best = captions[0]
-        holds = {
-            "unk": "<unk>" in best.text.split(),
-            "repetition": repeats(words),
-            "unfinished": not best.finished,
-            "verbatim": training is not None and tuple(words) in training,
-            "untrue": dataset.judge is not None and not dataset.judge(example.image_id, best.text),
-        }
-        flags.append([flag for flag in known if holds[flag]])
-    counts = Counter(texts)
+    """Compute the statistics and flags of a split's captions."""
+    best = [captions[0] for captions in result.captions]
+    tokens = [tokenize(caption.text) for caption in best]
+    checks = _checks(result, split_train)
+    counts = Counter(caption.text for caption in best)
     return Findings(
-        flags=flags,
-        known=known,
+        flags=[
+            [flag for flag, (_, holds) in checks.items() if holds(*row)]
+            for row in zip(result.table.examples, best, tokens, strict=True)
+        ],
+        known={flag: description for flag, (description, _) in checks.items()},
         lengths=[len(words) for words in tokens],
         reference_lengths=[len(words) for image in result.table.references for words in image],
         words=len({word for words in tokens for word in words}),
@@ -110,6 +84,38 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
         distinct=len(counts),
         repeated=[(text, n) for text, n in counts.most_common(MAX_REPEATED) if n > 1],
     )
+
+
+def _checks(result: Evaluation, split_train: str) -> dict[str, Check]:
+    """Return the flags that the data set allows."""
+    dataset = result.dataset
+    checks: dict[str, Check] = {
+        "unk": (
+            "with the unknown word <unk>",
+            lambda _, caption, __: "<unk>" in caption.text.split(),
+        ),
+        "repetition": (
+            "with a word, two words or three words repeated",
+            lambda _, __, words: repeats(words),
+        ),
+        "unfinished": (
+            "cut off at the maximum length",
+            lambda _, caption, __: not caption.finished,
+        ),
+    }
+    if split_train in dataset.splits:
+        examples = dataset.split(split_train)
+        training = {tuple(tokenize(text)) for example in examples for text in example.captions}
+        checks["verbatim"] = (
+            f"equal to a caption in the {split_train} split of {dataset.name}",
+            lambda _, __, words: tuple(words) in training,
+        )
+    if judge := dataset.judge:
+        checks["untrue"] = (
+            "wrong about at least one attribute of the image",
+            lambda example, caption, _: not judge(example.image_id, caption.text),
+        )
+    return checks
 
 
 def repeats(words: Sequence[str]) -> bool:
@@ -126,29 +132,19 @@ def repeats(words: Sequence[str]) -> bool:
     return doubled or near or len(set(trigrams)) < len(trigrams)
 
 
-def training_captions(dataset: Dataset, split: str) -> frozenset[tuple[str, ...]] | None:
-    """Return the tokens of every training caption; None if the data set has no such split."""
-    if split not in dataset.splits:
-        return None
-    return frozenset(
-        tuple(tokenize(caption)) for example in dataset.split(split) for caption in example.captions
-    )
-
-
 def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]:
     """Return the gallery's data of each image, for JSON."""
     columns = [score.per_image.tolist() for score in result.scores.values()]
+    rows = zip(result.table.examples, result.captions, findings.flags, *columns, strict=True)
     return [
         {
             "name": example.image.name,
             "captions": [[c.text, _finite(c.log_prob), c.finished] for c in captions],
             "references": example.captions,
-            "scores": [_finite(column[i]) for column in columns],
-            "flags": findings.flags[i],
+            "scores": list(map(_finite, scores)),
+            "flags": flags,
         }
-        for i, (example, captions) in enumerate(
-            zip(result.table.examples, result.captions, strict=True)
-        )
+        for example, captions, flags, *scores in rows
     ]
 
 
