@@ -25,7 +25,7 @@ from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_pic
 from captioner.model_dir import Parts, join_models, read_model, write_model
 from captioner.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
-from captioner.system.batches import batched
+from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary, detokenize, tokenize
 
@@ -371,7 +371,7 @@ class Captioner:
         if is_one(images):
             with within_memory("to caption"):
                 return self.search(self.encode([to_picture(images)]), options)[0][0].text
-        batches = batched(map(snapshot, iterate(cast(Iterable[ImageLike], images))), batch_size)
+        batches = in_turn(map(snapshot, iterate(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", options)
 
     def captions_of(
@@ -411,7 +411,7 @@ class Captioner:
 
     def _captions(
         self,
-        batches: Iterable[Sequence[ImageLike | ImageError]],
+        batches: Iterable[Iterable[ImageLike | ImageError]],
         skip: bool,
         options: DecodingConfig,
     ) -> Iterator[str | None]:

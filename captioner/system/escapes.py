@@ -34,14 +34,13 @@ _NOT_UTF8_ESCAPE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 
 
 def escape(text: str, unsafe: re.Pattern[str] = CELL) -> str:
-    """Escape unsafe characters; a text without any stays unchanged unless `unescape` changes it.
+    """Escape unsafe characters, such that `unescape` returns the original.
+
+    A text without unsafe characters stays unchanged unless `unescape` would change it.
 
     Args:
         text: a name or a caption.
         unsafe: matches single characters.
-
-    Returns:
-        Text that `unescape` turns back into the original.
     """
     if not unsafe.search(text) and unescape(text) == text:
         return text
@@ -68,15 +67,7 @@ def utf8_name(name: str) -> str:
 
 
 def own_cells(names: Sequence[str], cells: Sequence[str]) -> list[str] | None:
-    """Unescape the cells of a CSV row that captioner wrote.
-
-    Args:
-        names: names of the columns.
-        cells: cells of a row, one per column.
-
-    Returns:
-        The cells; None if the columns are not captioner's, as the cells then have no escapes.
-    """
+    """Unescape a row of CSV that captioner wrote; None if the columns are not captioner's."""
     return [*map(unescape, cells)] if tuple(names) == COLUMNS else None
 
 
@@ -93,12 +84,7 @@ def own_fields(fields: Any) -> Any:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Return JSON with readable non-ASCII letters and escaped control characters.
-
-    Args:
-        value: any value that `json.dumps` accepts.
-        **options: passed to `json.dumps`.
-    """
+    """Return JSON with readable non-ASCII letters and escaped control characters."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -18,28 +18,18 @@ _MAX_BITS = 4096  # longest integer that is shown in digits
 
 
 def plain(value: object, limit: int = LIMIT) -> str:
-    """Return a name, a path or an exception as text, without quotation marks.
+    """Return a name, a path or an exception as one printable line, without quotation marks.
 
-    Args:
-        value: converted by `str`; the lines of an exception are joined.
-        limit: characters; a longer text loses its middle.
-
-    Returns:
-        One printable line.
+    A text of more than `limit` characters loses its middle.
     """
     text = " ".join(str(value).split()) if isinstance(value, BaseException) else str(value)
     return _cut(_escaped(_cut(text, limit)), limit)
 
 
 def excerpt(value: object, limit: int = LIMIT) -> str:
-    """Return the beginning of a value's `repr`, for any size and depth.
+    """Return the first `limit` characters of a value's `repr` as one printable line.
 
-    Args:
-        value: a string, bytes, a JSON or YAML document, or any other value.
-        limit: characters.
-
-    Returns:
-        One printable line.
+    The value may be a JSON or YAML document of any size and depth.
     """
     text = ""
     for piece in _pieces(value, limit, 0):
@@ -56,11 +46,7 @@ def printable(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """Return a message with printable lines of bounded length and number.
-
-    Args:
-        text: lines of captioner's own text; shorten foreign text before inserting it.
-    """
+    """Return a message with printable lines of bounded length and number."""
     return "\n".join(bounded(text.split("\n")))
 
 

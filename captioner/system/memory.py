@@ -9,23 +9,28 @@ limit is decoded alone, and no thread waits for ever.
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 import threading
+import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import psutil
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from captioner.errors import ConfigError
 from captioner.system.workers import cores
 
 PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
 LARGE = 2**26  # bytes; releasing this many returns freed memory to the system
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE | re.ASCII)
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_FILES = (  # limit and use, in versions 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 # The C library keeps freed memory per thread, which doubles the memory for large pictures.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -93,31 +98,25 @@ class Memory:
 
 
 class Held:
-    """Bytes of an image that was read while it was listed; claimed until `give_back`."""
+    """Bytes of an image that was read while it was listed.
+
+    `give_back` frees them and releases their claim outside the queue, at the latest when the object
+    goes; further calls do nothing.
+    """
 
     def __init__(self, content: bytes, memory: Memory, size: int):
-        """Take over a claim.
-
-        Args:
-            content: the bytes.
-            memory: the memory limit, claimed outside the queue.
-            size: claimed bytes.
-        """
-        self.content, self.memory, self.size = content, memory, size
+        """Take over a claim of `size` bytes."""
+        self.content, self.size = content, size
+        self._release = weakref.finalize(self, memory.give_back, size)
 
     def read_bytes(self) -> bytes:
         """Return the content."""
         return self.content
 
     def give_back(self) -> None:
-        """Free the content and release the claim; further calls do nothing."""
-        size, self.size, self.content = self.size, 0, b""
-        if size:
-            self.memory.give_back(size)
-
-    def __del__(self) -> None:
-        """Release the claim if the owner did not."""
-        self.give_back()
+        """Free the content and release the claim."""
+        self.content = b""
+        self._release()
 
 
 def usual_limit(threads: int | None = None) -> int:
@@ -142,17 +141,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = int(psutil.virtual_memory().available)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such cgroup, or "max"
-            continue
+    for limit, used in CGROUP_FILES:
+        with suppress(OSError, ValueError):  # no such cgroup, or "max"
+            free = min(free, int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
     return max(free, PER_CORE)
 
 
@@ -162,13 +153,9 @@ def bytes_of(text: str) -> int:
     Raises:
         ConfigError: if the text is not a size, or the size is 0 or too large.
     """
-    match = _SIZE.fullmatch(text.strip())
     size = 0
-    if match:
-        unit = _UNITS[match[2].upper()]
-        if match[3]:  # binary, as in GiB
-            unit = 2 ** (10 * list(_UNITS).index(match[2].upper()))
-        size = int(float(match[1]) * unit) if len(match[1]) < 20 else 0
-    if not 0 < size < 2**60:
+    with suppress(ValidationError, OverflowError):
+        size = TypeAdapter(ByteSize).validate_python(text.strip())
+    if not text.isascii() or not 0 < size < 2**60:
         raise ConfigError(f"{text[:40]!r}: not a size in bytes; write 2G or 800MB, for example")
     return size

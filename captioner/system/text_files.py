@@ -29,7 +29,7 @@ def read_text(path: Path, *, stream: bool = False) -> str:
 
     Args:
         path: path of the file.
-        stream: whether it may be a pipe; allowed only if the user typed the name.
+        stream: allow a pipe; only for a name that the user typed.
 
     Raises:
         DataError: if the file cannot be read, or is UTF-16.
@@ -45,20 +45,12 @@ def read_text(path: Path, *, stream: bool = False) -> str:
 
 
 def read_lines(path: Path, *, stream: bool = False) -> list[str]:
-    """Return the lines with their line ends; only line feeds and carriage returns end a line.
-
-    Args:
-        path: path of the file.
-        stream: see `read_text`.
-
-    Raises:
-        DataError: if the file cannot be read, or is UTF-16.
-    """
+    """Return the lines with their line ends; only LF, CR and CRLF end one; see `read_text`."""
     return io.StringIO(read_text(path, stream=stream), newline="").readlines()
 
 
 def read_json(path: Path, *, stream: bool = False) -> Any:
-    """Return the parsed document; for `stream` and Raises see `read_text` and `parse_json`."""
+    """Return the parsed document; see `read_text` and `parse_json`."""
     return parse_json(str(path), read_text(path, stream=stream))
 
 

@@ -24,7 +24,7 @@ from captioner.system.foreign import excerpt
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # batches that are read while one is computed
-MOST_RANKS = 10**6  # per machine
+MOST_RANKS = 10**6
 
 # A forked process does not inherit threads, so PyTorch would wait for ever for its thread pool.
 # With one thread it uses no pool; PyTorch's own data loaders do the same.
@@ -36,12 +36,28 @@ def cores() -> int:
     """Return this process's number of cores: the allowed cores divided by the local ranks."""
     affinity = getattr(os, "sched_getaffinity", None)  # containers may allow fewer cores
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not ranks.isdecimal() or not 1 <= int(ranks[:9]) <= MOST_RANKS:
+    return max(1, allowed // torchrun_number("LOCAL_WORLD_SIZE", "1", least=1))
+
+
+def torchrun_number(
+    name: str,
+    default: str = "",
+    *,
+    least: int = 0,
+    most: int = MOST_RANKS,
+    hint: str = "`torchrun` sets it",
+) -> int:
+    """Read a number that `torchrun` sets in the environment.
+
+    Raises:
+        ConfigError: if it is not a whole number from `least` to `most`.
+    """
+    text = os.environ.get(name, default)
+    if not text.isdecimal() or not least <= int(text[:9]) <= most:
         raise ConfigError(
-            f"$LOCAL_WORLD_SIZE: must be 1 to {MOST_RANKS:,}, given {excerpt(ranks, 60)}"
+            f"${name}: must be {least} to {most:,}, given {excerpt(text, 60)}; {hint}"
         )
-    return max(1, allowed // int(ranks))
+    return int(text)
 
 
 class Workers:
@@ -55,15 +71,12 @@ class Workers:
     def map_ahead(
         self, function: Callable[[T], R], batches: Iterable[Iterable[T]]
     ) -> Iterator[list[R]]:
-        """Apply a function to all items, up to `AHEAD` batches ahead of the caller.
+        """Yield the function's results batch by batch, while threads are `AHEAD` batches ahead.
 
         Args:
             function: called by the threads.
             batches: consumed lazily, so that memory does not grow with their number. An item is
                 submitted to a thread before the next item of its batch is requested.
-
-        Yields:
-            The results for the items of a batch, in order.
 
         Raises:
             Exception: any exception of the iterator of batches, after the results of earlier ones.
@@ -93,15 +106,12 @@ class Workers:
             raise ended
 
     def compute(self, function: WithinMemory[T], batch: Tensor, size: int) -> list[T]:
-        """Apply a function to a batch on the device.
+        """Apply a function to the pieces of a batch, (B, ...), on the device.
 
         Args:
             function: computes on the device.
-            batch: (B, ...).
+            batch: on any device.
             size: rows that one CPU core computes at a time; other devices compute all rows.
-
-        Returns:
-            The results for the pieces of the batch, in order.
         """
         if self.device.type == "cpu":
             pieces = self.pool.map(function, batch.split(size))

@@ -20,8 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from captioner.errors import CaptionerError, ConfigError
-from captioner.system.foreign import excerpt
+from captioner.errors import CaptionerError
+from captioner.system.workers import torchrun_number
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the others wait while the leader encodes or evaluates alone
@@ -33,12 +33,7 @@ class LostProcessError(CaptionerError):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The rank of this process and the number of processes.
-
-    Attributes:
-        rank: from 0.
-        size: number of processes.
-    """
+    """The rank of this process, from 0, and the number of processes."""
 
     rank: int = 0
     size: int = 1
@@ -106,18 +101,12 @@ def joined(
     if "WORLD_SIZE" not in os.environ:
         yield World(), device
         return
-    size = _number("WORLD_SIZE", least=1)
-    if _number("RANK") >= size:  # else this process would wait for ever
-        raise ConfigError(f"$RANK: must be less than $WORLD_SIZE ({size:,}); `torchrun` sets both")
-    _number("MASTER_PORT", default="29500")
+    size = torchrun_number("WORLD_SIZE", least=1)
+    torchrun_number("RANK", most=size - 1)  # else this process would wait for ever
+    torchrun_number("MASTER_PORT", "29500")
     if device.type == "cuda":
-        local = _number("LOCAL_RANK", default="0")
-        if local >= torch.cuda.device_count():
-            raise ConfigError(
-                f"$LOCAL_RANK: this machine has no GPU {local}; start at most "
-                f"{torch.cuda.device_count()} processes on it"
-            )
-        device = torch.device("cuda", local)
+        gpus, hint = torch.cuda.device_count(), "start one process per GPU of this machine"
+        device = torch.device("cuda", torchrun_number("LOCAL_RANK", "0", most=gpus - 1, hint=hint))
         torch.cuda.set_device(device)
     with _lost_process():
         distributed.init_process_group(
@@ -127,17 +116,6 @@ def joined(
         yield World(distributed.get_rank(), distributed.get_world_size()), device
     finally:
         distributed.destroy_process_group()
-
-
-def _number(name: str, *, default: str = "", least: int = 0) -> int:
-    """Read a number that `torchrun` sets in the environment."""
-    value = os.environ.get(name, default)
-    if not value.isdecimal() or len(value) > 9 or int(value) < least:
-        raise ConfigError(
-            f"${name}: must be a whole number from {least}, given {excerpt(value, 60)}; "
-            f"`torchrun` sets it"
-        )
-    return int(value)
 
 
 @contextmanager
