@@ -17,7 +17,7 @@ _OPTIONS = (
         "--metrics",
         default="bleu,rouge_l,cider",
         show_default=True,
-        help="Any of bleu, rouge_l, cider, cider_d, cider_plain; with Java, also meteor and spice.",
+        help="Any of bleu, rouge_l, cider, cider_d; with Java, also meteor and spice.",
     ),
     click.option("--output", type=click.Path(path_type=Path), help="JSON file to write."),
     click.option(

@@ -1,12 +1,10 @@
 """Metrics of captions, computed on tokens, with statistics per image for resampling."""
 
 from captioner.metrics.bleu import Bleu
-from captioner.metrics.cider import Cider, CiderD, CiderPlain
-from captioner.metrics.metric import Metric
+from captioner.metrics.cider import Cider, CiderD
 from captioner.metrics.references import PreparedReferences
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.scores import (
-    DEFAULT_METRICS,
     METRICS,
     Comparison,
     Score,
@@ -16,14 +14,11 @@ from captioner.metrics.scores import (
 from captioner.metrics.signature import Signature, compatible, differences
 
 __all__ = [
-    "DEFAULT_METRICS",
     "METRICS",
     "Bleu",
     "Cider",
     "CiderD",
-    "CiderPlain",
     "Comparison",
-    "Metric",
     "PreparedReferences",
     "RougeL",
     "Score",

@@ -28,15 +28,14 @@ class Bleu(Metric):
 
         Args:
             hypotheses: tokens of N captions.
-            images: for each caption, the index of its image in the references; None: one caption
-                for each image, in order.
+            images: index of each caption's image; None: one caption for each image, in order.
 
         Returns:
             float64 (N, 9): for order 1 to 4, the number of n-grams in the hypothesis; for order 1
             to 4, the clipped number that occur in a reference; the closest reference length.
 
         Raises:
-            DataError: if the numbers of hypotheses and images differ, or an index is out of range.
+            DataError: see `PreparedReferences.check`.
         """
         references = self._references
         described = references.check(hypotheses, images)

@@ -17,20 +17,12 @@ _BLOCK = 1 << 22  # numbers per block of resamples: 32 MiB
 
 
 def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
-    """Sum statistics over images drawn with replacement.
+    """Sum statistics of images, (N, S), drawn with replacement: float64 (resamples, S).
 
     Source: Efron: Bootstrap methods: another look at the jackknife, Annals of Statistics 7, 1979.
 
-    Args:
-        statistics: of each image, (N, S).
-        resamples: 1 to 10^6.
-        seed: random seed, 0 to 2^63 - 1.
-
-    Returns:
-        float64 (resamples, S).
-
     Raises:
-        ConfigError: if resamples or seed is out of range.
+        ConfigError: if resamples is not 1 to 10^6 or seed not 0 to 2^63 - 1.
     """
     images = len(statistics)
 
@@ -46,7 +38,8 @@ def resampled_sums(statistics: Floats, *, resamples: int, seed: int) -> Floats:
 def swapped_sums(statistics: Floats, *, trials: int, seed: int) -> Floats:
     """Sum statistics over random subsets that hold each image with probability 1/2.
 
-    For Args, Returns and Raises see `resampled_sums`.
+    Raises:
+        ConfigError: see `resampled_sums`.
     """
 
     def draw(rng: np.random.Generator, rows: int) -> Floats:
@@ -88,11 +81,11 @@ def paired_test(
         a: statistics of each image for one system, (N, S).
         b: statistics for the other system, the same images in the same order.
         combine: maps summed statistics (..., S) to scores (..., K).
-        resamples: number of bootstrap resamples and of randomisation trials, 1 to 10^6.
-        seed: random seed, 0 to 2^63 - 1.
+        resamples: of the bootstrap, and trials of the randomisation.
+        seed: 0 to 2^63 - 1.
 
     Raises:
-        ConfigError: if resamples or seed is out of range.
+        ConfigError: see `resampled_sums`.
         DataError: if there are fewer than two images.
     """
     if len(a) < 2:

@@ -1,7 +1,7 @@
-"""CIDEr and CIDEr-D: TF-IDF weighted n-gram similarity to the references, from 0 to 10.
+"""CIDEr-D: TF-IDF weighted n-gram similarity to the references, from 0 to 10.
 
 Papers report the "CIDEr" of the COCO scorer, which computes CIDEr-D. So here `cider` equals
-`cider_d`. `cider_plain` is the paper's first formula, without clipping and length penalty.
+`cider_d`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,12 @@ SIGMA = 6.0  # standard deviation of the length penalty, in tokens
 
 
 class TfIdf:
-    """TF-IDF vectors of references; their images are the documents.
+    """TF-IDF vectors of references; their images are the documents."""
 
-    Attributes:
-        frequency: number of images whose references hold each n-gram, int64 (n-grams,).
-        idf: log(images / frequency), float64 (n-grams + 1,); the last value is for n-grams in no
-            reference, with frequency 1.
-        weights: TF-IDF weight of each row of the references' counts, float64 (E,).
-        norms: norm of each reference's vector for each order, float64 (references, MAX_ORDER).
-    """
+    frequency: Ints  # number of images whose references hold each n-gram, (n-grams,)
+    idf: Floats  # log(images / frequency), (n-grams + 1,); the last is for n-grams in no reference
+    weights: Floats  # TF-IDF weight of each row of the references' counts, (E,)
+    norms: Floats  # of each reference's vector for each order, (references, MAX_ORDER)
 
     def __init__(self, references: PreparedReferences) -> None:
         counts = references.counts
@@ -101,9 +98,10 @@ class CiderD(Metric):
         caption = counts.caption[rows]
         slot = references.counts.caption[matches] - references.first[described[caption]]
         vectors, weights = self._vectors, self._vectors.weigh(counts)
+        from_references = vectors.weights[matches]  # clipping ends the reward for repeated words
         products = np.bincount(
             (pair[caption] + slot) * MAX_ORDER + counts.order[rows],
-            weights=self._product(weights[rows], vectors.weights[matches]),
+            weights=np.minimum(weights[rows], from_references) * from_references,
             minlength=int(number.sum()) * MAX_ORDER,
         )
         dots = products.astype(np.float64).reshape(-1, MAX_ORDER)
@@ -113,35 +111,15 @@ class CiderD(Metric):
         cosines = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
         lengths = np.array([len(hypothesis) for hypothesis in hypotheses], np.int64)
         similar = cosines.mean(axis=1)
-        similar *= self._length_penalty(lengths[owner] - references.lengths[reference])
+        difference = lengths[owner] - references.lengths[reference]
+        similar *= np.exp(-(difference**2) / (2 * SIGMA**2))
         return np.asarray(10.0 * np.bincount(owner, similar, len(described)) / number)
-
-    def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
-        """Multiply weights; clipping removes the reward for repeated words."""
-        return np.minimum(hypothesis, reference) * reference
-
-    def _length_penalty(self, difference: Ints) -> Floats:
-        """Return the penalty factor for a length difference."""
-        return np.asarray(np.exp(-(difference**2) / (2 * SIGMA**2)))
 
 
 class Cider(CiderD):
     """CIDEr as the COCO scorer reports it, equal to CIDEr-D."""
 
     names = ("cider",)
-
-
-class CiderPlain(CiderD):
-    """CIDEr as first defined: the plain cosine, without clipping and length penalty."""
-
-    names = ("cider_plain",)
-    formula: ClassVar = {"formula": "cider", "df": "refs"}
-
-    def _product(self, hypothesis: Floats, reference: Floats) -> Floats:
-        return hypothesis * reference
-
-    def _length_penalty(self, difference: Ints) -> Floats:
-        return np.ones(len(difference))
 
 
 def _norms(counts: NgramCounts, weights: Floats, captions: int) -> Floats:

@@ -32,20 +32,10 @@ class NgramCounts(NamedTuple):
 
 
 class PreparedReferences:
-    """The references of N images, validated, with n-gram counts.
+    """The R references of N images, validated, with n-gram counts.
 
     Args:
         references: the reference captions of each image, each a list of tokens.
-
-    Attributes:
-        captions: all R references in one list, image after image.
-        image: index of each reference's image, int64 (R,).
-        first: index of the first reference of each image, int64 (N,).
-        per_image: number of references of each image, int64 (N,).
-        lengths: tokens of each reference, int64 (R,).
-        counts: n-gram counts of the references, sorted by image and n-gram.
-        size: number of distinct n-grams in all references.
-        words: id of each word, in the order of the ids.
 
     Raises:
         DataError: if there is no image, an image has no reference, or a caption is a string.
@@ -59,12 +49,12 @@ class PreparedReferences:
                 raise DataError(f"image {image} (counting from 0) has no reference caption")
             _check_tokens(captions, f"a reference of image {image}")
         self.captions = [caption for captions in references for caption in captions]
-        self.per_image = np.array([len(captions) for captions in references], np.int64)
-        self.first = np.cumsum(self.per_image) - self.per_image
-        self.image = np.repeat(np.arange(len(references)), self.per_image)
-        self.lengths = np.array([len(caption) for caption in self.captions], np.int64)
-        self.size = 0
-        self.words: dict[str, int] = {}
+        self.per_image = np.array([len(captions) for captions in references], np.int64)  # (N,)
+        self.first = np.cumsum(self.per_image) - self.per_image  # each image's first reference
+        self.image = np.repeat(np.arange(len(references)), self.per_image)  # of each reference
+        self.lengths = np.array([len(caption) for caption in self.captions], np.int64)  # (R,)
+        self.size = 0  # distinct n-grams
+        self.words: dict[str, int] = {}  # the id of each word
         self._keys: list[Ints] = []
         ids = [
             self.words.setdefault(word, len(self.words)) for text in self.captions for word in text
@@ -73,6 +63,7 @@ class PreparedReferences:
         places = self.image[counts.caption] * self.size + counts.ngram
         by_place = np.argsort(places, kind="stable")
         self._places = places[by_place]
+        # Sorted by image and n-gram.
         self.counts = NgramCounts(*(column[by_place] for column in counts))
 
     def __len__(self) -> int:
@@ -150,11 +141,7 @@ class PreparedReferences:
         return ngrams
 
     def match(self, counts: NgramCounts, images: Ints) -> tuple[Ints, Ints]:
-        """Find the references of a hypothesis's image that hold its n-grams.
-
-        Args:
-            counts: n-gram counts of B hypotheses.
-            images: image of each hypothesis, int64 (B,).
+        """Find the references of hypotheses' images, int64 (B,), that hold their n-grams.
 
         Returns:
             Pairs of a row of `counts` and a row of `self.counts`, as two int64 arrays.

@@ -24,11 +24,7 @@ class RougeL(Metric):
     formula: ClassVar = {"beta": str(BETA)}
 
     def score(self, hypotheses: Sequence[Tokens]) -> Floats:
-        """Score each image, float64 (N,), 0 to 1.
-
-        Raises:
-            DataError: if there is not one caption for each image.
-        """
+        """Score each image, float64 (N,), 0 to 1."""
         self._references.check(hypotheses)
         pairs = enumerate(hypotheses)
         return np.array([_rouge_l(each, self._references.of(image)) for image, each in pairs])

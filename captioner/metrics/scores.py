@@ -10,7 +10,7 @@ from typing import Any
 from captioner.errors import ConfigError
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
-from captioner.metrics.cider import Cider, CiderD, CiderPlain
+from captioner.metrics.cider import Cider, CiderD
 from captioner.metrics.java import Meteor, Spice
 from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
@@ -23,7 +23,6 @@ METRICS: Mapping[str, type[Metric]] = {
     "rouge_l": RougeL,
     "cider": Cider,
     "cider_d": CiderD,
-    "cider_plain": CiderPlain,
     "meteor": Meteor,
     "spice": Spice,
 }

@@ -34,7 +34,6 @@ LABELS = {
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
     "cider_d": "CIDEr-D",
-    "cider_plain": "CIDEr, plain",
     "spice": "SPICE",
     "log_prob": "log-probability",
 }
