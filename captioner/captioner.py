@@ -14,15 +14,15 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from captioner.config import DecodingConfig, DecodingOverrides
-from captioner.decoder.decoder import SPECIAL_IDS, Decoder, SearchDecoder
+from captioner.config import DecodingConfig, DecodingOverrides, first_mistake
+from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, ImageError, ModelError, within_memory
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
-from captioner.model_dir import Parts, join_models, read_model, write_model
+from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
 from captioner.search import Hypotheses, Step, beam_search, sample
 from captioner.system.batches import batched, in_turn
@@ -74,7 +74,7 @@ class Captioner:
     def __init__(
         self,
         encoder: Encoder,
-        decoder: SearchDecoder,
+        decoder: Decoder | Ensemble,
         vocabulary: Vocabulary,
         decoding: DecodingConfig | None = None,
         neighbours: Neighbours | None = None,
@@ -135,21 +135,23 @@ class Captioner:
         """
         pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
         features = self.encoder.see(pixels)
-        self._check_finite(features.isfinite().all(1), FEATURES)
+        _raise_first(self._errors((FEATURES, features.isfinite().all(1))))
         return features
 
-    def _not_finite(self, reason: str) -> ImageError:
-        return ImageError(
-            f"{self.name} computes NaN or infinity for this image: {reason}; {OVERFLOW}",
-            kind="not_a_number",
-        )
-
-    def _check_finite(self, finite: Tensor, reason: str) -> None:
-        """Raise an ImageError for the first image that is False in `finite`, bool (B,)."""
-        if not finite.all():
-            error = self._not_finite(reason)
-            where = f"image {int((~finite).nonzero()[0]) + 1} of {len(finite)}: "
-            raise ImageError((where if len(finite) > 1 else "") + str(error), kind=error.kind)
+    def _errors(self, *checks: tuple[str, Tensor]) -> list[ImageError | None]:
+        """Return the error of each image; None if it passes all checks, each bool (B,)."""
+        reasons = [reason for reason, _ in checks]
+        rows = torch.stack([passed for _, passed in checks], dim=1).tolist()  # one device wait
+        return [
+            ImageError(
+                f"{self.name} computes NaN or infinity for this image: "
+                f"{reasons[row.index(False)]}; {OVERFLOW}",
+                kind="not_a_number",
+            )
+            if False in row
+            else None
+            for row in rows
+        ]
 
     def search(
         self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
@@ -170,10 +172,7 @@ class Captioner:
                 the error of each image instead.
         """
         results = self.search_each(features, options, n_best=n_best)
-        for number, captions in enumerate(results, 1):
-            if isinstance(captions, ImageError):
-                where = f"image {number} of {len(results)}: " if len(results) > 1 else ""
-                raise ImageError(f"{where}{captions}", kind=captions.kind)
+        _raise_first(results)
         return cast(list[list[Caption]], results)
 
     @torch.inference_mode()
@@ -186,9 +185,9 @@ class Captioner:
         of the other images.
 
         Args:
-            features: see `search`.
+            features: (B, F).
             options: see `search`.
-            n_best: see `search`.
+            n_best: captions per image.
 
         Returns:
             For each of the B images, up to n_best captions, best first, or the error.
@@ -203,48 +202,35 @@ class Captioner:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         features = features.to(self.device)
         hidden = self.decoder.init_hidden(features)
-        votes = options.search == "beam" and options.neighbours
-        voters = self.neighbours if votes else None
+        voters = self.neighbours if options.search == "beam" and options.neighbours else None
         hypotheses = self._hypotheses(hidden, options, options.beam_size if voters else n_best)
         # Before the votes, which may turn NaN scores into numbers.
-        checks = [
+        errors = self._errors(
             (FEATURES, features.isfinite().all(1)),
             (STATES, hidden.isfinite().all(2).all(0)),
             (SCORES, (hypotheses.log_probs > -torch.inf).any(1)),
-        ]
+        )
         if voters:
             hypotheses = voters.rank(hypotheses, hidden, options.neighbours)
-        return self._checked(self._to_captions(hypotheses, n_best), checks)
+        captions = self._to_captions(hypotheses, n_best)
+        return [error or best for error, best in zip(errors, captions, strict=True)]
 
     def _hypotheses(self, hidden: Tensor, options: DecodingConfig, n_best: int) -> Hypotheses:
         """Search from initial hidden states, (L, B, H)."""
-        step = self._step(self._dtype(options.precision))
+        precision = options.precision
+        if precision == "auto" and self.decoder.hidden_size < MIN_ROUNDED_SIZE:
+            precision = "fp32"
+        step = self._step(dtype_of(precision, self.device))
         if options.search == "beam":
             return beam_search(step, hidden, SPECIAL_IDS, options, n_best)
         generator = torch.Generator(self.device).manual_seed(options.seed)
         return sample(step, hidden, SPECIAL_IDS, options, n_best, generator)
-
-    def _checked(
-        self, captions: list[list[Caption]], checks: list[tuple[str, Tensor]]
-    ) -> list[list[Caption] | ImageError]:
-        """Replace the captions of an image by an error if a check, bool (B,), is False."""
-        reasons = [reason for reason, _ in checks]
-        rows = torch.stack([passed for _, passed in checks], dim=1).tolist()  # one device wait
-        return [
-            best if all(passed) else self._not_finite(reasons[passed.index(False)])
-            for best, passed in zip(captions, rows, strict=True)
-        ]
 
     def _step(self, dtype: torch.dtype) -> Step:
         """Return the decoder's step function, cached per dtype: the weights never change."""
         if dtype not in self._steps:
             self._steps[dtype] = self.decoder.stepper(dtype)
         return self._steps[dtype]
-
-    def _dtype(self, precision: str) -> torch.dtype:
-        """Return the dtype of the decoder's matrices; "auto" keeps small ones in float32."""
-        small = self.decoder.hidden_size < MIN_ROUNDED_SIZE
-        return dtype_of("fp32" if precision == "auto" and small else precision, self.device)
 
     def _to_captions(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
         """Convert the n_best first hypotheses of each image to captions."""
@@ -274,15 +260,10 @@ class Captioner:
         try:
             options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
         except ValidationError as error:
-            first = error.errors()[0]
-            if first["type"] == "value_error":
-                raise ConfigError(str(first["ctx"]["error"])) from error
-            name = ".".join(map(str, first["loc"]))
-            raise ConfigError(
-                f"decoding.{name}: {first['msg'].lower()}, given {excerpt(first['input'], 60)}"
-            ) from error
+            ours = error.errors()[0]["type"] == "value_error"  # names the setting itself
+            raise ConfigError(("" if ours else "decoding.") + first_mistake(error)) from error
+        other = "beam" if options.search == "sample" else "sample"
         for name in sorted(overrides.keys() & DecodingConfig.idle[options.search]):
-            other = "beam" if options.search == "sample" else "sample"
             raise ConfigError(
                 f"decoding.{name}: needs decoding.search {other} (--search {other}); has no effect "
                 f"with {options.search}"
@@ -384,15 +365,7 @@ class Captioner:
         needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
         num_workers: int | None = None,
     ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
-        """Caption batch by batch, while threads read the next batches.
-
-        Args:
-            batches: see `pipeline.run`.
-            read: see `pipeline.run`.
-            options: search settings.
-            n_best: captions per image.
-            needed: see `pipeline.run`.
-            num_workers: see `pipeline.run`.
+        """Caption batch by batch, while threads read the next batches; see `pipeline.run`.
 
         Yields:
             For each image of a batch, the result of `read` and the captions, best first. The
@@ -480,10 +453,10 @@ class Captioner:
         scores = [torch.empty(0, len(token_ids))]
         for batch in batched(map(to_picture, iterate(many)), BATCH_SIZE):
             hidden = self.decoder.init_hidden(self.encode(batch))
-            self._check_finite(hidden.isfinite().all(2).all(0), STATES)
-            log_probs = log_likelihoods(self._step(torch.float32), hidden, token_ids).cpu()
-            self._check_finite(~log_probs.isnan().any(1), SCORES)
-            scores.append(log_probs)
+            log_probs = log_likelihoods(self._step(torch.float32), hidden, token_ids)
+            states = hidden.isfinite().all(2).all(0)
+            _raise_first(self._errors((STATES, states), (SCORES, ~log_probs.isnan().any(1))))
+            scores.append(log_probs.cpu())
         lengths = torch.tensor([len(ids) + 1 if per_token else 1 for ids in token_ids])
         return torch.cat(scores) / lengths
 
@@ -513,10 +486,7 @@ class Captioner:
         return states
 
     def single_decoder(self, use: str) -> Decoder:
-        """Return the decoder of a captioner that is not an ensemble.
-
-        Args:
-            use: the end of the error message "an ensemble cannot be ...".
+        """Return the decoder; `use` ends the error message "an ensemble cannot be ...".
 
         Raises:
             ModelError: if this is an ensemble.
@@ -544,8 +514,8 @@ class Captioner:
                 ensemble.
         """
         decoder = self.single_decoder("saved; the directories of its models exist already")
-        parts = Parts(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
-        write_model(Path(folder), parts)
+        model = Model(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
+        write_model(Path(folder), model)
 
     @classmethod
     def load(
@@ -574,28 +544,32 @@ class Captioner:
             return captioner.to(device)
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device that is available.
+def _raise_first(results: Sequence[object]) -> None:
+    """Raise the first error among the results of several images."""
+    for number, error in enumerate(results, 1):
+        if isinstance(error, ImageError):
+            where = f"image {number} of {len(results)}: " if len(results) > 1 else ""
+            raise ImageError(f"{where}{error}", kind=error.kind)
 
-    Args:
-        device: a PyTorch device name, or "auto": cuda, else mps, else cpu.
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return a device that is available; "auto" takes cuda, else mps, else cpu.
 
     Raises:
         ConfigError: if the device is unknown or not available.
     """
+    best = "mps" if torch.backends.mps.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else best
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(best)
     try:
         chosen = torch.device(device)
         if chosen.type not in DEVICES:  # such as meta, which holds no numbers
             raise ValueError(f"{chosen.type} is not supported")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        known += ["mps"] if torch.backends.mps.is_available() else []
+        known = ", ".join(dict.fromkeys(("cpu", best)))
         raise ConfigError(
-            f"--device {device!s:.60}: not available here; choose auto or one of {', '.join(known)}"
+            f"--device {device!s:.60}: not available here; choose auto or one of {known}"
         ) from error
     return torch.device("cpu") if chosen.type == "cpu" else chosen

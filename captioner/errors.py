@@ -1,14 +1,5 @@
 """Every error that a user can cause.
 
-    CaptionerError
-    |-- ConfigError       a config file, an override or a combination of settings
-    |-- DataError         annotations, splits, captions
-    |-- ImageError        one image that cannot be read
-    |-- ModelError        weights, backbones, model directories
-    |-- DivergedError     a training run whose loss, gradients or weights are not finite
-    |-- ShortageError     not enough memory
-    `-- CheckpointError   saving or resuming a training run
-
 A message is one line (a list of mistakes has one line each) that says what is wrong, where, and
 what to do. The command line prints it and exits with code 2 for a `ConfigError`, else 1. Every
 message is printable and bounded: foreign text in it is shortened by `system.foreign`, and the

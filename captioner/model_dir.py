@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -88,8 +88,8 @@ class ModelConfig(BaseModel):
         return {"encoder": self.encoder}
 
 
-class Parts(NamedTuple):
-    """The parts of a captioner."""
+class Model(NamedTuple):
+    """The content of a model directory."""
 
     encoder: Encoder
     decoder: Decoder
@@ -99,10 +99,7 @@ class Parts(NamedTuple):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model directory of a path.
-
-    Args:
-        folder: a model directory, or a run directory that holds one as `model/`.
+    """Return the model directory of a path: itself, or its `model/` if it is a run directory.
 
     Raises:
         ModelError: if the path is neither.
@@ -132,12 +129,12 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_model(folder: Path, parts: Parts) -> None:
+def write_model(folder: Path, model: Model) -> None:
     """Write a model directory; a crash leaves no partial directory.
 
     Args:
         folder: absent, empty, or a model directory without other files, which is replaced.
-        parts: of the captioner.
+        model: what to write.
 
     Raises:
         ModelError: if the folder holds other files, or cannot be written.
@@ -151,21 +148,16 @@ def write_model(folder: Path, parts: Parts) -> None:
         if folder.resolve() == Path.cwd():
             raise ModelError(f"{folder}: is the current working directory; name a folder inside it")
         check(folder, "model", ModelError)
-        _write(folder, parts)
+        _write(folder, model)
     except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{folder}: cannot be written: {reason}{advice(error)}") from error
 
 
-def _write(folder: Path, parts: Parts) -> None:
-    encoder, decoder, vocabulary, decoding, neighbours = parts
+def _write(folder: Path, model: Model) -> None:
+    encoder, decoder, vocabulary, decoding, neighbours = model
     cnns = [
-        CnnConfig(
-            backbone=cnn.spec.backbone,
-            builder_args=cnn.spec.builder_args,
-            weights=cnn.spec.weights,
-            precision=cnn.precision,
-        )
+        CnnConfig.model_validate(asdict(cnn.spec) | {"precision": cnn.precision})
         for cnn in encoder.cnns
     ]
     config = ModelConfig(
@@ -196,11 +188,8 @@ def _write(folder: Path, parts: Parts) -> None:
         save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.cnns])
 
 
-def read_model(folder: str | Path) -> Parts:
-    """Read a model directory.
-
-    Args:
-        folder: see `model_folder`.
+def read_model(folder: str | Path) -> Model:
+    """Read the model directory of a path; see `model_folder`.
 
     Raises:
         ModelError: if a file is missing, damaged, or does not fit the other files.
@@ -210,32 +199,26 @@ def read_model(folder: str | Path) -> Parts:
     vocabulary = Vocabulary.load(folder / "vocab.json")
     preprocess = load_preprocess(folder)
     cnns, sizes = config.cnns(), config.decoder
-    if len(cnns) != len(preprocess):
-        raise ModelError(
-            f"{folder}: config.json has {len(cnns)} CNN(s), {PREPROCESSOR} has {len(preprocess)}"
-        )
-    if sizes.vocab_size != len(vocabulary):
-        raise ModelError(
-            f"{folder}: config.json expects {sizes.vocab_size} words, "
-            f"vocab.json has {len(vocabulary)}"
-        )
+    _check_size(folder, "CNN(s)", len(cnns), len(preprocess), PREPROCESSOR)
+    _check_size(folder, "words", sizes.vocab_size, len(vocabulary), "vocab.json")
     weights = folder / "model.safetensors"
-    states = _read_weights(weights)
-    encoder = _load_encoder(cnns, preprocess, states["encoder"], weights)
+    tensors = _read_weights(weights)
+    encoder = _load_encoder(cnns, preprocess, tensors, weights)
     encoder.mirrored = config.mirrored
-    if sizes.feature_size != encoder.feature_size:
-        raise ModelError(
-            f"{folder}: config.json expects {sizes.feature_size} features, "
-            f"{encoder.name} gives {encoder.feature_size}"
-        )
-    decoder = _load_decoder(config.decoder, states["decoder"], weights)
+    _check_size(folder, "features", sizes.feature_size, encoder.feature_size, encoder.name)
+    decoder = _load_decoder(config.decoder, _take(tensors, "decoder"), weights)
     neighbours = None
-    if stored := states.get("neighbours"):
+    if stored := _take(tensors, "neighbours"):
         try:
             neighbours = Neighbours.read(stored, decoder.num_states * decoder.hidden_size)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
-    return Parts(encoder, decoder, vocabulary, config.decoding, neighbours)
+    return Model(encoder, decoder, vocabulary, config.decoding, neighbours)
+
+
+def _check_size(folder: Path, what: str, expected: int, found: int, where: str) -> None:
+    if found != expected:
+        raise ModelError(f"{folder}: config.json expects {expected} {what}, {where} has {found}")
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -257,39 +240,38 @@ def _read_config(path: Path) -> ModelConfig:
         raise ModelError(f"{path}: cannot be used: {mistake}") from error
 
 
-def _read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of encoder, decoder and neighbours, without the name prefix."""
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         check_regular(path)
         tensors = load_file(path)
     # A hostile header makes safetensors and torch raise many types.
     except Exception as error:
         raise ModelError(f"{path}: cannot be read: {plain(error)}") from error
-    states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
         # With one NaN, all captions are equally probable.
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise ModelError(f"{path}: {plain(name)} holds a number that is not finite")
-        owner, _, rest = name.partition(".")
-        states.setdefault(owner, {})[rest] = tensor
-    return states
+    return tensors
+
+
+def _take(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Remove the tensors of one network, and return them without its prefix."""
+    names = [name for name in tensors if name.startswith(f"{owner}.")]
+    return {name.removeprefix(f"{owner}."): tensors.pop(name) for name in names}
 
 
 def _load_encoder(
     cnns: dict[str, CnnConfig],
     preprocess: list[Preprocess],
-    state: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     where: Path,
 ) -> Encoder:
-    states: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in cnns}
-    for name, tensor in state.items():
-        number, _, rest = name.partition(".")
-        prefix, within = ("encoder", name) if "encoder" in cnns else (f"encoder.{number}", rest)
-        if prefix not in states:
+    states = {prefix: _take(tensors, prefix) for prefix in cnns}
+    for name in tensors:
+        if name.startswith("encoder."):
             raise ModelError(
-                f"{where}: does not fit config.json, which has no CNN for encoder.{plain(name)}"
+                f"{where}: does not fit config.json, which has no CNN for {plain(name)}"
             )
-        states[prefix][within] = tensor
     networks = []
     for (prefix, cnn), transform in zip(cnns.items(), preprocess, strict=True):
         spec = EncoderSpec(cnn.backbone, cnn.builder_args, transform, cnn.weights)
@@ -325,39 +307,31 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
     return decoder
 
 
-def join_models(models: Sequence[tuple[Path, Parts]]) -> tuple[Encoder, Ensemble]:
-    """Combine several models into one encoder and one decoder.
+def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble]:
+    """Combine two or more models, each with its folder, into one encoder and one decoder.
 
     A CNN that several models use runs once.
-
-    Args:
-        models: folder and parts of each model; two or more.
 
     Raises:
         ModelError: if the vocabularies or the preprocessing of the models differ.
     """
     (first_folder, first), *others = models
-    for folder, parts in others:
-        if parts.vocabulary.words != first.vocabulary.words:
-            raise ModelError(
-                f"{folder}: has another vocabulary than {first_folder}; an ensemble needs models "
-                f"that were trained on the same captions"
-            )
-        if parts.encoder.mirrored != first.encoder.mirrored:
-            raise ModelError(
-                f"{folder}: encoder.flip differs from {first_folder}; an ensemble needs models "
-                f"that were trained with the same encoder.flip"
-            )
-    networks = [[(cnn.fingerprint(), cnn) for cnn in parts.encoder.cnns] for _, parts in models]
-    cnns: dict[str, FrozenEncoder] = {}
-    columns: dict[str, Tensor] = {}
-    end = 0
-    for key, cnn in chain.from_iterable(networks):
-        if key not in cnns:
-            cnns[key] = cnn
-            columns[key] = torch.arange(end, end + cnn.feature_size)
-            end += cnn.feature_size
-    inputs = [torch.cat([columns[key] for key, _ in model]) for model in networks]
+    for folder, model in others:
+        for what, same in (
+            ("vocabulary", model.vocabulary.words == first.vocabulary.words),
+            ("encoder.flip", model.encoder.mirrored == first.encoder.mirrored),
+        ):
+            if not same:
+                raise ModelError(
+                    f"{folder}: {what} differs from {first_folder}; an ensemble needs models that "
+                    f"were trained with the same {what}"
+                )
+    cnns = {cnn.fingerprint(): cnn for _, model in models for cnn in model.encoder.cnns}
+    sizes = [cnn.feature_size for cnn in cnns.values()]
+    columns = dict(zip(cnns, torch.arange(sum(sizes)).split(sizes), strict=True))
+    inputs = [
+        torch.cat([columns[cnn.fingerprint()] for cnn in model.encoder.cnns]) for _, model in models
+    ]
     encoder = side_by_side(list(cnns.values()))
     encoder.mirrored = first.encoder.mirrored
-    return encoder, Ensemble([parts.decoder for _, parts in models], inputs)
+    return encoder, Ensemble([model.decoder for _, model in models], inputs)

@@ -38,7 +38,7 @@ def run(
             (3, S, S), or None if there is nothing to caption. Must not raise.
         encode: pixels, uint8 (B, 3, S, S), to features, (B, F).
         search: features, (B, F), to the captions of each image.
-        device: device on which `encode` and `search` compute.
+        device: of `encode` and `search`.
         images_per_pass: images that one CPU core encodes at a time.
         needed: called with the results of a batch; False: do not caption the batch.
         num_workers: threads; None: one per core. On a CPU they also encode and search.

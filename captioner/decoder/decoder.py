@@ -7,9 +7,6 @@ so every cell has one hidden state tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, Self
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,10 +21,9 @@ SPECIAL_IDS = SpecialIds(Vocabulary.bos_id, Vocabulary.eos_id, Vocabulary.unwrit
 
 
 class Dropout(nn.Module):
-    """Dropout that is faster than `nn.Dropout` on a CPU.
+    """Dropout that draws one 64-bit random number for four values on a CPU.
 
-    On a CPU, `nn.Dropout` draws one random number per value and takes a seventh of a training
-    step. Here one 64-bit random number serves four values.
+    `nn.Dropout` draws one for each, and takes a seventh of a training step.
 
     Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
     Overfitting".
@@ -38,14 +34,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
-        """Zero values at random, and scale the others by 1 / (1 - rate) to keep the mean.
-
-        Args:
-            values: any shape.
-
-        Returns:
-            The result, same shape; in evaluation mode, the values unchanged.
-        """
+        """Zero values at random in training mode; scale the others by 1 / (1 - rate)."""
         if not self.training or not self.rate:
             return values
         if values.device.type != "cpu":
@@ -96,14 +85,7 @@ class InitialState(nn.Module):
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Compute the initial hidden state.
-
-        Args:
-            features: (B, F).
-
-        Returns:
-            (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
-        """
+        """Map features (B, F) to (L, B, H), or (2L, B, H) for an LSTM: all h, then all c."""
         features = features.float()
         if self.norm == "standardize":
             features = (features - self.mean) / self.std
@@ -114,36 +96,11 @@ class InitialState(nn.Module):
         return torch.cat((h, states[self.num_layers :])).contiguous()
 
 
-class SearchDecoder(Protocol):
-    """The interface that search and scoring use; `Decoder` and `Ensemble` implement it."""
-
-    hidden_size: int
-
-    @property
-    def init_hidden(self) -> Callable[[Tensor], Tensor]:
-        """Function that maps features (B, F) to the initial hidden state (S, B, H)."""
-
-    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return a function that advances the decoder by one token; see `Decoder.stepper`."""
-
-    def eval(self) -> Self:
-        """Leave training mode."""
-
-    def to(self, device: torch.device) -> Self:
-        """Move to a device."""
-
-
 class Decoder(nn.Module):
     """Word vectors -> recurrent cell -> logits of the next word."""
 
     def __init__(self, config: DecoderConfig, *, vocab_size: int, feature_size: int):
-        """Build a decoder with random weights.
-
-        Args:
-            config: the cell, its sizes and its dropout.
-            vocab_size: V.
-            feature_size: F of the encoder.
-        """
+        """Build a decoder with random weights for V words and F features."""
         super().__init__()
         self.config = config
         self.vocab_size, self.feature_size = vocab_size, feature_size
@@ -185,14 +142,7 @@ class Decoder(nn.Module):
         return outputs, torch.cat(state)
 
     def to_logits(self, outputs: Tensor) -> Tensor:
-        """Compute the logits of every word.
-
-        Args:
-            outputs: outputs of the last layer, (..., H).
-
-        Returns:
-            Logits (..., V).
-        """
+        """Compute logits, (..., V), from outputs of the last layer, (..., H)."""
         outputs = self.dropout(outputs)
         if self.to_embed is not None:
             outputs = self.dropout(self.to_embed(outputs))
@@ -200,39 +150,24 @@ class Decoder(nn.Module):
         return logits
 
     def forward(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the logits of every next token of whole captions.
-
-        Args:
-            token_ids: int64 (B, T), start token first.
-            hidden: from `init_hidden`.
-
-        Returns:
-            Logits (B, T, V), and the hidden state after the last token.
-        """
+        """Compute the logits (B, T, V) that follow each token (B, T), and the last hidden state."""
         outputs, hidden = self.run_cell(token_ids, hidden)
         return self.to_logits(outputs), hidden
 
     def step(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Advance by one token; without gradients, `stepper` is faster.
+        """Compute the logits (B, V) that follow tokens (B,), and the hidden state after them.
 
-        Args:
-            token_ids: int64 (B,).
-            hidden: (L, B, H), or (2L, B, H) for an LSTM.
-
-        Returns:
-            Logits (B, V) of the next token, and the hidden state after `token_ids`.
+        Without gradients, `stepper` is faster.
         """
         logits, hidden = self(token_ids.unsqueeze(1), hidden)
         return logits.squeeze(1), hidden
 
     @torch.no_grad()
     def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return a fast `step` for the current weights.
+        """Return a fast `step` for the current weights, with matrix products in a dtype.
 
-        Building it takes as long as several steps: reuse it until the weights change.
-
-        Args:
-            dtype: dtype of the matrix products; the cell `elman` stays in float32.
+        Building it takes as long as several steps: reuse it until the weights change. The cell
+        `elman` stays in float32.
         """
         if not isinstance(self.cell, nn.RNNBase):
             return self.step

@@ -18,13 +18,13 @@ from captioner.search import Step
 
 
 class Ensemble(nn.Module):
-    """Decoders that write one caption together; implements `SearchDecoder`."""
+    """Decoders that write one caption together, with the methods that a search needs."""
 
     def __init__(self, members: Sequence[Decoder], columns: Sequence[Tensor]):
-        """Build an ensemble.
+        """Build an ensemble of decoders with the same vocabulary.
 
         Args:
-            members: decoders with the same vocabulary.
+            members: the decoders.
             columns: for each member, the columns of `features` that it reads, int64 (F,).
         """
         super().__init__()
@@ -33,14 +33,7 @@ class Ensemble(nn.Module):
         self.hidden_size = min(member.hidden_size for member in members)
 
     def init_hidden(self, features: Tensor) -> Tensor:
-        """Compute the initial states of all members.
-
-        Args:
-            features: (B, F).
-
-        Returns:
-            The members' states, concatenated, (1, B, sum of S * H).
-        """
+        """Compute the members' initial states from (B, F), concatenated, (1, B, sum of S * H)."""
         states = [
             member.init_hidden(features[:, columns.to(features.device)])
             for member, columns in zip(self._members, self._columns, strict=True)

@@ -7,7 +7,7 @@ from captioner.captioner import Captioner
 from captioner.decoder.ensemble import Ensemble
 from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import ModelError
-from captioner.model_dir import Parts, join_models
+from captioner.model_dir import Model, join_models
 from captioner.text import Vocabulary
 
 import toys
@@ -22,7 +22,7 @@ def decoders():
 
 
 def parts(captioner):
-    return Parts(captioner.encoder, captioner.decoder, captioner.vocabulary, captioner.decoding)
+    return Model(captioner.encoder, captioner.decoder, captioner.vocabulary, captioner.decoding)
 
 
 def together(models):
@@ -98,7 +98,7 @@ def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
         ensemble.embed("w5")
     words = other.vocabulary
     odd = parts(other)._replace(vocabulary=Vocabulary.build([(*words.words[:-1], "odd")], 1))
-    with pytest.raises(ModelError, match="b: has another vocabulary than a"):
+    with pytest.raises(ModelError, match="b: vocabulary differs from a"):
         join_models([("a", parts(one)), ("b", odd)])
     other.encoder.mirrored = True
     with pytest.raises(ModelError, match=r"b: encoder\.flip differs from a"):
