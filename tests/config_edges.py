@@ -206,7 +206,7 @@ def one_mistake(message: str, name: str) -> str | None:
 def _model() -> Any:
     model = toys.captioner(hidden_size=4, embed_size=3)
     words = torch.randint(4, 10, (8, 5), generator=torch.Generator().manual_seed(1))
-    ngrams = CaptionNgrams.count(words, torch.full((8,), 5), torch.arange(8))
+    ngrams = CaptionNgrams.of(words, torch.full((8,), 5), torch.arange(8))
     states = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
     model.neighbours = Neighbours(torch.nn.functional.normalize(states), ngrams)
     return model

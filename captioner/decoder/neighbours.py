@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from captioner.decoder.caption_ngrams import MAX_ORDER, ngram_keys
 from captioner.decoder.decoder import Decoder
-from captioner.metrics import PreparedReferences
 from captioner.metrics.cider import TfIdf
+from captioner.metrics.references import MAX_ORDER, PreparedReferences
 from captioner.search import Hypotheses
 from captioner.search.common import finished_first
 
+MULTIPLIER = 6_364_136_223_846_793_005  # of Knuth's MMIX generator; products wrap around
 NEAREST = 32  # training images that vote
 TEMPERATURE = 0.05  # an image's weight is softmax(cosine / TEMPERATURE)
 MIN_IMAGES = 2  # an n-gram of fewer images is dropped: four fifths of all, no effect on scores
@@ -33,27 +32,21 @@ UNIT = 2**40  # votes are summed as integers in units of 1 / UNIT
 MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
 
 
-@dataclass(frozen=True, eq=False)
-class CaptionNgrams:
+class CaptionNgrams(NamedTuple):
     """The n-grams of the captions of R images, weighted as CIDEr weights them.
 
-    Attributes:
-        keys: keys of G n-grams, int64 (G,), ascending.
-        idf: log(R / number of images with the n-gram), float32 (G,).
-        starts: image r has the entries starts[r] to starts[r + 1] - 1, int64 (R + 1,).
-        ngrams: the n-gram of each entry, an index into keys, int32 (E,).
-        weights: TF-IDF weight of each entry's n-gram in its image, float16 (E,): the mean over
-            captions and orders, with each caption's vector of an order scaled to length 1.
+    A weight is the mean over captions and orders, with each caption's vector of an order scaled
+    to length 1.
     """
 
-    keys: Tensor
-    idf: Tensor
-    starts: Tensor
-    ngrams: Tensor
-    weights: Tensor
+    keys: Tensor  # of G n-grams, int64 (G,), ascending
+    idf: Tensor  # log(R / number of images with the n-gram), float32 (G,)
+    starts: Tensor  # image r has entries starts[r] to starts[r + 1] - 1, int64 (R + 1,)
+    ngrams: Tensor  # the n-gram of each entry, an index into keys, int32 (E,)
+    weights: Tensor  # TF-IDF weight of each entry's n-gram in its image, float16 (E,)
 
     @classmethod
-    def count(cls, token_ids: Tensor, lengths: Tensor, images: Tensor) -> Self:
+    def of(cls, token_ids: Tensor, lengths: Tensor, images: Tensor) -> Self:
         """Count the n-grams of captions.
 
         Args:
@@ -74,7 +67,9 @@ class CaptionNgrams:
         weights /= references.per_image[owners] * MAX_ORDER
 
         ids = np.array([int(name) for name in references.words])
-        keys = torch.cat([_keys_of(torch.from_numpy(ids[words])) for words in references.ngrams()])
+        ngrams = [torch.from_numpy(ids[words]) for words in references.ngrams()]
+        orders = zip(ngrams, torch.arange(1, MAX_ORDER + 1), strict=True)
+        keys = torch.cat([ngram_keys(each, order, int(order))[0][:, 0] for each, order in orders])
         common = torch.from_numpy(np.flatnonzero(vectors.frequency >= MIN_IMAGES))
         common = common[keys[common].argsort()]
         number = torch.full((references.size,), -1)
@@ -94,32 +89,23 @@ class CaptionNgrams:
             weights=summed.half(),
         )
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> CaptionNgrams:
         """Move to a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return CaptionNgrams(*(tensor.to(device) for tensor in self))
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The initial states of R training images, and the n-grams of their captions.
+class Neighbours(NamedTuple):
+    """The initial states of R training images, and the n-grams of their captions."""
 
-    Attributes:
-        states: initial states, scaled to length 1, float32 (R, D); float16 on disk.
-        ngrams: n-grams of the captions of the R images.
-    """
-
-    states: Tensor
+    states: Tensor  # scaled to length 1, float32 (R, D); float16 on disk
     ngrams: CaptionNgrams
 
     @classmethod
     @torch.inference_mode()
     def gather(cls, decoder: Decoder, features: Iterable[Tensor], ngrams: CaptionNgrams) -> Self:
-        """Compute the initial state of every training image.
+        """Compute the initial states of R images from batches of features, (B, F), on the device.
 
-        Args:
-            decoder: the decoder; this sets evaluation mode.
-            features: features of the R images in order, in batches (B, F), on its device.
-            ngrams: n-grams of the captions of these images.
+        It sets evaluation mode.
         """
         decoder.eval()
         states = [functional.normalize(flat(decoder.init_hidden(batch))) for batch in features]
@@ -127,16 +113,11 @@ class Neighbours:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, for `read`."""
-        ngrams = {f.name: getattr(self.ngrams, f.name) for f in fields(CaptionNgrams)}
-        return {"states": self.states.half()} | ngrams
+        return {"states": self.states.half(), **self.ngrams._asdict()}
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
-        """Build neighbours from untrusted tensors.
-
-        Args:
-            tensors: tensors by name.
-            state_size: size D of the decoder's initial state.
+        """Build neighbours from untrusted tensors, for initial states of size D.
 
         Raises:
             ValueError: if a tensor is missing, or does not fit the others or the decoder.
@@ -174,21 +155,18 @@ class Neighbours:
             raise ValueError("neighbours: its tensors do not fit each other or the decoder")
         return cls(states.float(), ngrams)
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> Neighbours:
         """Move to a device."""
-        return replace(self, states=self.states.to(device), ngrams=self.ngrams.to(device))
+        return Neighbours(self.states.to(device), self.ngrams.to(device))
 
     def rank(self, hypotheses: Hypotheses, hidden: Tensor, weight: float) -> Hypotheses:
-        """Rank hypotheses by their scores and the votes of the neighbours.
+        """Rank hypotheses by score + weight x vote, unfinished ones last.
 
         Args:
             hypotheses: n hypotheses for each of B images.
             hidden: initial states of the images, (S, B, H); of an ensemble, (1, B, all states),
                 the states of the model with these neighbours first.
             weight: weight of the votes; a vote is 0 to 1.
-
-        Returns:
-            The hypotheses with score + weight x vote as score, best first, unfinished ones last.
         """
         states = flat(hidden)[:, : self.states.shape[1]]
         votes = self.votes(hypotheses.token_ids, hypotheses.lengths, states)
@@ -197,8 +175,7 @@ class Neighbours:
     def votes(self, token_ids: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
         """Compute the CIDEr of sentences against the captions of the nearest training images.
 
-        Source: CIDEr (Vedantam et al., 2015). Each training image has the weight
-        softmax(cosine / TEMPERATURE).
+        Source: CIDEr (Vedantam et al., 2015).
 
         Args:
             token_ids: n sentences for each of B images, int64 (B, n, T).
@@ -249,11 +226,24 @@ class Neighbours:
         return total
 
 
-def _keys_of(ngrams: Tensor) -> Tensor:
-    """Return the keys of n-grams of one order; token ids, int64 (n-grams, order)."""
-    count, order = ngrams.shape
-    keys, _ = ngram_keys(ngrams, torch.full((count,), order), order)
-    return keys[:, 0]
+def ngram_keys(token_ids: Tensor, lengths: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Hash the n-grams of sentences.
+
+    Args:
+        token_ids: int64 (..., T), T at least `order`.
+        lengths: tokens of each sentence without padding, int64 (...).
+        order: n, at least 1.
+
+    Returns:
+        keys: int64 (..., T-n+1); n-grams of different orders have different keys.
+        real: bool, the shape of keys; False if the n-gram holds padding.
+    """
+    grams = token_ids.unfold(-1, order, 1)
+    keys = torch.full_like(grams[..., 0], order)
+    for place in range(order):
+        keys = keys * MULTIPLIER + grams[..., place]
+    places = torch.arange(keys.shape[-1], device=keys.device)
+    return keys, places < (lengths - order + 1)[..., None]
 
 
 def flat(states: Tensor) -> Tensor:

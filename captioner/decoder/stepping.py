@@ -26,15 +26,7 @@ class Stepper:
         output: nn.Linear,
         dtype: torch.dtype,
     ):
-        """Prepare the weights.
-
-        Args:
-            embedding: word vectors.
-            cell: `nn.RNN`, `nn.GRU` or `nn.LSTM`, one direction.
-            to_embed: layer between the cell and the output layer; None: no such layer.
-            output: output layer.
-            dtype: dtype of the matrices.
-        """
+        """Prepare the weights of a cell of one direction; `dtype` is that of the matrices."""
         self._kind, self._layers = cell.mode, cell.num_layers
         self._dtype = dtype
         self._input: list[tuple[Tensor, Tensor]] = []  # W and b from the layer below
@@ -64,8 +56,7 @@ class Stepper:
             hidden: float32 (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
 
         Returns:
-            Logits (B, V) of the next token, in the dtype of the matrices, and the hidden state
-            after `token_ids`, float32, in the shape of `hidden`.
+            Logits (B, V) of the next token, in the dtype of the matrices, and the hidden state.
         """
         states = hidden.unbind(0)
         after_h: list[Tensor] = []

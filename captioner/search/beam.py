@@ -128,12 +128,11 @@ def _extend(
         log_probs: log-probabilities of the next token, (A*W, V); overwritten.
         length: tokens of an extended prefix.
         eos_id: end token.
-        options: beam_size K and length_penalty.
+        options: search settings.
 
     Returns:
-        The finished among the K best extensions, None if there are none; the K best unfinished
-        extensions as `written` and `totals`; and for each of these the row of `log_probs` that
-        it extends, int64 (A, K).
+        The finished among the K best extensions, if any; the K best live extensions as `written`
+        and `totals`; and the row of `log_probs` that each of these extends, int64 (A, K).
     """
     (num_images, width), beam_size = totals.shape, options.beam_size
     log_probs += totals.view(-1, 1)

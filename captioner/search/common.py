@@ -26,20 +26,13 @@ class Hypotheses(NamedTuple):
     With a tiny vocabulary there may be fewer than n sentences. An empty place has log-probability
     and score -inf, length 0 and only end tokens, and is not finished. If an image's logits hold NaN
     or +inf, or are all -inf, all its log-probabilities and scores are NaN.
-
-    Attributes:
-        token_ids: tokens without the start token, padded with the end token, int64 (B, n, T).
-        lengths: number of tokens before the end token, int64 (B, n).
-        log_probs: sum of log-probabilities in nats, end token included, float32 (B, n).
-        scores: ranking scores, float32 (B, n).
-        finished: whether the sentence has an end token, bool (B, n).
     """
 
-    token_ids: Tensor
-    lengths: Tensor
-    log_probs: Tensor
-    scores: Tensor
-    finished: Tensor
+    token_ids: Tensor  # without start token, padded with the end token, int64 (B, n, T)
+    lengths: Tensor  # number of tokens before the end token, int64 (B, n)
+    log_probs: Tensor  # sums of log-probabilities in nats, end token included, float32 (B, n)
+    scores: Tensor  # for ranking, float32 (B, n)
+    finished: Tensor  # whether the sentence has an end token, bool (B, n)
 
     def take(self, order: Tensor) -> Hypotheses:
         """Return the sentences at indices `order`, int64 (B, m), of each image."""
@@ -72,18 +65,18 @@ def no_numbers(scores: Tensor) -> Tensor:
 def roll_out(
     step: Step, hidden: Tensor, ids: SpecialIds, max_length: int, choose: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Write tokens in each row until every row has its end token.
+    """Write tokens in each row until every row has its end token or `max_length` tokens.
 
     Args:
         step: the decoder's step.
         hidden: initial decoder state, (L, N, H).
         ids: the special tokens.
-        max_length: maximum number of tokens, end token included; at least 1.
+        max_length: at least 1.
         choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
 
     Returns:
-        Token ids padded with the end token, int64 (N, T), T <= max_length, and the sum of their
-        log-probabilities, float32 (N,): NaN if a step has no finite maximum.
+        Token ids padded with the end token, int64 (N, T), and the sum of their log-probabilities,
+        float32 (N,): NaN if a step has no finite maximum.
     """
     device, rows = hidden.device, hidden.shape[1]
     suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=device)

@@ -4,26 +4,12 @@
 logits are often equal. Here a 64-bit key holds each log-probability and its token id. All keys of
 a row differ, so the choice is defined.
 
-A worked example: the two best of four tokens. Log-probabilities are at most 0. The bits of their
-absolute values, read as integers, have the order of the values: the smallest is the most
-probable.
+Log-probabilities are at most 0. The bits of their absolute values, read as integers, have the
+order of the values: the smallest is the most probable. They are the upper half of the key, and
+the id is the lower half. Here tokens 1 and 3 are equally probable; token 1 has the smaller key:
 
 >>> import torch
->>> log_probs = torch.tensor([[-2.0, -0.5, -1.0, -0.5]])
->>> bits = log_probs.abs().view(torch.int32)
->>> [f"{each:08x}" for each in bits[0].tolist()]
-['40000000', '3f000000', '3f800000', '3f000000']
-
-The bits are the upper half of the key, the id is the lower half. Tokens 1 and 3 are equally
-probable; token 1 has the smaller key.
-
->>> keys = bits.long() << 32 | torch.arange(4)
->>> [f"{each:016x}" for each in keys[0].tolist()]
-['4000000000000000', '3f00000000000001', '3f80000000000002', '3f00000000000003']
->>> best = keys.topk(2, largest=False).values
->>> best & 0xFFFFFFFF
-tensor([[1, 3]])
->>> top_tokens(log_probs, 2)
+>>> top_tokens(torch.tensor([[-2.0, -0.5, -1.0, -0.5]]), 2)
 (tensor([[-0.5000, -0.5000]]), tensor([[1, 3]]))
 """
 
@@ -60,9 +46,8 @@ def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _promising(log_probs: Tensor, ids: Tensor, k: int) -> Tensor:
     """Return candidate token ids that include the top k of each row, (N, C).
 
-    The maximum of each block of tokens is much cheaper than a top-k over all tokens. The top k
-    are in the k blocks with the largest maxima: each of these k maxima ranks before every token
-    of the other blocks.
+    The top k are in the k blocks with the largest maxima: each of these k maxima ranks before
+    every token of the other blocks. The maxima cost much less than a top-k over all tokens.
     """
     whole = len(ids) // _BLOCK * _BLOCK
     largest = log_probs[:, :whole].unflatten(1, (-1, _BLOCK)).amax(dim=2)

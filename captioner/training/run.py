@@ -270,7 +270,7 @@ def build_assembly(
     table, ngrams = prepared.train, None
     if config.decoding.neighbours:
         # Lengths without start and end token: the end token then counts as padding.
-        ngrams = CaptionNgrams.count(table.token_ids[:, 1:], table.lengths - 2, table.images)
+        ngrams = CaptionNgrams.of(table.token_ids[:, 1:], table.lengths - 2, table.images)
         ngrams = ngrams.to(device)
 
     def assemble(decoder: Decoder) -> Captioner:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -16,8 +15,16 @@ from torch.nn import functional
 from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.caption_table import CaptionTable
-from captioner.decoder.caption_ngrams import MAX_ORDER, MULTIPLIER, ngram_keys
-from captioner.decoder.neighbours import NEAREST, TEMPERATURE, CaptionNgrams, Neighbours, flat
+from captioner.decoder.neighbours import (
+    MAX_ORDER,
+    MULTIPLIER,
+    NEAREST,
+    TEMPERATURE,
+    CaptionNgrams,
+    Neighbours,
+    flat,
+    ngram_keys,
+)
 from captioner.errors import ConfigError, ModelError
 from captioner.search import Hypotheses
 from captioner.text import tokenize
@@ -52,7 +59,7 @@ def neighbours(written) -> Neighbours:
     owners = torch.arange(IMAGES).repeat_interleave(EACH)
     states = torch.randn(IMAGES, SIZE, generator=torch.Generator().manual_seed(1))
     return Neighbours(
-        functional.normalize(states).half().float(), CaptionNgrams.count(ids, lengths, owners)
+        functional.normalize(states).half().float(), CaptionNgrams.of(ids, lengths, owners)
     )
 
 
@@ -136,7 +143,7 @@ def test_ranking_adds_votes_and_keeps_the_unfinished_behind(written, neighbours)
 
 def test_captions_without_any_common_ngram_have_no_votes():
     ids, lengths = padded([[4], [5]])
-    alone = Neighbours(torch.eye(2), CaptionNgrams.count(ids, lengths, torch.arange(2)))
+    alone = Neighbours(torch.eye(2), CaptionNgrams.of(ids, lengths, torch.arange(2)))
     assert alone.votes(ids[None], lengths[None], torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
@@ -305,7 +312,7 @@ def test_they_move_with_the_captioner(trained):
     _, captioner = trained
     moved = captioner.neighbours.to(torch.device("meta"))
     assert {t.device.type for t in moved.tensors().values()} == {"meta"}
-    assert replace(moved, states=captioner.neighbours.states).states.device.type == "cpu"
+    assert moved._replace(states=captioner.neighbours.states).states.device.type == "cpu"
 
 
 def test_keys_tell_ngrams_and_their_orders_apart_and_say_which_are_real():
