@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import ValidationError
@@ -179,18 +178,10 @@ class Captioner:
     def search_each(
         self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
     ) -> list[list[Caption] | ImageError]:
-        """Search for the captions of images, and report overflow for each image.
+        """Search as `search` does, but return the error of an image instead of raising it.
 
         Finite weights may still overflow. An overflow in one image does not change the captions
         of the other images.
-
-        Args:
-            features: (B, F).
-            options: see `search`.
-            n_best: captions per image.
-
-        Returns:
-            For each of the B images, up to n_best captions, best first, or the error.
 
         Raises:
             ConfigError: if the options do not fit the model or n_best.
@@ -239,7 +230,7 @@ class Captioner:
         for row in zip(*(column[:, :n_best].tolist() for column in columns), strict=True):
             captions.append([])
             for ids, log_prob, score, finished in zip(*row, strict=True):
-                if log_prob == -np.inf:
+                if log_prob == -torch.inf:
                     continue  # the search found fewer than n_best
                 text = detokenize(self.vocabulary.decode(ids))
                 captions[-1].append(Caption(text, log_prob, score, finished))
@@ -409,11 +400,11 @@ class Captioner:
     ) -> float: ...
     @overload
     def score(
-        self, images: ImageLike, captions: Iterable[str], *, per_token: bool = True
-    ) -> Tensor: ...
-    @overload
-    def score(
-        self, images: Iterable[ImageLike], captions: str | Iterable[str], *, per_token: bool = True
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        captions: str | Iterable[str],
+        *,
+        per_token: bool = True,
     ) -> Tensor: ...
     @torch.inference_mode()
     def score(

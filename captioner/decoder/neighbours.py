@@ -54,12 +54,11 @@ class CaptionNgrams(NamedTuple):
             lengths: words of each caption, int64 (N,).
             images: index of each caption's image, int64 (N,); every index from 0 appears.
         """
-        names = [str(token_id) for token_id in range(int(token_ids.max()) + 1)]
         captions: list[list[list[str]]] = [[] for _ in range(int(images.max()) + 1)]
         for row, length, image in zip(
             token_ids.tolist(), lengths.tolist(), images.tolist(), strict=True
         ):
-            captions[image].append([names[token_id] for token_id in row[:length]])
+            captions[image].append([*map(str, row[:length])])
         references = PreparedReferences(captions)
         vectors, counts = TfIdf(references), references.counts
         owners = references.image[counts.caption]

@@ -197,15 +197,10 @@ class Elman(nn.Module):
     The same seed gives the initial weights of `torch.nn.RNN`. There is one bias, not two. The
     dtype of the weights is the precision of the computation, with or without autocast.
 
-    Args:
-        input_size: features of each input, E.
-        hidden_size: hidden units of each layer, H.
-        num_layers: number of layers, L; each layer reads the states of the layer below.
-        nonlinearity: phi, "tanh" or "relu".
-        dropout: probability, 0 to 1, of zeroing an input of layer 2 and above.
+    Args as for `torch.nn.RNN`; `nonlinearity` is phi, and layer n + 1 reads the states of layer n.
 
     Raises:
-        ValueError: if an argument is outside the range given above.
+        ValueError: if an argument is outside its range.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from captioner.metrics.scores import (
     compare_captions,
     score_captions,
 )
-from captioner.metrics.signature import Signature, compatible, differences
+from captioner.metrics.signature import Signature, compatible, differences, read_signature
 
 __all__ = [
     "METRICS",
@@ -26,5 +26,6 @@ __all__ = [
     "compare_captions",
     "compatible",
     "differences",
+    "read_signature",
     "score_captions",
 ]

@@ -15,7 +15,7 @@ from captioner.metrics.java import Meteor, Spice
 from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
-from captioner.metrics.signature import Signature
+from captioner.metrics.signature import sign
 from captioner.system.version import __version__
 
 METRICS: Mapping[str, type[Metric]] = {
@@ -196,7 +196,7 @@ def _sign(
         "n": len(references),
         "v": __version__,
     }
-    return str(Signature.build(name.replace("_", ""), entries))
+    return sign(name.replace("_", ""), entries)
 
 
 def _is_nan(value: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from captioner.errors import DataError
-from captioner.metrics import Signature
+from captioner.metrics import Signature, read_signature
 from captioner.scoring.caption_rows import Row, read_captions
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
@@ -51,7 +51,7 @@ class CaptionSet:
 
     def about(self, key: str) -> str | None:
         """Return a field of the stored signature, such as `decode`; None if unknown."""
-        return self.signature.fields.get(key) if self.signature else None
+        return self.signature.get(key) if self.signature else None
 
     def tokens(self) -> list[list[str]]:
         """Return the words of each image's first caption."""
@@ -248,7 +248,7 @@ def _stored_signature(path: Path, images: int) -> Signature | None:
         return None
     try:
         scores = read_json(path.with_name("scores.json"))
-        signature = Signature.parse(scores["bleu_4"]["signature"])
+        signature = read_signature(scores["bleu_4"]["signature"])
         return signature if signature["n"] == str(images) else None
     except (DataError, KeyError, TypeError, AttributeError):
         return None
