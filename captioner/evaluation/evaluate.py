@@ -25,25 +25,15 @@ from captioner.text import tokenize
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The captions and scores of a model on a split.
-
-    Attributes:
-        dataset: the data set.
-        split: name of the split.
-        table: images, features and references of the split.
-        captions: n-best captions of each image.
-        scores: scores by name.
-        truth: fraction of captions that are true of their image, for drawn scenes; else None.
-        output: folder with `predictions.jsonl` and `scores.json`.
-    """
+    """The captions and scores of a model on a split."""
 
     dataset: Dataset
     split: str
     table: SplitTable
-    captions: list[list[Caption]]
+    captions: list[list[Caption]]  # n-best of each image
     scores: dict[str, Score]
-    truth: float | None
-    output: Path
+    truth: float | None  # fraction of captions that are true of their image; drawn scenes only
+    output: Path  # folder with `predictions.jsonl` and `scores.json`
 
 
 @within_memory("to evaluate")
@@ -64,7 +54,7 @@ def evaluate(
         captioner: the model.
         config: its `data` section gives the data set.
         output: folder to write to.
-        options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's own.
+        options: search settings, such as `captioner.settings(beam_size=5)`.
         split: name of the split; None: the test split if there is one, else dev.
         n_best: captions per image in `predictions.jsonl`.
         resamples: bootstrap resamples for the intervals.

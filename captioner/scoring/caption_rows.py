@@ -28,20 +28,12 @@ MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line, table row or JSON object of a caption file, or all of them for one image.
+    """One line, table row or JSON object of a caption file, or all of them for one image."""
 
-    Attributes:
-        where: file and line, for messages.
-        captions: its captions.
-        image_id: image id, if given.
-        file: file name of the image without its folder, if given.
-        references: reference captions of the image, if given.
-    """
-
-    where: str
+    where: str  # file and line, for messages
     captions: tuple[str, ...]
     image_id: str = ""
-    file: str = ""
+    file: str = ""  # name of the image file, without its folder
     references: tuple[str, ...] = ()
 
     @property
@@ -51,11 +43,9 @@ class Row:
 
 
 def read_captions(path: Path) -> Iterator[Row]:
-    """Read a caption file; the file extension gives the format.
+    """Read a caption file: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`.
 
-    Args:
-        path: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv` or `.tsv`. Any other
-            file, and a `.tsv` without column names, is text. The path may be a pipe.
+    Any other file, and a `.tsv` without column names, is text. The path may be a pipe.
 
     Raises:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.

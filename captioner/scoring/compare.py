@@ -33,27 +33,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The comparison of two systems.
-
-    Attributes:
-        a: the first system.
-        b: the second system, with the images in the order of the first.
-        scores: comparisons by score name.
-        matched_by: how the images were matched: "image id", "file name" or "line".
-        ranked_by: name of the score that ranks the changes.
-        improved: images with the largest gains of B, largest first.
-        worsened: images with the largest losses of B, largest first.
-        warnings: why the systems' stored scores are not comparable.
-    """
+    """The comparison of two systems, with the images in the order of the first."""
 
     a: CaptionSet
     b: CaptionSet
     scores: dict[str, Comparison]
-    matched_by: str
-    ranked_by: str
-    improved: list[Change]
-    worsened: list[Change]
-    warnings: list[str]
+    matched_by: str  # "image id", "file name" or "line"
+    ranked_by: str  # name of the score that ranks the changes
+    improved: list[Change]  # the largest gains of B, largest first
+    worsened: list[Change]  # the largest losses of B, largest first
+    warnings: list[str]  # why the systems' stored scores are not comparable
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file: the scores by name, then the other results."""
@@ -84,14 +73,14 @@ def compare_files(
     examples: int = 3,
     **options: Unpack[MetricOptions],
 ) -> Pair:
-    """Compare the captions in two files.
+    """Compare the captions in two files; see `read_hypotheses` and `references_for`.
 
     Args:
-        a: see `read_hypotheses`.
-        b: see `read_hypotheses`.
-        references: see `references_for`.
+        a: file of the first system.
+        b: file of the second system.
+        references: reference files.
         examples: maximum number of improved and of worsened images to list.
-        **options: see `compare_captions`.
+        **options: of `compare_captions`.
 
     Raises:
         DataError: if a file cannot be read, or images or references differ.

@@ -19,21 +19,13 @@ from captioner.scoring.systems import (
 
 @dataclass(frozen=True, slots=True)
 class ScoredFile:
-    """The scores of a caption file.
-
-    Attributes:
-        scores: scores by name.
-        images: number of scored images.
-        empty: number of captions without a word.
-        matched_by: "image id", "file name", "line", or "own references".
-        source: name of the reference file or files.
-    """
+    """The scores of a caption file, by name."""
 
     scores: dict[str, Score]
-    images: int
-    empty: int
-    matched_by: str
-    source: str
+    images: int  # number of scored images
+    empty: int  # number of captions without a word
+    matched_by: str  # "image id", "file name", "line" or "own references"
+    source: str  # name of the reference file or files
 
 
 def score_file(
@@ -49,7 +41,7 @@ def score_file(
         hypotheses: see `read_hypotheses`.
         references: see `references_for`.
         subset: score only the images that have a caption.
-        **options: see `score_captions`.
+        **options: of `score_captions`.
 
     Raises:
         DataError: if a file cannot be read, or an image is missing in one of the files.

@@ -28,17 +28,11 @@ class MetricOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class CaptionSet:
-    """The captions of N images.
+    """The captions of N images: one row for each, and either all rows have a key or none has."""
 
-    Attributes:
-        name: the file, for messages.
-        images: one row for each image; either all rows have a key or none has.
-        signature: signature in the `scores.json` next to the captions, if any.
-    """
-
-    name: str
+    name: str  # the file, for messages
     images: tuple[Row, ...]
-    signature: Signature | None = None
+    signature: Signature | None = None  # in the `scores.json` next to the captions
 
     @property
     def named(self) -> bool:
@@ -109,9 +103,7 @@ def read_references(paths: Sequence[Path]) -> CaptionSet:
 def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> CaptionSet:
     """Return the references in the files; without files, those in the systems' own files.
 
-    Args:
-        systems: caption sets with the same images in the same order.
-        paths: see `read_references`.
+    The systems have the same images in the same order.
 
     Raises:
         DataError: if no system has references for every image, or the systems' references differ.
@@ -141,7 +133,7 @@ def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> Capt
 
 
 def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, CaptionSet]:
-    """Match the images of two caption sets.
+    """Return how the images match, and `right` in the order of `left`.
 
     Args:
         left: N images; each must be in `right`.
@@ -149,7 +141,7 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
         subset: ignore images that only `right` has.
 
     Returns:
-        The kind of match ("image id", "file name" or "line"), and `right` in the order of `left`.
+        "image id", "file name" or "line"; and the matched captions of `right`.
 
     Raises:
         DataError: if an image is missing in one of the sets; the message lists the images.
@@ -206,9 +198,9 @@ def _predictions(path: Path) -> Path:
     """Return the path of the file, or of `predictions.jsonl` in an evaluation or run folder."""
     if not path.is_dir():
         return path
-    direct = [path / PREDICTIONS, path / "evaluation" / PREDICTIONS]
-    files = [file for file in direct if file.is_file()][:1]
-    files = files or sorted(filter(Path.is_file, path.glob(f"evaluation/*/{PREDICTIONS}")))
+    folders = ("", "evaluation/", "evaluation/*/")
+    found = (sorted(path.glob(f"{folder}{PREDICTIONS}")) for folder in folders)
+    files = next(filter(None, found), [])
     if not files:
         raise DataError(f"{path}: no {PREDICTIONS} in it; write one with `captioner evaluate`")
     if len(files) > 1:

@@ -40,11 +40,10 @@ class Memory:
     """A memory limit in bytes, with a queue of images."""
 
     def __init__(self, limit: int | None = None):
-        """Start with nothing claimed.
+        """Start with nothing claimed; None: `usual_limit`.
 
-        Args:
-            limit: bytes. All images except the first in the queue share half of it; the first takes
-                the other half, or more if needed. None: `usual_limit`.
+        All images except the first in the queue share half of the limit; the first takes the other
+        half, or more if needed.
         """
         self.limit = limit or usual_limit()
         self.used = 0  # bytes
@@ -53,22 +52,14 @@ class Memory:
         self._changed = threading.Condition()
 
     def join(self) -> int:
-        """Join the queue and return its number.
-
-        The caller must call `leave` without waiting for other images.
-        """
+        """Join the queue and return its number; call `leave` without waiting for other images."""
         with self._changed:
             number = next(self._numbers)
             self._queue[number] = 0
             return number
 
     def claim(self, size: int, number: int | None = None) -> None:
-        """Claim memory; wait until it is available.
-
-        Args:
-            size: bytes.
-            number: number in the queue; None: outside the queue, claimed until `give_back`.
-        """
+        """Wait until memory is available, and claim it; without a number outside the queue."""
         with self._changed:
             self._changed.wait_for(lambda: self._may(size, number))
             self.used += size

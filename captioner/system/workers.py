@@ -123,11 +123,9 @@ class Workers:
 
 @contextmanager
 def workers(count: int | None, device: torch.device) -> Iterator[Workers]:
-    """Give a pool of threads; leaving the block cancels calls that have not started.
+    """Give threads, by default one per core; leaving the block cancels calls that wait.
 
-    Args:
-        count: number of threads; None: one per core.
-        device: device that computes; on a CPU, each thread computes with one core.
+    If the device that computes is a CPU, each thread computes with one core.
     """
     threads = torch.get_num_threads()
     single = partial(torch.set_num_threads, 1) if device.type == "cpu" else None

@@ -87,12 +87,8 @@ def joined(
 ) -> Iterator[tuple[World, torch.device]]:
     """Join the processes that `torchrun` started; without `torchrun`, work alone.
 
-    Args:
-        device: type of device to compute on.
-        patience: timeout for waiting on another process.
-
-    Yields:
-        The world, and this process's device: one GPU per process, or the CPU.
+    Gives the world and this process's device: one GPU per process, or the CPU. `patience` is the
+    timeout for waiting on another process.
 
     Raises:
         LostProcessError: if the other processes cannot be reached.

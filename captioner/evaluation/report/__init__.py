@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
 
 HERE = Path(__file__).parent
-LABELS = {
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-    "cider_d": "CIDEr-D",
-    "spice": "SPICE",
-    "log_prob": "log-probability",
-}
 
 
 def write_report(
@@ -44,11 +37,8 @@ def write_report(
 ) -> Path:
     """Write `report.html` into the folder of an evaluation and return its path.
 
-    Args:
-        result: result of `evaluate`.
-        vocabulary: vocabulary of the model.
-        model: model directory; a `metrics.jsonl` next to it gives the training curves.
-        split_train: training split, to find captions copied from training data.
+    A `metrics.jsonl` next to the model directory gives the training curves. The training split
+    shows which captions are copies.
     """
     run = model.resolve().parent
     metrics = read_metrics(run / "metrics.jsonl")
@@ -68,7 +58,9 @@ def write_report(
         Line("BLEU-4", curves["bleu_4"], "second"),
     ]
     # As papers write the names.
-    labels = {name: LABELS.get(name, name.replace("_", "-").upper()) for name in result.scores}
+    labels = {
+        name: name.replace("_", "-").upper().replace("CIDER", "CIDEr") for name in result.scores
+    }
     stream = _template().stream(
         result=result,
         findings=findings,

@@ -72,16 +72,9 @@ class Plot:
 
 
 def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_zero: bool = False) -> Markup:
-    """Draw lines over a common axis.
+    """Draw lines over a common axis, the last one on top; return "" without a finite point.
 
-    Args:
-        title: text for screen readers.
-        lines: the lines, the last one on top.
-        x_label: name of the horizontal axis.
-        y_zero: start the vertical axis at 0.
-
-    Returns:
-        The SVG, or "" without a finite point.
+    The title is for screen readers; with `y_zero` the vertical axis starts at 0.
     """
     lines = [
         line._replace(points=[point for point in line.points if all(map(math.isfinite, point))])
@@ -104,12 +97,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_zero: bool 
 
 
 def length_chart(captions: Sequence[int], references: Sequence[int]) -> Markup:
-    """Draw the histogram of caption lengths (bars) and of reference lengths (outline).
-
-    Args:
-        captions: words of each caption.
-        references: words of each reference.
-    """
+    """Draw the histogram of the words of captions (bars) and of references (outline)."""
     bars, outline = _fractions(captions), _fractions(references)
     last = max(np.flatnonzero(bars + outline).max(initial=0), 1)
     title = "Words per caption and per reference"

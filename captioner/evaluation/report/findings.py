@@ -38,27 +38,16 @@ Check = tuple[str, Callable[[Example, Caption, list[str]], bool]]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Statistics and flags of the captions of a split.
+    """Statistics and flags of the captions of a split."""
 
-    Attributes:
-        flags: flags of each image's caption, keys of `FLAGS`.
-        known: the flags that this data set allows, with a description.
-        lengths: words of each caption.
-        reference_lengths: words of each reference.
-        words: number of distinct words in the captions.
-        vocabulary_size: number of words in the vocabulary.
-        distinct: number of distinct captions.
-        repeated: the most frequent captions, each with its number of images.
-    """
-
-    flags: list[list[str]]
-    known: dict[str, str]
-    lengths: list[int]
-    reference_lengths: list[int]
-    words: int
+    flags: list[list[str]]  # of each image's caption, keys of `FLAGS`
+    known: dict[str, str]  # the flags that this data set allows, with a description
+    lengths: list[int]  # words of each caption
+    reference_lengths: list[int]  # words of each reference
+    words: int  # number of distinct words in the captions
     vocabulary_size: int
-    distinct: int
-    repeated: list[tuple[str, int]]
+    distinct: int  # number of distinct captions
+    repeated: list[tuple[str, int]]  # the most frequent captions and their numbers of images
 
     def count(self, flag: str) -> int:
         """Return the number of captions with a flag."""
