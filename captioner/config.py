@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 import yaml
 from pydantic import (
@@ -24,7 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from captioner.errors import ConfigError
 from captioner.system.escapes import OBEYED
@@ -36,6 +36,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Few = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
 
@@ -54,16 +55,15 @@ class Section(BaseModel):
     def _drop_removed(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        owner = next(base for base in cls.__mro__ if "removed" in vars(base))
-        section = owner.__name__.removesuffix("Config").lower()
         if len(given) > MAX_SETTINGS:  # pydantic would report every unknown key
-            raise ValueError(f"{section}: more than {MAX_SETTINGS} settings")
-        for name, off in cls.removed.items():
-            if given.get(name, off) != off:
+            raise PydanticCustomError("many", f"More than {MAX_SETTINGS} settings")
+        kept = dict(given)
+        for setting, off in cls.removed.items():
+            if kept.pop(setting.rpartition(".")[2], off) != off:
                 raise ValueError(
-                    f"{section}.{name}: removed in captioner 0.2; delete it or set it to {off!r}"
+                    f"{setting}: removed in captioner 0.2; delete it or set it to {off!r}"
                 )
-        return {name: value for name, value in given.items() if name not in cls.removed}
+        return kept
 
     @field_validator("*", mode="before")
     @classmethod
@@ -114,32 +114,27 @@ class CnnConfig(Section):
     """One frozen CNN and its weights."""
 
     backbone: str = Field("resnet50", description="torchvision classification CNN")
-    weights: str = Field(
-        "DEFAULT", description="torchvision enum name, path to .pth/.safetensors, or none"
-    )
-    builder_args: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of torchvision's builder"
-    )
+    weights: str = Field("DEFAULT", description="torchvision enum name, .pth/.safetensors, or none")
+    builder_args: dict[str, Any] = Field({}, description="keyword arguments of the CNN's builder")
 
 
 class EncoderConfig(Section):
     """The frozen CNNs, and the settings that apply to all of them."""
 
-    cnns: Annotated[list[CnnConfig], Field(min_length=1)] = Field(
+    cnns: list[CnnConfig] = Field(
         [CnnConfig()],
+        min_length=1,
         description="CNNs that read the same pixels; their features are concatenated. "
         "encoder.backbone, .weights and .builder_args set the first CNN",
     )
-    image_size: Annotated[int, Field(ge=32, le=2048)] | None = Field(
-        None, description="pixels; resize shorter side, crop centre; null: set by the weights"
+    image_size: int | None = Field(
+        None, ge=32, le=2048, description="pixels of the centre crop; null: set by the weights"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         "auto", description="number format of the CNNs; auto: bf16 if the hardware supports it"
     )
     flip: bool = Field(
-        False,
-        description="use mirrored images: chosen at random in training; otherwise the mean of the "
-        "features of both views",
+        False, description="train on mirrored images too; else average the features of both views"
     )
     batch_size: Size = Field(64, description="images per forward pass of the CNNs")
 
@@ -158,23 +153,22 @@ def list_cnns(encoder: Any) -> Any:
         encoder = encoder[0] | {"beside": encoder[1:]}
     if not isinstance(encoder, dict) or "cnns" in encoder:
         return encoder
-    own = CnnConfig.model_fields
-    shared = {name: value for name, value in encoder.items() if name not in own}
-    if isinstance(others := shared.pop("beside", []), list):
-        first = {name: value for name, value in encoder.items() if name in own}
-        return shared | {"cnns": [first, *others]}
-    return encoder
+    if not isinstance(others := encoder.get("beside", []), list):
+        return encoder
+    first = {name: encoder[name] for name in CnnConfig.model_fields if name in encoder}
+    shared = {name: encoder[name] for name in encoder if name not in {*first, "beside"}}
+    return shared | {"cnns": [first, *others]}
 
 
 class DecoderConfig(Section):
     """The RNN that writes the caption, and the layer that computes its initial state."""
 
-    removed = {"init_activation": "tanh"}
+    removed = {"decoder.init_activation": "tanh"}
 
     cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
     nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="activation of rnn and elman")
     hidden_size: Size = Field(512, description="units per layer")
-    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="recurrent layers")
+    num_layers: int = Field(1, ge=1, le=100, description="recurrent layers")
     embed_size: Size = Field(256, description="dimensions of a word vector")
     dropout: Fraction = Field(0.5, description="on word vectors, between layers, on outputs")
     feature_dropout: Fraction = Field(0.0, description="dropout on the image features")
@@ -196,7 +190,7 @@ class DecoderConfig(Section):
 class TrainingConfig(Section):
     """How the decoder is trained."""
 
-    removed = {"teachers": [], "teachers_share": 0.5, "compile": False}
+    removed = {"training.teachers": [], "training.teachers_share": 0.5, "training.compile": False}
 
     objective: Literal["xent", "scst"] = Field(
         "xent",
@@ -206,37 +200,27 @@ class TrainingConfig(Section):
     start_from: str | None = Field(
         None, description="run or model directory with the initial weights; scst requires it"
     )
-    samples: Annotated[int, Field(ge=2, le=1000)] = Field(
-        5, description="scst: captions sampled per image"
+    samples: int = Field(5, ge=2, le=1000, description="scst: captions sampled per image")
+    bleu_weight: float = Field(
+        0.0, ge=0, le=1000, description="scst: weight of BLEU-4 in the reward; CIDEr-D has weight 1"
     )
-    bleu_weight: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="scst: weight of BLEU-4 in the reward; CIDEr-D has weight 1"
-    )
-    epochs: Annotated[int, Field(ge=1, le=10**6)] = Field(
-        10, description="passes over the training captions; scst: over the images"
-    )
+    epochs: int = Field(10, ge=1, le=10**6, description="passes over the captions; scst: images")
     batch_size: Size = Field(128, description="captions per step; scst: images per step")
-    learning_rate: Annotated[float, Field(ge=1e-12, le=1e6)] = Field(
-        2e-3, description="peak learning rate of AdamW"
-    )
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        100, description="steps of linear warm-up; at most a tenth of the run"
+    learning_rate: float = Field(2e-3, ge=1e-12, le=1e6, description="peak learning rate of AdamW")
+    warmup_steps: int = Field(
+        100, ge=0, le=10**9, description="steps of linear warm-up; at most a tenth of the run"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="learning rate after the warm-up"
     )
-    beta2: Annotated[float, Field(gt=0, le=0.99999)] = Field(
-        0.98, description="AdamW's second beta"
-    )
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.01, description="AdamW's weight decay of matrices; biases have none"
+    beta2: float = Field(0.98, gt=0, le=0.99999, description="AdamW's second beta")
+    weight_decay: float = Field(
+        0.01, ge=0, le=1000, description="AdamW's weight decay of matrices; biases have none"
     )
     label_smoothing: Fraction = Field(
         0.1, description="probability spread over the vocabulary; not used by scst"
     )
-    clip_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = Field(
-        5.0, description="maximum global gradient norm"
-    )
+    clip_norm: float = Field(5.0, ge=1e-12, le=1e12, description="maximum global gradient norm")
     bptt_window: Count | None = Field(
         None, description="tokens per window of truncated BPTT; null: the whole caption"
     )
@@ -249,24 +233,24 @@ class TrainingConfig(Section):
     patience: Count | None = Field(
         None, description="epochs without a better dev score before training stops; null: no limit"
     )
-    accumulate: Few = Field(
-        1, description="split each batch into this many forward passes to save memory"
-    )
+    accumulate: Few = Field(1, description="forward passes per batch, to save memory")
     save_every: Count = Field(
         500, description="steps between checkpoints; every epoch also ends with one"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         "auto", description="number format of the decoder; auto: bf16 if the hardware supports it"
     )
     seed: Seed = Field(0, description="random seed of weights, order and dropout")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.objective == "scst" and self.start_from is None:
-            raise ValueError(
-                "training.start_from: scst needs a trained model; set this to its run directory"
-            )
-        for name in [] if self.objective == "scst" else ["samples", "bleu_weight"]:
+        if self.objective == "scst":
+            if self.start_from is None:
+                raise ValueError(
+                    "training.start_from: scst needs a trained model; set its run directory"
+                )
+            return self
+        for name in ("samples", "bleu_weight"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"training.{name}: applies only to training.objective scst")
         return self
@@ -291,7 +275,7 @@ class DecodingOverrides(TypedDict, total=False):
 class DecodingConfig(Section):
     """How captions are searched."""
 
-    removed = {"consensus": 0, "draws": 1}
+    removed = {"decoding.consensus": 0, "decoding.draws": 1}
     # Settings that a search ignores.
     idle: ClassVar[Mapping[str, frozenset[str]]] = {
         "beam": frozenset({"temperature", "top_k", "top_p"}),
@@ -302,29 +286,31 @@ class DecodingConfig(Section):
         "beam", description="beam: the most probable captions; sample: random captions"
     )
     beam_size: Few = Field(3, description="hypotheses per image; 1: greedy search")
-    length_penalty: Annotated[float, Field(ge=0, le=10)] = Field(
-        0.7, description="exponent a in score = log-probability / length^a"
+    length_penalty: float = Field(
+        0.7, ge=0, le=10, description="exponent a in score = log-probability / length^a"
     )
     max_length: Few = Field(24, description="maximum tokens, end token included")
-    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="n: no n-gram repeats in a caption; 0: off"
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, le=1000, description="n: no n-gram repeats in a caption; 0: off"
     )
-    neighbours: Annotated[float, Field(ge=0, le=1000)] = Field(
+    neighbours: float = Field(
         0.0,
+        ge=0,
+        le=1000,
         description="ranks the beam: weight of the captions of similar training images; above 0, "
         "training stores those captions in the model",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         "auto", description="number format of matrix products; auto: bf16 if that is faster"
     )
-    temperature: Annotated[float, Field(ge=1e-3, le=1000)] = Field(
-        1.0, description="sampling: below 1, probable words are drawn more often; above 1, less"
+    temperature: float = Field(
+        1.0, ge=1e-3, le=1000, description="sampling: below 1, probable words are drawn more often"
     )
-    top_k: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        0, description="sampling: draw from the k most probable words; 0: from all"
+    top_k: int = Field(
+        0, ge=0, le=10**9, description="sampling: draw from the k most probable words; 0: from all"
     )
-    top_p: Annotated[float, Field(ge=1e-6, le=1)] = Field(
-        1.0, description="sampling: draw from the fewest words with this total probability"
+    top_p: float = Field(
+        1.0, ge=1e-6, le=1, description="sampling: draw from the fewest words of this probability"
     )
     seed: Seed = Field(0, description="sampling: random seed")
 
@@ -334,20 +320,20 @@ class DecodingConfig(Section):
         # Version 0.1 wrote `sample: true` or `false`.
         if not isinstance(given, dict) or "sample" not in given:
             return given
-        sample = given["sample"]
-        if not isinstance(sample, bool) or (sample and given.get("search", "sample") != "sample"):
+        rest = dict(given)
+        sample = rest.pop("sample")
+        if not isinstance(sample, bool) or (sample and rest.get("search", "sample") != "sample"):
             raise ValueError(
                 f"decoding.sample: use `decoding.search: sample` or `beam`, given {excerpt(sample)}"
             )
-        rest = {name: value for name, value in given.items() if name != "sample"}
-        return {"search": "sample"} | rest if sample else rest
+        return rest | {"search": "sample"} if sample else rest
 
     def summary(self) -> str:
         """Return the settings in the form of a score's signature, such as `beam3,lp0.7`."""
-        votes = f",neighbours{self.neighbours}" if self.neighbours else ""
         if self.search == "sample":
             return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
+        votes = f",neighbours{self.neighbours}" if self.neighbours else ""
         return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}"
 
 
@@ -369,11 +355,7 @@ class Config(Section):
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a file or folder inside the package.
-
-    Args:
-        name: path below the bundle, such as `configs/scenes.yaml` or `data/scenes`.
-    """
+    """Return the path of a file or folder inside the package, such as `configs/scenes.yaml`."""
     package = Path(str(resources.files("captioner")))
     installed = package / "bundled" / name
     # In a checkout the bundle is the repository itself.
@@ -419,20 +401,16 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: if the file or an override has mistakes; one line for each.
     """
-    tree: dict[str, Any] = {}
-    source = "defaults"
-    if name is not None:
-        path = find_config(name)
-        source = str(path)
-        tree = _read_yaml(path)
+    path = None if name is None else find_config(name)
+    tree = _read_yaml(path) if path else {}
     tree["encoder"] = list_cnns(tree.get("encoder", {}))  # overrides need the long form
-    mistakes = [m for override in overrides if (m := _apply(tree, override))]
+    mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        mistakes += _explain(error)
+        mistakes += map(_line, error.errors(include_url=False))
     if mistakes:
-        source += " with --set" if overrides else ""
+        source = f"{path or 'defaults'}{' with --set' if overrides else ''}"
         raise ConfigError(f"{source}: {len(mistakes)} mistake(s)", *mistakes)
     return config
 
@@ -453,45 +431,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], override: str) -> str | None:
     """Apply one `section.key=value` to the tree; return its mistake, or None."""
-    shown = plain(override)
+    shown = f"--set {plain(override)}"
     key, equals, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not sections or not all((*sections, last)):
-        return f"--set {shown}: must look like section.key=value"
+    path = key.strip().split(".")
+    if not equals or len(path) < 2 or "" in path:
+        return f"{shown}: must look like section.key=value"
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return f"--set {shown}: the value is not valid YAML"
-    path: list[str | int] = [int(name) if name.isdecimal() else name for name in (*sections, last)]
+        return f"{shown}: the value is not valid YAML"
     if path[0] == "encoder" and path[1] in CnnConfig.model_fields:
-        path[1:1] = ["cnns", 0]
+        path[1:1] = ["cnns", "0"]
     node: Any = tree
-    for name, below in pairwise(path):
-        if isinstance(name, str) and node.get(name) is None:
-            node[name] = {}
-        node = node[name]
-        whole = range(len(node)) if isinstance(node, list) else None
-        if not (below in whole if whole else isinstance(node, dict)):
-            return f"--set {shown}: {plain(name)} is not a section"
-    node[path[-1]] = value
+    for section, name in pairwise(path):
+        if isinstance(node, dict) and node.get(section) is None:
+            node[section] = {}
+        node = node[int(section) if isinstance(node, list) else section]
+        whole = map(str, range(len(node))) if isinstance(node, list) else None
+        if not (name in whole if whole else isinstance(node, dict)):
+            return f"{shown}: {plain(section)} is not a section"
+    node[int(name) if isinstance(node, list) else name] = value
     return None
-
-
-def _explain(error: ValidationError) -> list[str]:
-    """Return one line per mistake: `section.key: what is wrong, given value`."""
-    lines = []
-    for item in error.errors(include_url=False):
-        key = ".".join(plain(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            lines.append(
-                f"{key}: no such setting{_suggest(item['loc'])}, given {excerpt(item['input'])}"
-            )
-        elif item["type"] == "value_error":
-            lines.append(str(item["ctx"]["error"]))
-        else:
-            mistake = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{key}: {mistake}, given {excerpt(item['input'])}")
-    return lines
 
 
 def first_mistake(error: ValidationError, *tags: str | int) -> str:
@@ -501,30 +461,34 @@ def first_mistake(error: ValidationError, *tags: str | int) -> str:
         error: from pydantic.
         *tags: steps of pydantic's paths that are not keys of the file.
     """
-    item = error.errors(include_url=False)[0]
+    return _line(error.errors(include_url=False)[0], tags)
+
+
+def _line(item: ErrorDetails, tags: tuple[str | int, ...] = ()) -> str:
+    """Return a mistake as `section.key: what is wrong, given value`."""
     key = ".".join(plain(part) for part in item["loc"] if part not in tags)
-    if item["type"] == "missing":
-        return f"{key} is missing"
-    if item["type"] == "model_type":
-        return f"{key + ': ' if key else ''}not an object, given {excerpt(item['input'])}"
-    if item["type"] == "value_error":  # from our validators, which name the key
-        return plain(item["ctx"]["error"])
-    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, given {excerpt(item['input'])}"
+    mistake = item["msg"][0].lower() + item["msg"][1:]
+    match item["type"]:
+        case "value_error":  # from our validators, which name the key
+            return plain(item["ctx"]["error"])
+        case "missing":
+            return f"{key} is missing"
+        case "model_type":
+            mistake = "must hold keys and values"
+        case "extra_forbidden":
+            mistake = f"no such setting{_suggest(item['loc'])}"
+    return f"{key}{': ' if key else ''}{mistake}, given {excerpt(item['input'])}"
 
 
 def _suggest(loc: tuple[int | str, ...]) -> str:
     """Return the most similar setting, or all settings of the section."""
-    model: type[BaseModel] = Config
-    for part in loc[:-1]:
-        if isinstance(part, int):  # a list index: `model` is already the item's class
-            continue
-        annotation = model.model_fields[part].annotation
-        if get_origin(annotation) is list:
-            (annotation,) = get_args(annotation)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        model = annotation
-    if model is CnnConfig and loc[-1] in EncoderConfig.model_fields:
-        return f" of one CNN: set encoder.{loc[-1]}, for all CNNs"
-    close = difflib.get_close_matches(plain(loc[-1]), model.model_fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(model.model_fields)})"
+    *sections, name = map(plain, loc)
+    fields = Config.model_fields
+    if len(sections) == 1:
+        fields = type(getattr(Config(), sections[0])).model_fields
+    elif sections:
+        fields = CnnConfig.model_fields
+        if name in EncoderConfig.model_fields:
+            return f" of one CNN: set encoder.{name}, for all CNNs"
+    close = difflib.get_close_matches(name, fields, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(fields)})"
