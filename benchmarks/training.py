@@ -48,6 +48,7 @@ from captioner.data.caption_table import CaptionTable, epoch_order
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import DTYPES, best_precision
+from captioner.system.world import World
 from captioner.text import Vocabulary
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Trainer
@@ -110,16 +111,14 @@ class Ours:
         self.tokens = tokens_of(table)
         log = RunLog(folder / "run")
         decoder.to(device)
-        self.trainer = Trainer(decoder, table, dev, config.training, log=log, identity={})
+        self.trainer = Trainer(decoder, table, dev, config.training, log, {}, World())
 
     def run(self) -> float:
         """Train for an epoch; return tokens per second."""
-        progress = self.trainer.progress
         with tqdm(total=self.trainer.steps_per_epoch, leave=False) as bar:
             started = perf_counter()
             self.trainer._epoch(bar, [])
             seconds = perf_counter() - started
-        progress.epoch, progress.batch = progress.epoch + 1, 0
         return self.tokens / seconds
 
 

@@ -60,10 +60,11 @@ def command(
 
 
 def _say_done(done: Summary) -> None:
+    progress = done.progress
     say(
-        f"{best_line(done)} of {done.epochs}; {done.seconds:,.0f} s of training, "
-        f"{done.tokens_per_second:,.0f} tokens per second, "
-        f"{done.peak_memory / 2**30:.1f} GiB peak memory\n{done.signature}\n"
+        f"{best_line(done)} of {progress.epoch}; {progress.seconds:,.0f} s of training, "
+        f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens per second, "
+        f"{done.peak_memory / 2**30:.1f} GiB peak memory\n{progress.signature}\n"
         f"model: {done.folder / 'model'}   curves: {done.folder / 'curves.png'}\n"
         f"next: captioner caption IMAGE --model {done.folder}\n"
         f"      captioner evaluate --model {done.folder}"
@@ -72,6 +73,7 @@ def _say_done(done: Summary) -> None:
 
 def best_line(done: Summary) -> str:
     """Return which epoch was kept, and why."""
-    if math.isnan(done.best_score):
-        return f"dev {done.metric} is undefined, so the last weights are kept: epoch {done.epochs}"
-    return f"best dev {done.metric} {done.best_score:.3f} after epoch {done.best_epoch}"
+    metric, progress = done.metric, done.progress
+    if math.isnan(progress.best_score):
+        return f"dev {metric} is undefined, so the last weights are kept: epoch {progress.epoch}"
+    return f"best dev {metric} {progress.best_score:.3f} after epoch {progress.best_epoch}"

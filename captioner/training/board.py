@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,9 @@ class Board:
     """Writes scalars, sample captions and a histogram of the gradient norms of a run."""
 
     def __init__(self, folder: Path, step: int):
-        """Write to a folder.
-
-        Args:
-            folder: for TensorBoard's event files.
-            step: first step of this process; TensorBoard hides earlier events beyond it.
-        """
         from torch.utils.tensorboard import SummaryWriter  # slow, and an extra
 
-        self.writer = SummaryWriter(str(folder), purge_step=step)
+        self.writer = SummaryWriter(str(folder), purge_step=step)  # hides events beyond the step
 
     def scalars(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
         """Add the numbers of one line of `metrics.jsonl`."""
@@ -39,26 +33,12 @@ class Board:
     def epoch(
         self, step: int, norms: Sequence[float], examples: Sequence[Example], captions: list[str]
     ) -> None:
-        """Add the gradient norms and the sample captions of an epoch.
-
-        Args:
-            step: optimizer steps so far.
-            norms: gradient norm before clipping of each step.
-            examples: images of the dev split.
-            captions: the model's captions of the first `SAMPLES` examples.
-        """
+        """Add the gradient norm of each step, and the captions of the first `SAMPLES` images."""
         self.writer.add_histogram("epoch/gradient norm", torch.tensor(norms), step)
         for number, (example, caption) in enumerate(zip(examples, captions, strict=False)):
             text = f"{caption}\n\n*{example.captions[0]}*"
             self.writer.add_text(f"caption/{number}", text, step)
-            pixels = _pixels(example)
-            if pixels is not None:
+            with suppress(ImageError):  # the file may be gone since it was encoded
+                pixels = np.asarray(read_image(example.image))
                 self.writer.add_image(f"image/{number}", pixels, step, dataformats="HWC")
         self.writer.flush()
-
-
-def _pixels(example: Example) -> np.ndarray[Any, Any] | None:
-    try:
-        return np.asarray(read_image(example.image))
-    except ImageError:  # the file may be gone since it was encoded
-        return None

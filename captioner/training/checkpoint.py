@@ -1,14 +1,14 @@
 """Checkpoints: the state of a run in one file.
 
 A checkpoint is a safetensors file. Its header holds all other values as JSON, and a checksum of
-the tensors and the header. `write_tensors` writes a temporary file, flushes and renames it. A run
-keeps its last two checkpoints.
+the tensors and the header. A run keeps its last two checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import CheckpointError, ConfigError
@@ -27,6 +26,7 @@ from captioner.run_dir import saved_steps
 from captioner.system.files import advice, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin
+from captioner.training.update import Updater
 
 
 class DamagedError(CheckpointError):
@@ -64,10 +64,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint in memory. The leader reads the file; all processes restore from it.
+    """A file in memory. The leader reads a checkpoint; all processes restore from it.
 
     Attributes:
-        path: the checkpoint file.
+        path: the file.
         tensors: of modules and optimizer, by dotted name.
         header: all other values, as JSON.
     """
@@ -84,21 +84,13 @@ def left_alone(folder: Path) -> list[str]:
 
 
 def save_checkpoint(
-    folder: Path,
-    *,
-    modules: Mapping[str, nn.Module],
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    progress: Progress,
-    identity: Mapping[str, Any],
+    folder: Path, updater: Updater, progress: Progress, identity: Mapping[str, Any]
 ) -> None:
     """Write the state of a run, and delete all but the last two checkpoints.
 
     Args:
         folder: checkpoints of the run.
-        modules: by name; saves their parameters and buffers.
-        optimizer: saves its moments.
-        scaler: saves its scale.
+        updater: its modules, the moments of its optimizer and its scale are saved.
         progress: position and scores.
         identity: values that must be equal in a resumed run.
 
@@ -107,14 +99,14 @@ def save_checkpoint(
     """
     tensors = {
         f"{name}.{key}": tensor.contiguous().clone()  # safetensors refuses shared memory
-        for name, module in modules.items()
+        for name, module in updater.modules.items()
         for key, tensor in module.state_dict().items()
     }
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, state in updater.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     header = {
         "progress": json.dumps(asdict(progress)),
-        "scaler": json.dumps(scaler.state_dict()),
+        "scaler": json.dumps(updater.scaler.state_dict()),
         "identity": json.dumps(dict(identity)),
     }
     write_tensors(folder / f"step-{progress.step}.safetensors", tensors, header)
@@ -123,13 +115,7 @@ def save_checkpoint(
 
 
 def read_newest(folder: Path) -> Saved | None:
-    """Read the newest checkpoint of a run.
-
-    Args:
-        folder: checkpoints of the run.
-
-    Returns:
-        The checkpoint; None if there is none.
+    """Read the newest checkpoint of a run; None if there is none.
 
     Raises:
         CheckpointError: if the newest is damaged; the message names the one before it.
@@ -138,47 +124,20 @@ def read_newest(folder: Path) -> Saved | None:
     if not paths:
         return None
     try:
-        return read_checkpoint(paths[-1])
+        return read_tensors(paths[-1])
     except DamagedError as error:
         steps = int(paths[-1].stem[5:])
-        remedy = f"; no earlier checkpoint; --overwrite starts over and loses {steps:,} steps"
+        remedy = f"no earlier checkpoint; --overwrite starts over and loses {steps:,} steps"
         if len(paths) > 1:
-            remedy = f"; move it away, then --resume continues from {paths[-2].name}"
-        raise CheckpointError(f"{error}{remedy}") from error
+            remedy = f"move it away, then --resume continues from {paths[-2].name}"
+        raise CheckpointError(f"{error}; {remedy}") from error
 
 
-def read_checkpoint(path: Path) -> Saved:
-    """Read one checkpoint.
-
-    Raises:
-        DamagedError: if it is missing, truncated or altered.
-        CheckpointError: if the system refuses to read it.
-    """
-    return Saved(path, *read_tensors(path))
-
-
-def restore(
-    saved: Saved,
-    *,
-    modules: Mapping[str, nn.Module],
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    identity: Mapping[str, Any],
-) -> Progress:
-    """Restore the state of a run.
-
-    Args:
-        saved: the checkpoint.
-        modules: by the names in the checkpoint; changed in place.
-        optimizer: changed in place.
-        scaler: changed in place.
-        identity: must equal the identity in the checkpoint.
-
-    Returns:
-        The position to continue from.
+def restore(saved: Saved, updater: Updater, identity: Mapping[str, Any]) -> Progress:
+    """Restore the modules, moments and scale of an updater; return the position to continue from.
 
     Raises:
-        CheckpointError: if the checkpoint belongs to another run or does not fit.
+        CheckpointError: if the checkpoint belongs to a run of another identity, or does not fit.
     """
     path, header = saved.path, saved.header
     try:
@@ -187,21 +146,21 @@ def restore(
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {excerpt(error)}") from error
     check_identity(saved_identity, identity, path)
-    groups: dict[str, dict[str, Tensor]] = {}
+    groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in saved.tensors.items():
         prefix, _, rest = key.partition(".")
-        groups.setdefault(prefix, {})[rest] = tensor
+        groups[prefix][rest] = tensor
     try:
-        for name, module in modules.items():
+        for key, tensor in groups["optimizer"].items():
+            index, _, name = key.partition(".")
+            moments[int(index)][name] = tensor
+        for name, module in updater.modules.items():
             module.load_state_dict(groups[name])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in groups.get("optimizer", {}).items():
-            index, _, field = key.partition(".")
-            state.setdefault(int(index), {})[field] = tensor
-        param_groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": param_groups})
+        param_groups = updater.optimizer.state_dict()["param_groups"]
+        updater.optimizer.load_state_dict({"state": moments, "param_groups": param_groups})
         if scale := json.loads(header["scaler"]):
-            scaler.load_state_dict(scale)
+            updater.scaler.load_state_dict(scale)
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not fit this run: {plain(error)}") from error
     return progress
@@ -212,7 +171,7 @@ def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where:
 
     Args:
         saved: identity in the checkpoint.
-        identity: known identity of this run; may lack keys.
+        identity: of this run; may lack keys.
         where: file or folder of the checkpoint, for the message.
 
     Raises:
@@ -253,8 +212,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
         ) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and header of a file from `write_tensors`.
+def read_tensors(path: Path) -> Saved:
+    """Read a file from `write_tensors`.
 
     Raises:
         DamagedError: if the file is missing, truncated or altered.
@@ -274,7 +233,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DamagedError(f"{path}: damaged, cannot be read ({plain(error)})") from error
     if header.pop("checksum", None) != _checksum(tensors, header):
         raise DamagedError(f"{path}: damaged, its checksum does not match")
-    return tensors, header
+    return Saved(path, tensors, header)
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -24,16 +24,9 @@ class DevSplit:
     def __init__(
         self,
         table: SplitTable,
-        assemble: Callable[[Decoder], Captioner],
+        assemble: Callable[[Decoder], Captioner],  # on the device to search on
         say: Callable[[str], None],
     ):
-        """Prepare to score.
-
-        Args:
-            table: the split.
-            assemble: returns a captioner with the decoder, on the device to search on.
-            say: receives status messages.
-        """
         self.table = table
         self.captions: list[str] = []
         self._assemble = assemble
@@ -41,13 +34,10 @@ class DevSplit:
         self._references: Future[PreparedReferences] | None = None
 
     def score(self, decoder: Decoder) -> dict[str, Score]:
-        """Caption the split with a decoder's current weights and score the captions.
+        """Caption the split with a decoder's current weights; return BLEU and CIDEr-D, by name.
 
         Args:
             decoder: left in evaluation mode.
-
-        Returns:
-            BLEU and CIDEr-D, by name.
         """
         captioner = self._assemble(decoder)
         captions: list[str] = []

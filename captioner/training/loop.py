@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,13 +32,27 @@ from captioner.training.checkpoint import (
 from captioner.training.dev import DevSplit
 from captioner.training.self_critical import SelfCritical
 from captioner.training.telemetry import RunLog
-from captioner.training.update import Updater
+from captioner.training.update import Updater, learning_rate
 
 LOG_EVERY = 20  # steps; a run can stop only at these steps
 
 
 class Stopped(Exception):  # noqa: N818 a request, not an error
     """The run stopped on a signal; its state is saved."""
+
+
+class Step(NamedTuple):
+    """One optimizer step; scalars stay on the device.
+
+    Attributes:
+        loss: of this process's captions.
+        norm: gradient norm before clipping.
+        tokens: of the whole batch.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    tokens: int
 
 
 class Trainer:
@@ -50,10 +64,9 @@ class Trainer:
         table: CaptionTable,
         dev: DevSplit,
         config: TrainingConfig,
-        *,
         log: RunLog,
         identity: Mapping[str, Any],
-        world: World | None = None,
+        world: World,
         critic: SelfCritical | None = None,
     ):
         """Prepare to train.
@@ -65,7 +78,7 @@ class Trainer:
             config: the `training` section.
             log: of the run folder, which also holds the checkpoints.
             identity: values that must be equal in a resumed run.
-            world: the processes that train together; None: one process.
+            world: the processes that train together.
             critic: samples the training captions; None: the table's captions.
         """
         self.decoder = decoder
@@ -75,7 +88,7 @@ class Trainer:
         self.config = config
         self.log = log
         self.identity = identity
-        self.world = world or World()
+        self.world = world
         self.critic = critic
         self.checkpoints = log.folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
@@ -104,13 +117,7 @@ class Trainer:
         # The other processes may be on machines without the run folder.
         saved = self.world.broadcast(read_newest(self.checkpoints) if self.world.leads else None)
         if saved is not None:
-            self.progress = restore(
-                saved,
-                modules=self.updater.modules,
-                optimizer=self.updater.optimizer,
-                scaler=self.updater.scaler,
-                identity=self.identity,
-            )
+            self.progress = restore(saved, self.updater, self.identity)
         self.saved_step = self.progress.step
         self.log.forget_after(self.progress.step if saved is not None else -1)
         self.log.say(f"resuming at step {self.progress.step:,} of {self.total_steps:,}")
@@ -135,12 +142,12 @@ class Trainer:
         )
         with bar, caught_signals() as stop_signals:
             if config.start_from and progress.best_score < 0:
-                self._score_start()
+                self._score_epoch()  # as epoch 0, so that a run never ends with a worse model
             while progress.epoch < config.epochs and not self._ran_out_of_patience():
                 bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
                 self._epoch(bar, stop_signals)
                 self._score_epoch()
-        best = self.world.broadcast(read_tensors(self.best)[0] if self.world.leads else {})
+        best = self.world.broadcast(read_tensors(self.best).tensors if self.world.leads else {})
         self.decoder.load_state_dict(best)
         self.decoder.eval()
 
@@ -155,41 +162,34 @@ class Trainer:
             epoch=progress.epoch,
             start=progress.batch,
         )
-        losses: list[Tensor] = []
-        norms: list[Tensor] = []
-        tokens: list[int] = []
+        steps: list[Step] = []
         started = time.perf_counter()
         for batch in batches:
-            loss, norm, count = self._step(batch)
-            losses.append(loss)
-            norms.append(norm)
-            tokens.append(count)
+            steps.append(self._step(batch))
             progress.batch += 1
             progress.step += 1
             if progress.step % LOG_EVERY and progress.batch < self.steps_per_epoch:
                 continue
             # Reading values waits for the device, so only every LOG_EVERY steps.
-            sums = self.world.sum(torch.stack(losses)).double().cpu()
-            steps = torch.stack(norms).cpu()
-            self._check_steps(sums, steps)
+            losses = self.world.sum(torch.stack([step.loss for step in steps])).double().cpu()
+            norms = torch.stack([step.norm for step in steps]).cpu()
+            self._check_steps(losses, norms)
             seconds = time.perf_counter() - started
-            bar.set_postfix(self._log_steps(sums, steps, tokens, seconds), refresh=False)
-            bar.update(len(losses))
-            losses, norms, tokens = [], [], []
+            tokens = [step.tokens for step in steps]
+            bar.set_postfix(self._log_steps(losses, norms, tokens, seconds), refresh=False)
+            bar.update(len(steps))
+            steps = []
             started = time.perf_counter()
             stop = self.world.any(bool(stop_signals), self.device)
             if stop or progress.step - self.saved_step >= config.save_every:
                 self._save()
             if stop:
                 raise Stopped
+        progress.epoch += 1
+        progress.batch = 0
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Take one optimizer step on a batch.
-
-        Returns:
-            Loss of this process's captions and gradient norm before clipping, scalars on the
-            device; tokens of the whole batch.
-        """
+    def _step(self, batch: Batch) -> Step:
+        """Take one optimizer step on a batch."""
         config, world, step = self.config, self.world, self.progress.step
         torch.manual_seed(_mixed_seed(config.seed, step, world.rank))  # for dropout and sampling
         batch = batch.subset(world.rank, world.size)
@@ -206,17 +206,12 @@ class Trainer:
                     scaler=self.updater.scaler,
                 )
         world.sum_gradients(self.decoder.parameters())
-        norm = self.updater.update(step)
-        return loss, norm, batch.tokens
+        return Step(loss, self.updater.update(step), batch.tokens)
 
     def _check_steps(self, losses: Tensor, norms: Tensor) -> None:
         """Stop at the first step whose loss or gradient norm is not finite.
 
         In fp16 an infinite norm is not an error: the scaler skips that step.
-
-        Args:
-            losses: of the last steps, equal in all processes.
-            norms: gradient norms of these steps, equal in all processes.
         """
         finite = losses.isfinite()
         if not self.updater.scaler.is_enabled():
@@ -238,12 +233,7 @@ class Trainer:
     def _diverged(self, step: int, reason: str) -> None:
         config = self.config
         saved = f"step {self.saved_step:,} is saved" if self.saved_step else "no step was saved"
-        rate = config.learning_rate * bptt.schedule(
-            step - 1,
-            total_steps=self.total_steps,
-            warmup_steps=config.warmup_steps,
-            kind=config.schedule,
-        )
+        rate = learning_rate(config, step - 1, self.total_steps)
         raise DivergedError(
             f"training diverged at step {step:,}: {reason} (learning rate {rate:g}, clip norm "
             f"{config.clip_norm:g}); {saved}; train again with training.learning_rate below "
@@ -255,16 +245,14 @@ class Trainer:
         self, losses: Tensor, norms: Tensor, tokens: list[int], seconds: float
     ) -> dict[str, str]:
         progress = self.progress
-        weights = torch.tensor(tokens, dtype=torch.float64)
-        nats = float(losses @ weights)
+        nats = float(losses @ torch.tensor(tokens, dtype=torch.float64))
         total = sum(tokens)
         progress.loss_sum += nats
         progress.token_sum += total
         progress.tokens += total
-        self.norms += norms.tolist()
         progress.seconds += seconds
-        norm = float(norms.mean())
-        speed = total / seconds
+        self.norms += norms.tolist()
+        norm, speed = float(norms.mean()), total / seconds
         rewards = self.critic.report(self.device) if self.critic else {}
         self.log.record(
             kind="step",
@@ -277,72 +265,54 @@ class Trainer:
             learning_rate=self.updater.learning_rate,
             tokens_per_second=round(speed),
         )
-        means = rewards or {"loss": nats / total}
-        return {name: f"{value:.3f}" for name, value in means.items()} | {
-            "norm": f"{norm:.2f}",
-            "tokens/s": f"{speed:,.0f}",
+        means = {
+            name: f"{value:.3f}" for name, value in (rewards or {"loss": nats / total}).items()
         }
+        return means | {"norm": f"{norm:.2f}", "tokens/s": f"{speed:,.0f}"}
 
-    def _score_and_keep_best(self) -> tuple[dict[str, float], bool]:
+    def _score_epoch(self) -> None:
         """Score the dev split after `progress.epoch` epochs, and save the weights if they are best.
 
         An undefined score (NaN) is never better than a number. Until there is a number, the newest
         weights are saved.
-
-        Returns:
-            The scores, and whether they are the best so far.
         """
         self._check_weights()
-        progress = self.progress
+        progress, metric = self.progress, self.config.metric
         started = time.perf_counter()
         scores = self.world.broadcast(self._dev_scores() if self.world.leads else {})
         progress.seconds += time.perf_counter() - started
-        score = scores[self.config.metric]
         best = progress.best_score
-        better = score > best or best < 0 or math.isnan(best)
-        if math.isnan(score):
+        better = scores[metric] > best or best < 0 or math.isnan(best)
+        if math.isnan(scores[metric]):
             kept = "these" if better else "the best earlier"
-            self.log.say(f"dev {self.config.metric} is undefined: {kept} weights are kept")
+            self.log.say(f"dev {metric} is undefined: {kept} weights are kept")
         if better:
-            progress.best_score, progress.best_epoch = score, progress.epoch
-            self._save_best()
-        return scores, better
-
-    def _score_start(self) -> None:
-        """Score the initial weights as epoch 0, so that a run never ends with a worse model."""
-        scores, _ = self._score_and_keep_best()
-        self._record_epoch(scores)
-        self._save()
-        self.log.say(f"start: dev {_format(scores)}")
-
-    def _score_epoch(self) -> None:
-        progress = self.progress
-        progress.epoch += 1
-        progress.batch = 0
-        train_loss = progress.loss_sum / progress.token_sum
-        progress.loss_sum, progress.token_sum = 0.0, 0
-        scores, better = self._score_and_keep_best()
-        self._record_epoch({"train_loss": train_loss} | scores)
-        if self.log.board:
-            examples, captions = self.dev.table.examples, self.dev.captions[:SAMPLES]
-            self.log.board.epoch(progress.step, self.norms, examples, captions)
-        self.norms = []
-        self._save()
-        self.log.say(
-            f"epoch {progress.epoch}: loss {train_loss:.3f}  dev {_format(scores)}"
-            f"{'  (best so far)' if better else ''}"
-        )
-
-    def _record_epoch(self, values: dict[str, float]) -> None:
-        progress = self.progress
+            progress.best_score, progress.best_epoch = scores[metric], progress.epoch
+            if self.world.leads:
+                state = self.evaluated.state_dict()
+                write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
+        losses = {}
+        if progress.token_sum:  # none before the first epoch
+            losses = {"train_loss": progress.loss_sum / progress.token_sum}
+            progress.loss_sum, progress.token_sum = 0.0, 0
         self.log.record(
             kind="epoch",
             epoch=progress.epoch,
             step=progress.step,
-            **values,
+            **losses,
+            **scores,
             signature=progress.signature,
             seconds=round(progress.seconds, 1),
         )
+        if self.log.board and self.norms:  # a histogram needs a step
+            examples, captions = self.dev.table.examples, self.dev.captions[:SAMPLES]
+            self.log.board.epoch(progress.step, self.norms, examples, captions)
+        self.norms = []
+        self._save()
+        loss = f"loss {losses['train_loss']:.3f}  " if losses else ""
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        mark = "  (best so far)" if better else ""
+        self.log.say(f"epoch {progress.epoch}: {loss}dev {shown}{mark}")
 
     def _dev_scores(self) -> dict[str, float]:
         scores = self.dev.score(self.evaluated)
@@ -353,27 +323,11 @@ class Trainer:
         patience, progress = self.config.patience, self.progress
         return patience is not None and progress.epoch - progress.best_epoch >= patience
 
-    def _save_best(self) -> None:
-        if self.world.leads:
-            state = self.evaluated.state_dict()
-            write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
-
     def _save(self) -> None:
         self._check_weights()
         self.saved_step = self.progress.step
         if self.world.leads:
-            save_checkpoint(
-                self.checkpoints,
-                modules=self.updater.modules,
-                optimizer=self.updater.optimizer,
-                scaler=self.updater.scaler,
-                progress=self.progress,
-                identity=self.identity,
-            )
-
-
-def _format(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            save_checkpoint(self.checkpoints, self.updater, self.progress, self.identity)
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:

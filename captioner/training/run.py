@@ -14,7 +14,6 @@ from torch import Tensor
 
 from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
-from captioner.data.caption_table import CaptionTable
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import CaptionNgrams, Neighbours
@@ -23,12 +22,9 @@ from captioner.errors import ConfigError, within_memory
 from captioner.run_dir import identity_of, saved_steps
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
-from captioner.system.ownership import begin, check, clear, mark, owns
+from captioner.system.ownership import begin, check, clear
 from captioner.system.world import World, joined
-from captioner.training.checkpoint import (
-    check_identity,
-    left_alone,
-)
+from captioner.training.checkpoint import Progress, check_identity, left_alone
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.self_critical import SelfCritical
@@ -48,23 +44,13 @@ class Summary:
     Attributes:
         folder: run folder.
         metric: name of the dev score that selected the model.
-        signature: describes how that score is computed.
-        best_score: best value of the score.
-        best_epoch: from 1; 0: no epoch was better than the initial weights.
-        epochs: completed epochs.
-        seconds: time of training and scoring, without encoding images.
-        tokens_per_second: training tokens per second of that time.
+        progress: at the end.
         peak_memory: bytes, of the device or of this process.
     """
 
     folder: Path
     metric: str
-    signature: str
-    best_score: float
-    best_epoch: int
-    epochs: int
-    seconds: float
-    tokens_per_second: float
+    progress: Progress
     peak_memory: int
 
 
@@ -77,7 +63,7 @@ def train(
     overwrite: bool = False,
     device: str = "auto",
 ) -> Summary:
-    """Train a captioner.
+    """Train a captioner; return the result.
 
     Args:
         config: settings; must equal the config of a resumed run.
@@ -86,16 +72,12 @@ def train(
         overwrite: delete the run in the folder, but no other files, and start.
         device: "auto", "cpu", "cuda", ...
 
-    Returns:
-        The best score and statistics of the run.
-
     Raises:
         CaptionerError: if the data, the weights or the folder cannot be used.
         Stopped: on SIGINT or SIGTERM, after the state is saved.
     """
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
-            _spare_model(folder, config, overwrite)
             _check_folder(folder, config, resume, overwrite)
         encoder = open_encoder(config, own_device)
         if world.leads:
@@ -104,13 +86,12 @@ def train(
             _open_folder(folder, config, resume)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
-        if foreign := left_alone(folder / "checkpoints"):
+        checkpoints = folder / "checkpoints"
+        if foreign := left_alone(checkpoints):
             names = plain(", ".join(foreign))
-            log.say(
-                f"{folder / 'checkpoints'}: files that are not checkpoints are ignored: {names}"
-            )
+            log.say(f"{checkpoints}: files that are not checkpoints are ignored: {names}")
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
-        if resume and world.leads and (saved := identity_of(folder / "checkpoints")):
+        if resume and world.leads and (saved := identity_of(checkpoints)):
             check_identity(saved, known, folder)  # encoding the images would take long
         prepared = prepare(config, encoder, log.say, world)
         trainer, assemble = _build(config, prepared, encoder, known, own_device, log, world, resume)
@@ -120,18 +101,7 @@ def train(
         if world.leads:
             assemble(trainer.decoder).save(folder / "model")
             log.draw_curves()
-    progress = trainer.progress
-    return Summary(
-        folder=folder,
-        metric=config.training.metric,
-        signature=progress.signature,
-        best_score=progress.best_score,
-        best_epoch=progress.best_epoch,
-        epochs=progress.epoch,
-        seconds=progress.seconds,
-        tokens_per_second=progress.tokens / max(progress.seconds, 1e-9),
-        peak_memory=peak_memory(own_device),
-    )
+    return Summary(folder, config.training.metric, trainer.progress, peak_memory(own_device))
 
 
 def _build(
@@ -146,14 +116,14 @@ def _build(
 ) -> tuple[Trainer, Assemble]:
     """Build the trainer, and the function that makes a captioner of the trained decoder."""
     resumed = world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
-    decoder = build_decoder(config, prepared, encoder, device, world, resumed=resumed)
-    table, critic = build_objective(config, prepared, decoder, device, log, world)
+    decoder = _decoder(config, prepared, encoder, device, world, resumed)
+    critic = _critic(config, prepared, decoder, device, log, world)
     weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
     log.say(
         f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
         f"({device})"
     )
-    assemble = build_assembly(config, prepared, encoder, device)
+    assemble = _assembly(config, prepared, encoder, device)
     words = "\n".join(prepared.vocabulary.words)
     identity = {
         "config": config.model_dump(mode="json"),
@@ -162,37 +132,19 @@ def _build(
         **prepared.data,
     }
     dev = DevSplit(prepared.dev, assemble, log.say)
-    trainer = Trainer(
-        decoder,
-        table,
-        dev,
-        config.training,
-        log=log,
-        identity=identity,
-        world=world,
-        critic=critic,
-    )
-    return trainer, assemble
+    table = prepared.train.per_image() if critic else prepared.train
+    return Trainer(decoder, table, dev, config.training, log, identity, world, critic), assemble
 
 
-def build_decoder(
+def _decoder(
     config: Config,
     prepared: Prepared,
     encoder: Encoder,
     device: torch.device,
     world: World,
-    *,
     resumed: bool,
 ) -> Decoder:
     """Build the decoder with random weights or the weights of `training.start_from`.
-
-    Args:
-        config: of the run.
-        prepared: data of the run.
-        encoder: the frozen CNN.
-        device: to train on.
-        world: the processes that train together.
-        resumed: whether a checkpoint will replace the weights.
 
     Raises:
         ConfigError: if the decoder does not fit into memory, or `start_from` does not fit the run.
@@ -212,39 +164,28 @@ def build_decoder(
     return decoder.to(device)
 
 
-def build_objective(
+def _critic(
     config: Config,
     prepared: Prepared,
     decoder: Decoder,
     device: torch.device,
     log: RunLog,
     world: World,
-) -> tuple[CaptionTable, SelfCritical | None]:
-    """Build the table of training batches, and the critic for self-critical training.
-
-    Args:
-        config: of the run.
-        prepared: data of the run.
-        decoder: samples the captions.
-        device: to train on.
-        log: of the run.
-        world: the processes that train together.
-
-    Returns:
-        The table and the critic; None for cross-entropy.
+) -> SelfCritical | None:
+    """Build the critic for self-critical training; None for cross-entropy.
 
     Raises:
-        DataError: if a critic has only one image, for which CIDEr-D is undefined.
+        DataError: if there is only one image, for which CIDEr-D is undefined.
     """
     training = config.training
     if training.objective == "xent":
-        return prepared.train, None
+        return None
     if training.learning_rate > MAX_SCST_RATE:
         log.say(
             f"warning: training.learning_rate {training.learning_rate:g} is high for scst: small "
             f"data sets over-fit within an epoch; 1e-5 works for Flickr8k"
         )
-    critic = SelfCritical(
+    return SelfCritical(
         decoder,
         prepared.vocabulary,
         prepared.references,
@@ -253,20 +194,12 @@ def build_objective(
         dtype=dtype_of(training.precision, device),
         world=world,
     )
-    return prepared.train.per_image(), critic
 
 
-def build_assembly(
+def _assembly(
     config: Config, prepared: Prepared, encoder: Encoder, device: torch.device
 ) -> Assemble:
-    """Return a function that makes a captioner of a decoder with its current weights.
-
-    Args:
-        config: of the run.
-        prepared: data of the run; its captions rank the beam if `decoding.neighbours` is above 0.
-        encoder: the frozen CNN.
-        device: of encoder and decoder.
-    """
+    """Return a function that makes a captioner of a decoder with its current weights."""
     table, ngrams = prepared.train, None
     if config.decoding.neighbours:
         # Lengths without start and end token: the end token then counts as padding.
@@ -285,35 +218,27 @@ def build_assembly(
     return assemble
 
 
-def _spare_model(folder: Path, config: Config, overwrite: bool) -> None:
-    """Refuse to delete the model that the run starts from."""
+def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder with files that the run would overwrite without permission.
+
+    Raises:
+        ConfigError: if the folder holds files that captioner did not write, the model that the run
+            starts from, or a run and neither `resume` nor `overwrite`.
+    """
     model = config.training.start_from
     if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
             f"training.start_from: {model} is in {folder}, which --overwrite deletes; "
             f"write to another folder with --output DIR"
         )
-
-
-def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder with files that the run would overwrite without permission.
-
-    Raises:
-        ConfigError: if the folder holds files that captioner did not write, or a run and neither
-            `resume` nor `overwrite`.
-    """
-    if not (resume and _is_unmarked_run(folder)):
-        check(folder, "run")
-        for kind in ("checkpoints", "tensorboard"):
-            check(folder / kind, kind)
-    check(folder / "model", "model")
-    for name in RUN_FILES:
-        place = folder / name
+    check(folder, "run")
+    for kind in ("checkpoints", "tensorboard", "model"):
+        check(folder / kind, kind)
+    for place in (folder / name for name in RUN_FILES):
         if os.path.lexists(place) and (place.is_symlink() or not place.is_file()):
             raise ConfigError(f"{place}: not a regular file; a run writes this file; move it away")
     steps = saved_steps(folder / "checkpoints")
-    begun = (folder / "config.yaml").is_file()
-    if resume and begun:
+    if resume and (folder / "config.yaml").is_file():
         _check_same(folder, config)
     elif (steps or (folder / "model").exists()) and not overwrite:
         if resume:
@@ -327,39 +252,26 @@ def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -
 
 def _open_folder(folder: Path, config: Config, resume: bool) -> None:
     """Prepare the run folder after `_check_folder`."""
-    if resume and _is_unmarked_run(folder):
-        for kind in ("run", "checkpoints", "tensorboard"):
-            path = folder if kind == "run" else folder / kind
-            if path.is_dir():
-                mark(path, kind)
     begin(folder, "run")
     sweep(folder / "model")
     sweep_marked(folder, "run")
     sweep_marked(folder / "checkpoints", "checkpoints")
-    if resume and (folder / "config.yaml").is_file():
-        return
-    clear(folder, "run")
-    write_text(folder / "config.yaml", config.to_yaml(), "in run")
-
-
-def _is_unmarked_run(folder: Path) -> bool:
-    """Whether a folder holds a run of an early captioner, which did not mark its folders."""
-    return not owns(folder, "run") and bool(identity_of(folder / "checkpoints"))
+    if not (resume and (folder / "config.yaml").is_file()):
+        clear(folder, "run")
+        write_text(folder / "config.yaml", config.to_yaml(), "in run")
 
 
 def _check_same(folder: Path, asked: Config) -> None:
     """Refuse to resume a run with different settings."""
-    config = load_config(str(folder / "config.yaml"))
-    if asked == config:
-        return
-    ours, theirs = config.model_dump(), asked.model_dump()
+    ours, theirs = load_config(str(folder / "config.yaml")).model_dump(), asked.model_dump()
     differing = [
         f"{section}.{key}: the run has {excerpt(value)}, given {excerpt(theirs[section][key])}"
         for section, values in ours.items()
         for key, value in values.items()
         if value != theirs[section][key]
     ]
-    raise ConfigError(f"{folder}: cannot resume the run with different settings", *differing)
+    if differing:
+        raise ConfigError(f"{folder}: cannot resume the run with different settings", *differing)
 
 
 __all__ = ["Stopped", "Summary", "train"]

@@ -27,6 +27,8 @@ from captioner.search import sample
 from captioner.system.world import World
 from captioner.text import Vocabulary
 
+ALONE = World()
+
 
 class SelfCritical:
     """Samples captions for images, and weights them by their rewards.
@@ -45,19 +47,18 @@ class SelfCritical:
         *,
         max_length: int,
         dtype: torch.dtype = torch.float32,
-        world: World | None = None,
+        world: World = ALONE,
     ):
         """Count the n-grams of the references.
 
         Args:
             decoder: samples captions with its current weights.
             vocabulary: of the decoder.
-            references: for each training image, the tokens of each caption; also the source of
-                the document frequencies.
+            references: tokens of each caption of each training image; give document frequencies.
             config: the `training` section.
             max_length: maximum tokens of a caption, end token included.
             dtype: of matrix products while sampling.
-            world: the processes that train together; None: one process.
+            world: the processes that train together.
 
         Raises:
             DataError: if there is only one image, for which CIDEr-D is undefined.
@@ -67,7 +68,7 @@ class SelfCritical:
         self.bleu_weight = config.bleu_weight
         self.options = DecodingConfig(search="sample", max_length=max_length)
         self.dtype = dtype
-        self.world = world or World()
+        self.world = world
         self.words = vocabulary.specials + vocabulary.words
         end = vocabulary.specials[vocabulary.eos_id]
         prepared = PreparedReferences([[[*words, end] for words in image] for image in references])
@@ -121,14 +122,11 @@ class SelfCritical:
         )
 
     def rewards(self, targets: Tensor, images: Tensor) -> Tensor:
-        """Score captions against the references of their images.
+        """Return the rewards of captions, float64 (N,), on the CPU.
 
         Args:
             targets: int64 (N, T), words, end token, padding.
             images: int64 (N,), index of the image of each caption.
-
-        Returns:
-            Rewards, float64 (N,), on the CPU.
         """
         captions = [
             [self.words[i] for i in row if i != Vocabulary.pad_id] for row in targets.tolist()
@@ -141,13 +139,12 @@ class SelfCritical:
         return torch.from_numpy(rewards)
 
     def report(self, device: torch.device) -> dict[str, float]:
-        """Return statistics of the captions sampled since the last report by all processes.
+        """Return statistics of all processes' captions since the last report.
+
+        `reward` is the mean reward, `advantage_std` the root mean square of the advantages.
 
         Args:
             device: on which the processes sum.
-
-        Returns:
-            `reward`, the mean reward, and `advantage_std`, the root mean square of the advantages.
         """
         sums = torch.tensor(self._sums, dtype=torch.float32, device=device)
         self._sums = np.zeros(3)

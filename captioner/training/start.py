@@ -20,7 +20,7 @@ FREE = ("dropout", "feature_dropout")  # settings that weights do not depend on
 def start_weights(
     folder: str, decoder: Decoder, encoder: Encoder, vocabulary: Vocabulary
 ) -> dict[str, Tensor]:
-    """Read the weights of a trained decoder, with the mean and deviation of its features.
+    """Return the state dict of a trained decoder, with the mean and deviation of its features.
 
     Args:
         folder: a model directory, or a run directory that holds one.
@@ -28,28 +28,9 @@ def start_weights(
         encoder: of the new run.
         vocabulary: of the new run.
 
-    Returns:
-        The state dict of the decoder.
-
     Raises:
         ConfigError: if there is no usable model, or the model does not fit the run.
     """
-    start, misfits = _read(folder, encoder, vocabulary)
-    theirs = start.config.model_dump()
-    misfits += [
-        f"decoder.{name} is {excerpt(theirs[name])}, the run has {value!r}"
-        for name, value in decoder.config.model_dump().items()
-        if name not in FREE and theirs[name] != value
-    ]
-    if misfits:
-        raise ConfigError(
-            f"training.start_from: model {folder} does not fit this run: {'; '.join(misfits)}"
-        )
-    return dict(start.state_dict())
-
-
-def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decoder, list[str]]:
-    """Read a decoder, and list the differences of its model from the run."""
     try:
         model = read_model(folder)
     except ModelError as error:
@@ -60,7 +41,17 @@ def _read(folder: str, encoder: Encoder, vocabulary: Vocabulary) -> tuple[Decode
     if model.vocabulary.words != vocabulary.words:
         theirs, ours = len(model.vocabulary), len(vocabulary)
         misfits.append(f"the model has another vocabulary ({theirs:,} entries, the run {ours:,})")
-    return model.decoder, misfits
+    settings = model.decoder.config.model_dump()
+    misfits += [
+        f"decoder.{name} is {excerpt(settings[name])}, the run has {value!r}"
+        for name, value in decoder.config.model_dump().items()
+        if name not in FREE and settings[name] != value
+    ]
+    if misfits:
+        raise ConfigError(
+            f"training.start_from: model {folder} does not fit this run: {'; '.join(misfits)}"
+        )
+    return dict(model.decoder.state_dict())
 
 
 def _same_network(one: Encoder, other: Encoder) -> bool:

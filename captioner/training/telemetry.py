@@ -22,30 +22,24 @@ LINE_START = b'{"kind": "'
 
 
 class RunLog:
-    """The log of one run folder."""
+    """The log of one run folder.
+
+    Attributes:
+        silent: print and write nothing; the leading process does.
+        board: TensorBoard; None if it is not installed.
+    """
 
     def __init__(self, folder: Path, *, silent: bool = False):
-        """Log to a folder.
-
-        Args:
-            folder: run folder; created if absent.
-            silent: print and write nothing; the leading process does.
-        """
         self.folder = folder
         self.silent = silent
         if not silent:
             folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
-        self.curves = folder / "curves.png"
         self.board: Board | None = None
 
     def open_board(self, step: int) -> None:
-        """Also write to TensorBoard, if it is installed.
-
-        Args:
-            step: steps already done.
-        """
+        """Also write to TensorBoard, if it is installed, after `step` steps."""
         if not self.silent and importlib.util.find_spec("tensorboard"):
             folder = self.folder / "tensorboard"
             begin(folder, "tensorboard")
@@ -78,11 +72,12 @@ class RunLog:
         kept, foreign = [], 0
         for text in LINES.findall(self.metrics.read_bytes()):
             line = parse_metrics(text)
-            if line is None and not text.endswith(b"\n") and _is_cut_short(text):
-                continue
+            ended = text.endswith(b"\n")
+            if line is None and not ended and LINE_START.startswith(text[: len(LINE_START)]):
+                continue  # a line of metrics that a crash cut short
             foreign += line is None
             if line is None or line["step"] <= step:
-                kept.append(text if text.endswith(b"\n") else text + b"\n")
+                kept.append(text if ended else text + b"\n")
         with whole_file(self.metrics, "in run") as aside:
             aside.write_bytes(b"".join(kept))
         if foreign:
@@ -91,7 +86,7 @@ class RunLog:
     def draw_curves(self) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
         lines = read_metrics(self.metrics, self.say)
-        with whole_file(self.curves, "in run") as aside:
+        with whole_file(self.folder / "curves.png", "in run") as aside:
             draw_curves(lines, aside)
 
 
@@ -107,42 +102,32 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _is_cut_short(text: bytes) -> bool:
-    """Return whether a line without an end is a line of metrics cut by a crash."""
-    return LINE_START.startswith(text[: len(LINE_START)])
-
-
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, gradient norm and dev scores over the steps of a run.
-
-    Args:
-        lines: of `metrics.jsonl`.
-        path: PNG file to write.
-    """
+    """Draw loss, gradient norm and dev scores over the steps of a run, as a PNG file."""
     from matplotlib.figure import Figure  # slow to import
+
+    def plot(axes: Any, lines: list[dict[str, Any]], name: str, *style: str, **how: Any) -> None:
+        axes.plot([line["step"] for line in lines], [line[name] for line in lines], *style, **how)
 
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=120)
     loss, norm, score = figure.subplots(1, 3)
-    step_numbers = [line["step"] for line in steps]
-    epoch_ends = [line["step"] for line in epochs]
     if steps and all("reward" in line for line in steps):  # the loss of scst is no measure
-        loss.plot(step_numbers, [line["reward"] for line in steps], lw=0.8)
+        plot(loss, steps, "reward", lw=0.8)
         loss.set(title="reward of sampled captions", xlabel="step")
     else:
+        plot(loss, steps, "loss", lw=0.8, alpha=0.5, label="steps")
         trained = [line for line in epochs if "train_loss" in line]
-        loss.plot(step_numbers, [line["loss"] for line in steps], lw=0.8, alpha=0.5, label="steps")
-        ends, losses = [line["step"] for line in trained], [line["train_loss"] for line in trained]
-        loss.plot(ends, losses, "o-", ms=3, label="epochs")
+        plot(loss, trained, "train_loss", "o-", ms=3, label="epochs")
         loss.set(title="training loss", xlabel="step", ylabel="nats per token")
         loss.legend(frameon=False)
-    norm.plot(step_numbers, [line["grad_norm"] for line in steps], lw=0.8, color="tab:green")
+    plot(norm, steps, "grad_norm", lw=0.8, color="tab:green")
     norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
     # BLEU is in 0..1 and CIDEr-D in 0..10, so each has its own axis.
     sides = (("bleu_4", "tab:blue", score), ("cider_d", "tab:orange", score.twinx()))
     for name, colour, side in sides:
-        side.plot(epoch_ends, [line[name] for line in epochs], "o-", ms=3, color=colour)
+        plot(side, epochs, name, "o-", ms=3, color=colour)
         side.set_ylabel(name, color=colour)
         side.spines["top"].set_visible(False)
     score.set(title="dev scores", xlabel="step")

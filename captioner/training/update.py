@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from captioner.config import DecoderConfig, TrainingConfig
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ConfigError
 from captioner.system.memory import free_memory
-from captioner.training import bptt
 
 
 def check_room(
@@ -23,13 +23,6 @@ def check_room(
     feature_size: int,
 ) -> None:
     """Refuse a decoder that needs more memory to train than is free.
-
-    Args:
-        decoder: the `decoder` section.
-        training: the `training` section.
-        device: to train on.
-        vocab_size: entries of the vocabulary.
-        feature_size: width of the encoder's features.
 
     Raises:
         ConfigError: with the memory that training needs and the memory that is free.
@@ -102,16 +95,11 @@ class Updater:
             The gradient norm before clipping, a scalar.
         """
         config = self.config
-        factor = bptt.schedule(
-            step,
-            total_steps=self.total_steps,
-            warmup_steps=config.warmup_steps,
-            kind=config.schedule,
-        )
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+            group["lr"] = learning_rate(config, step, self.total_steps)
         self.scaler.unscale_(self.optimizer)
-        norm = bptt.clip(self.decoder.parameters(), config.clip_norm)
+        # Pascanu et al. (2013), "On the difficulty of training recurrent neural networks".
+        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -123,3 +111,20 @@ class Updater:
                     list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
                 )
         return norm
+
+
+def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step, from 0, of a run of `total_steps`.
+
+    It grows linearly during the warm-up, which is at most a tenth of the run.
+    """
+    warmup = min(config.warmup_steps, total_steps // 10)
+    progress = (step - warmup) / (total_steps - warmup)
+    factor = 1.0
+    if step < warmup:
+        factor = (step + 1) / warmup
+    elif config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "linear":
+        factor = 1 - progress
+    return config.learning_rate * factor

@@ -152,10 +152,10 @@ def test_another_precision_is_no_illness(home):
 def test_an_arithmetic_of_elsewhere_is_no_illness(home, arithmetic):
     encoder = Captioner.load(home / "run", "cpu").encoder
     for path in (home / "run" / "checkpoints").glob("step-*.safetensors"):
-        tensors, header = read_tensors(path)
-        identity = json.loads(header["identity"])
+        saved = read_tensors(path)
+        identity = json.loads(saved.header["identity"])
         identity |= {"arithmetic": arithmetic, "encoder": encoder.fingerprint(arithmetic)}
-        write_tensors(path, tensors, header | {"identity": json.dumps(identity)})
+        write_tensors(path, saved.tensors, saved.header | {"identity": json.dumps(identity)})
     result, found = visit(home)
     assert found["preprocessing"] == "ok"
     assert f"which computed features in {arithmetic}" in result.stdout
@@ -163,11 +163,11 @@ def test_an_arithmetic_of_elsewhere_is_no_illness(home, arithmetic):
 
 def test_a_model_of_an_older_captioner_is_not_called_ill(home):
     for path in (home / "run" / "checkpoints").glob("step-*.safetensors"):
-        tensors, header = read_tensors(path)
-        identity = json.loads(header["identity"])
+        saved = read_tensors(path)
+        identity = json.loads(saved.header["identity"])
         del identity["arithmetic"]
         identity["encoder"] = "0" * 32
-        write_tensors(path, tensors, header | {"identity": json.dumps(identity)})
+        write_tensors(path, saved.tensors, saved.header | {"identity": json.dumps(identity)})
     result, found = visit(home)
     assert found["preprocessing"] == "warning"
     assert "trained by an older captioner" in result.stdout

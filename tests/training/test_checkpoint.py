@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from captioner.config import TrainingConfig
 from captioner.errors import CheckpointError
 from captioner.run_dir import saved_steps
 from captioner.system.ownership import MARKER
@@ -10,98 +11,73 @@ from captioner.training import bptt
 from captioner.training.checkpoint import (
     Progress,
     left_alone,
-    read_checkpoint,
+    read_tensors,
     restore,
     save_checkpoint,
 )
+from captioner.training.update import Updater
 
 import toys
 
-SCALER = torch.amp.GradScaler("cpu", enabled=False)
-
 
 def make():
-    decoder = toys.decoder(dropout=0.3)
-    return decoder, torch.optim.AdamW(decoder.parameters(), lr=0.01)
+    return Updater(toys.decoder(dropout=0.3), TrainingConfig(learning_rate=0.01), 100, fp16=False)
 
 
-def step(decoder, optimizer, seed=0):
-    torch.manual_seed(seed)
-    optimizer.zero_grad()
-    loss = bptt.backward(decoder, toys.batch())
-    optimizer.step()
+def step(updater, number=0):
+    torch.manual_seed(number)
+    loss = bptt.backward(updater.decoder, toys.batch())
+    updater.update(number)
     return loss
 
 
 @pytest.fixture
 def saved(tmp_path):
-    decoder, optimizer = make()
-    for _ in range(3):
-        step(decoder, optimizer)
+    updater = make()
+    for number in range(3):
+        step(updater, number)
     folder = tmp_path / "checkpoints"
     progress = Progress(epoch=2, batch=5, step=30, loss_sum=1.5, token_sum=9, best_score=0.25)
-    save_checkpoint(
-        folder,
-        modules={"decoder": decoder},
-        optimizer=optimizer,
-        scaler=SCALER,
-        progress=progress,
-        identity={"captions": 4},
-    )
-    return folder / "step-30.safetensors", decoder, optimizer, progress
+    save_checkpoint(folder, updater, progress, {"captions": 4})
+    return folder / "step-30.safetensors", updater, progress
 
 
 def test_everything_comes_back(saved):
-    path, decoder, optimizer, progress = saved
-    expected = [step(decoder, optimizer, seed) for seed in range(3)]
-    other, other_optimizer = make()
-    back = restore(
-        read_checkpoint(path),
-        modules={"decoder": other},
-        optimizer=other_optimizer,
-        scaler=SCALER,
-        identity={"captions": 4},
-    )
-    assert back == progress
+    path, updater, progress = saved
+    expected = [step(updater, number) for number in range(3, 6)]
+    other = make()
+    assert restore(read_tensors(path), other, {"captions": 4}) == progress
     # weights and moments: the next losses are the same, bit for bit
-    assert [step(other, other_optimizer, seed) for seed in range(3)] == expected
-    for name, tensor in decoder.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert [step(other, number) for number in range(3, 6)] == expected
+    for name, tensor in updater.decoder.state_dict().items():
+        assert torch.equal(tensor, other.decoder.state_dict()[name]), name
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_what_changed(saved):
-    decoder, optimizer = make()
     with pytest.raises(CheckpointError, match=r"step-30\.safetensors.*captions changed"):
-        restore(
-            read_checkpoint(saved[0]),
-            modules={"decoder": decoder},
-            optimizer=optimizer,
-            scaler=SCALER,
-            identity={"captions": 5},
-        )
+        restore(read_tensors(saved[0]), make(), {"captions": 5})
+
+
+def test_a_checkpoint_of_another_decoder_is_refused(saved):
+    other = Updater(toys.decoder(hidden_size=9), TrainingConfig(), 100, fp16=False)
+    with pytest.raises(CheckpointError, match=r"step-30\.safetensors: does not fit this run"):
+        restore(read_tensors(saved[0]), other, {"captions": 4})
 
 
 def test_a_cut_off_file_is_refused_by_name(saved):
-    path = saved[0]
+    path, updater, _ = saved
     data = path.read_bytes()
-    decoder, optimizer = make()
-    before = copy.deepcopy(decoder.state_dict())
+    before = copy.deepcopy(updater.decoder.state_dict())
     for length in (0, 5, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match=r"step-30\.safetensors"):
-            restore(
-                read_checkpoint(path),
-                modules={"decoder": decoder},
-                optimizer=optimizer,
-                scaler=SCALER,
-                identity={},
-            )
+            restore(read_tensors(path), updater, {})
     for name, tensor in before.items():
-        assert torch.equal(tensor, decoder.state_dict()[name])
+        assert torch.equal(tensor, updater.decoder.state_dict()[name])
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
-    path, decoder, optimizer, progress = saved
+    path, updater, progress = saved
     before = path.read_bytes()
 
     def no_space(*args, **kwargs):
@@ -109,27 +85,19 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved, monkeypatch):
 
     monkeypatch.setattr("captioner.training.checkpoint.save_file", no_space)
     with pytest.raises(CheckpointError, match=r"could not be written.*No space left"):
-        save_checkpoint(
-            path.parent,
-            modules={"decoder": decoder},
-            optimizer=optimizer,
-            scaler=SCALER,
-            progress=progress,
-            identity={},
-        )
+        save_checkpoint(path.parent, updater, progress, {})
     assert path.read_bytes() == before
     assert sorted(p.name for p in path.parent.iterdir()) == [MARKER, path.name]
 
 
 def test_the_scale_of_fp16_gradients_comes_back(tmp_path):
-    decoder, optimizer = make()
-    parts = {"modules": {"decoder": decoder}, "optimizer": optimizer, "identity": {}}
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.zeros(1))
-    save_checkpoint(tmp_path, scaler=scaler, progress=Progress(step=1), **parts)
-    other = torch.amp.GradScaler("cpu", init_scale=2.0)
-    restore(read_checkpoint(tmp_path / "step-1.safetensors"), scaler=other, **parts)
-    assert other.state_dict() == scaler.state_dict()
+    one, other = make(), make()
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    one.scaler.scale(torch.zeros(1))
+    save_checkpoint(tmp_path, one, Progress(step=1), {})
+    other.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    restore(read_tensors(tmp_path / "step-1.safetensors"), other, {})
+    assert other.scaler.state_dict() == one.scaler.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -146,19 +114,12 @@ def test_the_scale_of_fp16_gradients_comes_back(tmp_path):
 )
 @pytest.mark.parametrize("folder", [False, True])
 def test_files_of_other_names_are_no_checkpoints_and_stay(saved, name, folder):
-    path, decoder, optimizer, _ = saved
+    path, updater, _ = saved
     other = path.with_name(name)
     other.mkdir() if folder else other.write_bytes(b"mine")
     path.with_name("step-31.safetensors").mkdir()
-    for step_number in (40, 50, 60):
-        save_checkpoint(
-            path.parent,
-            modules={"decoder": decoder},
-            optimizer=optimizer,
-            scaler=SCALER,
-            progress=Progress(step=step_number),
-            identity={},
-        )
+    for number in (40, 50, 60):
+        save_checkpoint(path.parent, updater, Progress(step=number), {})
     kept = ["step-50.safetensors", "step-60.safetensors"]
     assert [found.name for found in saved_steps(path.parent)] == kept
     assert left_alone(path.parent) == sorted(["step-31.safetensors", name])

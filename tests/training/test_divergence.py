@@ -43,7 +43,7 @@ def change(config: Config, **training) -> Config:
 def all_finite(folder) -> bool:
     files = list(folder.rglob("*.safetensors"))
     return all(
-        tensor.isfinite().all() for file in files for tensor in read_tensors(file)[0].values()
+        tensor.isfinite().all() for file in files for tensor in read_tensors(file).tensors.values()
     )
 
 
@@ -174,7 +174,10 @@ def test_an_undefined_score_is_never_better_than_a_number(
 
     monkeypatch.setattr(loop.Trainer, "_dev_scores", scripted)
     done = train(config, tmp_path / "run", device="cpu")
-    assert (done.best_epoch, done.best_score) == (best[0], pytest.approx(best[1], nan_ok=True))
+    assert (done.progress.best_epoch, done.progress.best_score) == (
+        best[0],
+        pytest.approx(best[1], nan_ok=True),
+    )
     saved = Captioner.load(done.folder, "cpu").decoder.state_dict()
     assert all(torch.equal(saved[name], states[best[0] - 1][name]) for name in saved)
     said = (tmp_path / "run" / "train.log").read_text()

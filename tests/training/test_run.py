@@ -56,12 +56,12 @@ def test_a_run_learns_and_leaves_everything_behind(config, tmp_path):
         ".captioner.json",
     }
     assert (done.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert done.epochs == 12
+    assert done.progress.epoch == 12
     lines = read_metrics(done.folder / "metrics.jsonl")
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [line["epoch"] for line in epochs] == list(range(1, 13))
     assert epochs[-1]["train_loss"] < 0.6 * epochs[0]["train_loss"]
-    assert done.best_score == max(line["cider_d"] for line in epochs)
+    assert done.progress.best_score == max(line["cider_d"] for line in epochs)
     # it tells colours apart that it has never seen on this shade
     captioner = Captioner.load(done.folder, "cpu")
     for colour in ("red", "blue", "white"):
@@ -78,7 +78,7 @@ def test_the_saved_model_is_the_best_epoch_not_the_last(config, tmp_path, monkey
 
     monkeypatch.setattr(loop.Trainer, "_dev_scores", scripted)
     done = train(config, tmp_path / "run", device="cpu")
-    assert (done.best_epoch, done.best_score) == (2, 0.7)
+    assert (done.progress.best_epoch, done.progress.best_score) == (2, 0.7)
     saved = Captioner.load(done.folder, "cpu").decoder.state_dict()
     assert all(torch.equal(saved[name], states[1][name]) for name in saved)
     assert not all(torch.equal(saved[name], states[2][name]) for name in saved)
@@ -110,7 +110,7 @@ def test_patience_ends_a_run_that_gets_no_better(config, tmp_path, monkeypatch):
         loop.Trainer, "_dev_scores", lambda self: {"bleu_4": 0.0, "cider_d": next(scores)}
     )
     config = change(config, "training", epochs=5, patience=2)
-    assert train(config, tmp_path / "run", device="cpu").epochs == 4
+    assert train(config, tmp_path / "run", device="cpu").progress.epoch == 4
 
 
 def test_training_changes_nothing_of_the_frozen_cnn(tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ def test_resuming_a_finished_run_changes_nothing(config, tmp_path):
     folder = train(config, tmp_path / "run", device="cpu").folder
     before = (folder / "model" / "model.safetensors").read_bytes()
     done = train(config, folder, device="cpu", resume=True)
-    assert done.epochs == 3
+    assert done.progress.epoch == 3
     assert (folder / "model" / "model.safetensors").read_bytes() == before
 
 
@@ -227,7 +227,7 @@ def test_a_run_that_failed_before_it_began_is_not_in_the_way(config, tmp_path):
     wrong = change(config, "encoder", cnns=[{"weights": "nowhere.pth"}])
     with pytest.raises(ModelError, match=r"nowhere\.pth"):
         train(wrong, tmp_path / "run", device="cpu")
-    assert train(config, tmp_path / "run", device="cpu").epochs == 3
+    assert train(config, tmp_path / "run", device="cpu").progress.epoch == 3
 
 
 def test_broken_images_cost_themselves_unless_strict(config, tmp_path):

@@ -16,7 +16,7 @@ from captioner.system.world import World
 from captioner.text import Vocabulary
 from captioner.training import bptt, loop
 from captioner.training.run import Stopped, train
-from captioner.training.self_critical import SelfCritical
+from captioner.training.self_critical import ALONE, SelfCritical
 
 import toys
 
@@ -32,7 +32,7 @@ def settings(**values) -> TrainingConfig:
     return TrainingConfig(objective="scst", start_from="runs/x", **values)
 
 
-def critic(decoder, *, max_length: int = 8, world: World | None = None, **values) -> SelfCritical:
+def critic(decoder, *, max_length: int = 8, world: World = ALONE, **values) -> SelfCritical:
     config = settings(**values)
     return SelfCritical(decoder, WORDS, REFERENCES, config, max_length=max_length, world=world)
 
@@ -272,7 +272,7 @@ def test_a_run_never_leaves_a_worse_model_than_it_got(started, tmp_path, monkeyp
     )
     config = change(config, "training", objective=objective, patience=2)
     done = train(config, tmp_path / "run", device="cpu")
-    assert (done.best_epoch, done.best_score, done.epochs) == (0, 0.5, 2)
+    assert (done.progress.best_epoch, done.progress.best_score, done.progress.epoch) == (0, 0.5, 2)
     ours = Captioner.load(done.folder, "cpu").decoder.state_dict()
     theirs = Captioner.load(config.training.start_from, "cpu").decoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

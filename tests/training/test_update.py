@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from captioner.config import TrainingConfig
-from captioner.training.update import Updater
+from captioner.training.update import Updater, learning_rate
 
 import toys
 
@@ -117,3 +117,20 @@ def test_a_checkpoint_holds_the_decoder_and_its_average_where_there_is_one():
     assert averaged.modules == {"decoder": decoder, "average": averaged.average}
     assert averaged.average is not decoder
     assert not averaged.average.training
+
+
+def test_the_schedule_warms_up_and_decays():
+    def rate(step, kind, total_steps=1000):
+        config = TrainingConfig(learning_rate=2.0, warmup_steps=100, schedule=kind)
+        return learning_rate(config, step, total_steps) / 2
+
+    assert rate(0, "cosine") == pytest.approx(0.01)
+    assert rate(49, "linear") == pytest.approx(0.5)
+    assert [rate(s, "constant") for s in (99, 500, 999)] == [1.0, 1.0, 1.0]
+    assert rate(550, "cosine") == pytest.approx(0.5)
+    assert rate(550, "linear") == pytest.approx(0.5)
+    assert rate(999, "cosine") < 1e-5
+    # a run shorter than its warm-up still warms up, over a tenth of it
+    short = [rate(step, "cosine", 20) for step in range(20)]
+    assert short[0] == 0.5
+    assert max(short) == 1.0
