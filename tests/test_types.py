@@ -16,8 +16,6 @@ FILES += [ROOT / f"{name}.py" for name in ("captioner", "pipeline", "model_dir",
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
     "captioning/journal.py",  # its identity, a JSON object
-    "captioning/ray.py",  # rows of Arrow tables
-    "captioning/ray_blocks.py",  # rows of Arrow tables
     "encoder/encoder.py",  # torchvision's builder arguments, as config.json has them
     "encoder/weights.py",  # the same
     "model_dir.py",  # config.json

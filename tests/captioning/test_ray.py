@@ -15,7 +15,7 @@ import pytest
 from captioner.captioner import Captioner
 from captioner.captioning import ray as cluster
 from captioner.captioning.ray import caption_with_ray
-from captioner.captioning.ray_blocks import _Remote
+from captioner.captioning.uri import UriFile
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
 from captioner.captioning.sources import Item, Slice, list_images
 from captioner.captioning.writers import JsonLinesWriter
@@ -147,7 +147,6 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
     from pyarrow.parquet import read_table
 
     monkeypatch.setattr(cluster, "BLOCK_BATCHES", 1)
-    monkeypatch.setattr(cluster, "WINDOW_IMAGES", 8)  # two windows
     output = tmp_path / "captions.parquet"
     uris = [item.source.as_uri() for item in items[:11] if isinstance(item.source, Path)]
     missing = (tmp_path / "missing file.png").as_uri()
@@ -200,5 +199,5 @@ def test_without_ray_it_says_what_to_install(model, tmp_path, monkeypatch):
 def test_a_pipe_behind_an_address_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a pipe.png")
     with pytest.raises(ImageError, match="not a regular file") as refused:
-        _Remote((tmp_path / "a pipe.png").as_uri()).read_bytes()
+        UriFile((tmp_path / "a pipe.png").as_uri()).read_bytes()
     assert refused.value.kind == "unreadable"
