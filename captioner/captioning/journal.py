@@ -13,9 +13,7 @@ import heapq
 import json
 import os
 import re
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from typing import Any
 from captioner.captioning.records import Record
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import ConfigError, DataError
-from captioner.system.files import advice, no_stream, whole_file
+from captioner.system.files import no_stream, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
@@ -42,28 +40,21 @@ CREATE TABLE IF NOT EXISTS listing (
 );
 """
 
-# Valid bytes at offsets of a journal's header; the first value is that of an intact journal. For
-# flipped bits there, SQLite may report a foreign file or a missing permission instead of damage.
-HEADER = {
-    0: (b"SQLite format 3\0",),
-    16: (b"\x10\0\x02\x02\0\x40\x20\x20", b"\x10\0\x01\x01\0\x40\x20\x20"),
-    44: (b"\0\0\0\x04", bytes(4)),
-    56: (b"\0\0\0\x01", bytes(4)),
-}
-
 # If an image is listed twice, its first caption is kept: a sampled caption would differ.
 ADD = """
 INSERT INTO records VALUES (?, ?, ?, ?, ?) ON CONFLICT (name, digest)
 DO UPDATE SET row = excluded.row, failed = excluded.failed, checksum = excluded.checksum
 WHERE failed
 """
-# Errors that a damaged database or row can raise.
-DAMAGE = (sqlite3.Error, OSError, ValueError, TypeError, KeyError)
-# Errors of an intact database: a lock, a full disk, a missing permission.
+LOOK_UP = "SELECT name, digest, row, failed, checksum FROM records WHERE name = ?"
+# Errors of a database; those of an intact one: a lock, a full disk, a missing permission.
+ERRORS = (sqlite3.Error, OSError, ValueError)
 NOT_DAMAGE = (
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY),
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
 )
+
+Value = bytes | str | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +88,7 @@ def check_journals(output: Path) -> None:
     for path in {*journals_of(output), output.with_name(output.name + SUFFIX)}:
         check(path, "journal")
         # SQLite would replay a foreign file of this name into the journal.
-        for ending in ENDINGS:
-            companion = Path(f"{path}{ending}")
+        for companion in (f"{path}{ending}" for ending in ENDINGS):
             if os.path.lexists(companion) and not owns(path, "journal"):
                 raise ConfigError(f"{companion}: belongs to no journal; move it away")
 
@@ -129,22 +119,18 @@ class Journal:
         self.output = output
         output.parent.mkdir(parents=True, exist_ok=True)
         self.own = output.with_name(f"{output.name}{SUFFIX}{f'.{rank}' if rank else ''}")
-        text = json.dumps(identity, sort_keys=True)
-        self.key, self.listing_key = _key(text), _key(text, run_id)
+        self.key = _key(identity)
+        self.listing_key = self.key + run_id
         self.journals: dict[Path, sqlite3.Connection] = {}
         for path in [self.own, *(p for p in journals_of(output) if p != self.own)]:
             with _usable(path):
-                connection = _open(path, text)
-                connection.execute("SELECT count(*) FROM listing").fetchone()
-                rows = connection.execute("SELECT count(*) FROM records").fetchone()[0]
-                _check(path, _identity(connection), identity, f"{rows:,} finished images")
-            self.journals[path] = connection
+                self.journals[path] = db = _open(path, identity)
+                _check_identity(path, db, identity)
+                # Each run lists the images again; an earlier run may have had more processes.
+                if rank == 0 or path == self.own:
+                    with db:
+                        db.execute("DELETE FROM listing")
         self.places = {path: _place(path) for path in self.journals}
-        self.connection = self.journals[self.own]
-        # Each run lists the images again; an earlier run may have had more processes.
-        for path in self.journals if rank == 0 else [self.own]:
-            with _usable(path), self.journals[path] as connection:
-                connection.execute("DELETE FROM listing")
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
         """Return the digests with which an image is in the journals.
@@ -156,15 +142,12 @@ class Journal:
         Raises:
             DataError: if a row does not match its checksum.
         """
-        query = "SELECT digest, row, failed, checksum FROM records WHERE name = ?"
-        key, digests = os.fsencode(name), set()
-        for path, db in self.journals.items():
-            with _usable(path):
-                for digest, row, failed, checksum in db.execute(query, (key,)):
-                    _verify(checksum, self.key, key, digest, row, failed)
-                    if failures or not failed:
-                        digests.add(digest)
-        return frozenset(digests)
+        return frozenset(
+            digest
+            for path, db in self.journals.items()
+            for _, digest, _, failed in _rows(path, db, self.key, LOOK_UP, os.fsencode(name))
+            if failures or not failed
+        )
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
         """Store a batch, completely or not at all.
@@ -182,21 +165,17 @@ class Journal:
             for key, done in zip(keys, batch, strict=True)
             if done.record
         ]
-        places = [
+        listing = [
             _sealed(self.listing_key, position, *key)
             for position, key in zip(positions, keys, strict=True)
         ]
-        try:
-            with self.connection as db:
-                db.executemany(ADD, rows)
-                db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", places)
-        except sqlite3.Error as error:
-            self.check_place()
-            raise DataError(
-                f"{self.own}: cannot be written ({plain(error)}{advice(error)}); results so far "
-                f"are kept; run the same command to continue"
-            ) from error
-        self.check_place()
+        with _usable(self.own):
+            try:
+                with self.journals[self.own] as db:
+                    db.executemany(ADD, rows)
+                    db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", listing)
+            finally:
+                self.check_place()
 
     def check_place(self) -> None:
         """Check that the journals are still the files that were opened.
@@ -204,22 +183,15 @@ class Journal:
         SQLite would continue to write into a file that was moved or removed.
 
         Raises:
-            DataError: if a journal was moved or removed; names its new place if that is known.
+            DataError: if a journal was moved, removed or replaced.
         """
         for path, place in self.places.items():
-            if _place(path) == place:
-                continue
-            if there := _moved_to(place):
+            if _place(path) != place:
                 raise DataError(
-                    f"{path}: was moved to {there} while the job ran; move it back and run the "
-                    f"same command to continue"
+                    f"{path}: was moved, removed or replaced while the job ran; no output was "
+                    f"written; put the journal back and run the same command to continue (without "
+                    f"it, the job captions its images again)"
                 )
-            event = "replaced" if os.path.lexists(path) else "removed or moved away"
-            raise DataError(
-                f"{path}: was {event} while the job ran; no output was written; put the journal "
-                f"back and run the same command to continue (without it, the job captions its "
-                f"images again)"
-            )
 
     def merged(self, listed: int) -> Iterator[Record]:
         """Yield the records of all journals, in the order of the images.
@@ -236,53 +208,31 @@ class Journal:
             for path in journals_of(self.output):
                 with _usable(path):
                     databases[path] = stack.enter_context(closing(_connect(path)))
-            journaled = 0
-            for path, db in databases.items():
-                with _usable(path):
-                    journaled += db.execute("SELECT count(*) FROM listing").fetchone()[0]
-            if journaled != listed:
-                names = ", ".join(path.name for path in databases) or "no journal exists"
-                raise DataError(
-                    f"{self.output}: not written: {listed:,} images were listed, {journaled:,} are "
-                    f"in the journals ({names}): a journal was removed or replaced while the job "
-                    f"ran; run the same command to caption the missing images"
-                )
-            listings = (self._listing(path, db) for path, db in databases.items())
-            listing = stack.enter_context(closing(heapq.merge(*listings)))
+            query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
+            listing = heapq.merge(
+                *(_rows(path, db, self.listing_key, query) for path, db in databases.items())
+            )
             merged = 0
-            for expected, (position, name, digest) in enumerate(listing):
+            for position, name, digest in listing:
+                rows = (
+                    row
+                    for path, db in databases.items()
+                    for _, _, row, _ in _rows(
+                        path, db, self.key, f"{LOOK_UP} AND digest = ?", name, digest
+                    )
+                )
+                row = next(rows, None)
                 # If files appear or disappear meanwhile, processes cut different batches.
-                if position != expected:
-                    raise DataError(
-                        f"{self.output}: not written: the list of images changed while the job ran "
-                        f"(found position {position}, expected {expected}); run the same command "
-                        f"again"
-                    )
-                rows = (self._find(path, db, name, digest) for path, db in databases.items())
-                row = next((row for row in rows if row is not None), None)
-                if row is None:
-                    raise DataError(
-                        f"{self.output}: not written: {excerpt(os.fsdecode(name))} was captioned "
-                        f"but is in no journal: a journal was removed or damaged; run the same "
-                        f"command to caption the image again"
-                    )
+                if position != merged or row is None:
+                    break
                 merged += 1
                 yield Record.from_json(os.fsdecode(name), row)
-            if merged != listed:
+            if merged != listed or next(listing, None):
                 raise DataError(
-                    f"{self.output}: not written: {merged:,} rows for {listed:,} images"
+                    f"{self.output}: not written: {listed:,} images were listed, and the journals "
+                    f"hold {merged:,} of them in order: a journal was removed or replaced, or the "
+                    f"list of images changed while the job ran; run the same command again"
                 )
-
-    def _listing(self, path: Path, db: sqlite3.Connection) -> Iterator[tuple[int, bytes, bytes]]:
-        query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
-        with _usable(path):
-            for position, name, digest, checksum in db.execute(query):
-                _verify(checksum, self.listing_key, position, name, digest)
-                yield position, name, digest
-
-    def _find(self, path: Path, db: sqlite3.Connection, name: bytes, digest: bytes) -> str | None:
-        with _usable(path):
-            return _find(db, self.key, name, digest)[0]
 
     def close(self) -> None:
         """Close the databases."""
@@ -304,166 +254,93 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
         ConfigError: if a journal was started with another model or other settings.
         DataError: if a journal cannot be read or written.
     """
-    text = json.dumps(identity, sort_keys=True)
     for path in journals_of(output):
         with _usable(path), closing(_connect(path)) as damaged:
-            problem = _problem(path, damaged, identity)
-            if problem is None:
-                continue
-            with _repaired(path) as copy:
-                kept, lost = _sound_rows(copy, _key(text))
+            rows, problem = _intact_rows(path, damaged, identity)
+        if problem is None:
+            continue
         with whole_file(path, "journal") as fresh:
-            with _usable(path), closing(sqlite3.connect(fresh)) as db:
-                _begin(db, text)
-                with db:
-                    db.executemany(ADD, kept)
+            with _usable(path), closing(_open(fresh, identity)) as db, db:
+                db.executemany(ADD, rows)
             aside = _free_name(path)
             for ending in (*ENDINGS, ""):
                 with suppress(FileNotFoundError):
                     Path(f"{path}{ending}").rename(f"{aside}{ending}")
         yield (
-            f"{path}: damaged ({problem}): {len(kept):,} intact row(s) kept, {lost}; the damaged "
-            f"file is now {aside}"
+            f"{path}: damaged ({problem}): {len(rows):,} intact row(s) kept; the damaged file is "
+            f"now {aside}"
         )
 
 
-@contextmanager
-def _repaired(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a copy of a damaged journal with an intact header."""
-    with _usable(path), tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "copy"
-        for ending in ("", "-wal", "-journal"):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(f"{path}{ending}", f"{copy}{ending}")
-        with copy.open("r+b") as file:
-            for offset, (content, *_) in HEADER.items():
-                file.seek(offset)
-                file.write(content)
-        with closing(_connect(copy)) as db:
-            yield db
+def _intact_rows(
+    path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]
+) -> tuple[list[tuple[Value, ...]], str | None]:
+    """Return the rows whose checksums match, and what is damaged; None if nothing is."""
+    problems: list[str] = []
+    try:
+        if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return [], None  # its process was killed before it created the tables
+        _check_identity(path, db, identity)
+        (result,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        if result != "ok":
+            problems.append(plain(result))
+    except ERRORS as error:
+        problems.append(_damage(error))
+    rows: dict[tuple[Value, ...], None] = {}
+    # A scan stops at the first damaged page, so scan from both ends.
+    for order in ("", " DESC"):
+        query = f"SELECT * FROM records ORDER BY name{order}, digest{order}"
+        try:
+            for row in db.execute(query):
+                if row == _sealed(_key(identity), *row[:-1]):
+                    rows[row] = None
+                else:
+                    problems.append(MISMATCH)
+        except ERRORS as error:
+            problems.append(_damage(error))
+    return list(rows), problems[0] if problems else None
 
 
-def _check_header(path: Path) -> None:
-    """Check the header bytes that SQLite would report as a missing permission.
+MISMATCH = "the checksum of a row does not match"
+
+
+def _rows(
+    path: Path, db: sqlite3.Connection, key: bytes, query: str, *values: Value
+) -> Iterator[list[Any]]:
+    """Yield the rows of a query without their last column, a checksum that must match.
 
     Raises:
-        ValueError: if the header is damaged.
+        DataError: if the journal is damaged.
     """
-    with open(path, "rb", opener=no_stream) as file:
-        header = file.read(100)
-    for offset, contents in HEADER.items() if header else ():
-        if not header.startswith(contents, offset):
-            raise ValueError("its header is damaged")
+    with _usable(path):
+        for *row, checksum in db.execute(query, values):
+            if checksum != _checksum(key, *row):
+                raise ValueError(MISMATCH)
+            yield row
 
 
-def _problem(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> str | None:
-    """Return what is damaged in a journal; None if it is intact."""
-    try:
-        _check_header(path)
-        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            return None  # its process was killed before it created the tables
-        started = _identity(db)
-    except DAMAGE as error:
-        _refuse_if_not_damage(error)
-        return _one_line(error)
-    _check(path, started, identity, "earlier results")
-    key = _key(json.dumps(started, sort_keys=True))
-    try:
-        result = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if result != "ok":
-            return _one_line(result)
-        for row in db.execute("SELECT name, digest, row, failed, checksum FROM records"):
-            _verify(row[-1], key, *row[:-1])
-    except DAMAGE as error:
-        _refuse_if_not_damage(error)
-        return _one_line(error)
-    return None
+def _text(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)
 
 
-def _sound_rows(db: sqlite3.Connection, key: bytes) -> tuple[list[tuple[Any, ...]], str]:
-    """Read the rows around the damage, one by one.
-
-    Returns:
-        The rows whose checksums match, and how many rows are lost, as text.
-    """
-    names: dict[tuple[bytes, bytes], None] = {}
-    whole = True
-    # Scan both tables from both ends: a scan stops at the first damaged page.
-    for table in ("records", "listing"):
-        for order in ("", " DESC"):
-            by = "name {0}, digest {0}" if table == "records" else "position {0}"
-            query = f"SELECT name, digest FROM {table} ORDER BY {by.format(order)}"
-            try:
-                for name in db.execute(query):
-                    names[name] = None
-            except DAMAGE as error:
-                _refuse_if_not_damage(error)
-                whole = False
-    kept, lost = [], 0
-    for name, digest in names:
-        try:
-            row, failed, checksum = _find(db, key, name, digest)
-        except DAMAGE as error:
-            _refuse_if_not_damage(error)
-            row = None
-        if row is None:
-            lost += 1
-        else:
-            kept.append((name, digest, row, failed, checksum))
-    return kept, f"{lost:,} lost" if whole else f"{lost:,} or more lost"
-
-
-def _find(
-    db: sqlite3.Connection, key: bytes, name: bytes, digest: bytes
-) -> tuple[str | None, int, bytes]:
-    query = "SELECT row, failed, checksum FROM records WHERE name = ? AND digest = ?"
-    result = db.execute(query, (name, digest)).fetchone()
-    if not result:
-        return None, 0, b""
-    row, failed, checksum = result
-    _verify(checksum, key, name, digest, row, failed)
-    return row, failed, checksum
-
-
-def _key(identity: str, run_id: bytes = b"") -> bytes:
+def _key(identity: Mapping[str, Any]) -> bytes:
     """Return the prefix of hashed rows, so that checksums of different jobs differ."""
-    return hashlib.blake2b(identity.encode(), digest_size=16).digest() + run_id
+    return hashlib.blake2b(_text(identity).encode(), digest_size=16).digest()
 
 
-def _checksum(key: bytes, *values: bytes | str | int) -> bytes:
+def _checksum(key: bytes, *values: Value) -> bytes:
     return hashlib.blake2b(key + repr(values).encode(), digest_size=16).digest()
 
 
-def _sealed(key: bytes, *values: bytes | str | int) -> tuple[bytes | str | int, ...]:
+def _sealed(key: bytes, *values: Value) -> tuple[Value, ...]:
     return (*values, _checksum(key, *values))
-
-
-def _verify(checksum: bytes, key: bytes, *values: bytes | str | int) -> None:
-    """Check a row against its checksum.
-
-    Raises:
-        ValueError: if the checksum does not match.
-    """
-    if checksum != _checksum(key, *values):
-        raise ValueError("the checksum of a row does not match")
 
 
 def _place(path: Path) -> tuple[int, int] | None:
     """Return the device and inode of a file; None if it does not exist."""
-    try:
+    with suppress(OSError):
         status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _moved_to(place: tuple[int, int] | None) -> Path | None:
-    """Return the current path of a file that this process has open; Linux only."""
-    for link in Path("/proc/self/fd").glob("*"):
-        if _place(link) == place:
-            with suppress(OSError):
-                there = link.readlink()
-                return there if _place(there) == place else None
+        return status.st_dev, status.st_ino
     return None
 
 
@@ -482,9 +359,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _open(path: Path, identity: str) -> sqlite3.Connection:
+def _open(path: Path, identity: Mapping[str, Any]) -> sqlite3.Connection:
+    """Open a journal; create what it lacks."""
     connection = _connect(path)
-    _check_header(path)
     # Set first, so that `owns` recognises a journal whose process was killed early.
     if connection.execute("PRAGMA application_id").fetchone() != (JOURNAL_ID,):
         connection.execute(f"PRAGMA application_id = {JOURNAL_ID}")
@@ -493,86 +370,75 @@ def _open(path: Path, identity: str) -> sqlite3.Connection:
     alone = os.environ.get("WORLD_SIZE") == os.environ.get("LOCAL_WORLD_SIZE")
     connection.execute(f"PRAGMA journal_mode = {'WAL' if alone else 'TRUNCATE'}")
     connection.execute("PRAGMA synchronous = NORMAL")
-    _begin(connection, identity)
-    return connection
-
-
-def _begin(connection: sqlite3.Connection, identity: str) -> None:
     with connection:
         connection.executescript(SCHEMA)
         if not connection.execute("SELECT 1 FROM job").fetchone():
-            connection.execute("INSERT INTO job VALUES (?, ?)", _sealed(b"", identity))
-
-
-def _identity(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Read the settings that the job was started with.
-
-    Raises:
-        ValueError: if they are damaged.
-    """
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(records)")}
-    if columns and "checksum" not in columns:
-        raise ValueError("its rows have no checksums: an older captioner wrote it")
-    text, checksum = connection.execute("SELECT identity, checksum FROM job").fetchone()
-    _verify(checksum, b"", text)
-    return dict(json.loads(text))
+            connection.execute("INSERT INTO job VALUES (?, ?)", _sealed(b"", _text(identity)))
+    return connection
 
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DAMAGE as error:
-        _refuse_if_not_damage(error, path)
-        raise DataError(
-            f"{path}: damaged journal ({_one_line(error)}); --salvage keeps its intact rows, "
-            f"captions the other images again, and renames the damaged file"
-        ) from error
-
-
-def _refuse_if_not_damage(error: Exception, path: Path | None = None) -> None:
-    """Raise an error that is not damage: a full disk, a lock or a missing permission.
+    """Turn an error of a journal into one that says what to do.
 
     Raises:
-        DataError: for such an error, if the journal's path is given; else the error itself.
+        DataError: if the journal is damaged or cannot be read or written.
     """
-    code = getattr(error, "sqlite_errorcode", None)
-    if not isinstance(error, OSError) and (code is None or code & 0xFF not in NOT_DAMAGE):
-        return
-    if path is None:
+    try:
+        yield
+    except ERRORS as error:
+        what, action = (
+            "damaged journal",
+            "--salvage keeps its intact rows, captions the other images again, and renames the "
+            "damaged file",
+        )
+        if not _is_damage(error):
+            what = "cannot be used as this job's journal"
+            action = "results so far are kept; fix the cause and run the same command to continue"
+        raise DataError(f"{path}: {what} ({_reason(error)}); {action}") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error means damage, not a full disk, a lock or a missing permission."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return not isinstance(error, OSError) and code & 0xFF not in NOT_DAMAGE
+
+
+def _damage(error: Exception) -> str:
+    """Return what is damaged; raise any other error again."""
+    if not _is_damage(error):
         raise error
-    raise DataError(
-        f"{path}: cannot be used as this job's journal ({_one_line(error)}); results so far are "
-        f"kept; fix the cause and run the same command to continue"
-    ) from error
+    return _reason(error)
 
 
-def _one_line(problem: object) -> str:
-    if isinstance(problem, OSError) and problem.strerror:
-        return problem.strerror
-    return plain(problem)
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or plain(error)
 
 
-def _check(
-    path: Path, started: Mapping[str, Any], identity: Mapping[str, Any], discarded: str
-) -> None:
+def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
+    """Refuse a journal of another job.
+
+    Raises:
+        ConfigError: if the model or a setting differs.
+    """
+    [[text]] = _rows(path, db, b"", "SELECT identity, checksum FROM job")
+    started = json.loads(text)
     differences = [
         _difference(key, started.get(key), value)
         for key, value in identity.items()
         if started.get(key) != value
     ]
     if differences:
+        rows = db.execute("SELECT count(*) FROM records").fetchone()[0]
         raise ConfigError(
             f"{path}: this job was started with different settings ({'; '.join(differences)}); "
-            f"choose another --output, or --overwrite to discard {discarded}"
+            f"choose another --output, or --overwrite to discard {rows:,} finished images"
         )
 
 
 def _difference(key: str, was: Any, now: Any) -> str:
     if key == "model":
         return "another model"
-    return (
-        other_arithmetic(was, now)
-        if key == "arithmetic"
-        else f"{key} was {excerpt(was)}, is {excerpt(now)}"
-    )
+    if key == "arithmetic":
+        return other_arithmetic(was, now)
+    return f"{key} was {excerpt(was)}, is {excerpt(now)}"

@@ -102,7 +102,8 @@ def caption_with_ray(
                 **{"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed},
                 **worker_options or {},
             )
-            files = ray.put([_files(model) for model in models])
+            # In a list, as Ray warns of a worker that it may restart with an argument in its store.
+            files = [ray.put(_files(model)) for model in models]
             device = "cuda" if num_gpus else "cpu"
             workers = [
                 start.remote(files, captioner.name, device, options, how)
@@ -121,15 +122,17 @@ class _Worker:
 
     def __init__(
         self,
-        models: list[dict[str, bytes]],
+        models: list[Any],
         name: str,
         device: str,
         options: DecodingConfig,
         how: CaptioningOptions,
     ):
+        import ray
+
         with TemporaryDirectory() as top:
             folders = [Path(top, str(index)) for index in range(len(models))]
-            for folder, files in zip(folders, models, strict=True):
+            for folder, files in zip(folders, ray.get(models), strict=True):
                 folder.mkdir()
                 for file, content in files.items():
                     (folder / file).write_bytes(content)

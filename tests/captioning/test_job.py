@@ -330,15 +330,12 @@ def test_what_is_written_is_held_against_what_was_listed(tmp_path):
         "0.png",
         "1.png",
     ]
-    with pytest.raises(
-        DataError, match=r"found position 3, expected 2\); run the same command again"
-    ):
-        list(journal.merged(3))
-    for listed in (0, 2, 4):
-        with pytest.raises(DataError, match=f"{listed} images were listed, 3 are in the journals"):
+    for listed in (0, 2, 3, 4):
+        words = f"{listed} images were listed, and the journals hold 2 of them in order: .*again"
+        with pytest.raises(DataError, match=words):
             list(journal.merged(listed))
     journals_of(tmp_path / "out.jsonl")[0].unlink()
-    with pytest.raises(DataError, match="3 images were listed, 0 are in the journals"):
+    with pytest.raises(DataError, match="3 images were listed, and the journals hold 0"):
         list(journal.merged(3))
 
 
@@ -404,8 +401,6 @@ def test_a_journal_that_is_moved_in_mid_job_is_said_and_goes_on_once_it_is_back(
     assert len(str(stopped.value).splitlines()) == 1
     assert len(made) < IMAGES  # it is noticed soon
     assert not output.exists()
-    if sys.platform == "linux":
-        assert str(aside / "out.jsonl.journal") in str(stopped.value)
     if harm in (move_folder, replace_folder):
         shutil.rmtree(output.parent, ignore_errors=True)
         aside.rename(output.parent)
@@ -423,7 +418,7 @@ def test_a_journal_that_is_removed_in_mid_job_is_an_error(model, pictures, tmp_p
         for path in tmp_path.glob("out.jsonl.journal*"):
             path.unlink()
 
-    with pytest.raises(DataError, match="removed or moved away while the job ran"):
+    with pytest.raises(DataError, match="removed or replaced while the job ran"):
         run(model, pictures, output, tell=tell)
     assert not output.exists()
 
@@ -525,8 +520,8 @@ def test_salvage_keeps_the_sound_rows_and_the_damaged_file(model, pictures, tmp_
         aside = tmp_path / f"out.jsonl.journal.damaged{'.1' if number else ''}"
         assert aside.read_bytes() == damaged
         assert said == [
-            f"{journal}: damaged (the checksum of a row does not match): 59 intact row(s) kept, "
-            f"1 lost; the damaged file is now {aside}"
+            f"{journal}: damaged (the checksum of a row does not match): 59 intact row(s) kept; "
+            f"the damaged file is now {aside}"
         ]
         assert totals.fresh == 1
         assert output.read_bytes() == whole
@@ -549,22 +544,6 @@ def test_around_a_damaged_page_rows_are_kept(model, pictures, tmp_path):
     totals = run(model, pictures, output, salvage=True, say=said.append)
     assert 0 < totals.fresh < IMAGES // 2
     assert f"{IMAGES - totals.fresh} intact row(s) kept" in said[0]
-    assert output.read_bytes() == whole
-
-
-def test_a_journal_without_checksums_is_not_trusted(model, pictures, tmp_path):
-    output = tmp_path / "out.jsonl"
-    run(model, pictures, output)
-    whole, [journal] = output.read_bytes(), journals_of(output)
-    with sqlite3.connect(journal) as db:
-        for table in ("job", "records", "listing"):
-            db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
-    db.close()
-    with pytest.raises(DataError, match=r"no checksums: an older captioner wrote it.*--salvage"):
-        run(model, pictures, output)
-    said = []
-    assert run(model, pictures, output, salvage=True, say=said.append).fresh == IMAGES
-    assert f"0 intact row(s) kept, {IMAGES} lost" in said[0]
     assert output.read_bytes() == whole
 
 

@@ -15,9 +15,9 @@ import pytest
 from captioner.captioner import Captioner
 from captioner.captioning import ray as cluster
 from captioner.captioning.ray import caption_with_ray
-from captioner.captioning.uri import UriFile
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
 from captioner.captioning.sources import Item, Slice, list_images
+from captioner.captioning.uri import UriFile
 from captioner.captioning.writers import JsonLinesWriter
 from captioner.errors import ConfigError, ImageError
 
