@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,8 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
     """Write a file atomically: give a temporary path, and move it into place on success.
 
     The temporary path is in a hidden folder next to the file, together with any file that a killed
-    library leaves behind.
-
-    Args:
-        path: final file; its folder is created if missing. A link is kept and its target replaced.
-            A device or a pipe, such as /dev/null, is written directly. A replaced file keeps its
-            mode; a new file gets the mode of the umask.
-        kind: of `ownership.FILES`; a foreign file is not replaced.
+    library leaves behind. A link is kept and its target replaced. A device or a pipe, such as
+    /dev/null, is written directly. A replaced file keeps its mode; a new file follows the umask.
 
     Raises:
         ConfigError: if a foreign file exists at `path`, before or after the block.
@@ -72,11 +67,7 @@ def write_text(path: Path, text: str, kind: str) -> None:
 
 
 def read_json(path: Path, **options: Any) -> Any:
-    """Read an untrusted JSON file.
-
-    Args:
-        path: path of a regular file of at most `MAX_JSON` bytes.
-        **options: passed to `json.loads`.
+    """Read an untrusted JSON file of at most `MAX_JSON` bytes; the options are of `json.loads`.
 
     Raises:
         OSError: if the file cannot be read.
@@ -114,10 +105,6 @@ def no_stream(path: str, flags: int) -> int:
 
     Opening a pipe without a writer blocks for ever, even if a file was at the path a moment ago.
 
-    Args:
-        path: path of a file.
-        flags: of `os.open`.
-
     Raises:
         OSError: if it cannot be opened, or is a pipe, a socket or a device.
     """
@@ -133,10 +120,8 @@ def no_stream(path: str, flags: int) -> int:
 def whole_folder(path: Path, kind: str) -> Iterator[Path]:
     """Write a folder atomically: give a temporary folder, and move it into place on success.
 
-    Args:
-        path: final folder. On Linux, the old and the new folder are swapped in one step. Elsewhere,
-            a kill between two renames removes the old folder until `sweep` restores it.
-        kind: of `ownership.FOLDERS`; a foreign folder is not replaced.
+    On Linux, the old and the new folder are swapped in one step. Elsewhere, a kill between two
+    renames removes the old folder until `sweep` restores it.
 
     Raises:
         ConfigError: if a foreign file or folder exists at `path`, before or after the block.
@@ -165,9 +150,7 @@ def whole_folder(path: Path, kind: str) -> Iterator[Path]:
 def sweep(path: Path) -> None:
     """Delete the temporary folders that killed processes left for a file or a folder.
 
-    Args:
-        path: final file or folder. If a process was killed while it replaced a folder, the old
-            folder is restored.
+    If a process was killed while it replaced the folder, the old folder is restored.
     """
     for leftover, name in _leftovers(path.parent):
         if name == _hidden(path.name):
@@ -177,12 +160,7 @@ def sweep(path: Path) -> None:
 
 
 def sweep_marked(folder: Path, kind: str) -> None:
-    """Delete the temporary folders that killed processes left directly in captioner's folder.
-
-    Args:
-        folder: folder to search.
-        kind: of `ownership.FOLDERS`, with a marker.
-    """
+    """Delete the temporary folders that killed processes left directly in a marked folder."""
     if owns(folder, kind):
         for leftover, name in _leftovers(folder):
             if writes(kind, name.removeprefix(".")):
@@ -237,12 +215,10 @@ def _is_written(folder: Path, process: int) -> bool:
 
 def _swap(new: Path, path: Path) -> None:
     """Replace a folder by a new one; the old one moves to the new one's path, or to `OLD`."""
-    try:
+    with suppress(AttributeError, OSError, TypeError):  # not Linux
         exchange = ctypes.CDLL(None, use_errno=True).renameat2
         if exchange(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
             return
-    except (AttributeError, OSError, TypeError):  # not Linux
-        pass
     old = new.with_name(OLD)
     path.replace(old)
     new.replace(path)

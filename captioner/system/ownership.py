@@ -2,9 +2,8 @@
 
 A name proves nothing: any project may have a `config.yaml`. Folders that captioner fills contain a
 marker file. Model directories, and files at paths that the user chose, are recognised by their
-content. The tables `FILES` and `FOLDERS` list every kind; `owns` looks them up, and `check`,
-`begin` and `clear` call `owns`. Unlisted files, and files more than one folder deep, are never
-touched.
+content. The tables `FILES` and `FOLDERS` list every kind. Unlisted files, and files more than one
+folder deep, are never touched.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import csv
 import json
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from captioner.errors import CaptionerError, ConfigError
 from captioner.system.escapes import COLUMNS
@@ -29,11 +27,10 @@ MARKER = ".captioner.json"
 JOURNAL_SUFFIX = ".journal"
 JOURNAL_ID = 0x43617074  # application_id in the header of a journal, "Capt"
 SQLITE = b"SQLite format 3\0"
-MAX_BYTES = 2**26  # of a file that is read completely to be recognised
+MAX_BYTES = 2**26  # of a file or a line that is read completely to be recognised
 MAX_SIDECAR = 4096  # bytes of a text file next to an image
 
 _MODEL = {"config.json", "model.safetensors", "vocab.json", "preprocessor_config.json"}
-_ROW = b'{"file_name": '
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
 # Names of the files that captioner writes into marked folders, by the folder's kind.
@@ -43,15 +40,23 @@ _IN_MARKED = {
     "tensorboard": re.compile(r"events\.out\.tfevents\..+"),
     "store": re.compile(r"rows\.\w+|about\.json|(fill|append)\.lock"),
 }
+# Files, by name, of folders that may be foreign; a run has its folders of these kinds.
+_CONTENT = {
+    "evaluation": {
+        "predictions.jsonl": "predictions",
+        "scores.json": "scores",
+        "report.html": "report",
+    },
+    "gradients": {"gradients.png": "figure", "gradients.json": "study"},
+}
+_IN_RUN = ("checkpoints", "tensorboard", "model", "evaluation", "gradients")
+# Never a pipe or a device, as the user did not type the name.
+_REGULAR = ("failures", "journal", "sidecar")
+_NAMES = {"failures": "list of failures", "journal": "journal", "sidecar": "caption file"}
 
 
 def owns(place: Path, kind: str) -> bool:
-    """Whether captioner wrote a file or a folder.
-
-    Args:
-        place: a file or a folder; links are followed.
-        kind: a key of `FILES` or `FOLDERS`.
-    """
+    """Whether captioner wrote a file or a folder; links are followed."""
     if place.is_dir():
         return kind in FOLDERS and FOLDERS[kind](place)
     return kind in FILES and place.is_file() and FILES[kind](place)
@@ -74,12 +79,12 @@ def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> 
     Raises:
         CaptionerError: if the path may not be written.
     """
-    if kind in FILES:
-        empty = kind != "failures" and place.is_file() and not place.stat().st_size
-        free = not place.exists() or empty
-        allowed = free or (kind not in _REGULAR and not place.is_dir() and not place.is_file())
-    else:
+    if kind in FOLDERS:
         allowed = not os.path.lexists(place) or (place.is_dir() and is_empty(place))
+    elif place.is_file():
+        allowed = kind != "failures" and not place.stat().st_size
+    else:
+        allowed = not place.exists() or (kind not in _REGULAR and not place.is_dir())
     if not allowed and not owns(place, kind):
         raise _refusal(place, kind, error)
 
@@ -89,7 +94,7 @@ def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigErr
 
     Args:
         folder: folder to write into.
-        kind: kind of the files: "evaluation" or "gradients".
+        kind: "evaluation" or "gradients".
         error: class of the exception.
 
     Raises:
@@ -99,28 +104,26 @@ def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigErr
         raise error(f"{folder}: not a folder; choose another path")
     for name, inner in _CONTENT[kind].items():
         place = folder / name
-        if place.exists() and not owns(
-            place, inner
-        ):  # even an empty file, as the user did not type its name
+        # The user did not type the name, so even an empty file is foreign.
+        if place.exists() and not owns(place, inner):
             raise _refusal(place, inner, error)
 
 
 def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerError:
+    name = _NAMES.get(kind, f"{kind.removeprefix('in ')} file")
+    reason = f"already exists and is not a {name} that captioner wrote"
+    if place.is_dir() and kind in FILES:
+        reason = "a folder, not a file"
+    elif place.is_dir() and kind == "model":
+        reason = "not a model directory that captioner wrote"
+        if foreign := sorted(path.name for path in place.iterdir() if path.name not in _MODEL):
+            reason += f": it contains {plain(foreign[0])}"
+    elif place.is_dir():
+        reason = f"not marked as captioner's {kind} folder"
     return error(
-        f"{place}: {_reason(place, kind)}; nothing was changed; choose another path, or move the "
-        f"existing one away"
+        f"{place}: {reason}; nothing was changed; choose another path, or move the existing one "
+        f"away"
     )
-
-
-def _reason(place: Path, kind: str) -> str:
-    name = _NAMES.get(kind, kind)
-    if kind == "model" and place.is_dir():
-        foreign = sorted(path.name for path in place.iterdir() if path.name not in _MODEL)
-        contents = f": it contains {plain(foreign[0])}" if foreign else ""
-        return f"not a model directory that captioner wrote{contents}"
-    if place.is_dir():
-        return "a folder, not a file" if kind in FILES else f"not marked as captioner's {name}"
-    return f"already exists and is not a {name} that captioner wrote"
 
 
 def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
@@ -146,43 +149,41 @@ def mark(folder: Path, kind: str) -> None:
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder is empty, or contains only an empty marker left by a killed process."""
-    content = list(folder.iterdir())
-    return not content or (
-        [path.name for path in content] == [MARKER]
-        and content[0].is_file()
-        and not content[0].stat().st_size
+    return all(
+        path.name == MARKER and path.is_file() and not path.stat().st_size
+        for path in folder.iterdir()
     )
 
 
-def clear(folder: Path, kind: str) -> None:
-    """Delete captioner's files in a folder and in captioner's folders inside it.
+def clear(run: Path) -> None:
+    """Delete captioner's files in a run folder and in captioner's folders inside it.
 
     Args:
-        folder: keeps its marker; a foreign folder is not changed.
-        kind: a key of `FOLDERS`.
+        run: keeps its marker; a foreign folder is not changed.
     """
-    if not owns(folder, kind):
+    if not owns(run, "run"):
         return
-    _delete_files(folder, kind)
-    for name, inner in _INNER.get(kind, {}).items():
-        within = folder / name
-        if within.is_dir() and (_delete_files(within, inner) or owns(within, inner)):
-            remaining = [path.name for path in within.iterdir()]
-            if remaining == [MARKER] and owns(within, inner):
-                (within / MARKER).unlink()
-            _remove_if_empty(within)  # with foreign files, it stays and keeps its marker
+    _delete_files(run, "run")
+    for kind in _IN_RUN:
+        folder = run / kind
+        if kind in _IN_MARKED:
+            remove(folder, kind, keep_marked=True)
+        elif folder.is_dir() and _delete_files(folder, kind):
+            _remove_if_empty(folder)
 
 
-def remove(folder: Path, kind: str) -> None:
+def remove(folder: Path, kind: str, *, keep_marked: bool = False) -> None:
     """Delete captioner's files and marker in a folder, and the folder if it is then empty.
 
     Args:
         folder: a foreign folder is not changed.
         kind: kind of a folder with a marker.
+        keep_marked: keep the marker if foreign files remain.
     """
     if owns(folder, kind):
         _delete_files(folder, kind)
-        (folder / MARKER).unlink()
+        if not keep_marked or [path.name for path in folder.iterdir()] == [MARKER]:
+            (folder / MARKER).unlink()
         _remove_if_empty(folder)
 
 
@@ -194,8 +195,6 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _delete_files(folder: Path, kind: str) -> bool:
     """Delete captioner's files in one folder; return whether there were any."""
-    if kind in FOLDERS and not owns(folder, kind):
-        return False
     kinds = _CONTENT.get(kind, {})
     ours = [
         path
@@ -207,72 +206,43 @@ def _delete_files(folder: Path, kind: str) -> bool:
     return bool(ours)
 
 
-def _marked(folder: Path, kind: str) -> bool:
+def _is_marked(kind: str, folder: Path) -> bool:
     content = _json(folder / MARKER)
-    return (
-        isinstance(content, dict)
-        and content.get("kind") == kind
-        and isinstance(content.get("captioner_version"), str)
-    )
+    return content.get("kind") == kind and isinstance(content.get("captioner_version"), str)
 
 
-def _in_marked(kind: str) -> Callable[[Path], bool]:
-    return lambda path: writes(kind, path.name) and _marked(path.parent, kind)
+def _is_in_marked(kind: str, path: Path) -> bool:
+    return writes(kind, path.name) and _is_marked(kind, path.parent)
 
 
 def _is_model(folder: Path) -> bool:
     """Recognise a model directory by its content, because it has no marker."""
-    if {path.name for path in folder.iterdir()} != _MODEL:
-        return False
-    config = _json(folder / "config.json")
     return (
-        all((folder / name).is_file() for name in _MODEL)
-        and isinstance(config, dict)
-        and isinstance(config.get("captioner_version"), str)
-        and {"format_version", "encoder", "decoder", "decoding"} <= config.keys()
-        and _is_vocabulary(folder / "vocab.json")
+        {path.name for path in folder.iterdir()} == _MODEL
+        and all(path.is_file() for path in folder.iterdir())
+        and isinstance(_json(folder / "config.json").get("captioner_version"), str)
+        and _has_keys("format_version", "encoder", "decoder", "decoding")(folder / "config.json")
+        and owns(folder / "vocab.json", "vocabulary")
     )
-
-
-def _in_model(path: Path) -> bool:
-    return path.name in _MODEL and _is_model(path.parent)
-
-
-def _is_vocabulary(path: Path) -> bool:
-    content = _json(path)
-    return isinstance(content, dict) and content.keys() == {"min_count", "specials", "words"}
 
 
 def _is_captions(path: Path) -> bool:
     """Recognise captions by every row; text and COCO files also need their journal."""
     with path.open("rb") as file:
         start = file.read(64)
-        file.seek(0)
         if start.startswith(b"PAR1"):
             file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)
             return b"captioner_version" in file.read()
-        if start.startswith(_ROW):
-            return _is_rows(path, list(COLUMNS))
+        if start.startswith(b'{"file_name": '):
+            return _has_rows(*COLUMNS)(path)
         if start.startswith(",".join(COLUMNS).encode()):
             return _is_table(path)
-        if not _is_journal(path.with_name(f"{path.name}{JOURNAL_SUFFIX}")):
+        if not owns(path.with_name(path.name + JOURNAL_SUFFIX), "journal"):
             return False
+        file.seek(0)
         if start.startswith(b"["):
             return all(map(_COCO_LINE.fullmatch, file))
         return all(b"\t" in line and b"\0" not in line for line in file)
-
-
-def _is_rows(path: Path, keys: list[str]) -> bool:
-    """Whether each line begins like captioner's row; the first line must have all the keys."""
-    with path.open("rb") as file:
-        first = file.readline(MAX_BYTES)
-        try:
-            row = json.loads(first)
-        except (ValueError, RecursionError):
-            return False
-        if not isinstance(row, dict) or list(row)[: len(keys)] != keys:
-            return False
-        return all(line.startswith(_ROW) and line.endswith(b"}\n") for line in file)
 
 
 def _is_table(path: Path) -> bool:
@@ -286,49 +256,10 @@ def _is_table(path: Path) -> bool:
             return False
 
 
-def _is_predictions(path: Path) -> bool:
-    return _is_rows(path, [*COLUMNS, "references", "scores", "n_best"])
-
-
 def _is_journal(path: Path) -> bool:
-    if not path.is_file():
-        return False
     with path.open("rb") as file:
         header = file.read(100)
-    # One or two flipped bytes are tolerated; the rows have checksums.
-    same = sum(a == b for a, b in zip(header, SQLITE, strict=False))
-    if header[68:72] == JOURNAL_ID.to_bytes(4, "big") and same >= len(SQLITE) - 2:
-        return True
-    if same < len(SQLITE):
-        return False
-    # Older versions set no id. `immutable` leaves the files next to a foreign database alone.
-    uri = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.Error:
-        return False
-    return {"job", "records", "listing"} <= tables
-
-
-def _is_failures(path: Path) -> bool:
-    with path.open("rb") as file:
-        lines = [_is_failure(line) for line in file]
-    return bool(lines) and all(
-        lines
-    )  # captioner deletes an empty list, so an empty file is foreign
-
-
-def _is_failure(line: bytes) -> bool:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return (
-        isinstance(row, dict)
-        and list(row) == ["output", "path", "kind", "message"]
-        and line.endswith(b"\n")
-    )
+    return header.startswith(SQLITE) and header[68:72] == JOURNAL_ID.to_bytes(4, "big")
 
 
 def _is_sidecar(path: Path) -> bool:
@@ -343,116 +274,83 @@ def _is_sidecar(path: Path) -> bool:
 
 
 def _is_scores(path: Path) -> bool:
-    content = _json(path)
-    return isinstance(content, dict) and bool(content) and all(map(_is_score, content.values()))
-
-
-def _is_score(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and {"value", "signature"} <= value.keys()
-        and isinstance(value["signature"], str)
-        and "|" in value["signature"]
+    scores = _json(path).values()
+    return bool(scores) and all(
+        isinstance(score, dict) and "value" in score and "|" in str(score.get("signature"))
+        for score in scores
     )
 
 
-def _is_object_of(*keys: str) -> Callable[[Path], bool]:
-    def has_keys(path: Path) -> bool:
-        content = _json(path)
-        return isinstance(content, dict) and set(keys) <= content.keys()
+def _has_rows(*keys: str) -> Callable[[Path], bool]:
+    """Recognise JSON Lines: the first row has these first keys, each begins with the first key."""
+    start = f'{{"{keys[0]}": '.encode()
 
-    return has_keys
+    def check_rows(path: Path) -> bool:
+        with path.open("rb") as file:
+            first = _parsed(file.readline(MAX_BYTES))
+            file.seek(0)
+            return tuple(first)[: len(keys)] == keys and all(
+                line.startswith(start) and line.endswith(b"}\n") for line in file
+            )
+
+    return check_rows
 
 
-def _starts_with(*signatures: bytes) -> Callable[[Path], bool]:
+def _has_keys(*keys: str) -> Callable[[Path], bool]:
+    return lambda path: set(keys) <= _json(path).keys()
+
+
+def _has_signature(*signatures: bytes) -> Callable[[Path], bool]:
     """Look for a signature of captioner's writers near the beginning of a file."""
 
-    def has_signature(path: Path) -> bool:
+    def check_start(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(4096)
         return any(signature in start for signature in signatures)
 
-    return has_signature
+    return check_start
 
 
-def _is_scenes(folder: Path) -> bool:
-    index = folder / "captions.jsonl"
-    if not index.is_file():
-        return False
-    with index.open("rb") as file:
-        try:
-            row = json.loads(file.readline(MAX_BYTES))
-        except (ValueError, RecursionError):
-            return False
-    return isinstance(row, dict) and list(row) == ["file_name", "split", "captions", "scene"]
-
-
-def _json(path: Path) -> Any:
-    """Return the content of a JSON file; None if it is too large or not JSON."""
-    try:
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is none or the file is too large."""
+    with suppress(OSError):
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
-            return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        pass
-    return None
+            return _parsed(path.read_bytes())
+    return {}
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        value = json.loads(content)
+        if isinstance(value, dict):
+            return value
+    return {}
 
 
 FILES: Mapping[str, Callable[[Path], bool]] = {
-    **{f"in {kind}": _in_marked(kind) for kind in _IN_MARKED},
-    "in model": _in_model,
+    **{f"in {kind}": partial(_is_in_marked, kind) for kind in _IN_MARKED},
+    "in model": lambda path: path.name in _MODEL and _is_model(path.parent),
     "captions": _is_captions,
     "journal": _is_journal,
-    "failures": _is_failures,
+    # captioner deletes an empty list, so an empty file is foreign.
+    "failures": _has_rows("output", "path", "kind", "message"),
     "sidecar": _is_sidecar,
-    "predictions": _is_predictions,
+    "predictions": _has_rows(*COLUMNS, "references", "scores", "n_best"),
     "scores": _is_scores,
-    "comparison": _is_object_of("systems", "matched_by", "ranked_by", "improved", "worsened"),
+    "comparison": _has_keys("systems", "matched_by", "ranked_by", "improved", "worsened"),
     # Version 0.1 wrote no generator.
-    "report": _starts_with(
+    "report": _has_signature(
         b'<meta name="generator" content="captioner">', "· captioner</title>".encode()
     ),
-    "study": _is_object_of("captions", "shortest", "longest", "clip_norm", "seed", "cells"),
-    "figure": _starts_with(b"tEXtSoftware\0captioner"),
-    "vocabulary": _is_vocabulary,
+    "study": _has_keys("captions", "shortest", "longest", "clip_norm", "seed", "cells"),
+    "figure": _has_signature(b"tEXtSoftware\0captioner"),
+    "vocabulary": _has_keys("min_count", "specials", "words"),
 }
 FOLDERS: Mapping[str, Callable[[Path], bool]] = {
-    **{kind: lambda folder, kind=kind: _marked(folder, kind) for kind in _IN_MARKED},  # type: ignore[misc]
-    "part": lambda folder: _marked(folder, "part"),
+    **{kind: partial(_is_marked, kind) for kind in (*_IN_MARKED, "part")},
     "model": _is_model,
-    "scenes": _is_scenes,
-}
-_REGULAR = (
-    "failures",
-    "journal",
-    "sidecar",
-)  # never a pipe or a device, as the user did not type the name
-# Folders inside a folder, and the files of folders without a marker.
-_INNER = {
-    "run": {
-        "checkpoints": "checkpoints",
-        "tensorboard": "tensorboard",
-        "model": "model",
-        "evaluation": "evaluation",
-        "gradients": "gradients",
-    }
-}
-_CONTENT = {
-    "evaluation": {
-        "predictions.jsonl": "predictions",
-        "scores.json": "scores",
-        "report.html": "report",
-    },
-    "gradients": {"gradients.png": "figure", "gradients.json": "study"},
-}
-_NAMES = {
-    "run": "run folder",
-    "store": "feature store",
-    "captions": "captions file",
-    "failures": "list of failures",
-    "sidecar": "caption file",
-    "scores": "scores file",
-    "predictions": "predictions file",
-    "in run": "run file",
-    "in checkpoints": "checkpoint",
-    "in store": "feature store file",
+    "scenes": lambda folder: (
+        (folder / "captions.jsonl").is_file()
+        and _has_rows("file_name", "split", "captions", "scene")(folder / "captions.jsonl")
+    ),
 }

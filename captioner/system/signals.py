@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Record SIGINT and SIGTERM; a second signal of the same kind has its usual effect.
-
-    Yields:
-        The numbers of the received signals, a list that grows.
-    """
+    """Record SIGINT and SIGTERM in a list; a second one of the same kind has its usual effect."""
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -23,13 +19,11 @@ def caught_signals() -> Iterator[list[int]]:
         signal.signal(number, before[signal.Signals(number)])
 
     try:
-        for number in before:
-            signal.signal(number, catch)
-    except ValueError:  # only the main thread can handle signals
-        yield caught
-        return
-    try:
+        with suppress(ValueError):  # only the main thread can handle signals
+            for number in before:
+                signal.signal(number, catch)
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with suppress(ValueError):
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -257,7 +257,7 @@ def _open_folder(folder: Path, config: Config, resume: bool) -> None:
     sweep_marked(folder, "run")
     sweep_marked(folder / "checkpoints", "checkpoints")
     if not (resume and (folder / "config.yaml").is_file()):
-        clear(folder, "run")
+        clear(folder)
         write_text(folder / "config.yaml", config.to_yaml(), "in run")
 
 
