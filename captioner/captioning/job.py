@@ -213,11 +213,7 @@ def _fill_journal(
     world: World,
     tell: Callable[[Record], None],
 ) -> tuple[int, int]:
-    """Add batches to the journal, and pass each new record to `tell`.
-
-    Returns:
-        The number of images, and the number of new records.
-    """
+    """Add batches to the journal; return the number of images, and of new records."""
     listed = fresh = 0
     for positions, batch in tqdm(batches, unit="batch", disable=None if world.leads else True):
         journal.add(positions, batch)
@@ -260,23 +256,16 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
                 sweep(output.with_name(ERRORS))
                 if overwrite:
                     forget(output)
-                elif not journals_of(output) and (rows := _rows(output)):
+                elif output.exists() and output.stat().st_size and not journals_of(output):
                     raise ConfigError(
-                        f"{output}: already exists ({rows:,} lines) and has no journal to resume "
-                        f"from; choose another --output, or --overwrite to replace it"
+                        f"{output}: already exists and has no journal to resume from; choose "
+                        f"another --output, or --overwrite to replace it"
                     )
                 yield
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
         raise ConfigError(f"{output}: in use by another process; wait until it ends") from error
-
-
-def _rows(output: Path) -> int:
-    if not output.exists():
-        return 0
-    with output.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 def how_to_continue(overwrite: bool) -> str:
@@ -288,10 +277,7 @@ def how_to_continue(overwrite: bool) -> str:
 def _own_batches(
     items: Iterable[Item], size: int, world: World
 ) -> Iterator[Iterator[tuple[int, Item]]]:
-    """Yield this process's batches of (position, item).
-
-    Batches are cut from the full list, so they are the same for any number of processes.
-    """
+    """Yield this process's batches of (position, item), cut from the full list."""
     for number, batch in enumerate(in_turn(enumerate(items), size)):
         if number % world.size == world.rank:
             yield batch

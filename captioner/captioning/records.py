@@ -139,13 +139,6 @@ class ItemReader:
     def __init__(
         self, preprocess: Preprocess, how: CaptioningOptions, memory: Memory | None = None
     ):
-        """Create a reader.
-
-        Args:
-            preprocess: turns a picture into pixels.
-            how: captioning settings.
-            memory: see `caption_files`.
-        """
         self.preprocess = preprocess
         self.max_pixels = how.max_pixels
         self.at_least = preprocess.enough if how.scaled_decoding else None
@@ -157,12 +150,12 @@ class ItemReader:
         ticket: int,
         is_wanted: Callable[[bytes], bool] = lambda content: True,  # noqa: ARG005
     ) -> tuple[Record, Tensor | None]:
-        """Read and decode an image.
+        """Read an image, and decode it if `is_wanted` returns True for the file's content.
 
         Args:
             item: the image.
             ticket: from `memory.join`; released here.
-            is_wanted: called with the file's content; False: do not decode.
+            is_wanted: whether to decode.
 
         Returns:
             The record, with an error if the image failed; and pixels, uint8 (3, S, S), if it was

@@ -32,12 +32,9 @@ class Writer(ABC):
     """Writes records in one format.
 
     A `with` block calls `open`, and calls `close` if no exception was raised.
-
-    Attributes:
-        several: whether the format holds more than one caption per image.
     """
 
-    several: ClassVar[bool] = True
+    several: ClassVar[bool] = True  # whether the format holds more than one caption per image
 
     def __init__(
         self, file: TextIO, *, n_best: int = 1, extension: str = ".txt", overwrite: bool = False
@@ -50,20 +47,16 @@ class Writer(ABC):
             extension: extension of files next to images, with the dot.
             overwrite: replace existing files next to images.
         """
-        self.file = file
-        self.n_best = n_best
-        self.extension = extension
-        self.overwrite = overwrite
+        self.file, self.n_best = file, n_best
+        self.extension, self.overwrite = extension, overwrite
+        self.taken: set[int | str | Path] = set()  # ids or places that an image has
 
     def open(self) -> None:  # noqa: B027 optional
         """Write the header, if the format has one."""
 
     @abstractmethod
     def write(self, record: Record) -> Record:
-        """Write a record.
-
-        Returns:
-            The record; a failure if its caption would replace another one.
+        """Write a record; return it, or a failure if its caption would replace another one.
 
         Raises:
             DataError: if the file next to an image cannot be written.
@@ -124,26 +117,22 @@ class CocoWriter(Writer):
 
     several = False
 
-    def open(self) -> None:
-        """Start with no ids; `write` opens the list."""
-        self.ids: set[int | str] = set()
-
     def write(self, record: Record) -> Record:
         """Write an entry; see `Writer`. The id of a COCO image is the number in its file name."""
         if not record.captions:
             return record
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
-        if image_id in self.ids:
+        if image_id in self.taken:
             return _refused(record, f"another image has the same COCO id, {image_id}; {ADVICE}")
         entry = to_json({"image_id": image_id, "caption": record.caption})
-        self.file.write(f"{',' if self.ids else '['}\n{entry}")
-        self.ids.add(image_id)
+        self.file.write(f"{',' if self.taken else '['}\n{entry}")
+        self.taken.add(image_id)
         return record
 
     def close(self) -> None:
         """Close the list."""
-        self.file.write("\n]\n" if self.ids else "[]\n")
+        self.file.write("\n]\n" if self.taken else "[]\n")
 
 
 class SidecarWriter(Writer):
@@ -151,21 +140,16 @@ class SidecarWriter(Writer):
 
     several = False
 
-    def open(self) -> None:
-        """Start with no file written."""
-        self.places: set[Path] = set()
-
     def write(self, record: Record) -> Record:
         """Write a file; see `Writer`."""
         if not record.captions:
             return record
         place = _sidecar_path(record.file_name, self.extension)
-        if place in self.places:
-            reason = f"another image has the same text file, {place}; {ADVICE}"
-            return _refused(record, reason)
+        if place in self.taken:
+            return _refused(record, f"another image has the same text file, {place}; {ADVICE}")
         if place.exists() and not self.overwrite:
             return _refused(record, f"{place} already exists; --overwrite replaces it")
-        self.places.add(place)
+        self.taken.add(place)
         try:
             write_text(place, record.caption + "\n", "sidecar")
         except OSError as error:
@@ -184,8 +168,7 @@ class ParquetWriter(Writer):
         from pyarrow import parquet
 
         text, number = pa.string(), pa.float64()
-        columns = {"file_name": text, "image_id": text, "caption": text, "score": number}
-        columns |= {"status": text, "error": text}
+        columns = dict.fromkeys((*COLUMNS, "error"), text) | {"score": number}
         if self.n_best > 1:
             one = {"caption": text, "log_prob": number, "score": number}
             columns["n_best"] = pa.list_(pa.struct(one.items()))
@@ -224,18 +207,12 @@ FORMATS: dict[str, type[Writer]] = {
 
 
 def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
-    """Return a record as a JSONL object.
-
-    Args:
-        record: record of one image.
-        n_best: if above 1, the number of captions to list with their log-probabilities.
-    """
-    best = record.captions[0] if record.captions else None
+    """Return a record as a JSONL object; `n_best` above 1 lists captions with log-probabilities."""
     row: dict[str, object] = {
         "file_name": utf8_name(record.file_name),
         "image_id": utf8_name(record.image_id),
         "caption": record.caption,
-        "score": round(best.score, 6) if best else None,
+        "score": round(record.captions[0].score, 6) if record.captions else None,
         "status": record.status,
     }
     if record.error:
@@ -251,16 +228,7 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
 def write_output(
     records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
 ) -> Totals:
-    """Write the output of a job and its list of failures, each atomically.
-
-    Args:
-        records: in the order of the images.
-        output: file to write.
-        format: a format of `FORMATS` that writes one file.
-        n_best: captions to write per image, if the format holds several.
-
-    Returns:
-        The counts of the job.
+    """Write the output of a job and its list of failures, each atomically; return the counts.
 
     Raises:
         DataError: if an existing list of failures cannot be read.
@@ -294,27 +262,21 @@ def skip_existing(
         skip: called with the name of each skipped image.
 
     Yields:
-        The other images; a failure if the text file would replace the image itself, something that
-        is not a file, or more than one line of text.
+        The other images; a failure if the text file would replace the image itself, or anything
+        that is not one line of text.
     """
     for item in items:
-        place = _sidecar_path(item.name, extension)
+        place, reason = _sidecar_path(item.name, extension), None
         if place == Path(item.name):
-            reason = "its caption would replace the image itself; choose another --extension"
-            yield Item(item.name, ImageError(reason, kind="place_taken"))
+            reason = "the image itself; choose another --extension"
         elif isinstance(item.source, Path) and place.exists():
             if not overwrite:
                 skip(item.name)
-            elif not place.is_file():
-                reason = f"its caption would replace {place}, which is not a file; move that away"
-                yield Item(item.name, ImageError(reason, kind="place_taken"))
-            elif place.stat().st_size and not owns(place, "sidecar"):
-                reason = f"its caption would replace {place}, which has more than one line of text"
-                yield Item(item.name, ImageError(reason, kind="place_taken"))
-            else:
-                yield item
-        else:
-            yield item
+                continue
+            if not owns(place, "sidecar"):
+                reason = f"{place}, which is not one line of text; move that away"
+        error = ImageError(f"its caption would replace {reason}", kind="place_taken")
+        yield Item(item.name, error) if reason else item
 
 
 def _refused(record: Record, reason: str) -> Record:

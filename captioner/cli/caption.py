@@ -170,8 +170,8 @@ def command(
 
     default = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
     how = RunOptions(models=[], output=output, format=format or default, **options)
-    _check_engine(how)
-    _check_output(how)
+    if problem := next(_problems(how), None):
+        raise click.UsageError(problem)
     how = replace(how, models=find_models(models))
     if not models:
         say(f"model: {how.models[0]}")
@@ -296,62 +296,51 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
 def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Captioner, World]]:
     """Join the other processes of the job and load the model."""
     from captioner.captioner import choose_device
+    from captioner.captioning.sources import typed
     from captioner.system.world import joined
 
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
     # ends the others.
     with joined(choose_device(how.device), timedelta(days=365)) as (world, device):
-        if world.size > 1 and (not how.output or any(map(_read_once, images))):
+        pipes = (name for source in images for name in typed(source) if Path(name).is_fifo())
+        if world.size > 1 and (not how.output or "-" in images or any(pipes)):
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )
         yield load_captioner(how.models, str(device)), world
 
 
-def _read_once(source: str) -> bool:
-    """Whether only one process can read a source."""
-    from captioner.captioning.sources import typed
-
-    return source == "-" or any(Path(name).is_fifo() for name in typed(source))
-
-
-def _check_engine(how: RunOptions) -> None:
-    """Refuse options that the engine does not support."""
-    if how.engine == "ray":
-        if not how.output or how.format not in ("jsonl", "parquet"):
-            raise click.UsageError("--engine ray needs --output FILE.jsonl or FILE.parquet")
-        if how.retry_errors or how.salvage or how.on_error == "fail" or how.device != "auto":
-            raise click.UsageError(
-                "--engine ray does not support --retry-errors, --salvage, --on-error fail or "
-                "--device: a Ray job cannot be resumed, and --num-gpus chooses its devices"
-            )
-    elif how.format == "parquet":
-        raise click.UsageError("--format parquet needs --engine ray")
-    elif how.num_gpus is not None:
-        raise click.UsageError("--num-gpus needs --engine ray; without it, use --device")
-
-
-def _check_output(how: RunOptions) -> None:
-    """Refuse options that the output format or place does not support."""
-    if how.format == "txt" and how.output:
-        raise click.UsageError("--format txt writes next to each image; remove --output")
-    if not how.output and how.retry_errors:
-        raise click.UsageError("--retry-errors needs --output: its journal records failures")
-    if how.output and (how.output.is_dir() or not how.output.name):
-        raise click.UsageError(f"--output: {how.output} is a folder; name a file in it")
+def _problems(how: RunOptions) -> Iterator[str]:
+    """Yield why the engine, the format or the output does not support an option."""
+    ray, output = how.engine == "ray", how.output
+    if ray and (not output or how.format not in ("jsonl", "parquet")):
+        yield "--engine ray needs --output FILE.jsonl or FILE.parquet"
+    if ray and (how.retry_errors or how.salvage or how.on_error == "fail" or how.device != "auto"):
+        yield (
+            "--engine ray does not support --retry-errors, --salvage, --on-error fail or --device: "
+            "a Ray job cannot be resumed, and --num-gpus chooses its devices"
+        )
+    if how.format == "parquet" and not ray:
+        yield "--format parquet needs --engine ray"
+    if how.num_gpus is not None and not ray:
+        yield "--num-gpus needs --engine ray; without it, use --device"
+    if how.format == "txt" and output:
+        yield "--format txt writes next to each image; remove --output"
+    if how.retry_errors and not output:
+        yield "--retry-errors needs --output: its journal records failures"
+    if output and (output.is_dir() or not output.name):
+        yield f"--output: {output} is a folder; name a file in it"
     if not how.extension.startswith(".") or "/" in how.extension or len(how.extension) < 2:
-        raise click.UsageError(f"--extension: must look like .txt, given {excerpt(how.extension)}")
-    if how.salvage and (how.overwrite or not how.output):
-        raise click.UsageError("--salvage needs --output, and excludes --overwrite")
-    from captioner.captioning.writers import FORMATS
+        yield f"--extension: must look like .txt, given {excerpt(how.extension)}"
+    if how.salvage and (how.overwrite or not output):
+        yield "--salvage needs --output, and excludes --overwrite"
+    from captioner.captioning.writers import FORMATS  # slow to import
     from captioner.images.decode import SUFFIXES
 
     if how.n_best > 1 and not FORMATS[how.format].several:
-        raise click.UsageError(
-            f"--n-best: {how.format} holds one caption per image; use jsonl or text"
-        )
+        yield f"--n-best: {how.format} holds one caption per image; use jsonl or text"
     if how.format == "txt" and how.extension.lower() in SUFFIXES:
-        raise click.UsageError(f"--extension: {how.extension} is an image extension; use another")
+        yield f"--extension: {how.extension} is an image extension; use another"
 
 
 def _where(output: Path, totals: Totals) -> str:
