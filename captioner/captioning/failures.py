@@ -23,9 +23,6 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
 
     The lines of other jobs in the same folder stay. Without any line, the file is deleted.
 
-    Args:
-        output: output file of the job.
-
     Yields:
         A function that adds a failure: (image name, error kind, message).
 
@@ -40,20 +37,13 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
         def add(name: str, kind: str | None, message: str) -> None:
             nonlocal failures
             failures += 1
-            row = {
-                "output": utf8_name(output.name),
-                "path": utf8_name(name),
-                "kind": kind,
-                "message": message,
-            }
-            lines.write(to_json(row) + "\n")
+            row = {"output": utf8_name(output.name), "path": utf8_name(name)}
+            lines.write(to_json(row | {"kind": kind, "message": message}) + "\n")
 
         yield add
         others = lines_of_others(output)  # other jobs may have written meanwhile
-        if not failures and (not path.exists() or not path.stat().st_size):
-            return
         if not failures and not others:
-            path.unlink()
+            path.unlink(missing_ok=True)
             return
         lines.seek(0)
         with whole_file(path, "failures") as aside, aside.open("w", encoding="utf-8") as file:

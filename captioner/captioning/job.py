@@ -43,22 +43,13 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class JobOptions(CaptioningOptions):
-    """How to caption many images into a file.
+    """How to caption many images into a file."""
 
-    Attributes:
-        format: a format of `writers.FORMATS` that writes one file.
-        overwrite: discard the journal and replace the output.
-        retry_errors: caption failed images again.
-        stop_on_error: stop at the first failure; results so far are kept.
-        salvage: keep the intact rows of a damaged journal, caption the other images again, and
-            rename the damaged file.
-    """
-
-    format: str = "jsonl"
-    overwrite: bool = False
+    format: str = "jsonl"  # of `writers.FORMATS`, one that writes one file
+    overwrite: bool = False  # discards the journal and replaces the output
     retry_errors: bool = False
     stop_on_error: bool = False
-    salvage: bool = False
+    salvage: bool = False  # see `journal.salvaged`
 
 
 def caption_to_file(
@@ -84,7 +75,7 @@ def caption_to_file(
         captioner: on its device.
         items: images; all processes list the same images in the same order.
         output: file to write.
-        options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's.
+        options: search settings; None: the model's.
         how: captioning settings; None: the defaults.
         model: fingerprint of the model; a journal of another model is refused.
         world: the processes that share the job's batches.
@@ -155,8 +146,6 @@ def _caption_batches(
 ) -> Iterator[tuple[list[int], list[Done]]]:
     """Caption this process's batches, except images that the journal holds.
 
-    Batches are cut from the full list of images, so an interruption changes no caption.
-
     Yields:
         For each batch: the positions in the list of images, and the finished images.
     """
@@ -193,16 +182,11 @@ def _caption_batches(
         num_workers=how.num_workers,
     ):
         skip = not together or all(image.is_known for image, _ in batch)
-        done = [
-            Done(
-                image.record.file_name,
-                image.digest,
-                None
-                if captions is None and image.is_known and skip
-                else image.record.complete(captions),
-            )
-            for image, captions in batch
-        ]
+        done = []
+        for image, captions in batch:
+            is_done = captions is None and image.is_known and skip
+            record = None if is_done else image.record.complete(captions)
+            done.append(Done(image.record.file_name, image.digest, record))
         yield [image.position for image, _ in batch], done
 
 

@@ -28,7 +28,6 @@ from captioner.system.files import no_stream, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
 
-SUFFIX = JOURNAL_SUFFIX
 ENDINGS = ("-wal", "-shm", "-journal")  # of the files that SQLite keeps next to a database
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (identity TEXT, checksum BLOB);
@@ -54,27 +53,22 @@ NOT_DAMAGE = (
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
 )
 
+MISMATCH = "the checksum of a row does not match"
 Value = bytes | str | int
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One finished image of a batch.
-
-    Attributes:
-        name: name of the item.
-        digest: hash of its content; empty if it could not be read.
-        record: its record; None if the journal holds it already.
-    """
+    """One finished image of a batch."""
 
     name: str
-    digest: bytes
-    record: Record | None
+    digest: bytes  # of its content; empty if it could not be read
+    record: Record | None  # None: the journal holds it already
 
 
 def journals_of(output: Path) -> list[Path]:
     """Return the journals of all processes next to an output file."""
-    name = re.compile(re.escape(output.name + SUFFIX) + r"(\.[1-9][0-9]*)?")
+    name = re.compile(re.escape(output.name + JOURNAL_SUFFIX) + r"(\.[1-9][0-9]*)?")
     paths = output.parent.iterdir() if output.parent.is_dir() else iter(())
     return sorted(path for path in paths if name.fullmatch(path.name))
 
@@ -85,7 +79,7 @@ def check_journals(output: Path) -> None:
     Raises:
         ConfigError: if a file with a journal's name is not a journal.
     """
-    for path in {*journals_of(output), output.with_name(output.name + SUFFIX)}:
+    for path in {*journals_of(output), output.with_name(output.name + JOURNAL_SUFFIX)}:
         check(path, "journal")
         # SQLite would replay a foreign file of this name into the journal.
         for companion in (f"{path}{ending}" for ending in ENDINGS):
@@ -118,7 +112,7 @@ class Journal:
         """
         self.output = output
         output.parent.mkdir(parents=True, exist_ok=True)
-        self.own = output.with_name(f"{output.name}{SUFFIX}{f'.{rank}' if rank else ''}")
+        self.own = output.with_name(f"{output.name}{JOURNAL_SUFFIX}{f'.{rank}' if rank else ''}")
         self.key = _key(identity)
         self.listing_key = self.key + run_id
         self.journals: dict[Path, sqlite3.Connection] = {}
@@ -133,11 +127,7 @@ class Journal:
         self.places = {path: _place(path) for path in self.journals}
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
-        """Return the digests with which an image is in the journals.
-
-        Args:
-            name: name of the item.
-            failures: also return the digests of failures.
+        """Return the digests with which an image is in the journals, with or without failures.
 
         Raises:
             DataError: if a row does not match its checksum.
@@ -150,11 +140,7 @@ class Journal:
         )
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
-        """Store a batch, completely or not at all.
-
-        Args:
-            positions: of its images in the job's list of images.
-            batch: its finished images.
+        """Store a batch, and the positions of its images, completely or not at all.
 
         Raises:
             DataError: if the batch cannot be written, or the journal was moved or removed.
@@ -194,10 +180,7 @@ class Journal:
                 )
 
     def merged(self, listed: int) -> Iterator[Record]:
-        """Yield the records of all journals, in the order of the images.
-
-        Args:
-            listed: number of images that all processes listed.
+        """Yield the records of all journals, in the order of the images that were listed.
 
         Raises:
             DataError: if a position is missing or occurs twice, or if a journal is damaged or
@@ -243,10 +226,6 @@ class Journal:
 def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
     """Replace each damaged journal by one with its intact rows, and rename the damaged file.
 
-    Args:
-        output: the file that the job writes; no process has opened its journals.
-        identity: see `Journal`.
-
     Yields:
         A message for each damaged journal.
 
@@ -277,31 +256,34 @@ def _intact_rows(
 ) -> tuple[list[tuple[Value, ...]], str | None]:
     """Return the rows whose checksums match, and what is damaged; None if nothing is."""
     problems: list[str] = []
-    try:
+
+    @contextmanager
+    def continued() -> Iterator[None]:
+        try:
+            yield
+        except ERRORS as error:
+            if not _is_damage(error):
+                raise
+            problems.append(plain(error))
+
+    with continued():
         if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
             return [], None  # its process was killed before it created the tables
         _check_identity(path, db, identity)
+    with continued():
         (result,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if result != "ok":
             problems.append(plain(result))
-    except ERRORS as error:
-        problems.append(_damage(error))
     rows: dict[tuple[Value, ...], None] = {}
     # A scan stops at the first damaged page, so scan from both ends.
     for order in ("", " DESC"):
-        query = f"SELECT * FROM records ORDER BY name{order}, digest{order}"
-        try:
-            for row in db.execute(query):
+        with continued():
+            for row in db.execute(f"SELECT * FROM records ORDER BY name{order}, digest{order}"):
                 if row == _sealed(_key(identity), *row[:-1]):
                     rows[row] = None
                 else:
                     problems.append(MISMATCH)
-        except ERRORS as error:
-            problems.append(_damage(error))
     return list(rows), problems[0] if problems else None
-
-
-MISMATCH = "the checksum of a row does not match"
 
 
 def _rows(
@@ -387,15 +369,16 @@ def _usable(path: Path) -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        what, action = (
-            "damaged journal",
-            "--salvage keeps its intact rows, captions the other images again, and renames the "
-            "damaged file",
-        )
-        if not _is_damage(error):
-            what = "cannot be used as this job's journal"
-            action = "results so far are kept; fix the cause and run the same command to continue"
-        raise DataError(f"{path}: {what} ({_reason(error)}); {action}") from error
+        if _is_damage(error):
+            raise DataError(
+                f"{path}: damaged journal ({plain(error)}); --salvage keeps its intact rows, "
+                f"captions the other images again, and renames the damaged file"
+            ) from error
+        reason = getattr(error, "strerror", None) or plain(error)
+        raise DataError(
+            f"{path}: cannot be used as this job's journal ({reason}); results so far are kept; "
+            f"fix the cause and run the same command to continue"
+        ) from error
 
 
 def _is_damage(error: Exception) -> bool:
@@ -404,24 +387,16 @@ def _is_damage(error: Exception) -> bool:
     return not isinstance(error, OSError) and code & 0xFF not in NOT_DAMAGE
 
 
-def _damage(error: Exception) -> str:
-    """Return what is damaged; raise any other error again."""
-    if not _is_damage(error):
-        raise error
-    return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or plain(error)
-
-
 def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
     """Refuse a journal of another job.
 
     Raises:
         ConfigError: if the model or a setting differs.
+        ValueError: if the settings are damaged.
     """
-    [[text]] = _rows(path, db, b"", "SELECT identity, checksum FROM job")
+    [(text, checksum)] = db.execute("SELECT identity, checksum FROM job")
+    if checksum != _checksum(b"", text):
+        raise ValueError(MISMATCH)
     started = json.loads(text)
     differences = [
         _difference(key, started.get(key), value)
@@ -429,7 +404,7 @@ def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, A
         if started.get(key) != value
     ]
     if differences:
-        rows = db.execute("SELECT count(*) FROM records").fetchone()[0]
+        (rows,) = db.execute("SELECT count(*) FROM records").fetchone()
         raise ConfigError(
             f"{path}: this job was started with different settings ({'; '.join(differences)}); "
             f"choose another --output, or --overwrite to discard {rows:,} finished images"

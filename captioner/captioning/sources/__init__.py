@@ -90,14 +90,11 @@ def typed(source: str) -> Iterable[str]:
 def files_only(items: Iterable[Item]) -> Iterator[Item]:
     """Turn archive members into failures, for writers that put a file next to each image."""
     for item in items:
-        if not isinstance(item.source, Path | ImageError):
-            yield failure(
-                item.name,
-                "archive members get no text file; choose another --format",
-                "place_taken",
-            )
-        else:
+        if isinstance(item.source, Path | ImageError):
             yield item
+        else:
+            reason = "archive members get no text file; choose another --format"
+            yield failure(item.name, reason, "place_taken")
 
 
 def _names(stdin: Iterable[str]) -> Iterator[str]:
@@ -131,11 +128,10 @@ def _named(
     elif os.path.lexists(name):
         yield file_item(name)
     elif len(name) <= LONGEST and glob.has_magic(name):
-        is_empty = True
+        match = None
         for match in matches(name):
-            is_empty = False
             yield from _named(match, recursive, image_column, memory)
-        if is_empty:
+        if match is None:
             yield failure(name, "no file matches this pattern", "missing")
     elif "://" in name:
         yield unreachable(name)

@@ -11,13 +11,8 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?", re.ASCII)
 def expand(text: str) -> Iterator[str]:
     """Expand ranges of numbers, `{07..12}` or `{0..100..10}`, and lists, `{train,dev}`.
 
-    Args:
-        text: any number of braces, nested or not.
-
-    Yields:
-        The text for each combination; the last braces change fastest. If an end of a range has
-        leading zeros, all numbers are padded to the width of the longer end. Braces without a range
-        or a comma stay unchanged.
+    Braces may be nested; the last ones change fastest. If an end of a range has leading zeros, all
+    numbers are padded to the width of the longer end. Other braces stay unchanged.
     """
     for start, character in enumerate(text):
         end = _closing(text, start) if character == "{" else None

@@ -18,10 +18,6 @@ from captioner.images.decode import SUFFIXES
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
     """List the files of a folder that have an image extension, sorted by name.
 
-    Args:
-        folder: an existing folder.
-        recursive: also search subfolders.
-
     Yields:
         Each file; a failure for each folder that cannot be listed, and if there is no image.
     """
@@ -30,14 +26,14 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
     errors: list[OSError] = []
 
     def unlisted() -> Iterator[Item]:
+        nonlocal yielded
         while errors:
+            yielded = True
             error = errors.pop(0)
-            yield failure(
-                str(Path(error.filename)), f"cannot be listed: {error.strerror}", "unreadable"
-            )
+            message = f"cannot be listed: {error.strerror}"
+            yield failure(str(Path(error.filename)), message, "unreadable")
 
     for parent, folders, files in os.walk(folder, onerror=errors.append):
-        yielded = yielded or bool(errors)
         yield from unlisted()
         folders.sort()
         for name in sorted(files):
@@ -48,7 +44,6 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
                 archives[str(Path(parent, f"*{ending}"))] = None
         if not recursive:
             break
-    yielded = yielded or bool(errors)
     yield from unlisted()
     if not yielded:
         hint = "" if recursive else " (--recursive searches subfolders)"
@@ -60,11 +55,8 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
 def matches(pattern: str) -> Iterator[str]:
     """Find the files and folders that match a pattern; `**` matches any number of folders.
 
-    Args:
-        pattern: relative or absolute.
-
     Yields:
-        Files and folders, sorted by name; below `**`, folder by folder.
+        Paths sorted by name; below `**`, folder by folder.
     """
     parts = Path(pattern).parts
     if "**" not in parts:

@@ -31,13 +31,7 @@ class Remote(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """An uncompressed member of an archive, read when it is captioned.
-
-    Attributes:
-        path: path of the archive.
-        start: offset of the member, in bytes.
-        size: in bytes.
-    """
+    """An uncompressed member of an archive, read when it is captioned; offset and size in bytes."""
 
     path: Path
     start: int
@@ -76,13 +70,7 @@ class Item:
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
-    """Return an item for a name without an image.
-
-    Args:
-        name: name of the image, or of the folder, archive or table without images.
-        reason: the error message, without the name.
-        kind: kind of the error.
-    """
+    """Return an item for a name without an image; the reason does not repeat the name."""
     return Item(name, ImageError(reason, kind=kind))
 
 

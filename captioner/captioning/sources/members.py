@@ -28,13 +28,7 @@ def is_image(member: str) -> bool:
 
 
 def refusal(member: str, size: int, stored: int | None = None) -> ImageError | None:
-    """Return why a member is refused; None if it is accepted.
-
-    Args:
-        member: its name in the archive.
-        size: declared size, in bytes.
-        stored: size in the archive, in bytes; None: not known yet.
-    """
+    """Return why a member is refused, from its declared and its stored size in bytes, if known."""
     # Nothing is unpacked, so such a name is harmless here. But the record has the same name, and
     # other programs may use it as a path.
     folders = member.replace("\\", "/").split("/")
@@ -49,12 +43,7 @@ def refusal(member: str, size: int, stored: int | None = None) -> ImageError | N
 
 
 def bomb(size: int, stored: int) -> ImageError | None:
-    """Return an error for a decompression bomb; None for any other member.
-
-    Args:
-        size: unpacked size, in bytes.
-        stored: size in the archive, in bytes.
-    """
+    """Return an error for a decompression bomb, from unpacked and stored bytes."""
     if size <= max(ALWAYS_ALLOWED, MAX_RATIO * stored):
         return None
     message = f"decompression bomb: {stored:,} bytes unpack to {size:,}, over {MAX_RATIO} times"

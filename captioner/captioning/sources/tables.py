@@ -34,8 +34,7 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             tried from the table's folder, then from the current folder.
 
     Yields:
-        Each file, with its path from the current folder; a failure for each row without a file, and
-        for a table that cannot be read or lacks the column.
+        Each file; a failure for each row without a file, and for a table without a usable column.
     """
     table = Path(name)
     rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
@@ -119,11 +118,11 @@ def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield number, ImageError(f"not JSON: {plain(error)}")
             continue
-        if not isinstance(row, dict):
+        if isinstance(row, dict):
+            column = column or _column(row, image_column)
+            yield number, own_fields(row).get(column)
+        else:
             yield number, ImageError(f"not a JSON object: {excerpt(row)}")
-            continue
-        column = column or _column(row, image_column)
-        yield number, own_fields(row).get(column)
 
 
 def _column(names: Collection[str], given: str | None) -> str:

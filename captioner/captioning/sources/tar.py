@@ -36,16 +36,15 @@ _READ_AT_ONCE = (
 
 
 def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None) -> Iterator[Item]:
-    """List the images of a tar file or a named pipe.
+    """List the images of a tar file or a named pipe, in the order of the archive.
 
     Args:
-        name: path of the file or pipe; its first bytes tell the compression.
+        name: path; its first bytes tell the compression.
         stream: whether it is a pipe; allowed only if the user typed the name.
         memory: claimed before a member's bytes are read.
 
     Yields:
-        Images in the order of the archive, as bytes or as a byte range; then one failure if the
-        archive is damaged, truncated or has no images.
+        Images; then one failure if the archive is damaged, truncated or has no images.
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
@@ -57,14 +56,14 @@ def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None)
 
 
 def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Item]:
-    """List the images of a tar stream that a shell command writes.
+    """List the images of a tar stream that a shell command writes; see `tar_images`.
 
     Args:
         source: `pipe:` and the command; only a source that the user typed, never from a file.
-        memory: see `tar_images`.
+        memory: claimed before a member's bytes are read.
 
     Yields:
-        As `tar_images`; one failure if the command's exit status is not 0.
+        Images; then one failure, also if the command's exit status is not 0.
     """
     try:
         process = subprocess.Popen(
@@ -120,11 +119,10 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as archive:
-                for member in _headers(archive, length):
+                images = (each for each in _headers(archive, length) if is_image(each.name))
+                for member in images:
                     item = None  # free the previous item
-                    if is_image(member.name):
-                        item = _item(name, archive, member, length, stored, memory)
-                    if item:
+                    if item := _item(name, archive, member, length, stored, memory):
                         has_images = True
                         yield item
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
@@ -136,11 +134,7 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
 
 
 def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members, and check that the archive has an end mark.
-
-    Args:
-        archive: just opened.
-        length: length of the file, in bytes; None for a stream.
+    """Yield the members of a file of `length` bytes, or a stream; check that it has an end mark.
 
     Raises:
         tarfile.ReadError: if the archive ends without the zero blocks of an end mark.
@@ -189,15 +183,13 @@ def _item(
         return Item(full, Slice(Path(name), member.offset_data, member.size))
     if memory:
         memory.claim(member.size)
+    content = None
     try:
         content = _content(archive, member, stored)
-    except BaseException:
-        if memory:
+    finally:
+        if memory and not isinstance(content, bytes):
             memory.give_back(member.size)
-        raise
     if isinstance(content, ImageError):
-        if memory:
-            memory.give_back(member.size)
         return Item(full, content)
     return Item(full, Held(content, memory, member.size) if memory else content)
 
@@ -269,13 +261,11 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if not buf.strip(b"\0"):
-            return super().frombuf(
-                buf, encoding, errors
-            )  # raises: this is an end mark or part of one
         try:
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
+            if not buf.strip(b"\0"):  # an end mark or part of one
+                raise
             raise tarfile.ReadError(str(error)) from error
         if header.size < 0 or (header.type in _READ_AT_ONCE and header.size > MAX_HEADER):
             raise tarfile.ReadError(f"a header has {header.size:,} bytes")

@@ -31,12 +31,7 @@ class _Archive:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A member of an archive, unpacked when it is captioned.
-
-    Attributes:
-        archive: the open archive.
-        member: its directory entry.
-    """
+    """A member of an archive, unpacked when it is captioned."""
 
     archive: _Archive
     member: zipfile.ZipInfo
@@ -67,12 +62,9 @@ class Packed:
 def zip_images(name: str) -> Iterator[Item]:
     """List the images of a ZIP archive without reading them.
 
-    Args:
-        name: path of the file.
-
     Yields:
-        Images that are read later; a failure for each refused member, and for an archive that is
-        damaged or has no images.
+        Images; a failure for each refused member, and for an archive that is damaged or has no
+        images.
     """
     try:
         archive = _Archive(name)
