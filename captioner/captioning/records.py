@@ -113,19 +113,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts of a job.
-
-    Attributes:
-        images: number of images.
-        failed: number of images that failed.
-        fresh: number of images captioned or failed in this run; earlier runs did the others.
-        errors: file that lists the failures; None if there are none.
-    """
+    """Counts of a job."""
 
     images: int
     failed: int
-    fresh: int
-    errors: Path | None = None
+    fresh: int  # images captioned or failed in this run; earlier runs did the others
+    errors: Path | None = None  # file that lists the failures
 
     @property
     def captioned(self) -> int:

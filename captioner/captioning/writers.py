@@ -29,9 +29,10 @@ LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
 
 class Writer(ABC):
-    """Writes records in one format.
+    """Writes records in one format, in a `with` block.
 
-    A `with` block calls `open`, and calls `close` if no exception was raised.
+    A format defines `_write`, which returns why a caption would replace another one, or None. It
+    may define `_open`, which writes a header, and `_close`, which writes a footer.
     """
 
     several: ClassVar[bool] = True  # whether the format holds more than one caption per image
@@ -51,22 +52,26 @@ class Writer(ABC):
         self.extension, self.overwrite = extension, overwrite
         self.taken: set[int | str | Path] = set()  # ids or places that an image has
 
-    def open(self) -> None:  # noqa: B027 optional
-        """Write the header, if the format has one."""
-
-    @abstractmethod
     def write(self, record: Record) -> Record:
         """Write a record; return it, or a failure if its caption would replace another one.
 
         Raises:
             DataError: if the file next to an image cannot be written.
         """
+        reason = self._write(record)
+        return Record(record.file_name, error=reason, kind="place_taken") if reason else record
 
-    def close(self) -> None:  # noqa: B027 optional
-        """Write the footer, if the format has one."""
+    @abstractmethod
+    def _write(self, record: Record) -> str | None: ...
+
+    def _open(self) -> None:  # noqa: B027 optional
+        pass
+
+    def _close(self) -> None:  # noqa: B027 optional
+        pass
 
     def __enter__(self) -> Self:
-        self.open()
+        self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -77,22 +82,18 @@ class Writer(ABC):
 class TextWriter(Writer):
     """Path, tab, caption; with n-best, also a tab and the caption's log-probability."""
 
-    def write(self, record: Record) -> Record:
-        """Write one line per caption; see `Writer`."""
+    def _write(self, record: Record) -> None:
         name = escape(record.file_name, LINE_NAME)
         for caption in record.captions[: self.n_best]:
             detail = f"\t{caption.log_prob:.4f}" if self.n_best > 1 else ""
             self.file.write(f"{name}\t{escape(caption.text)}{detail}\n")
-        return record
 
 
 class JsonLinesWriter(Writer):
     """One JSON object per line, including failures; see `as_dict`."""
 
-    def write(self, record: Record) -> Record:
-        """Write a line; see `Writer`."""
+    def _write(self, record: Record) -> None:
         self.file.write(to_json(as_dict(record, self.n_best)) + "\n")
-        return record
 
 
 class CsvWriter(Writer):
@@ -100,16 +101,13 @@ class CsvWriter(Writer):
 
     several = False
 
-    def open(self) -> None:
-        """Write the column names."""
+    def _open(self) -> None:
         self.table = csv.DictWriter(self.file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         self.table.writeheader()
 
-    def write(self, record: Record) -> Record:
-        """Write a row, with texts escaped for spreadsheets; see `Writer`."""
+    def _write(self, record: Record) -> None:
         texts = (record.file_name, record.image_id, record.caption)
         self.table.writerow(as_dict(record) | dict(zip(COLUMNS, map(escape, texts), strict=False)))
-        return record
 
 
 class CocoWriter(Writer):
@@ -117,21 +115,19 @@ class CocoWriter(Writer):
 
     several = False
 
-    def write(self, record: Record) -> Record:
-        """Write an entry; see `Writer`. The id of a COCO image is the number in its file name."""
+    def _write(self, record: Record) -> str | None:
         if not record.captions:
-            return record
+            return None
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
         if image_id in self.taken:
-            return _refused(record, f"another image has the same COCO id, {image_id}; {ADVICE}")
+            return f"another image has the same COCO id, {image_id}; {ADVICE}"
         entry = to_json({"image_id": image_id, "caption": record.caption})
         self.file.write(f"{',' if self.taken else '['}\n{entry}")
         self.taken.add(image_id)
-        return record
+        return None
 
-    def close(self) -> None:
-        """Close the list."""
+    def _close(self) -> None:
         self.file.write("\n]\n" if self.taken else "[]\n")
 
 
@@ -140,15 +136,14 @@ class SidecarWriter(Writer):
 
     several = False
 
-    def write(self, record: Record) -> Record:
-        """Write a file; see `Writer`."""
+    def _write(self, record: Record) -> str | None:
         if not record.captions:
-            return record
+            return None
         place = _sidecar_path(record.file_name, self.extension)
         if place in self.taken:
-            return _refused(record, f"another image has the same text file, {place}; {ADVICE}")
+            return f"another image has the same text file, {place}; {ADVICE}"
         if place.exists() and not self.overwrite:
-            return _refused(record, f"{place} already exists; --overwrite replaces it")
+            return f"{place} already exists; --overwrite replaces it"
         self.taken.add(place)
         try:
             write_text(place, record.caption + "\n", "sidecar")
@@ -156,14 +151,13 @@ class SidecarWriter(Writer):
             raise DataError(
                 f"{place}: cannot be written: {error.strerror}; choose a --format other than txt"
             ) from error
-        return record
+        return None
 
 
 class ParquetWriter(Writer):
     """A Parquet file with the fields of JSON Lines as columns."""
 
-    def open(self) -> None:
-        """Write the schema."""
+    def _open(self) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -176,15 +170,12 @@ class ParquetWriter(Writer):
         self.table = parquet.ParquetWriter(self.file.buffer, schema)
         self.rows: list[dict[str, object]] = []
 
-    def write(self, record: Record) -> Record:
-        """Add a row to the current row group; see `Writer`."""
+    def _write(self, record: Record) -> None:
         self.rows.append(as_dict(record, self.n_best))
         if len(self.rows) == ROW_GROUP:
-            self.close()
-        return record
+            self._close()
 
-    def close(self) -> None:
-        """Write the current row group."""
+    def _close(self) -> None:
         import pyarrow as pa
 
         if self.rows:
@@ -277,10 +268,6 @@ def skip_existing(
                 reason = f"{place}, which is not one line of text; move that away"
         error = ImageError(f"its caption would replace {reason}", kind="place_taken")
         yield Item(item.name, error) if reason else item
-
-
-def _refused(record: Record, reason: str) -> Record:
-    return Record(record.file_name, error=reason, kind="place_taken")
 
 
 def _sidecar_path(file_name: str, extension: str) -> Path:

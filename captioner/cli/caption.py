@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class RunOptions:
     extension: str
     n_best: int
     overwrite: bool
-    on_error: str
+    stop_on_error: bool
     retry_errors: bool
     salvage: bool
     recursive: bool
@@ -65,19 +65,8 @@ class RunOptions:
         from captioner.captioning.job import JobOptions
         from captioner.images.decode import MAX_PIXELS
 
-        return JobOptions(
-            n_best=self.n_best,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            max_pixels=self.max_pixels or MAX_PIXELS,
-            scaled_decoding=self.scaled_decoding,
-            max_memory=self.max_memory,
-            format=self.format,
-            overwrite=self.overwrite,
-            retry_errors=self.retry_errors,
-            stop_on_error=self.on_error == "fail",
-            salvage=self.salvage,
-        )
+        options = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
+        return JobOptions(**options | {"max_pixels": self.max_pixels or MAX_PIXELS})
 
 
 def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:  # noqa: ARG001
@@ -103,8 +92,10 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 )
 @click.option(
     "--on-error",
+    "stop_on_error",
     type=click.Choice(["skip", "fail"]),
     default="skip",
+    callback=lambda context, option, choice: choice == "fail",  # noqa: ARG005
     show_default=True,
     help="skip: report a broken image and continue; fail: stop.",
 )
@@ -159,8 +150,8 @@ def command(
 ) -> None:
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
-    Archives are ZIP and tar files, such as shards/{000..099}.tar; pipe:COMMAND reads the tar
-    stream that a command writes. Tables are CSV, TSV and JSON Lines files with a column of paths.
+    Archives are ZIP and tar files; pipe:COMMAND reads the tar stream that a command writes. Tables
+    are CSV, TSV and JSON Lines files with a column of paths.
 
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported, the
     rest are captioned, and the exit code is 1. With --output, the same command given again
@@ -177,19 +168,14 @@ def command(
         say(f"model: {how.models[0]}")
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
-    outcome = caption(images, decoding, how)
-    if outcome:
-        totals, note = outcome
-        if totals.images >= SHOW_RATE_FROM or totals.failed or note:
-            _say_totals(totals, time.perf_counter() - started, note)
-        if totals.failed:
-            raise SystemExit(1)
+    totals = caption(images, decoding, how)
+    if totals and (totals.images >= SHOW_RATE_FROM or totals.failed or output):
+        _say_totals(totals, time.perf_counter() - started, output)
+    if totals and totals.failed:
+        raise SystemExit(1)
 
 
-Outcome = tuple["Totals", str] | None  # counts and a note to print; None: print nothing
-
-
-def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
+def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Totals, caption_files
     from captioner.captioning.sources import files_only
@@ -217,14 +203,21 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
                 count += 1
                 failed += record.error is not None
                 _report(record)
-                if record.error and how.on_error == "fail":
+                if record.error and how.stop_on_error:
                     break
-    note = f"; {skipped:,} skipped, their {how.extension} file exists (--overwrite replaces it)"
-    return Totals(count, failed, count), note if skipped else ""
+    if skipped:
+        say(f"{skipped:,} skipped, their {how.extension} file exists (--overwrite replaces it)")
+    return Totals(count, failed, count)
 
 
-def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
-    """Caption into a file, with a journal; several processes may share the work."""
+def _to_file(
+    images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions
+) -> Totals | None:
+    """Caption into a file, with a journal; several processes may share the work.
+
+    Returns:
+        The counts, if this process leads.
+    """
     from captioner.captioning.job import caption_to_file, how_to_continue
     from captioner.model_dir import fingerprint
     from captioner.system.memory import Memory
@@ -248,10 +241,10 @@ def _to_file(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptio
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
-        return (totals, _where(how.output, totals)) if world.leads else None
+        return totals if world.leads else None
 
 
-def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Outcome:
+def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Caption into a file, on a Ray cluster."""
     from captioner.captioning.ray import caption_with_ray
     from captioner.system.ownership import check
@@ -263,7 +256,7 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
         raise click.UsageError(
             f"{how.output}: already exists; choose another --output, or --overwrite to replace it"
         )
-    totals = caption_with_ray(
+    return caption_with_ray(
         how.models,
         items,
         how.output,
@@ -273,7 +266,6 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
         num_gpus=how.num_gpus or 0,
         tell=_report,
     )
-    return totals, _where(how.output, totals)
 
 
 def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> Iterator[Item]:
@@ -296,14 +288,13 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
 def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Captioner, World]]:
     """Join the other processes of the job and load the model."""
     from captioner.captioner import choose_device
-    from captioner.captioning.sources import typed
     from captioner.system.world import joined
 
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
     # ends the others.
     with joined(choose_device(how.device), timedelta(days=365)) as (world, device):
-        pipes = (name for source in images for name in typed(source) if Path(name).is_fifo())
-        if world.size > 1 and (not how.output or "-" in images or any(pipes)):
+        is_read_once = any(name == "-" or Path(name).is_fifo() for name in images)
+        if world.size > 1 and (not how.output or is_read_once):
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )
@@ -315,7 +306,7 @@ def _problems(how: RunOptions) -> Iterator[str]:
     ray, output = how.engine == "ray", how.output
     if ray and (not output or how.format not in ("jsonl", "parquet")):
         yield "--engine ray needs --output FILE.jsonl or FILE.parquet"
-    if ray and (how.retry_errors or how.salvage or how.on_error == "fail" or how.device != "auto"):
+    if ray and (how.retry_errors or how.salvage or how.stop_on_error or how.device != "auto"):
         yield (
             "--engine ray does not support --retry-errors, --salvage, --on-error fail or --device: "
             "a Ray job cannot be resumed, and --num-gpus chooses its devices"
@@ -343,16 +334,14 @@ def _problems(how: RunOptions) -> Iterator[str]:
         yield f"--extension: {how.extension} is an image extension; use another"
 
 
-def _where(output: Path, totals: Totals) -> str:
-    return f", in {output}" + (f"; failures in {totals.errors}" if totals.errors else "")
-
-
-def _say_totals(totals: Totals, seconds: float, note: str) -> None:
+def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
     before = totals.images - totals.fresh
     say(
         f"{totals.images:,} image(s){f' ({before:,} in earlier runs)' if before else ''}, "
         f"{totals.captioned:,} captioned, {totals.failed:,} failed, "
-        f"{totals.fresh / seconds:,.1f} images per second{note}"
+        f"{totals.fresh / seconds:,.1f} images per second"
+        f"{f', in {output}' if output else ''}"
+        f"{f'; failures in {totals.errors}' if totals.errors else ''}"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.captioning import sources
-from captioner.captioning.sources import Item, list_images, typed
+from captioner.captioning.sources import Item, list_images
 from captioner.errors import ImageError
 from captioner.images.decode import read_file
 
@@ -225,12 +225,6 @@ def test_a_file_that_became_a_pipe_when_it_is_opened_is_one_failure(
         assert refused.value.kind == "unreadable"
     else:
         assert "not a regular file" in str(found.source)
-
-
-def test_a_typed_name_is_several_where_it_has_braces() -> None:
-    assert list(typed("{a,b}.tar")) == ["a.tar", "b.tar"]
-    write("{a,b}.jpg", b"x")
-    assert list(typed("{a,b}.jpg")) == ["{a,b}.jpg"]
 
 
 def test_zero_bytes_may_end_the_paths_on_stdin() -> None:

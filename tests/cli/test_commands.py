@@ -96,9 +96,10 @@ def test_archives_and_tables_give_the_captions_of_their_files(tmp_path):
             tar.add(name)
             packed.write(name)
     (tmp_path / "list.csv").write_text("\n".join(["image,thumb", *(f"x,{name}" for name in names)]))
-    shards, packed, table = (str(tmp_path / name) for name in ("s-{0..1}.tar", "s.zip", "list.csv"))
+    shards = [str(tmp_path / name) for name in ("s-0.tar", "s-1.tar")]
+    packed, table = str(tmp_path / "s.zip"), str(tmp_path / "list.csv")
     captions = [line.split("\t")[1] for line in run("caption", *names).stdout.splitlines()]
-    result = run("caption", shards, packed, table, "--image-column", "thumb")
+    result = run("caption", *shards, packed, table, "--image-column", "thumb")
     assert result.exit_code == 1
     assert "s-1.tar: no such file" in result.stderr
     rows = [line.split("\t") for line in result.stdout.splitlines()]
@@ -160,7 +161,7 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     assert notes.read_text() == "my notes"
     assert "another image has the same text file" in result.stderr
     assert "2 image(s), 1 captioned, 1 failed" in result.stderr
-    assert "; 1 skipped, their .txt file exists (--overwrite replaces it)" in result.stderr
+    assert "1 skipped, their .txt file exists (--overwrite replaces it)" in result.stderr
     again = run("caption", str(tmp_path / "a"), "--format", "txt")
     assert again.exit_code == 0
     assert again.stderr.startswith("model: ") and "0 image(s), 0 captioned" in again.stderr

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from captioner.captioning.sources.braces import expand
 from captioner.captioning.sources.folders import folder_images, matches
 from captioner.captioning.sources.item import (
     TARS,
@@ -29,7 +28,7 @@ from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import ImageError
 from captioner.system.memory import Memory
 
-__all__ = ["Item", "Packed", "Slice", "files_only", "list_images", "typed"]
+__all__ = ["Item", "Packed", "Slice", "files_only", "list_images"]
 
 # First bytes of JPEG, PNG, gzip and ZIP files, decoded as text.
 BINARY_STARTS = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
@@ -48,7 +47,7 @@ def list_images(
 
     Args:
         sources: one or several sources that the user typed; `-` reads paths from stdin. Only these
-            names may contain braces, begin with `pipe:` or be a named pipe.
+            names may begin with `pipe:` or be a named pipe.
         recursive: also search subfolders.
         stdin: paths, one per line; if the first line contains a zero byte, separated by zero bytes.
         image_column: column of paths in tables; None: guessed from common names.
@@ -68,23 +67,13 @@ def list_images(
                         yield from _named(name, recursive, image_column, memory)
             except ImageError as error:
                 yield Item(source, error)
-            continue
-        for name in typed(source):
-            if name.startswith(COMMAND) and not os.path.lexists(name):
-                yield from command_images(name, memory=memory)
-            elif kind_of(name) == "pipe":
-                yield from tar_images(name, stream=True, memory=memory)
-            else:
-                yield from _named(name, recursive, image_column, memory)
-
-
-def typed(source: str) -> Iterable[str]:
-    """Expand the braces of a source that the user typed.
-
-    An existing file is never expanded or run: its name may come from a shell's `*`, and a file may
-    be named `pipe:rm x`.
-    """
-    return [source] if os.path.lexists(source) else expand(source)
+        # A shell's `*` may give the name of a file called `pipe:rm x`.
+        elif source.startswith(COMMAND) and not os.path.lexists(source):
+            yield from command_images(source, memory=memory)
+        elif kind_of(source) == "pipe":
+            yield from tar_images(source, stream=True, memory=memory)
+        else:
+            yield from _named(source, recursive, image_column, memory)
 
 
 def files_only(items: Iterable[Item]) -> Iterator[Item]:

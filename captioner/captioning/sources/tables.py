@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -20,6 +19,7 @@ from captioner.system.text_files import guess_delimiter, read_rows
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*DELIMITED, *JSON_LINES)
+UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its byte order marks, as `surrogateescape` reads them
 MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 
 Row = tuple[int, object | ImageError]  # line number from 1; the path or the error
@@ -82,13 +82,12 @@ def _lines(table: Path) -> Iterator[str]:
     Raises:
         ImageError: if the table is UTF-16 or a line is too long.
     """
-    with open(table, "rb", opener=no_stream) as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise ImageError("the file is encoded as UTF-16; save it as UTF-8")
     with open(
         table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
     ) as text:
         while line := text.readline(MAX_LINE):
+            if line.startswith(UTF_16):
+                raise ImageError("the file is encoded as UTF-16; save it as UTF-8")
             if len(line) == MAX_LINE:
                 raise ImageError(f"not a table: a line has more than {MAX_LINE:,} characters")
             yield line

@@ -75,25 +75,22 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
     except (OSError, ValueError) as error:
         yield failure(source, f"the command cannot be started: {plain(error)}", "unreadable")
         return
-    assert process.stdout is not None
     problem: ImageError | None = None
-    try:
-        with os.fdopen(process.stdout.fileno(), "rb", closefd=False) as stream:
+    with process:
+        stream = cast(BufferedReader, process.stdout)
+        try:
             try:
                 yield from _members(source, stream, memory)
+                while stream.read(tarfile.RECORDSIZE):
+                    pass  # so that the command does not fail to write
             except ImageError as error:
                 problem = error
-            if problem is None:  # read to the end, so that the command does not fail to write
-                while stream.read(tarfile.RECORDSIZE):
-                    pass
             # The exit status counts only if the command wrote everything.
             if not stream.read(1) and (status := process.wait()):
                 more = f"; {problem}" if problem else ""
                 problem = ImageError(f"the command failed with exit status {status}{more}")
-    finally:
-        process.stdout.close()
-        process.kill()
-        process.wait()
+        finally:
+            process.kill()
     if problem:
         yield Item(source, problem)
 
