@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from captioner.errors import DataError
 from captioner.system.escapes import to_json, utf8_name
@@ -31,24 +29,19 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
     """
     path = output.with_name(ERRORS)
     lines_of_others(output)  # fail before a long job, not after it
-    failures = 0
-    with TemporaryFile("w+", encoding="utf-8") as lines:
+    lines: list[str] = []
 
-        def add(name: str, kind: str | None, message: str) -> None:
-            nonlocal failures
-            failures += 1
-            row = {"output": utf8_name(output.name), "path": utf8_name(name)}
-            lines.write(to_json(row | {"kind": kind, "message": message}) + "\n")
+    def add(name: str, kind: str | None, message: str) -> None:
+        row = {"output": utf8_name(output.name), "path": utf8_name(name)}
+        lines.append(to_json(row | {"kind": kind, "message": message}) + "\n")
 
-        yield add
-        others = lines_of_others(output)  # other jobs may have written meanwhile
-        if not failures and not others:
-            path.unlink(missing_ok=True)
-            return
-        lines.seek(0)
+    yield add
+    lines += lines_of_others(output)  # other jobs may have written meanwhile
+    if lines:
         with whole_file(path, "failures") as aside, aside.open("w", encoding="utf-8") as file:
-            shutil.copyfileobj(lines, file)
-            file.writelines(others)
+            file.writelines(lines)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lines_of_others(output: Path) -> list[str]:

@@ -144,11 +144,7 @@ def _caption_batches(
     world: World,
     memory: Memory | None,
 ) -> Iterator[tuple[list[int], list[Done]]]:
-    """Caption this process's batches, except images that the journal holds.
-
-    Yields:
-        For each batch: the positions in the list of images, and the finished images.
-    """
+    """Caption this process's batches, except images that the journal holds."""
     # Random draws depend on the whole batch, so a batch is sampled again completely or not at all.
     together = options.search == "sample"
     reader = ItemReader(captioner.encoder.preprocess, how, memory)
@@ -216,11 +212,7 @@ def _fill_journal(
 
 @contextmanager
 def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
-    """Lock the output for this job, and check that the job may write it.
-
-    Raises:
-        ConfigError: if the job may not write it.
-    """
+    """Lock the output for this job, and check that the job may write it."""
     if output.name == ERRORS:
         raise ConfigError(f"{output}: reserved for the list of failures; choose another name")
     if output.exists() and not output.is_file():

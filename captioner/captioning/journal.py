@@ -100,11 +100,8 @@ class Journal:
     def __init__(self, output: Path, rank: int, identity: Mapping[str, Any], run_id: bytes = b""):
         """Open or create the journal of a process.
 
-        Args:
-            output: the file that the job writes.
-            rank: rank of this process.
-            identity: everything that a record depends on, except the image: model, settings.
-            run_id: random bytes that mark the rows of this run; equal in all processes.
+        The identity is everything that a record depends on, except the image: model, settings. The
+        random `run_id` marks the rows of this run; it is equal in all processes.
 
         Raises:
             ConfigError: if the journal was started with another model or other settings.
@@ -289,11 +286,7 @@ def _intact_rows(
 def _rows(
     path: Path, db: sqlite3.Connection, key: bytes, query: str, *values: Value
 ) -> Iterator[list[Any]]:
-    """Yield the rows of a query without their last column, a checksum that must match.
-
-    Raises:
-        DataError: if the journal is damaged.
-    """
+    """Yield the rows of a query without their last column, a checksum that must match."""
     with _usable(path):
         for *row, checksum in db.execute(query, values):
             if checksum != _checksum(key, *row):
@@ -361,11 +354,7 @@ def _open(path: Path, identity: Mapping[str, Any]) -> sqlite3.Connection:
 
 @contextmanager
 def _usable(path: Path) -> Iterator[None]:
-    """Turn an error of a journal into one that says what to do.
-
-    Raises:
-        DataError: if the journal is damaged or cannot be read or written.
-    """
+    """Turn an error of a journal into one that says what to do."""
     try:
         yield
     except ERRORS as error:
@@ -388,12 +377,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]) -> None:
-    """Refuse a journal of another job.
-
-    Raises:
-        ConfigError: if the model or a setting differs.
-        ValueError: if the settings are damaged.
-    """
+    """Refuse a journal of another job."""
     [(text, checksum)] = db.execute("SELECT identity, checksum FROM job")
     if checksum != _checksum(b"", text):
         raise ValueError(MISMATCH)

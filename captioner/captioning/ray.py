@@ -234,11 +234,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _fitting(ray: Any, kind: str, needed: float, address: str | None) -> int:
-    """Return how many workers fit, at least 1.
-
-    Raises:
-        ConfigError: if none fits on this machine, as Ray would wait for ever.
-    """
+    """Return how many workers fit; refuse if none fits on this machine: Ray would wait for ever."""
     found = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
     if not address and len(found) == 1 and found[0] < needed:
         raise ConfigError(

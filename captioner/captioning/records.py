@@ -145,14 +145,10 @@ class ItemReader:
     ) -> tuple[Record, Tensor | None]:
         """Read an image, and decode it if `is_wanted` returns True for the file's content.
 
-        Args:
-            item: the image.
-            ticket: from `memory.join`; released here.
-            is_wanted: whether to decode.
+        The ticket is from `memory.join` and is released here.
 
         Returns:
-            The record, with an error if the image failed; and pixels, uint8 (3, S, S), if it was
-            decoded.
+            The record, with an error if the image failed; and pixels, uint8 (3, S, S), or None.
         """
         try:
             return self._read(item, partial(self.memory.claim, number=ticket), is_wanted)

@@ -29,7 +29,7 @@ LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
 
 class Writer(ABC):
-    """Writes records in one format, in a `with` block.
+    """Writes records in one format, in a `with` block, to a file that is open for UTF-8 text.
 
     A format defines `_write`, which returns why a caption would replace another one, or None. It
     may define `_open`, which writes a header, and `_close`, which writes a footer.
@@ -40,14 +40,6 @@ class Writer(ABC):
     def __init__(
         self, file: TextIO, *, n_best: int = 1, extension: str = ".txt", overwrite: bool = False
     ):
-        """Create a writer.
-
-        Args:
-            file: open for writing, as UTF-8.
-            n_best: captions to write per image, if the format holds several.
-            extension: extension of files next to images, with the dot.
-            overwrite: replace existing files next to images.
-        """
         self.file, self.n_best = file, n_best
         self.extension, self.overwrite = extension, overwrite
         self.taken: set[int | str | Path] = set()  # ids or places that an image has
@@ -244,17 +236,9 @@ def write_output(
 def skip_existing(
     items: Iterable[Item], extension: str, *, overwrite: bool, skip: Callable[[str], None]
 ) -> Iterator[Item]:
-    """Skip images that already have a text file next to them.
+    """Skip images that already have a text file next to them, and call `skip` with their names.
 
-    Args:
-        items: images.
-        extension: extension of the text file, with the dot.
-        overwrite: do not skip images whose text file is a single line, as a caption is.
-        skip: called with the name of each skipped image.
-
-    Yields:
-        The other images; a failure if the text file would replace the image itself, or anything
-        that is not one line of text.
+    With `overwrite`, a text file of one line may be replaced; anything else is a failure.
     """
     for item in items:
         place, reason = _sidecar_path(item.name, extension), None

@@ -213,11 +213,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
 def _to_file(
     images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions
 ) -> Totals | None:
-    """Caption into a file, with a journal; several processes may share the work.
-
-    Returns:
-        The counts, if this process leads.
-    """
+    """Caption into a file, with a journal; several processes may share the work."""
     from captioner.captioning.job import caption_to_file, how_to_continue
     from captioner.model_dir import fingerprint
     from captioner.system.memory import Memory

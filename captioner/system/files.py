@@ -93,8 +93,7 @@ def check_regular(path: Path) -> None:
     """Refuse pipes and devices, as reading them may never end.
 
     Raises:
-        OSError: if the path does not exist.
-        ValueError: if it is not a regular file.
+        ValueError: if the path is not a regular file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("not a regular file")
@@ -148,10 +147,7 @@ def whole_folder(path: Path, kind: str) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Delete the temporary folders that killed processes left for a file or a folder.
-
-    If a process was killed while it replaced the folder, the old folder is restored.
-    """
+    """Delete what killed processes left of a file or a folder; restore a half replaced folder."""
     for leftover, name in _leftovers(path.parent):
         if name == _hidden(path.name):
             if not os.path.lexists(path) and (leftover / OLD).is_dir():

@@ -70,11 +70,8 @@ def writes(kind: str, name: str) -> bool:
 def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
     """Refuse to replace a foreign file or folder.
 
-    Args:
-        place: path to write to; an empty file or folder may be replaced. A device or a pipe may be
-            written if the user typed its name.
-        kind: a key of `FILES` or `FOLDERS`.
-        error: class of the exception.
+    An empty file or folder may be replaced. A device or a pipe may be written if the user typed its
+    name.
 
     Raises:
         CaptionerError: if the path may not be written.
@@ -90,12 +87,7 @@ def check(place: Path, kind: str, error: type[CaptionerError] = ConfigError) -> 
 
 
 def check_files(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
-    """Refuse to replace foreign files in a folder; the folder itself may be foreign.
-
-    Args:
-        folder: folder to write into.
-        kind: "evaluation" or "gradients".
-        error: class of the exception.
+    """Refuse to replace foreign files of an evaluation or of gradients; the folder may be foreign.
 
     Raises:
         CaptionerError: if a file may not be written.
@@ -156,11 +148,7 @@ def is_empty(folder: Path) -> bool:
 
 
 def clear(run: Path) -> None:
-    """Delete captioner's files in a run folder and in captioner's folders inside it.
-
-    Args:
-        run: keeps its marker; a foreign folder is not changed.
-    """
+    """Delete captioner's files in its run folder, which stays marked, and in folders inside it."""
     if not owns(run, "run"):
         return
     _delete_files(run, "run")
@@ -173,12 +161,9 @@ def clear(run: Path) -> None:
 
 
 def remove(folder: Path, kind: str, *, keep_marked: bool = False) -> None:
-    """Delete captioner's files and marker in a folder, and the folder if it is then empty.
+    """Delete captioner's files and marker in its folder, and the folder if it is then empty.
 
-    Args:
-        folder: a foreign folder is not changed.
-        kind: kind of a folder with a marker.
-        keep_marked: keep the marker if foreign files remain.
+    With `keep_marked`, the marker stays if foreign files remain.
     """
     if owns(folder, kind):
         _delete_files(folder, kind)

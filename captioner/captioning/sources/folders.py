@@ -16,11 +16,7 @@ from captioner.images.decode import SUFFIXES
 
 
 def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
-    """List the files of a folder that have an image extension, sorted by name.
-
-    Yields:
-        Each file; a failure for each folder that cannot be listed, and if there is no image.
-    """
+    """List the files of a folder that have an image extension, sorted by name."""
     yielded = False
     archives: dict[str, None] = {}
     errors: list[OSError] = []
@@ -53,11 +49,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
 
 
 def matches(pattern: str) -> Iterator[str]:
-    """Find the files and folders that match a pattern; `**` matches any number of folders.
-
-    Yields:
-        Paths sorted by name; below `**`, folder by folder.
-    """
+    """Find what matches a pattern, sorted by name; below `**`, folder by folder."""
     parts = Path(pattern).parts
     if "**" not in parts:
         yield from sorted(glob.iglob(pattern))  # noqa: PTH207 Path.glob refuses absolute patterns

@@ -26,15 +26,10 @@ Row = tuple[int, object | ImageError]  # line number from 1; the path or the err
 
 
 def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
-    """List the files that a table names.
+    """List the files that a table names, and a failure for each row without a file.
 
-    Args:
-        name: path of the table.
-        image_column: column of paths; None: the first column with a common name. Relative paths are
-            tried from the table's folder, then from the current folder.
-
-    Yields:
-        Each file; a failure for each row without a file, and for a table without a usable column.
+    Paths are in `image_column`, or in the first column with a common name. Relative paths are tried
+    from the table's folder, then from the current folder.
     """
     table = Path(name)
     rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
@@ -77,11 +72,7 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
 
 
 def _lines(table: Path) -> Iterator[str]:
-    """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates.
-
-    Raises:
-        ImageError: if the table is UTF-16 or a line is too long.
-    """
+    """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates."""
     with open(
         table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
     ) as text:
@@ -125,11 +116,7 @@ def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
 
 
 def _column(names: Collection[str], given: str | None) -> str:
-    """Choose the column of paths.
-
-    Raises:
-        ImageError: if the column is missing or occurs twice; lists the columns.
-    """
+    """Choose the column of paths."""
     listed = ", ".join(map(excerpt, names)) or "none"
     by_lower = {name.lower(): name for name in names}
     guessed = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)

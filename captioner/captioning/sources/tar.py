@@ -38,13 +38,9 @@ _READ_AT_ONCE = (
 def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None) -> Iterator[Item]:
     """List the images of a tar file or a named pipe, in the order of the archive.
 
-    Args:
-        name: path; its first bytes tell the compression.
-        stream: whether it is a pipe; allowed only if the user typed the name.
-        memory: claimed before a member's bytes are read.
-
-    Yields:
-        Images; then one failure if the archive is damaged, truncated or has no images.
+    Its first bytes tell the compression. A `stream` is a pipe, allowed only if the user typed its
+    name. `memory` is claimed before a member's bytes are read. If the archive is damaged, truncated
+    or has no images, a failure follows.
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
@@ -58,12 +54,7 @@ def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None)
 def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Item]:
     """List the images of a tar stream that a shell command writes; see `tar_images`.
 
-    Args:
-        source: `pipe:` and the command; only a source that the user typed, never from a file.
-        memory: claimed before a member's bytes are read.
-
-    Yields:
-        Images; then one failure, also if the command's exit status is not 0.
+    The user typed the source, `pipe:` and the command. An exit status other than 0 is a failure.
     """
     try:
         process = subprocess.Popen(
@@ -96,11 +87,7 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
 
 
 def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator[Item]:
-    """List the images of one stream.
-
-    Raises:
-        ImageError: at the end, if the stream is damaged or has no images.
-    """
+    """List the images of one stream; raise `ImageError` at its end if it has none or is damaged."""
     has_images = False
     try:
         packed = _Counting(file)
@@ -131,11 +118,7 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
 
 
 def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a file of `length` bytes, or a stream; check that it has an end mark.
-
-    Raises:
-        tarfile.ReadError: if the archive ends without the zero blocks of an end mark.
-    """
+    """Yield the members of a file of `length` bytes, or a stream; check that it has an end mark."""
     end = 0
     while True:
         try:

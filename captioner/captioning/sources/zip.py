@@ -60,12 +60,7 @@ class Packed:
 
 
 def zip_images(name: str) -> Iterator[Item]:
-    """List the images of a ZIP archive without reading them.
-
-    Yields:
-        Images; a failure for each refused member, and for an archive that is damaged or has no
-        images.
-    """
+    """List the images of a ZIP archive, not yet read, and a failure for each refused member."""
     try:
         archive = _Archive(name)
     # Damaged lists of members raise BadZipFile, NotImplementedError, UnicodeDecodeError, ...
