@@ -97,11 +97,9 @@ def caption_with_ray(
         with _connected(ray, address):
             needed = num_gpus or how.num_workers or 1
             fitting = _fitting(ray, "GPU" if num_gpus else "CPU", needed, address)
-            start = ray.remote(_Worker).options(
-                **{"max_restarts": -1, "max_task_retries": -1},
-                **{"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed},
-                **worker_options or {},
-            )
+            wish = {"max_restarts": -1, "max_task_retries": -1}
+            wish |= {"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed}
+            start = ray.remote(_Worker).options(**wish | dict(worker_options or {}))
             # In a list, as Ray warns of a worker that it may restart with an argument in its store.
             files = [ray.put(_files(model)) for model in models]
             device = "cuda" if num_gpus else "cpu"
