@@ -74,11 +74,7 @@ def journals_of(output: Path) -> list[Path]:
 
 
 def check_journals(output: Path) -> None:
-    """Refuse an output whose journal files are not captioner's.
-
-    Raises:
-        ConfigError: if a file with a journal's name is not a journal.
-    """
+    """Raise `ConfigError` if a file with the name of a journal is not captioner's."""
     for path in {*journals_of(output), output.with_name(output.name + JOURNAL_SUFFIX)}:
         check(path, "journal")
         # SQLite would replay a foreign file of this name into the journal.
@@ -124,11 +120,7 @@ class Journal:
         self.places = {path: _place(path) for path in self.journals}
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
-        """Return the digests with which an image is in the journals, with or without failures.
-
-        Raises:
-            DataError: if a row does not match its checksum.
-        """
+        """Return the digests with which an image is in the journals, with or without failures."""
         return frozenset(
             digest
             for path, db in self.journals.items()
@@ -137,11 +129,7 @@ class Journal:
         )
 
     def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
-        """Store a batch, and the positions of its images, completely or not at all.
-
-        Raises:
-            DataError: if the batch cannot be written, or the journal was moved or removed.
-        """
+        """Store a batch, and the positions of its images, completely or not at all."""
         keys = [(os.fsencode(done.name), done.digest) for done in batch]
         rows = [
             _sealed(self.key, *key, done.record.to_json(), int(done.record.error is not None))
@@ -161,13 +149,7 @@ class Journal:
                 self.check_place()
 
     def check_place(self) -> None:
-        """Check that the journals are still the files that were opened.
-
-        SQLite would continue to write into a file that was moved or removed.
-
-        Raises:
-            DataError: if a journal was moved, removed or replaced.
-        """
+        """Raise `DataError` if a journal was moved or removed: SQLite would write into it still."""
         for path, place in self.places.items():
             if _place(path) != place:
                 raise DataError(
@@ -225,10 +207,6 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
 
     Yields:
         A message for each damaged journal.
-
-    Raises:
-        ConfigError: if a journal was started with another model or other settings.
-        DataError: if a journal cannot be read or written.
     """
     for path in journals_of(output):
         with _usable(path), closing(_connect(path)) as damaged:

@@ -48,11 +48,6 @@ class CaptioningOptions:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the number of threads.
-
-        Raises:
-            ConfigError: if `num_workers` is not 1 to 1,024.
-        """
         count = self.num_workers
         if count is not None and not (isinstance(count, int) and 1 <= count <= MOST_WORKERS):
             raise ConfigError(

@@ -23,11 +23,7 @@ class UriFile:
         self.uri = uri
 
     def read_bytes(self) -> bytes:
-        """Return the content.
-
-        Raises:
-            ImageError: if it cannot be read.
-        """
+        """Return the content, or raise `ImageError`."""
         parts = urlsplit(self.uri)
         if parts.scheme == "file":  # may be a pipe on this machine
             return read_file(Path(unquote(parts.path)))

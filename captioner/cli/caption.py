@@ -87,9 +87,7 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 )
 @click.option("--extension", default=".txt", show_default=True, help="File extension for txt.")
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
-@click.option(
-    "--overwrite", is_flag=True, help="Discard earlier results; txt: replace existing files."
-)
+@click.option("--overwrite", is_flag=True, help="Discard earlier results; txt: replace files.")
 @click.option(
     "--on-error",
     "stop_on_error",
@@ -104,11 +102,7 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 @click.option("--recursive", is_flag=True, help="Also search subfolders.")
 @click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
 @click.option("--max-pixels", type=click.IntRange(1, 2**40), help="Refuse larger images.")
-@click.option(
-    "--scaled-decoding",
-    is_flag=True,
-    help="Decode large JPEGs at reduced size: faster, with nearly the same pixels.",
-)
+@click.option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -116,9 +110,7 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
     show_default=True,
     help="ray: the cluster at $RAY_ADDRESS, else this machine; jsonl or parquet only.",
 )
-@click.option(
-    "--num-gpus", type=click.FloatRange(0, 1024), help="ray: GPUs per worker.  [default: 0]"
-)
+@click.option("--num-gpus", type=click.FloatRange(0, 1024), help="ray: GPUs per worker.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 2**16),

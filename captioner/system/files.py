@@ -90,11 +90,7 @@ def advice(error: Exception) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, as reading them may never end.
-
-    Raises:
-        ValueError: if the path is not a regular file.
-    """
+    """Raise `ValueError` for a pipe or a device, as reading it may never end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("not a regular file")
 

@@ -119,11 +119,7 @@ def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerEr
 
 
 def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:
-    """Create and mark a folder that is missing or empty; refuse a foreign one.
-
-    Raises:
-        CaptionerError: if the folder may not be written.
-    """
+    """Create and mark a folder that is missing or empty; refuse a foreign one as `check` does."""
     check(folder, kind, error)
     if not owns(folder, kind):
         folder.mkdir(parents=True, exist_ok=True)

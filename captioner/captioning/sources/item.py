@@ -38,11 +38,7 @@ class Slice:
     size: int
 
     def read_bytes(self) -> bytes:
-        """Return the content.
-
-        Raises:
-            ImageError: if the archive cannot be read or became shorter.
-        """
+        """Return the content, or raise `ImageError`."""
         try:
             with open(self.path, "rb", opener=no_stream) as file:
                 file.seek(self.start)

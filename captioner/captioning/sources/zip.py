@@ -42,11 +42,7 @@ class Packed:
         return self.member.file_size
 
     def read_bytes(self) -> bytes:
-        """Return the content; safe to call from several threads.
-
-        Raises:
-            ImageError: if the member is damaged.
-        """
+        """Return the content, or raise `ImageError`; safe to call from several threads."""
         content = BytesIO()
         try:
             with self.archive.members.open(self.member) as file:
