@@ -15,7 +15,7 @@ from typing import ClassVar, Self, TextIO
 
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
-from captioner.captioning.sources import Item
+from captioner.captioning.sources.item import Item, failure
 from captioner.errors import DataError, ImageError
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file, write_text
@@ -68,7 +68,7 @@ class Writer(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.close()
+            self._close()
 
 
 class TextWriter(Writer):
@@ -242,16 +242,17 @@ def skip_existing(
     """
     for item in items:
         place, reason = _sidecar_path(item.name, extension), None
-        if place == Path(item.name):
-            reason = "the image itself; choose another --extension"
+        if not isinstance(item.source, Path | ImageError):
+            reason = "archive members get no text file; choose another --format"
+        elif place == Path(item.name):
+            reason = "its caption would replace the image itself; choose another --extension"
         elif isinstance(item.source, Path) and place.exists():
             if not overwrite:
                 skip(item.name)
                 continue
             if not owns(place, "sidecar"):
-                reason = f"{place}, which is not one line of text; move that away"
-        error = ImageError(f"its caption would replace {reason}", kind="place_taken")
-        yield Item(item.name, error) if reason else item
+                reason = f"its caption would replace {place}, which is not one line; move that away"
+        yield failure(item.name, reason, "place_taken") if reason else item
 
 
 def _sidecar_path(file_name: str, extension: str) -> Path:

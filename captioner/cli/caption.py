@@ -170,7 +170,6 @@ def command(
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Totals, caption_files
-    from captioner.captioning.sources import files_only
     from captioner.captioning.writers import FORMATS, skip_existing
     from captioner.system.memory import Memory
 
@@ -182,7 +181,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
 
     items = _items(images, how, memory)
     if how.format == "txt":
-        items = skip_existing(files_only(items), how.extension, overwrite=how.overwrite, skip=skip)
+        items = skip_existing(items, how.extension, overwrite=how.overwrite, skip=skip)
     count = failed = 0
     with _started(images, how) as (captioner, _):
         options = captioner.settings(n_best=how.n_best, **decoding)

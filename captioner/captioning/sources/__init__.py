@@ -28,7 +28,7 @@ from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import ImageError
 from captioner.system.memory import Memory
 
-__all__ = ["Item", "Packed", "Slice", "files_only", "list_images"]
+__all__ = ["Item", "Packed", "Slice", "list_images"]
 
 # First bytes of JPEG, PNG, gzip and ZIP files, decoded as text.
 BINARY_STARTS = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
@@ -74,16 +74,6 @@ def list_images(
             yield from tar_images(source, stream=True, memory=memory)
         else:
             yield from _named(source, recursive, image_column, memory)
-
-
-def files_only(items: Iterable[Item]) -> Iterator[Item]:
-    """Turn archive members into failures, for writers that put a file next to each image."""
-    for item in items:
-        if isinstance(item.source, Path | ImageError):
-            yield item
-        else:
-            reason = "archive members get no text file; choose another --format"
-            yield failure(item.name, reason, "place_taken")
 
 
 def _names(stdin: Iterable[str]) -> Iterator[str]:
