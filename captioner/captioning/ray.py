@@ -97,17 +97,16 @@ def caption_with_ray(
         with _connected(ray, address):
             needed = num_gpus or how.num_workers or 1
             fitting = _fitting(ray, "GPU" if num_gpus else "CPU", needed, address)
-            wish = {"max_restarts": -1, "max_task_retries": -1}
+            wish: dict[str, object] = {"max_restarts": -1, "max_task_retries": -1}
             wish |= {"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed}
-            start = ray.remote(_Worker).options(**wish | dict(worker_options or {}))
-            # In a list, as Ray warns of a worker that it may restart with an argument in its store.
+            start = ray.remote(_Worker).options(**wish | dict(worker_options or {})).remote
             files = [ray.put(_files(model)) for model in models]
             device = "cuda" if num_gpus else "cpu"
             workers = [
-                start.remote(files, captioner.name, device, options, how)
-                for _ in range(concurrency or fitting)
+                start(captioner.name, device, options, how) for _ in range(concurrency or fitting)
             ]
-            records = _captioned(ray, workers, _blocks(map(_sent, items), how.batch_size), tell)
+            blocks = _blocks(map(_sent, items), how.batch_size)
+            records = _captioned(ray, workers, files, blocks, tell)
             return write_output(records, output, format, n_best=how.n_best)
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
@@ -116,16 +115,21 @@ def caption_with_ray(
 
 
 class _Worker:
-    """Holds a model and captions blocks of images."""
+    """Captions blocks of images; loads the model for the first."""
 
-    def __init__(
-        self,
-        models: list[Any],
-        name: str,
-        device: str,
-        options: DecodingConfig,
-        how: CaptioningOptions,
-    ):
+    def __init__(self, name: str, device: str, options: DecodingConfig, how: CaptioningOptions):
+        self.name, self.device = name, device
+        self.options, self.how = options, how
+        self.max_memory = how.max_memory or usual_limit(how.num_workers)
+        self.captioner: Captioner | None = None
+
+    def caption(self, models: list[Any], block: list[Item]) -> list[Record]:
+        """Caption a block of whole batches with models from Ray's store."""
+        self.captioner = self.captioner or self._load(models)
+        memory = Memory(self.max_memory)
+        return list(caption_files(self.captioner, block, self.options, self.how, memory=memory))
+
+    def _load(self, models: list[Any]) -> Captioner:
         import ray
 
         with TemporaryDirectory() as top:
@@ -134,24 +138,22 @@ class _Worker:
                 folder.mkdir()
                 for file, content in files.items():
                     (folder / file).write_bytes(content)
-            self.captioner = Captioner.load(folders, device)
-        self.captioner.name = name
-        self.options = options
-        self.how = how
-        self.max_memory = how.max_memory or usual_limit(how.num_workers)
-
-    def caption(self, block: list[Item]) -> list[Record]:
-        """Caption a block of whole batches."""
-        memory = Memory(self.max_memory)
-        return list(caption_files(self.captioner, block, self.options, self.how, memory=memory))
+            captioner = Captioner.load(folders, self.device)
+        captioner.name = self.name
+        return captioner
 
 
 def _captioned(
-    ray: Any, workers: list[Any], blocks: Iterator[list[Item]], tell: Callable[[Record], None]
+    ray: Any,
+    workers: list[Any],
+    models: list[Any],
+    blocks: Iterator[list[Item]],
+    tell: Callable[[Record], None],
 ) -> Iterator[Record]:
     """Give each block to a free worker, and yield the records in the order of the images."""
     # A worker is free when it has finished its empty first block: its model is loaded.
-    running = {worker.caption.remote([]): worker for _ in range(BLOCKS_AHEAD) for worker in workers}
+    turns = workers * BLOCKS_AHEAD
+    running = {worker.caption.remote(models, []): worker for worker in turns}
     started: deque[Any] = deque()
 
     def finished(most: int) -> Iterator[Record]:
@@ -165,7 +167,7 @@ def _captioned(
         for block in blocks:
             [done], _ = ray.wait(list(running))
             worker = running.pop(done)
-            running[task := worker.caption.remote(block)] = worker
+            running[task := worker.caption.remote(models, block)] = worker
             started.append(task)
             yield from finished(most=2 * BLOCKS_AHEAD * len(workers))
         yield from finished(most=0)
