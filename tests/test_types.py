@@ -15,7 +15,6 @@ FILES = [path for room in ROADS for path in sorted((ROOT / room).rglob("*.py"))]
 FILES += [ROOT / f"{name}.py" for name in ("captioner", "pipeline", "model_dir", "run_dir", "text")]
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
-    "captioning/journal.py",  # its identity, a JSON object
     "encoder/encoder.py",  # torchvision's builder arguments, as config.json has them
     "encoder/weights.py",  # the same
     "model_dir.py",  # config.json

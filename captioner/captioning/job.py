@@ -232,10 +232,11 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
                 sweep(output.with_name(ERRORS))
                 if overwrite:
                     forget(output)
-                elif output.exists() and output.stat().st_size and not journals_of(output):
+                elif not journals_of(output) and output.exists() and output.stat().st_size:
                     raise ConfigError(
-                        f"{output}: already exists and has no journal to resume from; choose "
-                        f"another --output, or --overwrite to replace it"
+                        f"{output}: already exists ({output.stat().st_size:,} bytes) and has no "
+                        f"journal to resume from; choose another --output, or --overwrite to "
+                        f"replace it"
                     )
                 yield
             finally:

@@ -189,12 +189,14 @@ class Journal:
                     break
                 merged += 1
                 yield Record.from_json(os.fsdecode(name), row)
-            if merged != listed or next(listing, None):
-                raise DataError(
-                    f"{self.output}: not written: {listed:,} images were listed, and the journals "
-                    f"hold {merged:,} of them in order: a journal was removed or replaced, or the "
-                    f"list of images changed while the job ran; run the same command again"
-                )
+            else:
+                if merged == listed:
+                    return
+            raise DataError(
+                f"{self.output}: not written: {listed:,} images were listed, and the journals hold "
+                f"{merged:,} of them in order: a journal was removed or replaced, or the list of "
+                f"images changed while the job ran; run the same command again"
+            )
 
     def close(self) -> None:
         """Close the databases."""

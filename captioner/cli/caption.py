@@ -161,7 +161,7 @@ def command(
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)
-    if totals and (totals.images >= SHOW_RATE_FROM or totals.failed or output):
+    if totals and (not 0 < totals.images < SHOW_RATE_FROM or totals.failed or output):
         _say_totals(totals, time.perf_counter() - started, output)
     if totals and totals.failed:
         raise SystemExit(1)
