@@ -227,8 +227,7 @@ class Vocabulary:
         object.__setattr__(self, "_tokens", tokens)
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
         if len(self._ids) != len(tokens):
-            duplicates = [token for token, count in Counter(tokens).items() if count > 1]
-            raise ModelError(f"vocabulary: duplicate word: {', '.join(map(plain, duplicates[:5]))}")
+            raise ModelError(f"vocabulary: duplicate word: {Counter(tokens).most_common(1)[0][0]}")
         if len(self.counts) != len(self.words):
             raise ModelError(
                 f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one "
@@ -239,11 +238,7 @@ class Vocabulary:
     def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
         """Build the vocabulary of captions: most frequent words first, ties in alphabetical order.
 
-        Tokens of more than 200 characters are left out.
-
-        Args:
-            captions_tokens: the tokens of each training caption.
-            min_count: keep words with at least this many occurrences; at least 1.
+        Words of fewer than `min_count` occurrences or more than `longest` characters are left out.
         """
         counts = Counter(token for tokens in captions_tokens for token in tokens)
         kept = [
@@ -251,12 +246,8 @@ class Vocabulary:
             for word, count in counts.items()
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
-        kept.sort(key=lambda item: (-item[1], item[0]))
-        return cls(
-            words=tuple(word for word, _ in kept),
-            counts=tuple(count for _, count in kept),
-            min_count=min_count,
-        )
+        ranked = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
+        return cls(tuple(ranked), tuple(ranked.values()), min_count)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
@@ -295,11 +286,8 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a readable JSON file: `min_count`, the special tokens, and each word's count."""
-        content = {
-            "min_count": self.min_count,
-            "specials": list(self.specials),
-            "words": dict(zip(self.words, self.counts, strict=True)),
-        }
+        words = dict(zip(self.words, self.counts, strict=True))
+        content = {"min_count": self.min_count, "specials": self.specials, "words": words}
         write_text(Path(path), to_json(content, indent=1), "vocabulary")
 
     @classmethod
@@ -318,14 +306,11 @@ class Vocabulary:
 
     @classmethod
     def _from_json(cls, content: Any) -> Vocabulary:
-        """Validate the content of a vocabulary file and build the vocabulary."""
         if not isinstance(content, dict) or not {"min_count", "specials", "words"} <= set(content):
             raise ValueError("must hold min_count, specials and words")
         if content["specials"] != list(cls.specials):
-            raise ValueError(
-                f"specials are {excerpt(content['specials'])}, "
-                f"but must be {list(cls.specials)} in this order"
-            )
+            given = excerpt(content["specials"])
+            raise ValueError(f"specials are {given}; must be {list(cls.specials)} in this order")
         words, min_count = content["words"], content["min_count"]
         if not isinstance(words, dict):
             raise ValueError("words must map each word to its count")
@@ -346,8 +331,7 @@ def _is_word(text: str) -> bool:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raise if a JSON object has duplicate keys; `json` would keep the last one."""
-    keys = Counter(key for key, _ in pairs)
-    duplicates = [key for key, count in keys.items() if count > 1]
-    if duplicates:
-        raise ValueError(f"duplicate word: {', '.join(duplicates[:5])}")
+    for key, count in Counter(key for key, _ in pairs).most_common(1):
+        if count > 1:
+            raise ValueError(f"duplicate word: {key}")
     return dict(pairs)
