@@ -31,9 +31,6 @@ def is_one(image: object) -> TypeGuard[ImageLike]:
 def iterate(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
     """Return an iterator over images.
 
-    Args:
-        images: an iterable of images.
-
     Raises:
         ImageError: at once, if `images` is not iterable.
     """

@@ -47,21 +47,17 @@ def read_image(
     at_least: int | None = None,
     claim: Callable[[int], None] = lambda size: None,  # noqa: ARG005
 ) -> Image.Image:
-    """Decode one image.
+    """Decode one image file, or its bytes, to an upright RGB image with 8 bits per channel.
 
     Args:
         source: a file or its bytes.
         max_pixels: limit of width x height, checked before decoding. A value above Pillow's own
             limit also raises that limit for the whole process.
-        at_least: sufficient length of the shorter side, in pixels. A larger JPEG is decoded at 1/2,
-            1/4 or 1/8 of its size if the division is exact and this length remains; that is
-            faster. At twice the size the picture is then resized to, the resized pixels of
-            photographs differ by at most 1 of 255 on average; at exactly that size, by 3. None:
-            decode at full size.
+        at_least: sufficient pixels of the shorter side; None: decode at full size. A larger JPEG is
+            decoded faster at 1/2, 1/4 or 1/8 of its size, if the division is exact. At twice the
+            size the picture is then resized to, the resized pixels of photographs differ by at most
+            1 of 255 on average; at exactly that size, by 3.
         claim: called before decoding with the most bytes that decoding takes; may block.
-
-    Returns:
-        Upright RGB image, 8 bits per channel.
 
     Raises:
         ImageError: if the image cannot be read, is not an image, is damaged or is too large; see
@@ -77,23 +73,19 @@ def read_image(
 
 
 def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Convert a Pillow image to the form that `read_image` returns.
-
-    Args:
-        image: opened or drawn, in any mode.
-        max_pixels: see `read_image`.
+    """Convert a Pillow image of any mode to the form that `read_image` returns.
 
     Raises:
         ImageError: see `read_image`.
     """
     with _one_error(b"", max_pixels):
-        return _decoded(image, max_pixels, None)
+        return _decoded(image, max_pixels)
 
 
 def _decoded(
     image: Image.Image,
     max_pixels: int,
-    at_least: int | None,
+    at_least: int | None = None,
     claim: Callable[[int], None] = lambda size: None,  # noqa: ARG005
 ) -> Image.Image:
     _check_size(image, max_pixels)
@@ -126,14 +118,11 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
     # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error,
     # IndexError, ...).
     except Exception as error:
-        raise ImageError(f"damaged image: {_one_line(error)}", kind="damaged") from error
+        raise ImageError(f"damaged image: {plain(error) or type(error).__name__}") from error
 
 
 def read_file(path: Path) -> bytes:
-    """Read the bytes of one image file.
-
-    Args:
-        path: path of a regular file; pipes and devices are refused, as they may never end.
+    """Read the bytes of one image file; pipes and devices are refused, as they may never end.
 
     Raises:
         ImageError: if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
@@ -155,11 +144,7 @@ def read_file(path: Path) -> bytes:
 
 
 def check_bytes(size: int) -> None:
-    """Refuse a file that is larger than `MAX_BYTES`.
-
-    Raises:
-        ImageError: if it is larger.
-    """
+    """Raise an `ImageError` for a file that is larger than `MAX_BYTES`."""
     if size > MAX_BYTES:
         message = f"{size:,} bytes, more than the limit of {MAX_BYTES:,}"
         raise ImageError(message, kind="too_large")
@@ -194,10 +179,6 @@ def _draft_size(size: tuple[int, int], at_least: int) -> tuple[int, int]:
     return size
 
 
-def _one_line(error: Exception) -> str:
-    return plain(error) or type(error).__name__
-
-
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -206,14 +187,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGB.
-
-    Args:
-        image: decoded image of any mode.
-
-    Returns:
-        RGB image of the same size.
-    """
+    """Convert a decoded image of any Pillow mode to 8-bit RGB."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
