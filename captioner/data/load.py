@@ -8,57 +8,40 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from captioner.data import scenes
-from captioner.data.dataset import Dataset, Example, Options, Problem
+from captioner.data.dataset import Dataset, Options
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.data.summary import describe, refuse_problems
+from captioner.data.summary import refuse_problems
 from captioner.errors import DataError
-from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
 
-__all__ = ["FORMATS", "Dataset", "Example", "Format", "Problem", "describe", "load_dataset"]
 
+class Format(Protocol):
+    """A format of data sets: a module."""
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A format of data sets.
+    LOOKS_FOR: str  # the expected folder or file, for error messages
 
-    Attributes:
-        looks_for: description of the expected folder or file, for error messages.
-        recognise: whether a folder or file seems to have this format; fast.
-        load: reads the data set.
-    """
+    def recognise(self, root: Path, /) -> bool:
+        """Return whether a folder or file seems to have this format; fast."""
 
-    looks_for: str
-    recognise: Callable[[Path], bool]
-    load: Callable[[Path, Options], Dataset]
-
-
-def _is_scenes(root: Path) -> bool:
-    index = root / scenes.INDEX
-    if not index.is_file():
-        return False
-    with open(index, "rb", opener=no_stream) as file:
-        return b'"scene"' in file.readline()
+    def load(self, root: Path, options: Options, /) -> Dataset:
+        """Read a file, or a folder that `recognise` accepts."""
 
 
 # In the order of recognition: the more specific first.
 FORMATS: dict[str, Format] = {
-    "scenes": Format(
-        f"a folder with drawn scenes in {scenes.INDEX}",
-        _is_scenes,
-        lambda root, _: scenes.load(root),
-    ),
-    "karpathy": Format(karpathy.LOOKS_FOR, karpathy.recognise, karpathy.load),
-    "coco": Format(coco.LOOKS_FOR, coco.recognise, coco.load),
-    "flickr": Format(flickr.LOOKS_FOR, flickr.recognise, flickr.load),
-    "jsonl": Format(jsonl.LOOKS_FOR, jsonl.recognise, jsonl.load),
-    "csv": Format(delimited.LOOKS_FOR, delimited.recognise, delimited.load),
+    "scenes": scenes,
+    "karpathy": karpathy,
+    "coco": coco,
+    "flickr": flickr,
+    "jsonl": jsonl,
+    "csv": delimited,
 }
 
 
@@ -118,12 +101,15 @@ def _choose(root: Path, format: str) -> Format:
     try:
         if not root.exists():
             raise DataError(f"{root}: no such file or folder; set data.root")
-        for name, known in FORMATS.items():
-            if format == name or (format == "auto" and known.recognise(root)):
+        if root.is_file() and format != "auto":
+            return FORMATS[format]
+        candidates = {name: FORMATS[name] for name in FORMATS if format in ("auto", name)}
+        for known in candidates.values():
+            if known.recognise(root):
                 return known
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
-    expected = [f"  {name}: {known.looks_for}" for name, known in FORMATS.items()]
+    expected = [f"  {name}: {known.LOOKS_FOR}" for name, known in candidates.items()]
     raise DataError(f"{root}: no data set of a known format; expected one of", *expected)
 
 

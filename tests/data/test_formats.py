@@ -306,7 +306,7 @@ def test_scenes_are_told_from_other_jsonl(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     write(tmp_path / "captions.jsonl", '{"file_name": "a.jpg", "captions": ["A"]}')
     assert clean(tmp_path).format == "jsonl"
-    with pytest.raises(DataError, match="not a record of a drawn scene"):
+    with pytest.raises(DataError, match="a folder with drawn scenes"):
         clean(tmp_path, format="scenes")
     thing = {"kind": "star", "colour": "red", "size": "small"}
     scene = {"things": [thing], "count": 1, "relation": ""}

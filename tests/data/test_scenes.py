@@ -333,8 +333,8 @@ def test_the_module_redraws(few: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_without_scenes_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no drawn scenes.*python -m captioner.data.scenes"):
-        load(tmp_path)
+    with pytest.raises(DataError, match=r"(?s)no data set .*python -m captioner.data.scenes"):
+        load_dataset(tmp_path, format="scenes")
     (tmp_path / "captions.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="no usable image"):
         load(tmp_path)

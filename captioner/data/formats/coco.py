@@ -26,19 +26,15 @@ def recognise(root: Path) -> bool:
 def load(root: Path, options: Options) -> Dataset:
     """Read COCO captions; the split of each file is in its name, otherwise train.
 
-    Args:
-        root: one JSON file, or a folder with `captions_*.json` in it or in `annotations/`.
-        options: uses `images`, the folder of the images, or of `train2014/` and `val2014/`.
+    The images are in the image folder, or in its `train2014/` and `val2014/`.
 
     Raises:
-        DataError: if the file does not exist, or is not JSON of this format.
+        DataError: if a file is not JSON of this format.
     """
     files = _files(root)
-    if not files:
-        raise DataError(f"{root}: not COCO captions: expected {LOOKS_FOR}")
     base = files[0].parent.parent if files[0].parent.name == "annotations" else files[0].parent
     folders = picture_folders(base, options.images)
-    names = [_image_folder(file) for file in files]
+    names = [file.stem.removeprefix("captions_") for file in files]
     inner = [folder / name for folder in folders for name in names if (folder / name).is_dir()]
     collector = Collector(root, "coco", [*inner, *folders])
     for file in files:
@@ -50,11 +46,6 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     return sorted(root.glob("annotations/captions_*.json")) or sorted(root.glob("captions_*.json"))
-
-
-def _image_folder(file: Path) -> str:
-    """Return the name of a file's image folder: `val2014` for `captions_val2014.json`."""
-    return file.stem.removeprefix("captions_")
 
 
 def _split(collector: Collector, file: Path) -> str:
@@ -102,7 +93,7 @@ def _read_annotation(collector: Collector, annotation: Any, where: str, seen: se
             collector.problem("duplicate id", where, f"annotation {key} exists already")
             return
         seen.add(key)
-    entry = collector.get(str(number))
+    entry = collector.entries.get(str(number))
     if entry:
         collector.caption(entry, caption, where)
     else:

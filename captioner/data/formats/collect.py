@@ -14,11 +14,7 @@ from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import is_utf8
 
 PICTURE_FOLDERS = (
-    "images",
-    "Images",
-    "Flicker8k_Dataset",
-    "Flickr8k_Dataset",
-    "flickr30k_images",
+    *("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images"),
     "flickr30k-images",
 )
 
@@ -88,7 +84,7 @@ class Collector:
         self.pictures = Pictures(pictures)
         self.notes: list[str] = []
         self._problems: list[Problem] = []
-        self._entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = {}  # by image id
         self._splits: dict[str, str] = {}
 
     def place(self, path: Path) -> str:
@@ -114,10 +110,6 @@ class Collector:
         """Record that the annotations name a split, so that an empty split is a problem."""
         self._splits.setdefault(split_name(split), where)
 
-    def get(self, image_id: str) -> Entry | None:
-        """Return the image with this id, or None."""
-        return self._entries.get(image_id)
-
     def add(self, image_id: str, file: str, split: str, where: str) -> Entry | None:
         """Add an image; return None and add a problem if it is unusable."""
         if not (is_utf8(image_id) and is_utf8(file) and is_utf8(split)):
@@ -125,18 +117,17 @@ class Collector:
             return None
         self.expect(split, where)
         split = split_name(split)
-        known = self._entries.get(image_id)
+        known = self.entries.get(image_id)
         if known:
             detail = f"{image_id} ({split}) is already at {known.where} ({known.split})"
             self.problem("duplicate id", where, detail)
             return None
-        entry = self._entries[image_id] = Entry(image_id, file, split, where)
+        entry = self.entries[image_id] = Entry(image_id, file, split, where)
         return entry
 
     def caption(self, entry: Entry, text: object, where: str) -> None:
         """Add a caption to an image; add a problem if it is unusable."""
-        if text is None:
-            text = ""
+        text = "" if text is None else text
         if not isinstance(text, str):
             self.problem("malformed line", where, f"the caption is not text: {excerpt(text)}")
         elif not is_utf8(text):
@@ -147,20 +138,14 @@ class Collector:
             self.problem("empty caption", where, entry.image_id)
 
     def dataset(self, *, report_unnamed: bool = False) -> Dataset:
-        """Build the data set.
-
-        Args:
-            report_unnamed: images in the folders that no annotation names are problems.
+        """Build the data set; may report the images in the folders that no annotation names.
 
         Raises:
             DataError: if there is no usable image.
         """
-        examples = [example for entry in self._entries.values() if (example := self._check(entry))]
-        if report_unnamed:
-            for path in self.pictures.unnamed():
-                self.problem(
-                    "image without captions", self.place(path), "no caption for this image"
-                )
+        examples = [example for entry in self.entries.values() if (example := self._check(entry))]
+        for path in self.pictures.unnamed() if report_unnamed else ():
+            self.problem("image without captions", self.place(path), "no caption for this image")
         filled = {example.split for example in examples}
         empty = tuple(split for split in self._splits if split not in filled)
         for split in empty:
@@ -168,13 +153,13 @@ class Collector:
         if not examples:
             first = "".join(f"; {p.kind} at {p.where}: {p.detail}" for p in self._problems[:1])
             raise DataError(f"{self.root}: no usable image with a caption ({self.format}){first}")
-        name = self.root.resolve().stem if self.root.is_file() else self.root.resolve().name
+        place = self.root.resolve()
         return Dataset(
-            name=name,
-            format=self.format,
-            root=self.root,
-            examples=tuple(examples),
-            problems=tuple(self._problems),
+            place.stem if place.is_file() else place.name,
+            self.format,
+            self.root,
+            tuple(examples),
+            tuple(self._problems),
             notes=tuple(self.notes),
             empty_splits=empty,
         )

@@ -1,16 +1,17 @@
-"""Code for both CSV and JSONL data sets: finds files and columns, and merges rows.
+"""Data sets in tables, CSV or JSONL: finds files and columns, and merges rows.
 
 All rows of an image become one example, in order. A row may also hold a list of captions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from captioner.data.dataset import SPLIT_NAMES, Options, split_name
-from captioner.data.formats.collect import Collector, Entry
+from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_name
+from captioner.data.formats.collect import Collector, Entry, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 
@@ -21,7 +22,8 @@ CAPTION_COLUMNS = (
 )
 ID_COLUMNS = ("image_id", "id")
 
-Row = Mapping[str, object]
+Row: TypeAlias = Mapping[str, object]
+Rows: TypeAlias = Iterable[tuple[str, Row]]  # where, cells by column
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,43 @@ class Columns:
     image_id: str | None
 
 
-def table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def is_table(root: Path, suffixes: tuple[str, ...]) -> bool:
+    """Return whether this is a table, or a folder with some."""
+    return root.suffix in suffixes if root.is_file() else bool(_table_files(root, suffixes))
+
+
+def load_tables(
+    root: Path,
+    options: Options,
+    format: str,
+    suffixes: tuple[str, ...],
+    read: Callable[[Collector, Path], tuple[list[str], Rows]],
+) -> Dataset:
+    """Read the tables of a data set.
+
+    Args:
+        root: a table, or a folder with some.
+        options: uses `images` and the columns.
+        format: name of the format.
+        suffixes: of the tables.
+        read: returns the names of the columns of a table, and its rows.
+
+    Raises:
+        DataError: if a column is missing, or there is no usable image.
+    """
+    base = root if root.is_dir() else root.parent
+    collector = Collector(root, format, picture_folders(base, options.images))
+    for file in _table_files(root, suffixes):
+        names, rows = read(collector, file)
+        _add_rows(collector, file, _choose_columns(names, options, str(file)), rows)
+    return collector.dataset(report_unnamed=root.is_dir())
+
+
+def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the tables of a data set.
 
-    Returns:
-        The file itself. For a folder, the first that exists of: `metadata.*`, `captions.*`, one
-        `metadata.*` per sub-folder, files named after splits, a single table.
+    Of a folder, the first that exists of: `metadata.*`, `captions.*`, one `metadata.*` per
+    sub-folder, files named after splits, a single table.
     """
     if root.is_file():
         return [root]
@@ -52,13 +85,8 @@ def table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return inner or splits or (tables if len(tables) == 1 else [])
 
 
-def choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
-    """Return the columns of the options, and guess the others from the usual names.
-
-    Raises:
-        DataError: with the names of the columns, if a column of the options does not exist, a guess
-            fails or two columns have the same name.
-    """
+def _choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
+    """Return the columns of the options, and guess the others from the usual names."""
     listed = ", ".join(map(excerpt, names)) or "none"
     if len(set(names)) < len(names):
         raise DataError(f"{where}: two columns have the same name; columns: {listed}")
@@ -86,19 +114,15 @@ def choose_columns(names: Collection[str], options: Options, where: str) -> Colu
     )
 
 
-def add_rows(
-    collector: Collector, file: Path, columns: Columns, rows: Iterable[tuple[str, Row]]
-) -> None:
+def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) -> None:
     """Merge the rows of one table into the data set.
 
-    Args:
-        collector: collects the examples and the problems.
-        file: the table; without a split column, its name or its folder's name gives the split.
-        columns: from `choose_columns`.
-        rows: (where, cells by column) of each row.
+    Without a split column, the name of the table or of its folder gives the split.
     """
-    prefix = _prefix(collector, file)
-    file_split = _file_split(file)
+    folder = collector.place(file.parent)
+    prefix = "" if collector.root.is_file() or folder == "." else f"{folder}/"
+    stem = file.parent.name if file.stem == "metadata" else file.stem
+    file_split = stem if stem.lower() in SPLIT_NAMES else "train"
     if columns.split is None:
         collector.expect(file_split, collector.place(file))
     entries: dict[str, Entry] = {}
@@ -112,8 +136,9 @@ def add_rows(
             detail = f"image {excerpt(name)}, split {excerpt(split)}: both must be text"
             collector.problem("malformed line", where, detail)
             continue
-        file_name = prefix + name
-        new = Entry(_image_id(row, columns) or file_name, file_name, split, where)
+        given = row.get(columns.image_id) if columns.image_id else None
+        image_id = str(given) if isinstance(given, int | str) else ""
+        new = Entry(image_id or prefix + name, prefix + name, split, where)
         if entry := _entry(collector, entries, new):
             for text in value if isinstance(value, list) else [value]:
                 collector.caption(entry, text, where)
@@ -130,19 +155,3 @@ def _entry(collector: Collector, entries: dict[str, Entry], new: Entry) -> Entry
         collector.problem("duplicate id", new.where, detail)
         return None
     return known
-
-
-def _image_id(row: Row, columns: Columns) -> str:
-    value = row.get(columns.image_id) if columns.image_id else None
-    return str(value) if isinstance(value, int | str) else ""
-
-
-def _prefix(collector: Collector, file: Path) -> str:
-    """Return the folder of the names in a table: `train/` for `train/metadata.jsonl`."""
-    folder = collector.place(file.parent)
-    return "" if collector.root.is_file() or folder == "." else f"{folder}/"
-
-
-def _file_split(file: Path) -> str:
-    stem = file.parent.name if file.stem == "metadata" else file.stem
-    return stem if stem.lower() in SPLIT_NAMES else "train"

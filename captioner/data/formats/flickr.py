@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captioner.data.dataset import Dataset, Options
-from captioner.data.formats.collect import Collector, Entry, picture_folders
-from captioner.errors import DataError
+from captioner.data.formats.collect import Collector, picture_folders
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import is_utf8, read_lines, read_rows
 
@@ -35,18 +34,12 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read a Flickr folder.
-
-    Args:
-        root: the folder, or its caption file.
-        options: uses `images`.
+    """Read a Flickr folder, or its caption file.
 
     Raises:
-        DataError: if the caption file is missing or cannot be read.
+        DataError: if the caption file cannot be read.
     """
-    file = root if root.is_file() else _caption_file(root)
-    if file is None:
-        raise DataError(f"{root}: not a Flickr data set: expected {LOOKS_FOR}")
+    file = _caption_file(root) or root
     collector = Collector(root, "flickr", picture_folders(file.parent, options.images))
     listed = _read_split_lists(collector, file.parent)
     left_out = _read_captions(collector, file, listed=listed)
@@ -87,7 +80,7 @@ def _read_captions(collector: Collector, file: Path, *, listed: bool) -> dict[st
     """Add the captions to their images; return the images in no split list, in order."""
     left_out: dict[str, None] = {}
     for where, name, caption in _captions(collector, file):
-        entry: Entry | None = collector.get(name)
+        entry = collector.entries.get(name)
         if entry is None and listed:
             left_out[name] = None
             continue

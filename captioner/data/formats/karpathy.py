@@ -33,16 +33,16 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read a Karpathy split.
-
-    Args:
-        root: the JSON file, or a folder with exactly one `dataset_*.json`.
-        options: uses `images` and `restval`.
+    """Read a Karpathy split: a JSON file, or a folder with exactly one `dataset_*.json`.
 
     Raises:
-        DataError: if the file is missing, or is not JSON of this format.
+        DataError: if there is not one file, or it is not JSON of this format.
     """
-    file = _file(root)
+    files = [root] if root.is_file() else sorted(root.glob("dataset_*.json"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"{root}: expected one dataset_*.json, found {names}; name the file")
+    [file] = files
     document = read_json(file)
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
@@ -57,16 +57,6 @@ def load(root: Path, options: Options) -> Dataset:
         note = f"{kept:,} restval images are not in train; data.restval=true adds them"
         return replace(dataset, notes=(*dataset.notes, note))
     return dataset
-
-
-def _file(root: Path) -> Path:
-    if root.is_file():
-        return root
-    files = sorted(root.glob("dataset_*.json"))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise DataError(f"{root}: expected one dataset_*.json, found {names}; name the file")
-    return files[0]
 
 
 def _read_image(

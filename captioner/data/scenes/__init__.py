@@ -14,18 +14,19 @@ import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from captioner.data.dataset import Dataset
+from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector
 from captioner.data.scenes.drawing import draw
 from captioner.data.scenes.grammar import Scene, captions, is_true, parse_scene
 from captioner.data.scenes.splits import scenes, split_combinations
-from captioner.errors import DataError
+from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
 from captioner.system.ownership import check
 from captioner.system.text_files import read_lines
 
 PICTURES = {"train": 2000, "dev": 200, "test": 200}
 INDEX = "captions.jsonl"
+LOOKS_FOR = f"a folder with drawn scenes in {INDEX} (python -m captioner.data.scenes FOLDER)"
 
 
 def generate(folder: Path, seed: int = 0) -> None:
@@ -59,24 +60,21 @@ def generate(folder: Path, seed: int = 0) -> None:
     (folder / INDEX).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def load(root: Path) -> Dataset:
-    """Read a folder of `generate`.
+def recognise(root: Path) -> bool:
+    """Return whether the first line of a folder's index describes a drawn scene."""
+    if not (root / INDEX).is_file():
+        return False
+    with open(root / INDEX, "rb", opener=no_stream) as file:
+        return b'"scene"' in file.readline()
 
-    Args:
-        root: folder with `captions.jsonl` and its images.
 
-    Returns:
-        The data set; missing and damaged items are problems.
+def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
+    """Read a folder of `generate`; missing and damaged items are problems.
 
     Raises:
-        DataError: if the folder holds no drawn scenes, or no usable image.
+        DataError: if the folder holds no usable image.
     """
     index = root / INDEX
-    if not index.is_file():
-        raise DataError(
-            f"{root}: no drawn scenes: no file {INDEX}; draw the scenes with "
-            f"`python -m captioner.data.scenes {root}`"
-        )
     collector = Collector(root, "scenes", [root])
     truths: dict[str, Scene] = {}
     for where, line in collector.lines(index, read_lines(index)):
