@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ from captioner.system.foreign import plain
 from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize
 
-Say = Callable[[str], None]
+Say: TypeAlias = Callable[[str], None]
+Tokens: TypeAlias = list[list[str]]  # of each caption of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class SplitTable:
 
     examples: tuple[Example, ...]
     features: Tensor
-    references: list[list[list[str]]]
+    references: list[Tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Prepared:
 
     vocabulary: Vocabulary
     train: CaptionTable
-    references: list[list[list[str]]]
+    references: list[Tokens]
     dev: SplitTable
     data: dict[str, str]
 
@@ -69,14 +72,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     return load_dataset(
         resolve_path(config.root),
-        format=config.format,
         images=resolve_path(config.images) if config.images else None,
-        restval=config.restval,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        split_column=config.split_column,
-        holdout=config.holdout,
-        strict=config.strict,
+        **config.model_dump(exclude={"root", "images", "split_train", "split_dev", "split_test"}),
     )
 
 
@@ -104,84 +101,6 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
     return encoder
 
 
-def store_features(
-    encoder: Encoder,
-    examples: Sequence[Example],
-    *,
-    flip: bool,
-    batch_size: int,
-    strict: bool,
-    say: Say,
-    world: World | None = None,
-) -> tuple[tuple[Example, ...], Tensor, Tensor, str]:
-    """Encode the images that are not in the store, and read the features of all.
-
-    Args:
-        encoder: the frozen CNN.
-        examples: the images.
-        flip: also the mirrored view of each image.
-        batch_size: images per forward pass.
-        strict: an unreadable image is an error.
-        say: receives status messages.
-        world: the processes that encode together; None: one process.
-
-    Returns:
-        The N examples with a readable image; features, fp16 (R, F), in memory or on disk; the rows
-        of each example, int64 (N, views); and a digest of the images' content, in order.
-
-    Raises:
-        DataError: if an image cannot be read and `strict`, or no image can be read.
-    """
-    store = FeatureStore.for_encoder(encoder)
-    images = list(dict.fromkeys(example.image for example in examples))
-    keys, broken = fill_store(
-        store, encoder, images, mirrored=flip, batch_size=batch_size, world=world, say=say
-    )
-    for path, error in broken.items():
-        say(f"skipped: {plain(path)}: {error}")
-    if broken and strict:
-        raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
-    kept = tuple(example for example in examples if example.image in keys)
-    wanted = [key for example in kept for key in keys[example.image]]
-    features, rows = store.table(wanted)
-    return kept, features, rows.view(len(kept), -1), digest_of(wanted)
-
-
-def digest_of(pieces: Iterable[bytes]) -> str:
-    """Return a digest of pieces in order; they have equal lengths or no zero bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        digest.update(piece + b"\0")
-    return digest.hexdigest()
-
-
-def _digest_of_captions(captions: list[list[list[str]]]) -> str:
-    """Return a digest of the tokens of every caption of each image, in order."""
-    return digest_of("\n".join(" ".join(tokens) for tokens in image).encode() for image in captions)
-
-
-def tokenize_examples(
-    examples: Sequence[Example], say: Say
-) -> tuple[tuple[Example, ...], list[list[list[str]]]]:
-    """Tokenise all captions, skip captions without a word, and report their number.
-
-    Returns:
-        The examples with a caption left, and for each the tokens of each caption.
-    """
-    kept: list[Example] = []
-    tokens: list[list[list[str]]] = []
-    wordless = 0
-    for example in examples:
-        captions = [words for caption in example.captions if (words := tokenize(caption))]
-        wordless += len(example.captions) - len(captions)
-        if captions:
-            kept.append(example)
-            tokens.append(captions)
-    if wordless:
-        say(f"skipped: {wordless:,} caption(s) without a word")
-    return tuple(kept), tokens
-
-
 def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = None) -> Prepared:
     """Load, tokenise and encode the data of a run.
 
@@ -195,58 +114,38 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
         DataError: if the data cannot be used.
     """
     dataset = open_dataset(config.data)
-    train, train_tokens = tokenize_examples(dataset.split(config.data.split_train), say)
-    dev, dev_tokens = tokenize_examples(dataset.split(config.data.split_dev), say)
-    vocabulary = Vocabulary.build(
-        (tokens for image in train_tokens for tokens in image), config.text.min_count
-    )
-    say(describe(dataset, _about_words(config, vocabulary, train_tokens, dev_tokens)))
+    train = _tokenized(dataset, config.data.split_train, say)
+    dev = _tokenized(dataset, config.data.split_dev, say)
+    min_count = config.text.min_count
+    vocabulary = Vocabulary.build(chain.from_iterable(train.values()), min_count)
+    covered = [
+        f"{vocabulary.coverage(chain.from_iterable(split.values())):.1%}" for split in (train, dev)
+    ]
+    size = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
+    coverage = f"{covered[0]} of the words in train, {covered[1]} in dev"
+    say(describe(dataset, [("vocabulary", size), ("coverage", coverage)]))
     settings = config.encoder
-    tokens_of = dict(zip((example.image_id for example in train), train_tokens, strict=True))
-    tokens_of |= dict(zip((example.image_id for example in dev), dev_tokens, strict=True))
-    store = partial(
-        store_features,
+    encode = partial(
+        _encoded,
         encoder,
         batch_size=settings.batch_size,
         strict=config.data.strict,
         say=say,
         world=world,
     )
-    train, features, rows, images = store(train, flip=settings.flip)
-    train_tokens = [tokens_of[example.image_id] for example in train]
+    train, features, rows, images = encode(train, flip=settings.flip)
+    references = list(train.values())
     table = CaptionTable.build(
-        features,
-        train_tokens,
-        vocabulary,
-        views=rows,
-        max_length=config.text.max_length,
+        features, references, vocabulary, views=rows, max_length=config.text.max_length
     )
-    dev, features, rows, dev_images = store(dev, flip=encoder.mirrored)
-    references = [tokens_of[example.image_id] for example in dev]
-    dev_table = SplitTable(dev, _mean_of_views(features, rows), references)
+    dev, features, rows, dev_images = encode(dev, flip=encoder.mirrored)
     data = {
-        "train captions": _digest_of_captions(train_tokens),
+        "train captions": _digest_of_captions(train),
         "train images": images,
-        "dev captions": _digest_of_captions(references),
+        "dev captions": _digest_of_captions(dev),
         "dev images": dev_images,
     }
-    return Prepared(vocabulary, table, train_tokens, dev_table, data)
-
-
-def _about_words(
-    config: Config,
-    vocabulary: Vocabulary,
-    train: list[list[list[str]]],
-    dev: list[list[list[str]]],
-) -> list[tuple[str, str]]:
-    def coverage(split: list[list[list[str]]]) -> str:
-        return f"{vocabulary.coverage(tokens for image in split for tokens in image):.1%}"
-
-    size = f"{len(vocabulary):,} entries (words that occur {config.text.min_count} times or more)"
-    return [
-        ("vocabulary", size),
-        ("coverage", f"{coverage(train)} of the words in train, {coverage(dev)} in dev"),
-    ]
+    return Prepared(vocabulary, table, references, _split_table(dev, features, rows), data)
 
 
 def read_split(
@@ -257,15 +156,71 @@ def read_split(
     Raises:
         DataError: if the split has no usable image.
     """
-    examples, tokens = tokenize_examples(dataset.split(split), say)
-    tokens_of = {e.image_id: words for e, words in zip(examples, tokens, strict=True)}
-    examples, features, rows, _ = store_features(
-        encoder, examples, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
+    captions = _tokenized(dataset, split, say)
+    captions, features, rows, _ = _encoded(
+        encoder, captions, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
     )
-    references = [tokens_of[example.image_id] for example in examples]
-    return SplitTable(examples, _mean_of_views(features, rows), references)
+    return _split_table(captions, features, rows)
 
 
-def _mean_of_views(features: Tensor, rows: Tensor) -> Tensor:
-    """Return the mean features of each image's views, fp16 (N, F)."""
-    return features[rows].float().mean(1).half()
+def _tokenized(dataset: Dataset, split: str, say: Say) -> dict[Example, Tokens]:
+    """Tokenise the captions of a split; leave out, and count, captions without a word."""
+    captions = {
+        example: [tokens for caption in example.captions if (tokens := tokenize(caption))]
+        for example in dataset.split(split)
+    }
+    wordless = sum(len(example.captions) - len(kept) for example, kept in captions.items())
+    if wordless:
+        say(f"skipped: {wordless:,} caption(s) without a word")
+    return {example: kept for example, kept in captions.items() if kept}
+
+
+def _encoded(
+    encoder: Encoder,
+    captions: dict[Example, Tokens],
+    *,
+    flip: bool,
+    batch_size: int,
+    strict: bool,
+    say: Say,
+    world: World | None = None,
+) -> tuple[dict[Example, Tokens], Tensor, Tensor, str]:
+    """Encode the images that are not in the store, and read the features of all.
+
+    Returns:
+        The captions of the N readable images; features, fp16 (R, F), in memory or on disk; the rows
+        of each image, int64 (N, views); and a digest of the images' content, in order.
+    """
+    store = FeatureStore.for_encoder(encoder)
+    images = list(dict.fromkeys(example.image for example in captions))
+    keys, broken = fill_store(
+        store, encoder, images, mirrored=flip, batch_size=batch_size, world=world, say=say
+    )
+    for path, error in broken.items():
+        say(f"skipped: {plain(path)}: {error}")
+    if broken and strict:
+        raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
+    kept = {example: tokens for example, tokens in captions.items() if example.image in keys}
+    wanted = [key for example in kept for key in keys[example.image]]
+    features, rows = store.table(wanted)
+    return kept, features, rows.view(len(kept), -1), _digest_of(wanted)
+
+
+def _split_table(captions: dict[Example, Tokens], features: Tensor, rows: Tensor) -> SplitTable:
+    """Return a split with the mean features of each image's views."""
+    mean = features[rows].float().mean(1).half()
+    return SplitTable(tuple(captions), mean, list(captions.values()))
+
+
+def _digest_of_captions(captions: dict[Example, Tokens]) -> str:
+    return _digest_of(
+        "\n".join(" ".join(tokens) for tokens in image).encode() for image in captions.values()
+    )
+
+
+def _digest_of(pieces: Iterable[bytes]) -> str:
+    """Return a digest of pieces in order; they have equal lengths or no zero bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece + b"\0")
+    return digest.hexdigest()
