@@ -115,8 +115,9 @@ def make_encoder() -> MakeEncoder:
         precision: str = "fp32",
         **builder_args: object,
     ) -> FrozenEncoder:
-        from captioner.encoder.encoder import EncoderSpec, FrozenEncoder
+        from captioner.encoder.encoder import FrozenEncoder
         from captioner.encoder.preprocess import Preprocess
+        from captioner.encoder.weights import EncoderSpec
 
         spec = EncoderSpec(backbone, builder_args, Preprocess(image_size, image_size))
         return FrozenEncoder(spec, random_state(backbone, seed, **builder_args), precision)

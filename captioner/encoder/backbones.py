@@ -60,12 +60,7 @@ class _Building(TorchFunctionMode):
 
 
 def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
-    """Build a torchvision CNN without weights.
-
-    Args:
-        name: torchvision name.
-        builder_args: keyword arguments of torchvision's builder.
-        device: "meta" builds only shapes, which takes no time.
+    """Build a torchvision CNN without weights; on "meta" only its shapes, which takes no time.
 
     Raises:
         ModelError: if the name or an argument is invalid.
@@ -90,21 +85,14 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
 
 
 def remove_head(network: nn.Module) -> int:
-    """Remove the layer that computes the class scores.
-
-    Args:
-        network: torchvision CNN, changed in place.
-
-    Returns:
-        Width F of the features, the input of that layer.
-    """
+    """Remove the layer that computes the class scores; return the width F of its input."""
     head = head_name(network)
     layer = network.get_submodule(head)
     if isinstance(layer, nn.Conv2d):  # SqueezeNet: 1x1 convolution, ReLU, pooling
         network.set_submodule("classifier", nn.AdaptiveAvgPool2d(1))
         return layer.in_channels
-    network.set_submodule(head, nn.Identity())
     assert isinstance(layer, nn.Linear)
+    network.set_submodule(head, nn.Identity())
     return layer.in_features
 
 

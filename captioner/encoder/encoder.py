@@ -12,7 +12,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -22,29 +22,12 @@ from torch import Tensor, nn
 from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
 from captioner.encoder.folding import fast_form
 from captioner.encoder.preprocess import RESIZING, Preprocess
-from captioner.encoder.weights import fetch_weights, load_strictly
+from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fit the CPU caches
 MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderSpec:
-    """The specification of a CNN without its weights.
-
-    Attributes:
-        backbone: torchvision name.
-        builder_args: keyword arguments of torchvision's builder.
-        preprocess: converts images to the CNN's input.
-        weights: origin of the weights, for display.
-    """
-
-    backbone: str
-    builder_args: dict[str, Any] = field(default_factory=dict)
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    weights: str = "none"
 
 
 class Encoder(nn.Module, ABC):
@@ -90,7 +73,8 @@ class Encoder(nn.Module, ABC):
     @property
     def arithmetic(self) -> str:
         """Number format and device, such as "bf16 on cpu"; features depend on both."""
-        return "+".join(dict.fromkeys(cnn.arithmetic for cnn in self.cnns))
+        names = (arithmetic_of(cnn.dtype, cnn.device.type) for cnn in self.cnns)
+        return "+".join(dict.fromkeys(names))
 
     @abstractmethod
     def to_device(self, device: torch.device) -> Self:
@@ -114,23 +98,24 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self, arithmetic: str | None = None) -> str:
-        """Return 32 hex digits that change whenever the features change.
+        """Return 32 hex digits that change whenever the features of an arithmetic change.
 
-        Args:
-            arithmetic: of the features; None: the encoder's own.
+        Without an arithmetic, the encoder's own is meant.
         """
 
 
 class FrozenEncoder(Encoder):
     """One frozen CNN."""
 
-    def __init__(self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: str = "auto"):
+    def __init__(
+        self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: Precision = "auto"
+    ):
         """Build the fast form from a torchvision state dict.
 
         Args:
             spec: the CNN to build.
             state: torchvision's parameters and statistics, fp32; may lack the classifier.
-            precision: "auto", "fp32", "bf16" or "fp16".
+            precision: of the computation.
 
         Raises:
             ModelError: if the backbone is invalid, or the state does not fit.
@@ -138,9 +123,7 @@ class FrozenEncoder(Encoder):
         super().__init__()
         self.spec = spec
         self.precision = precision
-        network, self.feature_size = _exact(spec, state)
-        self.state = dict(network.state_dict())
-        self._settle(network, torch.device("cpu"))
+        self._build(state, torch.device("cpu"))
 
     @classmethod
     def create(
@@ -151,7 +134,7 @@ class FrozenEncoder(Encoder):
         builder_args: Mapping[str, Any] | None = None,
         image_size: int | None = None,
         interpolation: str | None = None,
-        precision: str = "auto",
+        precision: Precision = "auto",
     ) -> Self:
         """Build a CNN and load its weights.
 
@@ -161,62 +144,51 @@ class FrozenEncoder(Encoder):
             builder_args: keyword arguments of torchvision's builder.
             image_size: pixels of the shorter side and the centre crop; None: set by the weights.
             interpolation: of the resizing to `image_size`; None: set by the weights.
-            precision: see `FrozenEncoder`.
+            precision: of the computation.
 
         Raises:
             ModelError: if the backbone is invalid, or the weights are unavailable or do not fit.
         """
         check_backbone(backbone)
-        found = fetch_weights(backbone, weights, dict(builder_args or {}))
-        preprocess = found.preprocess
+        spec, state = fetch_weights(backbone, weights, dict(builder_args or {}))
         if image_size is not None:
-            preprocess = Preprocess(
-                image_size,
-                image_size,
-                interpolation or preprocess.interpolation,
-                preprocess.mean,
-                preprocess.std,
+            preprocess = replace(
+                spec.preprocess,
+                resize_size=image_size,
+                crop_size=image_size,
+                interpolation=interpolation or spec.preprocess.interpolation,
             )
-        spec = EncoderSpec(backbone, found.builder_args, preprocess, found.origin)
-        return cls(spec, found.state, precision)
+            spec = replace(spec, preprocess=preprocess)
+        return cls(spec, state, precision)
+
+    def _build(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Build torchvision's network, and from it the fast form for a device."""
+        network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
+        self.feature_size = remove_head(network)
+        load_strictly(network, state, where=self.spec.weights)
+        self.state = dict(network.state_dict())
+        self.device, self.dtype = device, dtype_of(self.precision, device)
+        self.network = fast_form(network, self.dtype).to(device)
 
     @property
     def cnns(self) -> tuple[FrozenEncoder, ...]:
         """This CNN alone."""
         return (self,)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the exact weights alone, half the bytes."""
-        return _rebuild, (self.spec, self.state, self.precision, self.device, self.mirrored)
-
     def to_device(self, device: torch.device) -> Self:
         """Move to a device; see `Encoder`."""
         if (device, dtype_of(self.precision, device)) != (self.device, self.dtype):
-            # Rounded weights cannot be made exact again.
-            network, _ = _exact(self.spec, self.state)
-            self._settle(network, device)
+            self._build(self.state, device)  # rounded weights cannot be made exact again
         return self
-
-    def _settle(self, network: nn.Module, device: torch.device) -> None:
-        """Convert an exact network to the fast form and the precision of a device."""
-        self.device, self.dtype = device, dtype_of(self.precision, device)
-        self.network = fast_form(network, self.dtype).to(device)
-
-    @property
-    def arithmetic(self) -> str:
-        """Number format and device; see `Encoder`."""
-        return arithmetic_of(self.dtype, self.device.type)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode a batch; see `Encoder`."""
         pixels = pixels.to(self.device, non_blocking=True)
         size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
-        return torch.cat([self._encode(chunk) for chunk in pixels.split(size)])
-
-    def _encode(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(self.spec.preprocess.normalize(pixels))
-        return features.flatten(1).float()
+        normalize = self.spec.preprocess.normalize
+        features = [self.network(normalize(chunk)).flatten(1) for chunk in pixels.split(size)]
+        return torch.cat(features).float()
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
         """Return 32 hex digits that change whenever the features change; see `Encoder`."""
@@ -234,33 +206,14 @@ class FrozenEncoder(Encoder):
         return digest.digest()
 
 
-def _rebuild(
-    spec: EncoderSpec,
-    state: Mapping[str, Tensor],
-    precision: str,
-    device: torch.device,
-    mirrored: bool,
-) -> FrozenEncoder:
-    encoder = FrozenEncoder(spec, state, precision).to_device(device)
-    encoder.mirrored = mirrored
-    return encoder
-
-
 def arithmetic_of(dtype: torch.dtype, device: str) -> str:
     """Return the name of an arithmetic, such as "bf16 on cpu"."""
     return f"{next(name for name in DTYPES if DTYPES[name] == dtype)} on {device}"
 
 
 def other_arithmetic(was: str | None, now: str) -> str:
-    """Return a message that the arithmetic changed.
-
-    Args:
-        was: the earlier arithmetic; None: an older captioner did not record it.
-        now: the current arithmetic.
-    """
-    if was is None:
-        return f"arithmetic is {now}, the older captioner that started did not record its own"
-    return f"arithmetic was {was}, is {now}"
+    """Return a message that the arithmetic changed; a run of 0.1 did not record its own (None)."""
+    return f"arithmetic was {was or 'not recorded'}, is {now}"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
@@ -276,11 +229,3 @@ def best_precision(device: torch.device) -> str:
         known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if any(known.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")) else "fp32"
     return "fp32"
-
-
-def _exact(spec: EncoderSpec, state: Mapping[str, Tensor]) -> tuple[nn.Module, int]:
-    """Build torchvision's network without its last layer; return it with its width F."""
-    network = build_backbone(spec.backbone, spec.builder_args, device="meta")
-    feature_size = remove_head(network)
-    load_strictly(network, state, where=spec.weights)
-    return network, feature_size

@@ -18,14 +18,11 @@ EXACT = 3  # layers in fp32; measured in docs/results.md
 
 
 def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a faster module that computes the same function.
+    """Return a faster module that computes the same function, all but its first layers in `dtype`.
 
     Args:
         network: float32, maps images (B, 3, S, S) to features; not changed.
-        dtype: of all but the first layers.
-
-    Returns:
-        A module that maps float32 images (B, 3, S, S) to features.
+        dtype: of the later layers.
     """
     folded = fold(network)
     fast = folded if dtype == torch.float32 else lower(folded, dtype)
@@ -33,11 +30,7 @@ def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def fold(network: nn.Module) -> fx.GraphModule:
-    """Fold every batch norm that directly follows a convolution into that convolution.
-
-    Args:
-        network: put into evaluation mode; its layers are not changed.
-    """
+    """Fold every batch norm that directly follows a convolution into a copy of that convolution."""
     traced = fx.symbolic_trace(network.eval().requires_grad_(False))
     layers = dict(traced.named_modules())
     for node in traced.graph.nodes:
@@ -57,12 +50,7 @@ def fold(network: nn.Module) -> fx.GraphModule:
 
 
 def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """Compute all but the first layers in another dtype.
-
-    Args:
-        network: float32; stays so if it has no more than `EXACT` layers with weights.
-        dtype: to compute in.
-    """
+    """Compute all but the first `EXACT` layers with weights in another dtype."""
     late, layers = set[fx.Node](), 0
     for node in network.graph.nodes:
         if node.op == "call_module":

@@ -79,14 +79,7 @@ class Preprocess:
         return 2 * self.resize_size
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop.
-
-        Args:
-            image: RGB image.
-
-        Returns:
-            uint8 (3, crop_size, crop_size), 0..255.
-        """
+        """Resize and crop an RGB image to uint8 (3, crop_size, crop_size), 0..255."""
         if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
             image = _middle(image)
         small = image.width * image.height <= MAX_COPIED
@@ -108,14 +101,7 @@ class Preprocess:
         return pixels.contiguous()
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation, on the pixels' device.
-
-        Args:
-            pixels: uint8 (B, 3, S, S).
-
-        Returns:
-            float32 (B, 3, S, S), channels last in memory.
-        """
+        """Standardise uint8 pixels (B, 3, S, S) to float32, channels last in memory."""
         images = pixels.float()
         shape = (1, 3, 1, 1)
         mean = images.new_tensor(self.mean).view(shape) * 255
@@ -126,7 +112,7 @@ class Preprocess:
 class PreprocessConfig(BaseModel):
     """One CNN in `preprocessor_config.json`; keys of later versions are ignored."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, use_enum_values=True)
 
     resize_size: Side
     crop_size: Side
@@ -141,25 +127,17 @@ class PreprocessConfig(BaseModel):
         return self
 
 
-_CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast()])
+_CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast(), Field(min_length=1)])
 
 
 def save_preprocess(folder: Path, transforms: Sequence[Preprocess]) -> None:
-    """Write `preprocessor_config.json` into a folder.
-
-    Args:
-        folder: to write into.
-        transforms: one for each CNN, in order.
-    """
+    """Write `preprocessor_config.json`, with one transform for each CNN, into a folder."""
     text = json.dumps(one_or_list([asdict(preprocess) for preprocess in transforms]), indent=2)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def load_preprocess(folder: Path) -> list[Preprocess]:
-    """Read `preprocessor_config.json` from a folder.
-
-    Returns:
-        One for each CNN, in order; at least one.
+    """Read `preprocessor_config.json`, with one transform for each CNN, from a folder.
 
     Raises:
         ModelError: if the file is missing or invalid.
@@ -176,12 +154,7 @@ def load_preprocess(folder: Path) -> list[Preprocess]:
         raise ModelError(f"{path}: not a preprocessor config: {mistake}") from error
     except ValueError as error:
         raise ModelError(f"{path}: not a preprocessor config: {plain(error)}") from error
-    if not configs:
-        raise ModelError(f"{path}: not a preprocessor config: the list is empty")
-    return [
-        Preprocess(**dict(config) | {"interpolation": config.interpolation.value})
-        for config in configs
-    ]
+    return [Preprocess(**dict(config)) for config in configs]
 
 
 def one_or_list(values: list[T]) -> T | list[T]:

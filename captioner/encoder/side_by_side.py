@@ -18,10 +18,7 @@ from captioner.errors import ModelError
 
 
 def side_by_side(cnns: Sequence[FrozenEncoder]) -> Encoder:
-    """Return one encoder of one or more CNNs.
-
-    Args:
-        cnns: one or more, on one device.
+    """Return one encoder of one or more CNNs, all on one device.
 
     Raises:
         ModelError: if the CNNs do not take the same pixels.
@@ -30,17 +27,9 @@ def side_by_side(cnns: Sequence[FrozenEncoder]) -> Encoder:
 
 
 class SideBySide(Encoder):
-    """Two or more CNNs as one encoder."""
+    """Two or more CNNs as one encoder; see `side_by_side`."""
 
     def __init__(self, cnns: Sequence[FrozenEncoder]):
-        """Combine CNNs.
-
-        Args:
-            cnns: in the order of their features, on one device.
-
-        Raises:
-            ModelError: if the CNNs do not take the same pixels.
-        """
         super().__init__()
         _check_alike(cnns)
         self._cnns = tuple(cnns)
@@ -73,20 +62,12 @@ class SideBySide(Encoder):
 
 
 def _check_alike(cnns: Sequence[FrozenEncoder]) -> None:
-    """Refuse CNNs that differ in precision or in the preprocessing before normalisation.
-
-    Raises:
-        ModelError: with the differences.
-    """
+    """Refuse CNNs that differ in precision or in the preprocessing before normalisation."""
 
     def shared(cnn: FrozenEncoder) -> dict[str, object]:
-        preprocess = cnn.spec.preprocess
-        return {
-            "resize_size": preprocess.resize_size,
-            "crop_size": preprocess.crop_size,
-            "interpolation": preprocess.interpolation,
-            "precision": cnn.precision,
-        }
+        names = ("resize_size", "crop_size", "interpolation")
+        values: dict[str, object] = {name: getattr(cnn.spec.preprocess, name) for name in names}
+        return values | {"precision": cnn.precision}
 
     first, wanted = cnns[0], shared(cnns[0])
     for cnn in cnns[1:]:

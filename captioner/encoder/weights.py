@@ -6,7 +6,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -29,33 +29,34 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True, slots=True)
-class FoundWeights:
-    """A state dict and the settings that it needs.
+class EncoderSpec:
+    """The specification of a CNN without its weights.
 
     Attributes:
-        state: torchvision's parameters and statistics by name.
-        origin: source of the weights, for display.
-        builder_args: keyword arguments of the builder for these weights.
-        preprocess: the transform of the weights' training.
+        backbone: torchvision name.
+        builder_args: keyword arguments of torchvision's builder.
+        preprocess: converts images to the CNN's input.
+        weights: origin of the weights, for display.
     """
 
-    state: dict[str, Tensor]
-    origin: str
-    builder_args: dict[str, Any]
-    preprocess: Preprocess
+    backbone: str
+    builder_args: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    weights: str = "none"
 
 
 def fetch_weights(
-    backbone: str,
-    weights: str,
-    builder_args: dict[str, Any],
-) -> FoundWeights:
+    backbone: str, weights: str, builder_args: dict[str, Any]
+) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Read or download the weights of a CNN.
 
     Args:
         backbone: valid torchvision name.
         weights: torchvision enum name, path to a state dict, or "none".
         builder_args: the user's keyword arguments of the builder.
+
+    Returns:
+        The CNN with the transform of the weights' training, and its state dict.
 
     Raises:
         ModelError: if the weights cannot be read or downloaded.
@@ -71,19 +72,15 @@ def fetch_weights(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             state = build_backbone(backbone, builder_args).state_dict()
-        return FoundWeights(state, "none", builder_args, first)
+        return EncoderSpec(backbone, builder_args, first), state
     if weights in members.__members__:
         entry = members[weights]
         if backbone in ("googlenet", "inception_v3"):
             # These weights come from TensorFlow; torchvision's builder does the same.
             builder_args = {"transform_input": True} | builder_args
         origin = f"{type(entry).__name__}.{entry.name}"
-        return FoundWeights(
-            _download(entry, origin),
-            origin,
-            builder_args,
-            Preprocess.of_weights(entry.transforms()),
-        )
+        preprocess = Preprocess.of_weights(entry.transforms())
+        return EncoderSpec(backbone, builder_args, preprocess, origin), _download(entry, origin)
     path = resolve_path(weights)
     if not path.is_file():
         names = ", ".join(members.__members__)
@@ -91,16 +88,14 @@ def fetch_weights(
             f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
             f"(known: {names}, none)"
         )
-    return FoundWeights(read_state_dict(path), path.name, builder_args, first)
+    return EncoderSpec(backbone, builder_args, first, path.name), read_state_dict(path)
 
 
 def _download(entry: Any, origin: str) -> dict[str, Tensor]:
     try:
         # Without weights_only, torchvision unpickles the file in its cache.
-        state = state_of(
-            entry.get_state_dict(
-                progress=True, check_hash=True, map_location="cpu", weights_only=True
-            )
+        state = entry.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
         )
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -109,14 +104,11 @@ def _download(entry: Any, origin: str) -> dict[str, Tensor]:
             f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path of "
             f"a state dict"
         ) from error
-    return state
+    return state_of(state)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; never runs code from the file.
-
-    Args:
-        path: `.safetensors`, or a file of `torch.save`.
+    """Read a state dict from `.safetensors` or a file of `torch.save`; runs no code from it.
 
     Returns:
         Tensors by name; floats become fp32, integers stay integers.
@@ -155,11 +147,11 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Load weights into a network without its head; any misfit is an error.
+    """Load weights, with or without the classifier's, into a network without its head.
 
     Args:
         network: built on the meta device, head removed.
-        state: parameters by name, with or without the classifier's.
+        state: parameters by name.
         where: name of the weights, for messages.
 
     Raises:
@@ -167,35 +159,27 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
     """
     wanted = network.state_dict()
     # Counters of training batches: missing in converted weights, unused by a frozen CNN.
-    counters = {
-        k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")
+    given = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")}
+    given |= {k: v for k, v in state.items() if k in wanted}
+    both = sorted(wanted.keys() & given.keys())
+    faults = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(k for k in state if k not in wanted and not CLASSIFIER_KEYS.match(k)),
+        "shape": [
+            f"{k} is {tuple(given[k].shape)}, not {tuple(wanted[k].shape)}"
+            for k in both
+            if given[k].shape != wanted[k].shape
+        ],
+        "numbers": [
+            f"{k} is {given[k].dtype}"
+            for k in both
+            if given[k].is_floating_point() != wanted[k].is_floating_point()
+        ],
     }
-    given = counters | {k: v for k, v in state.items() if k in wanted}
-    missing = sorted(wanted.keys() - given.keys())
-    unexpected = sorted(k for k in state.keys() - wanted.keys() if not CLASSIFIER_KEYS.match(k))
-    shapes = [
-        f"{k} is {tuple(given[k].shape)}, not {tuple(wanted[k].shape)}"
-        for k in sorted(wanted.keys() & given.keys())
-        if given[k].shape != wanted[k].shape
-    ]
-    kinds = [
-        f"{k} is {given[k].dtype}"
-        for k in sorted(wanted.keys() & given.keys())
-        if given[k].is_floating_point() != wanted[k].is_floating_point()
-    ]
-    faults = [
-        f"{fault}: {_few(names)}"
-        for fault, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("shape", shapes),
-            ("numbers", kinds),
-        )
-        if names
-    ]
-    if faults:
+    listed = "; ".join(f"{fault}: {_few(names)}" for fault, names in faults.items() if names)
+    if listed:
         raise ModelError(
-            f"encoder.weights: {where} does not fit this backbone ({'; '.join(faults)}); "
+            f"encoder.weights: {where} does not fit this backbone ({listed}); "
             f"check encoder.backbone and encoder.builder_args"
         )
     wanted.update(given)  # keeps the version metadata that MNASNet needs
@@ -203,6 +187,5 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(plain(name, 100) for name in names[:5]) + (
-        f" and {len(names) - 5} more" if len(names) > 5 else ""
-    )
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(plain(name, 100) for name in names[:5]) + more

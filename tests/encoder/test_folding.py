@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from captioner.encoder.encoder import EncoderSpec, FrozenEncoder
+from captioner.encoder.encoder import FrozenEncoder
 from captioner.encoder.folding import EXACT, fast_form, fold
 from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.weights import EncoderSpec
 
 MakeState = Callable[..., dict[str, Tensor]]
 

@@ -23,7 +23,7 @@ from torchvision import models
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.weights import (
-    FoundWeights,
+    EncoderSpec,
     fetch_weights,
     load_strictly,
     read_state_dict,
@@ -36,7 +36,7 @@ State = dict[str, Tensor]
 MakeState = Callable[..., State]
 
 
-def fetch(weights: str, backbone: str = TINY, **builder_args: Any) -> FoundWeights:
+def fetch(weights: str, backbone: str = TINY, **builder_args: Any) -> tuple[EncoderSpec, State]:
     return fetch_weights(backbone, weights, builder_args)
 
 
@@ -126,15 +126,15 @@ def test_no_damage_raises_anything_but_a_model_error(
 
 def test_none_is_seeded_and_said_loudly(capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.random.get_rng_state()
-    found = fetch("None")
+    spec, state = fetch("None")
     assert torch.equal(torch.random.get_rng_state(), before)
     output = capsys.readouterr()
     assert output.out == ""
     assert "warning: encoder.weights is none" in output.err
     assert TINY in output.err
     torch.manual_seed(7)
-    assert_same(found.state, fetch("none").state)
-    assert found.origin == "none"
+    assert_same(state, fetch("none")[1])
+    assert spec.weights == "none"
 
 
 def test_by_path(tmp_path: Path, make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,11 +142,9 @@ def test_by_path(tmp_path: Path, make_state: MakeState, monkeypatch: pytest.Monk
     torch.save(state, tmp_path / "mine.pth")
     monkeypatch.setenv("HOME", str(tmp_path))
     for weights in (str(tmp_path / "mine.pth"), "~/mine.pth"):
-        found = fetch(weights, num_classes=1000)
-        assert_same(found.state, state)
-        assert found.origin == "mine.pth"
-        assert found.builder_args == {"num_classes": 1000}
-        assert found.preprocess == Preprocess()
+        spec, found = fetch(weights, num_classes=1000)
+        assert_same(found, state)
+        assert spec == EncoderSpec(TINY, {"num_classes": 1000}, Preprocess(), "mine.pth")
 
 
 @pytest.mark.parametrize("weights", ["IMAGENET1K_V9", "missing.pth", "~nobody_here/w.pth", ""])
@@ -199,10 +197,10 @@ def test_a_file_put_where_that_message_says_is_used(
     folder.mkdir(parents=True)
     state = make_state(TINY)
     torch.save(state, folder / "squeezenet1_1-b8a52dc0.pth")
-    found = fetch("DEFAULT")
-    assert_same(found.state, state)
-    assert found.origin == "SqueezeNet1_1_Weights.IMAGENET1K_V1"
-    assert_same(fetch("IMAGENET1K_V1").state, state)
+    spec, found = fetch("DEFAULT")
+    assert_same(found, state)
+    assert spec.weights == "SqueezeNet1_1_Weights.IMAGENET1K_V1"
+    assert_same(fetch("IMAGENET1K_V1")[1], state)
 
 
 def test_a_pickle_in_that_folder_is_refused_too(
@@ -223,12 +221,12 @@ def test_enum_weights_bring_their_transform_and_input(
     backbone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: {})
-    found = fetch("DEFAULT", backbone)
+    found, _ = fetch("DEFAULT", backbone)
     weights = models.get_model_weights(backbone).DEFAULT
     assert found.preprocess == Preprocess.of_weights(weights.transforms())
     assert found.builder_args == ({} if backbone == "resnet50" else {"transform_input": True})
-    asked = fetch("DEFAULT", backbone, transform_input=False).builder_args
-    assert asked == {"transform_input": False}
+    asked, _ = fetch("DEFAULT", backbone, transform_input=False)
+    assert asked.builder_args == {"transform_input": False}
 
 
 def test_old_densenet_names_become_todays() -> None:
