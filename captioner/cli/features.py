@@ -52,14 +52,25 @@ def command(
     chosen = [flag for flag, given in actions.items() if given]
     if len(chosen) > 1 or (chosen and (config or overrides)):
         raise click.UsageError(f"{', '.join(chosen)}: use alone, without CONFIG or --set")
-    if check:
-        _check()
-    elif clear is not None:
-        _clear(clear)
-    elif prune:
-        _prune()
-    else:
+    if not chosen:
         _fill(config or "scenes", overrides, device)
+        return
+
+    from captioner.data.stores import named, over_limit, stores
+
+    found = stores()
+    if check:
+        _check(found)
+    elif clear is not None:
+        _delete(found if clear == ALL else named(found, clear))
+    else:
+        for stored in found:
+            dropped = stored.drop_damaged()
+            if dropped is None:
+                say(f"{stored.folder.name}: in use, kept")
+            elif dropped:
+                show(f"{stored.folder.name}: deleted {dropped:,} damaged row(s)")
+        _delete(over_limit(found))
 
 
 def _fill(config: str, overrides: tuple[str, ...], device: str) -> None:
@@ -76,12 +87,11 @@ def _fill(config: str, overrides: tuple[str, ...], device: str) -> None:
     say(f"features: {rows:,} rows of {encoder.feature_size:,} ready")
 
 
-def _check() -> None:
+def _check(found: list[Stored]) -> None:
     """List the stores and their damage; exit with code 1 if any is damaged."""
     from captioner.data.feature_store import features_folder
-    from captioner.data.stores import LIMIT, limit, stores
+    from captioner.data.stores import LIMIT, limit
 
-    found = stores(features_folder())
     damaged = 0
     for stored in found:
         damage = stored.damage()
@@ -96,27 +106,6 @@ def _check() -> None:
     if damaged:
         say("captioner features --prune deletes damaged rows; they are encoded again when needed")
         raise SystemExit(1)
-
-
-def _clear(name: str) -> None:
-    from captioner.data.feature_store import features_folder
-    from captioner.data.stores import named, stores
-
-    found = stores(features_folder())
-    _delete(found if name == ALL else named(found, name))
-
-
-def _prune() -> None:
-    from captioner.data.feature_store import features_folder
-    from captioner.data.stores import over_limit, stores
-
-    for stored in stores(features_folder()):
-        dropped = stored.drop_damaged()
-        if dropped is None:
-            say(f"{stored.folder.name}: in use, kept")
-        elif dropped:
-            show(f"{stored.folder.name}: deleted {dropped:,} damaged row(s)")
-    _delete(over_limit(stores(features_folder())))
 
 
 def _delete(chosen: list[Stored]) -> None:

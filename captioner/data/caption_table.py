@@ -1,7 +1,4 @@
-"""A data set as tensors: captions as token ids, images as rows of features.
-
-A batch gathers rows of these tensors.
-"""
+"""A data set as tensors: captions as token ids, images as rows of features."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captioner.system.memory import fits
 from captioner.text import Vocabulary
@@ -19,21 +17,13 @@ BUCKET = 64  # batches whose captions are sorted by length together
 
 @dataclass(frozen=True, slots=True)
 class CaptionTable:
-    """Training captions of a split.
+    """Training captions of a split."""
 
-    Attributes:
-        features: fp16 (R, F), one row per image and view.
-        token_ids: int64 (N, T), start token, words, end token, padding.
-        lengths: int64 (N,), tokens of each caption, with start and end token.
-        rows: int64 (N, views), the rows of `features` for the caption's image.
-        images: int64 (N,), index of the caption's image, ascending.
-    """
-
-    features: Tensor
-    token_ids: Tensor
-    lengths: Tensor
-    rows: Tensor
-    images: Tensor
+    features: Tensor  # fp16 (R, F), one row per image and view
+    token_ids: Tensor  # int64 (N, T), start token, words, end token, padding
+    lengths: Tensor  # int64 (N,), tokens of each caption, with start and end token
+    rows: Tensor  # int64 (N, views), the rows of `features` for the caption's image
+    images: Tensor  # int64 (N,), index of the caption's image, ascending
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,8 +44,7 @@ class CaptionTable:
             features: fp16 (R, F).
             captions: for each image, the tokens of each caption.
             vocabulary: converts tokens to ids.
-            views: int64 (images, views), the rows of `features` for each image; None: one row per
-                image, in order.
+            views: int64 (images, views), the rows of `features` for each image; None: row by row.
             max_length: maximum words of a caption; the rest is cut off.
         """
         encoded = [
@@ -65,9 +54,9 @@ class CaptionTable:
         ]
         owner = torch.tensor([i for i, image in enumerate(captions) for _ in image])
         lengths = torch.tensor([len(ids) for ids in encoded])
-        token_ids = torch.full((len(encoded), int(lengths.max())), vocabulary.pad_id)
-        for row, ids in zip(token_ids, encoded, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+        token_ids = pad_sequence(
+            [torch.tensor(ids) for ids in encoded], True, padding_value=vocabulary.pad_id
+        )
         views = torch.arange(len(captions))[:, None] if views is None else views
         return cls(features, token_ids, lengths, views[owner], owner)
 
@@ -106,23 +95,15 @@ class CaptionTable:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The captions of one training step.
+    """The captions of one training step."""
 
-    Attributes:
-        features: (B, F).
-        inputs: int64 (B, T), starts with the start token.
-        targets: int64 (B, T), the next tokens; padding after the end token.
-        tokens: targets without padding; the divisor of the loss.
-        images: int64 (B,), indices of the images in the training split; empty if not needed.
-        weights: float32 (B,), factor of each caption's loss; None: 1.
-    """
-
-    features: Tensor
-    inputs: Tensor
-    targets: Tensor
-    tokens: int
+    features: Tensor  # (B, F)
+    inputs: Tensor  # int64 (B, T), starts with the start token
+    targets: Tensor  # int64 (B, T), the next tokens; padding after the end token
+    tokens: int  # targets without padding; the divisor of the loss
+    # int64 (B,), indices of the images in the training split; empty if not needed
     images: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    weights: Tensor | None = None
+    weights: Tensor | None = None  # float32 (B,), factor of each caption's loss; None: 1
 
     def subset(self, index: int, of: int) -> Batch:
         """Return every `of`-th caption from `index` on.
@@ -147,14 +128,14 @@ def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> l
 
     Args:
         lengths: int64 (N,), tokens of each caption.
-        batch_size: B.
+        batch_size: captions of a batch, B; some batches may be smaller.
         seed: of the run.
         epoch: from 0.
 
     Returns:
-        Caption indices of each batch, int64 (B,); some batches may be smaller.
+        Caption indices of each batch, int64 (B,).
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
+    generator = _generator(seed, epoch)
     order = torch.randperm(len(lengths), generator=generator)
     batches: list[Tensor] = []
     for pool in order.split(batch_size * BUCKET):
@@ -164,21 +145,16 @@ def epoch_order(lengths: Tensor, batch_size: int, *, seed: int, epoch: int) -> l
     return [batches[i] for i in mixed]
 
 
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
+
+
 def iterate(
     table: CaptionTable, batch_size: int, *, seed: int, epoch: int, start: int = 0
 ) -> Iterator[Batch]:
-    """Yield the batches of an epoch.
-
-    Args:
-        table: on the device to train on.
-        batch_size: B.
-        seed: of the run.
-        epoch: from 0.
-        start: first batch of the epoch to yield.
-    """
+    """Yield the batches of `epoch_order` from `start` on, on the table's device."""
     batches = epoch_order(table.lengths, batch_size, seed=seed, epoch=epoch)
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**64)
-    views = torch.randint(table.rows.shape[1], (len(table),), generator=generator)
+    views = torch.randint(table.rows.shape[1], (len(table),), generator=_generator(seed, epoch))
     device = table.token_ids.device
     for chosen in batches[start:]:
         lengths = table.lengths[chosen]

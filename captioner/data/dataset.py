@@ -1,15 +1,15 @@
-"""The in-memory form of a data set, the same for all formats."""
+"""A data set in memory, the same for all formats, and its summary."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from captioner.errors import DataError
-from captioner.system.foreign import excerpt
+from captioner.system.foreign import excerpt, plain
 
 Kind = Literal[
     "missing image",
@@ -36,47 +36,26 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One image and its captions.
-
-    Attributes:
-        image: the image file.
-        captions: as annotated, without surrounding white space; at least one.
-        split: "train", "dev", "test" or another name used by the data set.
-        image_id: unique in the data set.
-    """
+    """One image and its captions."""
 
     image: Path
-    captions: tuple[str, ...]
-    split: str
-    image_id: str
+    captions: tuple[str, ...]  # as annotated, without surrounding white space; at least one
+    split: str  # "train", "dev", "test" or another name used by the data set
+    image_id: str  # unique in the data set
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One unusable item of a data set.
-
-    Attributes:
-        kind: category of the problem.
-        where: "captions.txt:12" or "dataset.json: images[3]".
-        detail: the item, or the reason.
-    """
+    """One unusable item of a data set."""
 
     kind: Kind
-    where: str
-    detail: str
+    where: str  # such as "captions.txt:12" or "dataset.json: images[3]"
+    detail: str  # the item, or the reason
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to read a data set; a format ignores options of other formats.
-
-    Attributes:
-        images: image folder; None: next to the annotations.
-        restval: Karpathy splits only: add "restval" to "train".
-        image_column: CSV and JSONL: column of the image's file name; None: guessed.
-        caption_column: CSV and JSONL: column of the caption; None: guessed.
-        split_column: CSV and JSONL: column of the split, if there is one.
-    """
+    """How to read a data set, see `load_dataset`; a format ignores options of other formats."""
 
     images: Path | None = None
     restval: bool = False
@@ -87,27 +66,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """The examples and the problems of a data set.
+    """The examples and the problems of a data set."""
 
-    Attributes:
-        name: short name for display, from the folder or file.
-        format: name of the format.
-        root: folder or file of the data set.
-        examples: in the order of the annotations.
-        problems: unusable items; an error in strict mode.
-        judge: (image_id, caption) -> whether the caption is true of the image; drawn scenes only.
-        notes: decisions of the reader, one sentence each; not problems.
-        empty_splits: splits of the annotations without a usable image.
-    """
-
-    name: str
+    name: str  # short name for display, from the folder or file
     format: str
-    root: Path
-    examples: tuple[Example, ...]
-    problems: tuple[Problem, ...]
+    root: Path  # folder or file of the data set
+    examples: tuple[Example, ...]  # in the order of the annotations
+    problems: tuple[Problem, ...]  # unusable items; an error in strict mode
+    # (image_id, caption) -> whether the caption is true of the image; drawn scenes only
     judge: Callable[[str, str], bool] | None = None
-    notes: tuple[str, ...] = ()
-    empty_splits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # decisions of the reader, one sentence each; not problems
+    empty_splits: tuple[str, ...] = ()  # splits of the annotations without a usable image
 
     @property
     def splits(self) -> dict[str, int]:
@@ -117,14 +86,7 @@ class Dataset:
         return {split: counts[split] for split in [*known, *sorted(counts.keys() - known)]}
 
     def split(self, name: str) -> tuple[Example, ...]:
-        """Return the examples of one split, in order.
-
-        Args:
-            name: any usual name of the split ("val" is "dev").
-
-        Raises:
-            DataError: if the split has no example.
-        """
+        """Return the examples of a split, by any of its usual names; a `DataError` without any."""
         wanted = split_name(name)
         chosen = tuple(example for example in self.examples if example.split == wanted)
         if not chosen:
@@ -139,3 +101,44 @@ def split_name(name: str) -> str:
     """Return the canonical name of a split, such as "dev" for "val" and "validation"."""
     name = name.strip()
     return SPLIT_NAMES.get(name.lower(), name)
+
+
+def describe(dataset: Dataset, extra: Sequence[tuple[str, str]] = ()) -> str:
+    """Return a table with images and captions per split, problems by kind and notes.
+
+    Below the counts stand further (label, text) rows, such as the vocabulary.
+    """
+    captions: Counter[str] = Counter()
+    for example in dataset.examples:
+        captions[example.split] += len(example.captions)
+    counts = [(plain(split, 40), n, captions[split]) for split, n in dataset.splits.items()]
+    counts.append(("total", len(dataset.examples), captions.total()))
+    width = max(map(len, ["skipped", *(row[0] for row in counts), *(row[0] for row in extra)]))
+    lines = [
+        f"{'data':{width}}  {plain(dataset.name)} ({dataset.format}), {plain(dataset.root)}",
+        f"{'':{width}}  {'images':>9}  {'captions':>9}",
+        *(f"{label:{width}}  {images:>9,}  {texts:>9,}" for label, images, texts in counts),
+        *(f"{label:{width}}  {plain(text)}" for label, text in extra),
+        *(f"{'skipped':{width}}  {line}" for line in _summary(dataset.problems) or ["nothing"]),
+        *(f"{'note':{width}}  {plain(note)}" for note in dataset.notes),
+    ]
+    return "\n".join(lines)
+
+
+def refuse_problems(dataset: Dataset, most: int = 10) -> None:
+    """Raise a `DataError` with the number of problems and the first `most`, if there are any."""
+    problems = dataset.problems
+    if problems:
+        shown = [f"  {p.where}: {p.kind}: {p.detail}" for p in problems[:most]]
+        shown += ["  ..."] if len(problems) > most else []
+        head = f"{plain(dataset.root)}: {len(problems):,} problems in strict mode (data.strict)"
+        raise DataError(head, *shown)
+
+
+def _summary(problems: tuple[Problem, ...]) -> list[str]:
+    """Return one line per kind, the most frequent first: count, kind, first problem."""
+    first = {problem.kind: problem for problem in reversed(problems)}
+    return [
+        f"{count:,} {kind} (first at {first[kind].where}: {first[kind].detail})"
+        for kind, count in Counter(problem.kind for problem in problems).most_common()
+    ]

@@ -56,15 +56,7 @@ class FeatureStore:
     """Feature vectors on disk, read through a memory map."""
 
     def __init__(self, folder: Path, feature_size: int):
-        """Open a store, or create an empty one.
-
-        Args:
-            folder: created if absent.
-            feature_size: width F of a row.
-
-        Raises:
-            DataError: if the folder holds other files.
-        """
+        """Open or create a store; a `DataError` if the folder holds other files."""
         begin(folder, "store", DataError)
         self.folder = folder
         self.feature_size = feature_size
@@ -77,12 +69,7 @@ class FeatureStore:
 
     @classmethod
     def for_encoder(cls, encoder: Encoder, root: Path | None = None) -> FeatureStore:
-        """Open the store of an encoder.
-
-        Args:
-            encoder: its name and fingerprint are the folder name.
-            root: parent folder; None: `features_folder()`.
-        """
+        """Open the store of an encoder, in `root` or else in `features_folder()`."""
         folder = (root or features_folder()) / f"{encoder.name}-{encoder.fingerprint()}"
         store = cls(folder, encoder.feature_size)
         about = {
@@ -119,17 +106,7 @@ class FeatureStore:
         return key in self._index
 
     def rows(self, keys: Sequence[bytes]) -> NDArray[np.float16]:
-        """Return stored features, in memory.
-
-        Args:
-            keys: N row keys, each in the store.
-
-        Returns:
-            float16 (N, F).
-
-        Raises:
-            AlteredError: if a row does not match its checksum or is not finite.
-        """
+        """Return the rows of N keys of the store, float16 (N, F); an `AlteredError` if damaged."""
         rows, sound = self._read(keys)
         if not sound.all():
             raise AlteredError(
@@ -140,17 +117,11 @@ class FeatureStore:
         return rows
 
     def table(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-        """Return stored features, in memory if they fit, otherwise as a memory map.
-
-        Args:
-            keys: N row keys, each in the store.
+        """Return the features of N keys of the store, and their rows; an `AlteredError` if damaged.
 
         Returns:
-            Features, fp16 (R, F), and the row of each key, int64 (N,). In memory the features are
-            the rows of the keys; a memory map holds the whole store.
-
-        Raises:
-            AlteredError: if a row of `keys` does not match its checksum or is not finite.
+            Features, fp16 (R, F), and the row of each key, int64 (N,). Features that do not fit the
+            memory are a memory map of the whole store.
         """
         wanted = list(dict.fromkeys(keys))
         if fits(len(wanted) * self._row_bytes, torch.device("cpu")):
@@ -217,14 +188,9 @@ class FeatureStore:
         return np.array([self._index[key] for key in keys], np.int64)
 
     def append(self, keys: Sequence[bytes], features: NDArray[np.float16]) -> None:
-        """Append rows; several processes may append at the same time.
+        """Append the rows, float16 (N, F), of new keys; a `ModelError` if one is not finite.
 
-        Args:
-            keys: N row keys; keys that are already in the store are skipped.
-            features: float16 (N, F).
-
-        Raises:
-            ModelError: if a feature is not finite.
+        Several processes may append at the same time.
         """
         table = np.ascontiguousarray(features, np.float16)
         if not np.isfinite(table).all():

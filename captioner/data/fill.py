@@ -39,16 +39,10 @@ def fill_store(
     world: World | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Keys, Broken]:
-    """Encode every image that is not in the store.
+    """Encode every image that is not in the encoder's store.
 
-    Args:
-        store: the store of the encoder; filled in place.
-        encoder: the frozen CNN.
-        images: distinct files.
-        mirrored: also store the mirrored view of each image.
-        batch_size: images per forward pass.
-        world: the processes that encode together, each its part; None: one process.
-        say: receives status messages.
+    With `mirrored`, the mirrored view of each image is stored too. The processes of a world encode
+    together, each its part.
 
     Returns:
         The row keys of each readable image, and the errors of the others.
@@ -81,7 +75,8 @@ def fill_store(
             _encode(store, encoder, missing()[world.rank :: world.size], keys, crew, batch_size)
             world.wait()
         with store.filling():
-            broken |= _encode(store, encoder, missing(), keys, crew, batch_size)
+            if todo := missing():
+                broken |= _encode(store, encoder, todo, keys, crew, batch_size)
     if not keys.keys() - broken.keys():
         first = "".join(f"; first: {plain(p)}: {error}" for p, error in list(broken.items())[:1])
         raise DataError(f"no image could be read{first}")

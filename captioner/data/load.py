@@ -1,8 +1,4 @@
-"""Reads a data set of any format into `Example(image, captions, split, image_id)`.
-
-Each format is one module; `load_dataset` recognises the format. Every unusable item becomes a
-`Problem` with file and line, and `describe` counts them.
-"""
+"""Reads a data set of any format; an unusable item is a `Problem` with file and line."""
 
 from __future__ import annotations
 
@@ -15,9 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from captioner.data import scenes
-from captioner.data.dataset import Dataset, Options
+from captioner.data.dataset import Dataset, Options, refuse_problems
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.data.summary import refuse_problems
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 
@@ -31,7 +26,12 @@ class Format(Protocol):
         """Return whether a folder or file seems to have this format; fast."""
 
     def load(self, root: Path, options: Options, /) -> Dataset:
-        """Read a file, or a folder that `recognise` accepts."""
+        """Read a file, or a folder that `recognise` accepts.
+
+        Raises:
+            DataError: if a file cannot be read or does not have this format, or there is no usable
+                image.
+        """
 
 
 # In the order of recognition: the more specific first.

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from captioner.config import Config, DataConfig, resolve_path
 from captioner.data.caption_table import CaptionTable
-from captioner.data.dataset import Dataset, Example
+from captioner.data.dataset import Dataset, Example, describe
 from captioner.data.feature_store import FeatureStore
 from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
-from captioner.data.summary import describe
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.side_by_side import side_by_side
 from captioner.errors import DataError
@@ -32,44 +31,26 @@ Tokens: TypeAlias = list[list[str]]  # of each caption of an image
 
 @dataclass(frozen=True, slots=True)
 class SplitTable:
-    """The data to caption and score a split.
-
-    Attributes:
-        examples: N images with their captions.
-        features: fp16 (N, F).
-        references: for each image, the tokens of each caption.
-    """
+    """The data to caption and score a split of N images."""
 
     examples: tuple[Example, ...]
-    features: Tensor
+    features: Tensor  # fp16 (N, F)
     references: list[Tokens]
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The data of a run.
-
-    Attributes:
-        vocabulary: of the training captions.
-        train: captions and features.
-        references: for each training image, all tokens of each caption.
-        dev: split that selects the best epoch.
-        data: digests of the images and captions of train and dev, by name.
-    """
+    """The data of a run."""
 
     vocabulary: Vocabulary
     train: CaptionTable
-    references: list[Tokens]
+    references: list[Tokens]  # of each training image
     dev: SplitTable
-    data: dict[str, str]
+    data: dict[str, str]  # digests of the images and captions of train and dev, by name
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Load the data set of a config.
-
-    Raises:
-        DataError: if the data set cannot be read.
-    """
+    """Load the data set of a config; see `load_dataset`."""
     return load_dataset(
         resolve_path(config.root),
         images=resolve_path(config.images) if config.images else None,
@@ -78,11 +59,7 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def open_encoder(config: Config, device: torch.device) -> Encoder:
-    """Build the frozen CNN or CNNs of a config.
-
-    Raises:
-        ModelError: if a backbone or its weights are unavailable, or the CNNs need other inputs.
-    """
+    """Build the frozen CNNs of a config; see `FrozenEncoder.create` and `side_by_side`."""
     settings = config.encoder
     cnns: list[FrozenEncoder] = []
     for cnn in settings.cnns:
@@ -102,13 +79,7 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
 
 
 def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = None) -> Prepared:
-    """Load, tokenise and encode the data of a run.
-
-    Args:
-        config: of the run.
-        encoder: the frozen CNN, on its device.
-        say: receives status messages.
-        world: the processes that encode the images together; None: one process.
+    """Load, tokenise and encode the data of a run, together with the other processes of a world.
 
     Raises:
         DataError: if the data cannot be used.
@@ -121,19 +92,12 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
     covered = [
         f"{vocabulary.coverage(chain.from_iterable(split.values())):.1%}" for split in (train, dev)
     ]
-    size = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
+    entries = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
     coverage = f"{covered[0]} of the words in train, {covered[1]} in dev"
-    say(describe(dataset, [("vocabulary", size), ("coverage", coverage)]))
-    settings = config.encoder
-    encode = partial(
-        _encoded,
-        encoder,
-        batch_size=settings.batch_size,
-        strict=config.data.strict,
-        say=say,
-        world=world,
-    )
-    train, features, rows, images = encode(train, flip=settings.flip)
+    say(describe(dataset, [("vocabulary", entries), ("coverage", coverage)]))
+    size, strict = config.encoder.batch_size, config.data.strict
+    encode = partial(_encoded, encoder, batch_size=size, strict=strict, say=say, world=world)
+    train, features, rows, images = encode(train, flip=config.encoder.flip)
     references = list(train.values())
     table = CaptionTable.build(
         features, references, vocabulary, views=rows, max_length=config.text.max_length
@@ -151,11 +115,7 @@ def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = No
 def read_split(
     dataset: Dataset, split: str, encoder: Encoder, *, batch_size: int, say: Say
 ) -> SplitTable:
-    """Tokenise and encode one split, for captioning and scoring.
-
-    Raises:
-        DataError: if the split has no usable image.
-    """
+    """Tokenise and encode one split to caption and score; a `DataError` if none of it is usable."""
     captions = _tokenized(dataset, split, say)
     captions, features, rows, _ = _encoded(
         encoder, captions, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from captioner.data.feature_store import ABOUT, FILL_LOCK, KEY_BYTES, KEYS, ROWS, SUMS, FeatureStore
+from captioner.data.feature_store import (
+    ABOUT,
+    FILL_LOCK,
+    KEY_BYTES,
+    KEYS,
+    FeatureStore,
+    features_folder,
+)
 from captioner.errors import ConfigError, DataError
 from captioner.system import ownership
 from captioner.system.files import read_json
@@ -21,21 +28,13 @@ DEFAULT_LIMIT = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One store.
-
-    Attributes:
-        folder: folder of the store.
-        encoder: backbones and arithmetic of the encoder.
-        feature_size: width of a row; 0: unknown, as the description is damaged.
-        size: of its files, in bytes.
-        used: time of its last use, in seconds since 1970.
-    """
+    """One store."""
 
     folder: Path
-    encoder: str
-    feature_size: int
-    size: int
-    used: float
+    encoder: str  # backbones and arithmetic
+    feature_size: int  # width of a row; 0: unknown, as the description is damaged
+    size: int  # bytes of its files
+    used: float  # time of its last use, in seconds since 1970
 
     def __str__(self) -> str:
         keys = self.folder / KEYS
@@ -62,11 +61,7 @@ class Stored:
             return None
 
     def clear(self) -> bool:
-        """Delete captioner's files, and the folder if it is then empty.
-
-        Returns:
-            Whether the store was deleted; False while another process fills it.
-        """
+        """Delete captioner's files in it; return False while another process fills it."""
         try:
             with FileLock(self.folder / FILL_LOCK, timeout=0):
                 ownership.remove(self.folder, "store")
@@ -75,16 +70,16 @@ class Stored:
         return True
 
 
-def stores(parent: Path) -> list[Stored]:
-    """Return the stores in a folder, the least recently used first; other content is ignored."""
+def stores(parent: Path | None = None) -> list[Stored]:
+    """Return the stores in a folder, or in `features_folder()`, the least recently used first."""
+    parent = parent or features_folder()
     paths = parent.iterdir() if parent.is_dir() else ()
     found = [_stored(p) for p in paths if not p.is_symlink() and ownership.owns(p, "store")]
     return sorted(found, key=lambda stored: (stored.used, stored.folder))
 
 
 def _stored(folder: Path) -> Stored:
-    files = [folder / name for name in (ROWS, KEYS, SUMS, ABOUT)]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    size = sum(file.stat().st_size for file in folder.glob("rows.*"))
     try:
         about = read_json(folder / ABOUT)
         specs = about["encoder"]
@@ -99,27 +94,13 @@ def _stored(folder: Path) -> Stored:
 
 
 def over_limit(found: list[Stored]) -> list[Stored]:
-    """Return the stores to delete so that the others keep the limit, least recently used first.
-
-    Args:
-        found: all stores, least recently used first.
-    """
-    taken = sum(stored.size for stored in found)
-    excess: list[Stored] = []
-    for stored in found:
-        if taken <= limit():
-            break
-        excess.append(stored)
-        taken -= stored.size
-    return excess
+    """Return the first stores to delete, of all stores, so that the others keep the limit."""
+    left = [sum(stored.size for stored in found[i:]) for i in range(len(found))]
+    return [stored for stored, size in zip(found, left, strict=True) if size > limit()]
 
 
 def named(found: list[Stored], name: str) -> list[Stored]:
-    """Return the stores with a folder name, or of a backbone.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """Return the stores with a folder name or of a backbone; a `ConfigError` if there is none."""
     chosen = [s for s in found if name in (s.folder.name, s.folder.name.rpartition("-")[0])]
     if not chosen:
         names = ", ".join(plain(stored.folder.name) for stored in found) or "none"
@@ -146,11 +127,7 @@ def limit() -> int:
 
 
 def check_limit(parent: Path, more: int) -> None:
-    """Refuse `more` bytes if the stores in a folder would exceed their limit.
-
-    Raises:
-        DataError: with their size.
-    """
+    """Raise a `DataError` if the stores in a folder would exceed their limit with `more` bytes."""
     total = sum(stored.size for stored in stores(parent)) + more
     if total > limit():
         raise DataError(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captioner.data.dataset import describe
 from captioner.data.formats.collect import Pictures
 from captioner.data.load import load_dataset
-from captioner.data.summary import describe
 from captioner.errors import DataError
 
 

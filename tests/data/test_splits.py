@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.data.dataset import Dataset, Example, split_name
+from captioner.data.dataset import Dataset, Example, describe, split_name
 from captioner.data.load import load_dataset
-from captioner.data.summary import describe
 from captioner.errors import DataError
 
 

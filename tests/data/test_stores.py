@@ -317,7 +317,7 @@ def test_over_the_limit_nothing_is_encoded(filled, tiny_encoder, photos, monkeyp
     store, paths = filled
     taken = size_of(store.folder)
     monkeypatch.setenv("CAPTIONER_CACHE_LIMIT", str((taken + 2047) / 1e9))
-    monkeypatch.setattr(fill, "_encode", lambda *_: {})
+    monkeypatch.setattr(fill, "_encode", None)
     fill_store(store, tiny_encoder, paths, say=lambda _: None)  # all there
     with pytest.raises(DataError) as caught:
         fill_store(store, tiny_encoder, [*paths, *photos(1, start=50)], say=lambda _: None)

@@ -27,9 +27,6 @@ def load(root: Path, options: Options) -> Dataset:
     """Read COCO captions; the split of each file is in its name, otherwise train.
 
     The images are in the image folder, or in its `train2014/` and `val2014/`.
-
-    Raises:
-        DataError: if a file is not JSON of this format.
     """
     files = _files(root)
     base = files[0].parent.parent if files[0].parent.name == "annotations" else files[0].parent

@@ -70,15 +70,10 @@ class Entry:
 
 
 class Collector:
-    """Collects images and captions in any order, and builds a `Dataset`.
-
-    Args:
-        root: folder or file of the data set, as the user named it.
-        format: name of the format.
-        pictures: folders to search for images.
-    """
+    """Collects images and captions in any order, and builds a `Dataset`."""
 
     def __init__(self, root: Path, format: str, pictures: Iterable[Path]) -> None:
+        """Start with the folders to search for pictures."""
         self.root = root
         self.format = format
         self.pictures = Pictures(pictures)
@@ -177,11 +172,7 @@ class Collector:
 
 
 def picture_folders(base: Path, images: Path | None) -> list[Path]:
-    """Return the folders to search for images: `images`, or else the usual ones that exist.
-
-    Raises:
-        DataError: if `images` does not exist.
-    """
+    """Return the folders to search for images: `images`, or else the usual ones that exist."""
     if images is None:
         return [*(base / name for name in PICTURE_FOLDERS if (base / name).is_dir()), base]
     if not images.is_dir():

@@ -48,14 +48,7 @@ def load_tables(
     suffixes: tuple[str, ...],
     read: Callable[[Collector, Path], tuple[list[str], Rows]],
 ) -> Dataset:
-    """Read the tables of a data set.
-
-    Args:
-        root: a table, or a folder with some.
-        options: uses `images` and the columns.
-        format: name of the format.
-        suffixes: of the tables.
-        read: returns the names of the columns of a table, and its rows.
+    """Read a table, or a folder with some; `read` returns a table's column names and its rows.
 
     Raises:
         DataError: if a column is missing, or there is no usable image.

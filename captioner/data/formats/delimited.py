@@ -31,11 +31,7 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read CSV or TSV files; guess the delimiter from the header line.
-
-    Raises:
-        DataError: if a file cannot be read, or a column is missing.
-    """
+    """Read CSV or TSV files; guess the delimiter from the header line."""
     return load_tables(root, options, "csv", _SUFFIXES, _read)
 
 

@@ -34,11 +34,7 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read a Flickr folder, or its caption file.
-
-    Raises:
-        DataError: if the caption file cannot be read.
-    """
+    """Read a Flickr folder, or its caption file."""
     file = _caption_file(root) or root
     collector = Collector(root, "flickr", picture_folders(file.parent, options.images))
     listed = _read_split_lists(collector, file.parent)

@@ -28,11 +28,7 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read JSON Lines files; the keys of the first object are the columns.
-
-    Raises:
-        DataError: if a file has no object, or a column is missing.
-    """
+    """Read JSON Lines files; the keys of the first object are the columns."""
     return load_tables(root, options, "jsonl", _SUFFIXES, _read)
 
 

@@ -33,11 +33,7 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options) -> Dataset:
-    """Read a Karpathy split: a JSON file, or a folder with exactly one `dataset_*.json`.
-
-    Raises:
-        DataError: if there is not one file, or it is not JSON of this format.
-    """
+    """Read a Karpathy split: a JSON file, or a folder with exactly one `dataset_*.json`."""
     files = [root] if root.is_file() else sorted(root.glob("dataset_*.json"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files)

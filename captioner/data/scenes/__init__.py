@@ -1,10 +1,7 @@
 """Drawn scenes: small images with a known set of true captions.
 
 An image shows either one to four equal things, or two things of different kinds, one left of or
-above the other. `generate` draws the bundled data set, `load` reads it, and `judge` of the loaded
-data set tells whether a caption is true of its image. To draw the data set again, run
-
-    python -m captioner.data.scenes FOLDER
+above the other. To draw the bundled data set again, run `python -m captioner.data.scenes FOLDER`.
 """
 
 from __future__ import annotations
@@ -30,11 +27,7 @@ LOOKS_FOR = f"a folder with drawn scenes in {INDEX} (python -m captioner.data.sc
 
 
 def generate(folder: Path, seed: int = 0) -> None:
-    """Draw the bundled data set; the same seed gives the same captions and pixels.
-
-    Args:
-        folder: for `captions.jsonl` and `images/`; created if absent.
-        seed: random seed of combinations, scenes and images; 0: the bundled data set.
+    """Draw `captions.jsonl` and `images/`; seed 0 gives the bundled data set, to the pixel.
 
     Raises:
         ConfigError: if the folder holds other files.
@@ -69,11 +62,7 @@ def recognise(root: Path) -> bool:
 
 
 def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
-    """Read a folder of `generate`; missing and damaged items are problems.
-
-    Raises:
-        DataError: if the folder holds no usable image.
-    """
+    """Read a folder of `generate`; missing and damaged items are problems."""
     index = root / INDEX
     collector = Collector(root, "scenes", [root])
     truths: dict[str, Scene] = {}

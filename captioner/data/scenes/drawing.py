@@ -57,11 +57,7 @@ _OUTLINES = _outlines()
 
 
 def _place(scene: Scene, rng: random.Random) -> list[Spot]:
-    """Choose random places for all things.
-
-    Returns:
-        (x, y, radius) of each thing in pixels; things do not overlap and lie inside the image.
-    """
+    """Choose random places, (x, y, radius) in pixels, inside the image and without overlap."""
     sizes = [thing.size for thing in scene.things] * scene.count
     while True:
         spots = []
@@ -88,13 +84,8 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
 def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALETTE) -> Image.Image:
     """Draw a scene with random places, rotations, tints and background.
 
-    Args:
-        scene: the scene.
-        rng: chooses everything that the captions do not mention.
-        colours: name of a colour -> red, green, blue, each 0 to 255.
-
-    Returns:
-        A palette image of `SIZE` x `SIZE` pixels with at most 16 colours.
+    Colours are red, green and blue, 0 to 255. The palette image has `SIZE` x `SIZE` pixels and at
+    most 16 colours.
     """
     grey = rng.uniform(205, 248)
     background = [round(grey + rng.uniform(-7, 7)) for _ in range(3)]

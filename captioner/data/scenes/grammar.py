@@ -35,25 +35,15 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The content of one image.
+    """The content of one image."""
 
-    Attributes:
-        things: one thing, drawn `count` times, or two things with a relation.
-        count: number of equal things, 1 to 4; 1 for two things with a relation.
-        relation: of the first thing to the second, a key of `RELATIONS`; "" for equal things.
-    """
-
-    things: tuple[Thing, ...]
-    count: int = 1
-    relation: str = ""
+    things: tuple[Thing, ...]  # one thing, drawn `count` times, or two things with a relation
+    count: int = 1  # number of equal things, 1 to 4; 1 for two things with a relation
+    relation: str = ""  # of the first to the second, a key of `RELATIONS`; "" for equal things
 
 
 def parse_scene(fields: Mapping[str, Any]) -> Scene:
-    """Build a scene from its fields.
-
-    Raises:
-        ValueError: if a field is missing, unknown or out of range.
-    """
+    """Build a scene; raise a `ValueError` if a field is missing, unknown or out of range."""
     try:
         things = tuple(Thing(**thing) for thing in fields["things"])
         scene = Scene(things, fields["count"], fields["relation"])
@@ -94,11 +84,7 @@ def _bodies(scene: Scene) -> tuple[str, ...]:
 
 
 def sentences(scene: Scene) -> list[list[str]]:
-    """Return all true sentences of a scene; each names every attribute.
-
-    Returns:
-        Four rows, one per opening, with four sentences each, one per body.
-    """
+    """Return all true sentences of a scene: a row per opening, with a sentence per body."""
     there = "there is " if scene.count == 1 else "there are "
     openings = ("", there, "the picture shows ", "we see ")
     return [[opening + body for body in _bodies(scene)] for opening in openings]

@@ -6,15 +6,8 @@ import random
 from collections.abc import Iterator
 from itertools import combinations, count, product
 
-from captioner.data.scenes.grammar import (
-    COLOURS,
-    COUNTS,
-    KINDS,
-    RELATIONS,
-    SIZES,
-    Scene,
-    Thing,
-)
+from captioner.data.scenes import grammar
+from captioner.data.scenes.grammar import Scene, Thing
 
 HELD_OUT = {"test": (42, 100), "dev": (42, 100)}  # combinations of (equal things, pairs)
 
@@ -25,11 +18,7 @@ Allowed = tuple[list[Group], list[Pair]]
 
 
 def combination(scene: Scene) -> Group | Pair:
-    """Return the combination of attributes of a scene; splits have no common combination.
-
-    Returns:
-        (kind, colour, size, count) of equal things; for a pair both (kind, colour), sorted.
-    """
+    """Return the combination of attributes of a scene; splits have no common combination."""
     if scene.relation:
         first, second = sorted((thing.kind, thing.colour) for thing in scene.things)
         return first, second
@@ -38,15 +27,12 @@ def combination(scene: Scene) -> Group | Pair:
 
 
 def split_combinations(seed: int = 0) -> dict[str, Allowed]:
-    """Distribute all combinations over the splits.
-
-    Returns:
-        Split name -> (combinations of equal things, combinations of pairs), disjoint and in
-        random order; train gets all combinations that dev and test do not.
-    """
+    """Distribute all combinations over the splits, disjoint and in random order."""
     rng = random.Random(f"{seed}/combinations")
-    groups: list[Group] = list(product(KINDS, COLOURS, SIZES, range(1, len(COUNTS) + 1)))
-    looks = product(sorted(KINDS), sorted(COLOURS))
+    groups: list[Group] = list(
+        product(grammar.KINDS, grammar.COLOURS, grammar.SIZES, range(1, len(grammar.COUNTS) + 1))
+    )
+    looks = product(sorted(grammar.KINDS), sorted(grammar.COLOURS))
     pairs: list[Pair] = [(a, b) for a, b in combinations(looks, 2) if a[0] != b[0]]
     rng.shuffle(groups)
     rng.shuffle(pairs)
@@ -65,5 +51,5 @@ def scenes(allowed: Allowed, rng: random.Random) -> Iterator[Scene]:
         yield Scene((Thing(kind, colour, size),), number)
         looks = list(pairs[turn % len(pairs)])
         rng.shuffle(looks)
-        things = tuple(Thing(kind, colour, rng.choice(SIZES)) for kind, colour in looks)
-        yield Scene(things, relation=rng.choice(tuple(RELATIONS)))
+        things = tuple(Thing(kind, colour, rng.choice(grammar.SIZES)) for kind, colour in looks)
+        yield Scene(things, relation=rng.choice(tuple(grammar.RELATIONS)))
