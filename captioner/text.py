@@ -87,12 +87,8 @@ class _Fold(dict[int, str]):
     def __missing__(self, code: int) -> str:
         char = chr(code)
         category = unicodedata.category(char)
-        if (
-            code > 0xFFFF
-            or category[0] == "C"
-            or category in ("Nl", "Me")
-            or 0xFE00 <= code <= 0xFE0F
-        ):
+        hidden = category[0] == "C" or category in ("Nl", "Me") or 0xFE00 <= code <= 0xFE0F
+        if hidden or code > 0xFFFF:
             folded = " "  # control characters and emoji, which the PTB tokeniser cannot read
         elif code > 0x7F and category[0] in "SP":
             folded = f" {char} "
@@ -194,17 +190,11 @@ def _joins(previous: str, token: str) -> bool:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a model and their ids; ids 0 to 3 are padding, start, end and unknown.
+    """The words of a model and their ids; ids 0 to 3 are padding, start, end and unknown."""
 
-    Args:
-        words: the words without special tokens, in the order of their ids; the first id is 4.
-        counts: occurrences of each word in the training captions.
-        min_count: minimum number of occurrences of a word.
-    """
-
-    words: tuple[str, ...]
-    counts: tuple[int, ...]
-    min_count: int
+    words: tuple[str, ...]  # without special tokens, in the order of their ids, from 4
+    counts: tuple[int, ...]  # occurrences of each word in the training captions
+    min_count: int  # minimum number of occurrences of a word
     _tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -278,11 +268,8 @@ class Vocabulary:
 
     def coverage(self, captions_tokens: Iterable[Sequence[str]]) -> float:
         """Return the fraction of tokens that are in the vocabulary, 0 to 1; 1 without tokens."""
-        known = total = 0
-        for tokens in captions_tokens:
-            total += len(tokens)
-            known += sum(token in self._ids for token in tokens)
-        return known / total if total else 1.0
+        known = [token in self._ids for tokens in captions_tokens for token in tokens]
+        return sum(known) / len(known) if known else 1.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a readable JSON file: `min_count`, the special tokens, and each word's count."""

@@ -29,11 +29,7 @@ def is_one(image: object) -> TypeGuard[ImageLike]:
 
 
 def iterate(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Return an iterator over images.
-
-    Raises:
-        ImageError: at once, if `images` is not iterable.
-    """
+    """Return an iterator over images; at once an `ImageError` if they are not iterable."""
     try:
         return iter(images)
     except TypeError:
@@ -43,8 +39,7 @@ def iterate(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
 def snapshot(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
     """Take a snapshot of an image that a thread decodes later.
 
-    The caller may close the file or reuse the array meanwhile. Therefore only paths and bytes,
-    which do not change, are decoded later; everything else is converted now.
+    The caller may close the file or reuse the array meanwhile, so only paths and bytes can wait.
     """
     try:
         if isinstance(image, str | Path):
@@ -106,11 +101,7 @@ def _content(image: Any) -> Any:
 
 
 def _channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return pixels as (H, W, C): grey, RGB or RGBA.
-
-    Raises:
-        ImageError: if the shape is not that of one image, or there are no pixels.
-    """
+    """Return the pixels of one image as (H, W, C): grey, RGB or RGBA."""
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):

@@ -11,7 +11,7 @@ import io
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,21 +72,14 @@ def read_image(
         return _decoded(image, max_pixels, at_least, claim)
 
 
-def read_opened(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Convert a Pillow image of any mode to the form that `read_image` returns.
-
-    Raises:
-        ImageError: see `read_image`.
-    """
-    with _one_error(b"", max_pixels):
-        return _decoded(image, max_pixels)
+def read_opened(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to the form that `read_image` returns; see there."""
+    with _one_error(b"", MAX_PIXELS):
+        return _decoded(image, MAX_PIXELS, None, lambda _: None)
 
 
 def _decoded(
-    image: Image.Image,
-    max_pixels: int,
-    at_least: int | None = None,
-    claim: Callable[[int], None] = lambda size: None,  # noqa: ARG005
+    image: Image.Image, max_pixels: int, at_least: int | None, claim: Callable[[int], None]
 ) -> Image.Image:
     _check_size(image, max_pixels)
     if at_least is not None:
@@ -95,7 +88,9 @@ def _decoded(
     claim(image.width * image.height * _bytes_per_pixel(image))
     image.load()
     _check_size(image, max_pixels)  # the picture in an icon may differ from the declared size
-    return to_rgb(_upright(image))
+    with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+        image = ImageOps.exif_transpose(image)
+    return to_rgb(image)
 
 
 @contextmanager
@@ -177,13 +172,6 @@ def _draft_size(size: tuple[int, int], at_least: int) -> tuple[int, int]:
         if width % scale == height % scale == 0 and min(size) // scale >= at_least:
             return width // scale, height // scale
     return size
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
