@@ -19,8 +19,7 @@ from torch.nn import functional
 
 from captioner.captioner import Captioner
 from captioner.data.prepare import open_dataset, read_split
-from captioner.encoder.encoder import FrozenEncoder
-from captioner.encoder.side_by_side import side_by_side
+from captioner.encoder.encoder import FrozenEncoder, side_by_side
 from captioner.evaluation.evaluate import caption_split
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.model_dir import model_folder

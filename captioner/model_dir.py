@@ -30,7 +30,7 @@ from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours
-from captioner.encoder.encoder import Encoder, FrozenEncoder, Precision
+from captioner.encoder.encoder import Encoder, FrozenEncoder, Precision, side_by_side
 from captioner.encoder.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.encoder.preprocess import (
     Preprocess,
@@ -38,7 +38,6 @@ from captioner.encoder.preprocess import (
     one_or_list,
     save_preprocess,
 )
-from captioner.encoder.side_by_side import side_by_side
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
 from captioner.system.files import advice, check_regular, no_stream, read_json, sweep, whole_folder

@@ -21,9 +21,8 @@ from captioner.config import Config, DecoderConfig, DecodingConfig
 from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone
-from captioner.encoder.encoder import Encoder, FrozenEncoder
+from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
 from captioner.encoder.preprocess import Preprocess
-from captioner.encoder.side_by_side import side_by_side
 from captioner.encoder.weights import EncoderSpec
 from captioner.text import Vocabulary
 

@@ -18,8 +18,7 @@ from captioner.data.dataset import Dataset, Example, describe
 from captioner.data.feature_store import FeatureStore
 from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
-from captioner.encoder.encoder import Encoder, FrozenEncoder
-from captioner.encoder.side_by_side import side_by_side
+from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
 from captioner.errors import DataError
 from captioner.system.foreign import plain
 from captioner.system.world import World

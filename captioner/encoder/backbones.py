@@ -19,11 +19,7 @@ NOT_CNN = ("maxvit", "swin", "vit")
 
 
 def check_backbone(name: str) -> None:
-    """Refuse a name that is not a torchvision classification CNN.
-
-    Raises:
-        ModelError: with the reason and the most similar names.
-    """
+    """Raise a `ModelError` for a name that is not a torchvision classification CNN."""
     if name.startswith(NOT_CNN):
         raise ModelError(
             f"encoder.backbone: {name} is a transformer, not a CNN; "
@@ -45,9 +41,7 @@ class _Building(TorchFunctionMode):
     on "meta". Arguments that ask for a million layers are refused.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
+    calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1

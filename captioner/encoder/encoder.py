@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -23,6 +22,7 @@ from captioner.encoder.backbones import build_backbone, check_backbone, remove_h
 from captioner.encoder.folding import fast_form
 from captioner.encoder.preprocess import RESIZING, Preprocess
 from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
+from captioner.errors import ModelError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,26 +30,31 @@ CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fi
 MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
 
 
-class Encoder(nn.Module, ABC):
-    """Turns an image into one feature vector, with one frozen CNN or several.
+class Encoder(nn.Module):
+    """Turns an image into one feature vector, with one frozen CNN or several side by side.
 
-    Attributes:
-        feature_size: width F of the vector.
-        device: device of the weights.
-        dtype: number format of the computation.
-        mirrored: whether `see` returns the mean of the features of the image and its mirror image,
-            as for a model trained with `encoder.flip`.
+    The feature is the concatenation of the CNNs' features. CNNs of different families or training
+    make different mistakes; the decoder learns from the features of all of them.
     """
 
-    feature_size: int
+    feature_size: int  # width F of the vector
     device: torch.device
-    dtype: torch.dtype
-    mirrored = False
+    dtype: torch.dtype  # of the computation
+    mirrored = False  # whether `see` averages both views, as after training with `encoder.flip`
+
+    def __init__(self, cnns: Sequence[FrozenEncoder]):
+        """Combine CNNs, all on one device, in the order of their features; see `side_by_side`."""
+        super().__init__()
+        _check_alike(cnns)
+        self._cnns = tuple(cnns)
+        self.networks = nn.ModuleList(cnns)
+        self.feature_size = sum(cnn.feature_size for cnn in cnns)
+        self.device, self.dtype = cnns[0].device, cnns[0].dtype
 
     @property
-    @abstractmethod
     def cnns(self) -> tuple[FrozenEncoder, ...]:
         """The CNNs, in the order of their features."""
+        return self._cnns
 
     @property
     def name(self) -> str:
@@ -66,42 +71,38 @@ class Encoder(nn.Module, ABC):
         """Images in one forward pass on the CPU."""
         return CPU_BYTES // self.dtype.itemsize
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
-        """Stay in evaluation mode, because the batch statistics are frozen too."""
-        return super().train(False)
-
     @property
     def arithmetic(self) -> str:
         """Number format and device, such as "bf16 on cpu"; features depend on both."""
         names = (arithmetic_of(cnn.dtype, cnn.device.type) for cnn in self.cnns)
         return "+".join(dict.fromkeys(names))
 
-    @abstractmethod
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode, because the batch statistics are frozen too."""
+        return super().train(False)
+
     def to_device(self, device: torch.device) -> Self:
         """Move to a device, with the device's fast form and precision."""
+        for cnn in self.cnns:
+            cnn.to_device(device)
+        self.device, self.dtype = device, self.cnns[0].dtype
+        return self
 
-    @abstractmethod
+    @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode a batch.
-
-        Args:
-            pixels: uint8 (B, 3, S, S) from `preprocess.pixels`, on any device.
-
-        Returns:
-            features, float32 (B, F).
-        """
+        """Encode pixels, uint8 (B, 3, S, S) on any device, to features, float32 (B, F)."""
+        pixels = pixels.to(self.device, non_blocking=True)  # one copy for all CNNs
+        return torch.cat([cnn(pixels) for cnn in self.cnns], dim=1)
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Encode a batch for captioning, as `forward`; if `mirrored`, average both views."""
+        """Encode a batch for captioning; if `mirrored`, average the image and its mirror image."""
         features: Tensor = self(pixels)
         return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
 
-    @abstractmethod
     def fingerprint(self, arithmetic: str | None = None) -> str:
-        """Return 32 hex digits that change whenever the features of an arithmetic change.
-
-        Without an arithmetic, the encoder's own is meant.
-        """
+        """Return 32 hex digits that change with the features, by default in its own arithmetic."""
+        together = "+".join(cnn.fingerprint(arithmetic) for cnn in self.cnns)
+        return hashlib.blake2b(together.encode(), digest_size=16).hexdigest()
 
 
 class FrozenEncoder(Encoder):
@@ -110,17 +111,8 @@ class FrozenEncoder(Encoder):
     def __init__(
         self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: Precision = "auto"
     ):
-        """Build the fast form from a torchvision state dict.
-
-        Args:
-            spec: the CNN to build.
-            state: torchvision's parameters and statistics, fp32; may lack the classifier.
-            precision: of the computation.
-
-        Raises:
-            ModelError: if the backbone is invalid, or the state does not fit.
-        """
-        super().__init__()
+        """Build a CNN from torchvision's state dict in fp32; a `ModelError` if it does not fit."""
+        nn.Module.__init__(self)
         self.spec = spec
         self.precision = precision
         self._build(state, torch.device("cpu"))
@@ -204,6 +196,33 @@ class FrozenEncoder(Encoder):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.digest()
+
+
+def side_by_side(cnns: Sequence[FrozenEncoder]) -> Encoder:
+    """Return an encoder of CNNs on one device; a `ModelError` if they need different pixels."""
+    return cnns[0] if len(cnns) == 1 else Encoder(cnns)
+
+
+def _check_alike(cnns: Sequence[FrozenEncoder]) -> None:
+    """Refuse CNNs that differ in precision or in the preprocessing before normalisation."""
+
+    def shared(cnn: FrozenEncoder) -> dict[str, object]:
+        names = ("resize_size", "crop_size", "interpolation")
+        values: dict[str, object] = {name: getattr(cnn.spec.preprocess, name) for name in names}
+        return values | {"precision": cnn.precision}
+
+    first, wanted = cnns[0], shared(cnns[0])
+    for cnn in cnns[1:]:
+        given = shared(cnn)
+        faults = [
+            f"{key} {wanted[key]}, {given[key]}" for key in wanted if given[key] != wanted[key]
+        ]
+        if faults:
+            raise ModelError(
+                f"encoder: {first.spec.backbone} and {cnn.spec.backbone} need different inputs "
+                f"({'; '.join(faults)}); set encoder.image_size and encoder.precision, which apply "
+                f"to all CNNs"
+            )
 
 
 def arithmetic_of(dtype: torch.dtype, device: str) -> str:

@@ -18,12 +18,7 @@ EXACT = 3  # layers in fp32; measured in docs/results.md
 
 
 def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a faster module that computes the same function, all but its first layers in `dtype`.
-
-    Args:
-        network: float32, maps images (B, 3, S, S) to features; not changed.
-        dtype: of the later layers.
-    """
+    """Return a faster module with the function of a float32 network, later layers in `dtype`."""
     folded = fold(network)
     fast = folded if dtype == torch.float32 else lower(folded, dtype)
     return fast.to(memory_format=torch.channels_last)

@@ -46,21 +46,13 @@ Deviation = Annotated[float, Field(ge=MIN_STD, le=MAX_SHIFT, strict=True)]
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """The parameters of the `transforms()` of torchvision weights.
+    """The parameters of the `transforms()` of torchvision weights."""
 
-    Attributes:
-        resize_size: pixels of the shorter side after resizing.
-        crop_size: pixels of the centre crop's sides.
-        interpolation: torchvision's name, such as "bilinear".
-        mean: per channel, of values in 0..1.
-        std: standard deviation per channel, of values in 0..1.
-    """
-
-    resize_size: int = 256
-    crop_size: int = 224
-    interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    resize_size: int = 256  # pixels of the shorter side after resizing
+    crop_size: int = 224  # pixels of the centre crop's sides
+    interpolation: str = "bilinear"  # torchvision's name
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of values in 0..1
+    std: tuple[float, float, float] = IMAGENET_STD  # standard deviation, likewise
 
     @classmethod
     def of_weights(cls, transform: Any) -> Self:
@@ -137,11 +129,7 @@ def save_preprocess(folder: Path, transforms: Sequence[Preprocess]) -> None:
 
 
 def load_preprocess(folder: Path) -> list[Preprocess]:
-    """Read `preprocessor_config.json`, with one transform for each CNN, from a folder.
-
-    Raises:
-        ModelError: if the file is missing or invalid.
-    """
+    """Read `preprocessor_config.json` from a folder; a `ModelError` if it is missing or invalid."""
     path = folder / FILE_NAME
     try:
         values = read_json(path)

@@ -30,33 +30,23 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """The specification of a CNN without its weights.
+    """The specification of a CNN without its weights."""
 
-    Attributes:
-        backbone: torchvision name.
-        builder_args: keyword arguments of torchvision's builder.
-        preprocess: converts images to the CNN's input.
-        weights: origin of the weights, for display.
-    """
-
-    backbone: str
-    builder_args: dict[str, Any] = field(default_factory=dict)
+    backbone: str  # torchvision name
+    builder_args: dict[str, Any] = field(default_factory=dict)  # of torchvision's builder
     preprocess: Preprocess = field(default_factory=Preprocess)
-    weights: str = "none"
+    weights: str = "none"  # origin of the weights, for display
 
 
 def fetch_weights(
     backbone: str, weights: str, builder_args: dict[str, Any]
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
-    """Read or download the weights of a CNN.
+    """Return a CNN with the transform of its weights' training, and its state dict.
 
     Args:
         backbone: valid torchvision name.
         weights: torchvision enum name, path to a state dict, or "none".
         builder_args: the user's keyword arguments of the builder.
-
-    Returns:
-        The CNN with the transform of the weights' training, and its state dict.
 
     Raises:
         ModelError: if the weights cannot be read or downloaded.
@@ -108,10 +98,7 @@ def _download(entry: Any, origin: str) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from `.safetensors` or a file of `torch.save`; runs no code from it.
-
-    Returns:
-        Tensors by name; floats become fp32, integers stay integers.
+    """Read a state dict in fp32, from `.safetensors` or `torch.save`, and run no code of the file.
 
     Raises:
         ModelError: if the file cannot be read or holds anything but tensors.
@@ -147,16 +134,7 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Load weights, with or without the classifier's, into a network without its head.
-
-    Args:
-        network: built on the meta device, head removed.
-        state: parameters by name.
-        where: name of the weights, for messages.
-
-    Raises:
-        ModelError: with missing and unexpected keys, and different shapes.
-    """
+    """Load weights into a network without its head; a `ModelError` with all that does not fit."""
     wanted = network.state_dict()
     # Counters of training batches: missing in converted weights, unused by a frozen CNN.
     given = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("batches_tracked")}

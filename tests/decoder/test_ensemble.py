@@ -5,7 +5,7 @@ import torch
 
 from captioner.captioner import Captioner
 from captioner.decoder.ensemble import Ensemble
-from captioner.encoder.side_by_side import side_by_side
+from captioner.encoder.encoder import side_by_side
 from captioner.errors import ModelError
 from captioner.model_dir import Model, join_models
 from captioner.text import Vocabulary

@@ -17,9 +17,8 @@ from torchvision import models
 
 from captioner.encoder import backbones
 from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
-from captioner.encoder.encoder import FrozenEncoder, best_precision
+from captioner.encoder.encoder import FrozenEncoder, best_precision, side_by_side
 from captioner.encoder.preprocess import Preprocess
-from captioner.encoder.side_by_side import side_by_side
 from captioner.encoder.weights import EncoderSpec
 from captioner.errors import ModelError
 from captioner.images.decode import read_image

@@ -19,9 +19,8 @@ from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.feature_store import FeatureStore
 from captioner.data.prepare import open_encoder
-from captioner.encoder.encoder import Encoder, FrozenEncoder
+from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
 from captioner.encoder.preprocess import Preprocess
-from captioner.encoder.side_by_side import SideBySide, side_by_side
 from captioner.errors import ModelError
 
 import toys
@@ -57,7 +56,7 @@ def test_the_features_are_those_of_the_parts_in_their_order(
     images = pixels(count)
     untouched = images.clone()
     for order in permutations(parts):
-        together = SideBySide(order)
+        together = Encoder(order)
         features = together(images)
         assert features.dtype == torch.float32
         assert features.shape == (count, together.feature_size) == (count, 1024 + 512 + 512)
@@ -68,11 +67,11 @@ def test_the_features_are_those_of_the_parts_in_their_order(
 def test_a_single_one_is_itself(parts: list[FrozenEncoder]) -> None:
     assert side_by_side(parts[:1]) is parts[0]
     assert parts[0].cnns == (parts[0],)
-    assert isinstance(side_by_side(parts), SideBySide)
+    assert not isinstance(side_by_side(parts), FrozenEncoder)
 
 
 def test_what_the_program_asks_of_an_encoder(parts: list[FrozenEncoder]) -> None:
-    together = SideBySide(parts)
+    together = Encoder(parts)
     assert together.cnns == tuple(parts)
     assert together.name == "shufflenet_v2_x0_5+squeezenet1_1+squeezenet1_1"
     assert (together.device, together.dtype) == (CPU, torch.float32)
@@ -86,14 +85,14 @@ def test_what_the_program_asks_of_an_encoder(parts: list[FrozenEncoder]) -> None
 
 
 def test_the_fingerprint_tells_parts_and_order(parts: list[FrozenEncoder]) -> None:
-    whole: list[Encoder] = [SideBySide(order) for order in permutations(parts)]
-    whole += [SideBySide(parts[:2]), SideBySide(parts[1:]), *parts]
-    whole += [SideBySide([parts[0], changed(parts[1], mean=(0.5, 0.4, 0.31))])]
-    whole += [SideBySide([parts[0], changed(toys.encoder(seed=2))])]
+    whole: list[Encoder] = [Encoder(order) for order in permutations(parts)]
+    whole += [Encoder(parts[:2]), Encoder(parts[1:]), *parts]
+    whole += [Encoder([parts[0], changed(parts[1], mean=(0.5, 0.4, 0.31))])]
+    whole += [Encoder([parts[0], changed(toys.encoder(seed=2))])]
     prints = [encoder.fingerprint() for encoder in whole]
     assert len(set(prints)) == len(prints)
     assert {len(fingerprint) for fingerprint in prints} == {32}
-    assert SideBySide(parts).fingerprint() == SideBySide(parts).fingerprint()
+    assert Encoder(parts).fingerprint() == Encoder(parts).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_parts_that_would_see_other_pixels_are_refused(
     parts: list[FrozenEncoder], change: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ModelError) as error:
-        SideBySide([*parts, changed(parts[1], **change)])
+        Encoder([*parts, changed(parts[1], **change)])
     for words in ("shufflenet_v2_x0_5 and squeezenet1_1", said, "set encoder.image_size"):
         assert words in str(error.value)
     assert "std" not in str(error.value)
@@ -117,7 +116,7 @@ def test_parts_that_would_see_other_pixels_are_refused(
 def test_parts_of_other_precision_are_refused(parts: list[FrozenEncoder]) -> None:
     other = FrozenEncoder(parts[1].spec, parts[1].state, "auto")
     with pytest.raises(ModelError, match="precision fp32, auto"):
-        SideBySide([parts[0], other])
+        Encoder([parts[0], other])
 
 
 def captioner_of(*parts: FrozenEncoder) -> Captioner:
@@ -166,13 +165,13 @@ def test_one_cnn_is_written_without_a_list_and_several_with_one(
 def test_a_store_of_several_is_named_after_all_and_says_what_they_are(
     parts: list[FrozenEncoder], tmp_path: Path
 ) -> None:
-    together = SideBySide(parts)
+    together = Encoder(parts)
     store = FeatureStore.for_encoder(together, tmp_path)
     assert store.folder.name == f"{together.name}-{together.fingerprint()}"
     assert store.feature_size == together.feature_size
     about = json.loads((store.folder / "about.json").read_text())["encoder"]
     assert [one["preprocess"]["mean"][0] for one in about] == [0.485, 0.5, 0.0]
-    many = FeatureStore.for_encoder(SideBySide(parts * 20), tmp_path)
+    many = FeatureStore.for_encoder(Encoder(parts * 20), tmp_path)
     assert len(many.folder.name) < 255
 
 
