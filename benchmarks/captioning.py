@@ -140,7 +140,7 @@ def random_scene(folder: Path) -> Scene:
     torch.save(measured(models.mobilenet_v2(), encoder, pixels[:64]).state_dict(), weights)
     encoder = FrozenEncoder.create("mobilenet_v2", str(weights), image_size=size)
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
-    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    vocabulary = Vocabulary(dict.fromkeys(words, 5), min_count=5)
     decoder = Decoder(config.decoder, vocab_size=WORDS, feature_size=encoder.feature_size)
     decoding = config.decoding.model_copy(update=NOT_RANKED)
     captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
@@ -551,7 +551,7 @@ def transformers_part(scene: Scene) -> bool:
 def memory_part(_: Scene) -> bool:
     torch.manual_seed(0)
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
-    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    vocabulary = Vocabulary(dict.fromkeys(words, 5), min_count=5)
     encoder = FrozenEncoder.create("squeezenet1_1", "none", image_size=64)
     decoder = Decoder(DecoderConfig(), vocab_size=WORDS, feature_size=encoder.feature_size)
     with torch.no_grad():

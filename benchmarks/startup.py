@@ -71,7 +71,7 @@ def make_model(folder: Path) -> Path:
     state = folder / "mobilenet_v2.pth"
     torch.save(models.mobilenet_v2().state_dict(), state)
     words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
-    vocabulary = Vocabulary(words, counts=(5,) * len(words), min_count=5)
+    vocabulary = Vocabulary(dict.fromkeys(words, 5), min_count=5)
     encoder = FrozenEncoder.create("mobilenet_v2", str(state))
     decoder = Decoder(
         DecoderConfig(), vocab_size=len(vocabulary), feature_size=encoder.feature_size

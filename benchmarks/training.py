@@ -241,7 +241,7 @@ def coco_epoch(fraction: float, device: str, folder: Path) -> None:
     if device == "cuda":
         print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     words, images, captions = 9_000, round(82_783 * fraction), round(566_000 * fraction)
-    vocabulary = Vocabulary(tuple(f"word{i}" for i in range(words)), (5,) * words, 5)
+    vocabulary = Vocabulary({f"word{i}": 5 for i in range(words)}, 5)
     table = make_table(vocabulary, 2048, images=images, captions=captions)
     print(f"{captions:,} captions of {images:,} images, {tokens_of(table):,} tokens, on {device}:")
     config = load_config("coco", ["training.epochs=100"])
@@ -272,7 +272,7 @@ def main() -> int:
         return 0
     torch.manual_seed(0)
     config = load_config("flickr8k", ["training.epochs=1000", "decoder.tie_weights=true"])
-    vocabulary = Vocabulary(tuple(f"word{i}" for i in range(WORDS)), (5,) * WORDS, 5)
+    vocabulary = Vocabulary({f"word{i}": 5 for i in range(WORDS)}, 5)
     table = make_table(vocabulary, feature_size=1280)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

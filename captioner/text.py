@@ -192,9 +192,9 @@ def _joins(previous: str, token: str) -> bool:
 class Vocabulary:
     """The words of a model and their ids; ids 0 to 3 are padding, start, end and unknown."""
 
-    words: tuple[str, ...]  # without special tokens, in the order of their ids, from 4
-    counts: tuple[int, ...]  # occurrences of each word in the training captions
+    counts: dict[str, int]  # word -> occurrences in the training captions, in the order of ids
     min_count: int  # minimum number of occurrences of a word
+    words: tuple[str, ...] = field(init=False, repr=False)  # without special tokens, from id 4
     _tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -207,22 +207,18 @@ class Vocabulary:
     unwritable: ClassVar[tuple[int, ...]] = (pad_id, bos_id, unk_id)  # never in a caption
 
     def __post_init__(self) -> None:
-        for number, word in enumerate(self.words, start=1):
+        for number, word in enumerate(self.counts, start=1):
             if not _is_word(word):
                 raise ModelError(
                     f"vocabulary: invalid word number {number:,}: {excerpt(word, 100)}; a word has "
                     f"1 to {self.longest} characters, none of them white space or invisible"
                 )
-        tokens = self.specials + self.words
+            if word in self.specials:
+                raise ModelError(f"vocabulary: duplicate word: {word}")
+        tokens = (*self.specials, *self.counts)
+        object.__setattr__(self, "words", tuple(self.counts))
         object.__setattr__(self, "_tokens", tokens)
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
-        if len(self._ids) != len(tokens):
-            raise ModelError(f"vocabulary: duplicate word: {Counter(tokens).most_common(1)[0][0]}")
-        if len(self.counts) != len(self.words):
-            raise ModelError(
-                f"vocabulary: {len(self.words)} words but {len(self.counts)} counts; give one "
-                f"count for each word"
-            )
 
     @classmethod
     def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
@@ -236,8 +232,7 @@ class Vocabulary:
             for word, count in counts.items()
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
-        ranked = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
-        return cls(tuple(ranked), tuple(ranked.values()), min_count)
+        return cls(dict(sorted(kept, key=lambda item: (-item[1], item[0]))), min_count)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
@@ -273,8 +268,7 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a readable JSON file: `min_count`, the special tokens, and each word's count."""
-        words = dict(zip(self.words, self.counts, strict=True))
-        content = {"min_count": self.min_count, "specials": self.specials, "words": words}
+        content = {"min_count": self.min_count, "specials": self.specials, "words": self.counts}
         write_text(Path(path), to_json(content, indent=1), "vocabulary")
 
     @classmethod
@@ -303,7 +297,7 @@ class Vocabulary:
             raise ValueError("words must map each word to its count")
         if not all(type(number) is int and number >= 0 for number in (min_count, *words.values())):
             raise ValueError("min_count and every count must be a whole number of at least 0")
-        return cls(words=tuple(words), counts=tuple(words.values()), min_count=min_count)
+        return cls(words, min_count)
 
 
 def _is_word(text: str) -> bool:
