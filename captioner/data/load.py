@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -76,23 +73,10 @@ def load_dataset(
             usable example, or has problems in strict mode.
     """
     options = Options(images, restval, image_column, caption_column, split_column)
-    with _no_garbage_collection():
-        dataset = _choose(root, format).load(root, options)
+    dataset = _choose(root, format).load(root, options)
     if strict:
         refuse_problems(dataset)
     return _hold_out(dataset, holdout)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Switch off the search for cycles: reading makes millions of objects, but no cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _choose(root: Path, format: str) -> Format:
