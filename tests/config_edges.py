@@ -27,7 +27,7 @@ from captioner.config import Config, load_config
 from captioner.data.caption_table import CaptionTable, epoch_order
 from captioner.data.load import load_dataset
 from captioner.decoder.decoder import Decoder
-from captioner.decoder.neighbours import CaptionNgrams, Neighbours
+from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.text import Vocabulary
@@ -206,9 +206,9 @@ def one_mistake(message: str, name: str) -> str | None:
 def _model() -> Any:
     model = toys.captioner(hidden_size=4, embed_size=3)
     words = torch.randint(4, 10, (8, 5), generator=torch.Generator().manual_seed(1))
-    ngrams = CaptionNgrams.of(words, torch.full((8,), 5), torch.arange(8))
+    ngrams = count_ngrams(words, torch.full((8,), 5), torch.arange(8))
     states = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    model.neighbours = Neighbours(torch.nn.functional.normalize(states), ngrams)
+    model.neighbours = Neighbours(torch.nn.functional.normalize(states), **ngrams)
     return model
 
 

@@ -32,13 +32,14 @@ UNIT = 2**40  # votes are summed as integers in units of 1 / UNIT
 MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
 
 
-class CaptionNgrams(NamedTuple):
-    """The n-grams of the captions of R images, weighted as CIDEr weights them.
+class Neighbours(NamedTuple):
+    """The initial states of R training images, and the n-grams of their captions.
 
-    A weight is the mean over captions and orders, with each caption's vector of an order scaled
-    to length 1.
+    CIDEr weights the n-grams: a weight is the mean over captions and orders, with each caption's
+    vector of an order scaled to length 1.
     """
 
+    states: Tensor  # initial states, scaled to length 1, float32 (R, D); float16 on disk
     keys: Tensor  # of G n-grams, int64 (G,), ascending
     idf: Tensor  # log(R / number of images with the n-gram), float32 (G,)
     starts: Tensor  # image r has entries starts[r] to starts[r + 1] - 1, int64 (R + 1,)
@@ -46,73 +47,24 @@ class CaptionNgrams(NamedTuple):
     weights: Tensor  # TF-IDF weight of each entry's n-gram in its image, float16 (E,)
 
     @classmethod
-    def of(cls, token_ids: Tensor, lengths: Tensor, images: Tensor) -> Self:
-        """Count the n-grams of captions.
+    @torch.inference_mode()
+    def gather(
+        cls, decoder: Decoder, features: Iterable[Tensor], ngrams: Mapping[str, Tensor]
+    ) -> Self:
+        """Compute the initial states of R images, and set evaluation mode.
 
         Args:
-            token_ids: int64 (N, T), without start token, padded at the end.
-            lengths: words of each caption, int64 (N,).
-            images: index of each caption's image, int64 (N,); every index from 0 appears.
-        """
-        captions: list[list[list[str]]] = [[] for _ in range(int(images.max()) + 1)]
-        for row, length, image in zip(
-            token_ids.tolist(), lengths.tolist(), images.tolist(), strict=True
-        ):
-            captions[image].append([*map(str, row[:length])])
-        references = PreparedReferences(captions)
-        vectors, counts = TfIdf(references), references.counts
-        owners = references.image[counts.caption]
-        weights = vectors.weights / np.maximum(vectors.norms[counts.caption, counts.order], 1e-9)
-        weights /= references.per_image[owners] * MAX_ORDER
-
-        ids = np.array([int(name) for name in references.words])
-        ngrams = [torch.from_numpy(ids[words]) for words in references.ngrams()]
-        orders = zip(ngrams, torch.arange(1, MAX_ORDER + 1), strict=True)
-        keys = torch.cat([ngram_keys(each, order, int(order))[0][:, 0] for each, order in orders])
-        common = torch.from_numpy(np.flatnonzero(vectors.frequency >= MIN_IMAGES))
-        common = common[keys[common].argsort()]
-        number = torch.full((references.size,), -1)
-        number[common] = torch.arange(len(common))
-        kept = number[counts.ngram] >= 0
-        places, entry = (
-            torch.from_numpy(owners)[kept] * len(common) + number[counts.ngram][kept]
-        ).unique(return_inverse=True)
-        summed = torch.zeros(len(places), dtype=torch.float64)
-        summed.index_add_(0, entry, torch.from_numpy(weights)[kept])
-        owner = places // max(1, len(common))
-        return cls(
-            keys=keys[common],
-            idf=torch.from_numpy(vectors.idf)[common].float(),
-            starts=functional.pad(owner.bincount(minlength=len(captions)).cumsum(0), (1, 0)),
-            ngrams=(places % max(1, len(common))).int(),
-            weights=summed.half(),
-        )
-
-    def to(self, device: torch.device) -> CaptionNgrams:
-        """Move to a device."""
-        return CaptionNgrams(*(tensor.to(device) for tensor in self))
-
-
-class Neighbours(NamedTuple):
-    """The initial states of R training images, and the n-grams of their captions."""
-
-    states: Tensor  # scaled to length 1, float32 (R, D); float16 on disk
-    ngrams: CaptionNgrams
-
-    @classmethod
-    @torch.inference_mode()
-    def gather(cls, decoder: Decoder, features: Iterable[Tensor], ngrams: CaptionNgrams) -> Self:
-        """Compute the initial states of R images from batches of features, (B, F), on the device.
-
-        It sets evaluation mode.
+            decoder: the decoder.
+            features: batches of features, (B, F), on the decoder's device.
+            ngrams: n-grams of the images' captions, from `count_ngrams`.
         """
         decoder.eval()
         states = [functional.normalize(flat(decoder.init_hidden(batch))) for batch in features]
-        return cls(torch.cat(states), ngrams)
+        return cls(torch.cat(states), **ngrams)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, for `read`."""
-        return {"states": self.states.half(), **self.ngrams._asdict()}
+        return self._replace(states=self.states.half())._asdict()
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
@@ -134,29 +86,28 @@ class Neighbours(NamedTuple):
                 raise ValueError(f"neighbours.{name} is missing")
             if tensors[name].dtype != dtype or tensors[name].dim() != dims:
                 raise ValueError(f"neighbours.{name} must be a {dims}-dimensional {dtype} tensor")
-        states = tensors["states"]
-        ngrams = CaptionNgrams(**{name: tensors[name] for name in kinds if name != "states"})
-        starts, entries = ngrams.starts, len(ngrams.ngrams)
+        stored = cls(**{name: tensors[name] for name in kinds})
+        states, starts, entries = stored.states, stored.starts, len(stored.ngrams)
         fits = (
             states.shape[1] == state_size
             and 0 < len(states) == len(starts) - 1
-            and len(ngrams.keys) == len(ngrams.idf)
-            and len(ngrams.weights) == entries
+            and len(stored.keys) == len(stored.idf)
+            and len(stored.weights) == entries
             and int(starts[0]) == 0
             and int(starts[-1]) == entries
             and bool((starts[1:] >= starts[:-1]).all())  # a difference may overflow
-            and bool((ngrams.keys[1:] > ngrams.keys[:-1]).all())
-            and bool(((ngrams.ngrams >= 0) & (ngrams.ngrams < len(ngrams.keys))).all())
-            and bool(((ngrams.idf >= 0) & (ngrams.idf <= math.log(len(states)) + 1e-3)).all())
-            and bool(((ngrams.weights >= 0) & (ngrams.weights <= 1)).all())
+            and bool((stored.keys[1:] > stored.keys[:-1]).all())
+            and bool(((stored.ngrams >= 0) & (stored.ngrams < len(stored.keys))).all())
+            and bool(((stored.idf >= 0) & (stored.idf <= math.log(len(states)) + 1e-3)).all())
+            and bool(((stored.weights >= 0) & (stored.weights <= 1)).all())
         )
         if not fits:
             raise ValueError("neighbours: its tensors do not fit each other or the decoder")
-        return cls(states.float(), ngrams)
+        return stored._replace(states=states.float())
 
     def to(self, device: torch.device) -> Neighbours:
         """Move to a device."""
-        return Neighbours(self.states.to(device), self.ngrams.to(device))
+        return Neighbours(*(tensor.to(device) for tensor in self))
 
     def rank(self, hypotheses: Hypotheses, hidden: Tensor, weight: float) -> Hypotheses:
         """Rank hypotheses by score + weight x vote, unfinished ones last.
@@ -184,9 +135,9 @@ class Neighbours(NamedTuple):
         Returns:
             CIDEr without the usual factor 10, float32 (B, n), 0 to 1.
         """
-        if not len(self.ngrams.keys):
+        if not len(self.keys):
             return torch.zeros(lengths.shape, device=lengths.device)
-        size = max(1, MAX_SUMS // len(self.ngrams.keys))
+        size = max(1, MAX_SUMS // len(self.keys))
         cosines = functional.normalize(states.float()) @ self.states.t()
         nearest = cosines.topk(min(NEAREST, len(self.states)), dim=1)
         nearness = (nearest.values / TEMPERATURE).softmax(1)
@@ -197,27 +148,26 @@ class Neighbours(NamedTuple):
     def _votes(
         self, token_ids: Tensor, lengths: Tensor, nearest: Tensor, nearness: Tensor
     ) -> Tensor:
-        stored = self.ngrams
-        num_images, num_ngrams = len(nearest), len(stored.keys)
+        num_images, num_ngrams = len(nearest), len(self.keys)
         # Integers: a GPU adds in any order, which changes the sums of floats.
         summed = torch.zeros(num_images, num_ngrams, dtype=torch.int64, device=nearest.device)
-        first, last = stored.starts[nearest.flatten()], stored.starts[nearest.flatten() + 1]
+        first, last = self.starts[nearest.flatten()], self.starts[nearest.flatten() + 1]
         counts = last - first
         # All entries of all neighbours, one after the other.
         entries = torch.arange(int(counts.sum()), device=nearest.device)
         entries += (first - (counts.cumsum(0) - counts)).repeat_interleave(counts)
         images = torch.arange(num_images, device=nearest.device).repeat_interleave(nearest.shape[1])
-        places = images.repeat_interleave(counts) * num_ngrams + stored.ngrams[entries]
-        weights = stored.weights[entries].float() * nearness.flatten().repeat_interleave(counts)
+        places = images.repeat_interleave(counts) * num_ngrams + self.ngrams[entries]
+        weights = self.weights[entries].float() * nearness.flatten().repeat_interleave(counts)
         summed.view(-1).index_add_(0, places, (weights * UNIT).long())
 
         rare = math.log(len(self.states))  # the idf of an unknown n-gram
         total = torch.zeros(lengths.shape, device=nearest.device)
         for order in range(1, min(MAX_ORDER, token_ids.shape[2]) + 1):
             keys, real = ngram_keys(token_ids, lengths, order)  # b, n, P
-            where = torch.searchsorted(stored.keys, keys).clamp(max=num_ngrams - 1)
-            known = real & (stored.keys[where] == keys)
-            idf = torch.where(known, stored.idf[where], rare) * real
+            where = torch.searchsorted(self.keys, keys).clamp(max=num_ngrams - 1)
+            known = real & (self.keys[where] == keys)
+            idf = torch.where(known, self.idf[where], rare) * real
             times = ((keys[..., :, None] == keys[..., None, :]) & real[..., None, :]).sum(3)
             norms = (times * idf.square()).sum(2).sqrt().clamp(min=1e-9)
             by_ngram = summed.gather(1, where.flatten(1)).view_as(idf) / UNIT * known
@@ -243,6 +193,49 @@ def ngram_keys(token_ids: Tensor, lengths: Tensor, order: int) -> tuple[Tensor, 
         keys = keys * MULTIPLIER + grams[..., place]
     places = torch.arange(keys.shape[-1], device=keys.device)
     return keys, places < (lengths - order + 1)[..., None]
+
+
+def count_ngrams(token_ids: Tensor, lengths: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Count the n-grams of captions: the fields of `Neighbours` without the states.
+
+    Args:
+        token_ids: int64 (N, T), without start token, padded at the end.
+        lengths: words of each caption, int64 (N,).
+        images: index of each caption's image, int64 (N,); every index from 0 appears.
+    """
+    captions: list[list[list[str]]] = [[] for _ in range(int(images.max()) + 1)]
+    for row, length, image in zip(
+        token_ids.tolist(), lengths.tolist(), images.tolist(), strict=True
+    ):
+        captions[image].append([*map(str, row[:length])])
+    references = PreparedReferences(captions)
+    vectors, counts = TfIdf(references), references.counts
+    owners = references.image[counts.caption]
+    weights = vectors.weights / np.maximum(vectors.norms[counts.caption, counts.order], 1e-9)
+    weights /= references.per_image[owners] * MAX_ORDER
+
+    ids = np.array([int(name) for name in references.words])
+    ngrams = [torch.from_numpy(ids[words]) for words in references.ngrams()]
+    orders = zip(ngrams, torch.arange(1, MAX_ORDER + 1), strict=True)
+    keys = torch.cat([ngram_keys(each, order, int(order))[0][:, 0] for each, order in orders])
+    common = torch.from_numpy(np.flatnonzero(vectors.frequency >= MIN_IMAGES))
+    common = common[keys[common].argsort()]
+    number = torch.full((references.size,), -1)
+    number[common] = torch.arange(len(common))
+    kept = number[counts.ngram] >= 0
+    places, entry = (
+        torch.from_numpy(owners)[kept] * len(common) + number[counts.ngram][kept]
+    ).unique(return_inverse=True)
+    summed = torch.zeros(len(places), dtype=torch.float64)
+    summed.index_add_(0, entry, torch.from_numpy(weights)[kept])
+    owner = places // max(1, len(common))
+    return {
+        "keys": keys[common],
+        "idf": torch.from_numpy(vectors.idf)[common].float(),
+        "starts": functional.pad(owner.bincount(minlength=len(captions)).cumsum(0), (1, 0)),
+        "ngrams": (places % max(1, len(common))).int(),
+        "weights": summed.half(),
+    }
 
 
 def flat(states: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
-from captioner.decoder.neighbours import CaptionNgrams, Neighbours
+from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, within_memory
 from captioner.run_dir import identity_of, saved_steps
@@ -203,8 +203,8 @@ def _assembly(
     table, ngrams = prepared.train, None
     if config.decoding.neighbours:
         # Lengths without start and end token: the end token then counts as padding.
-        ngrams = CaptionNgrams.of(table.token_ids[:, 1:], table.lengths - 2, table.images)
-        ngrams = ngrams.to(device)
+        counted = count_ngrams(table.token_ids[:, 1:], table.lengths - 2, table.images)
+        ngrams = {name: tensor.to(device) for name, tensor in counted.items()}
 
     def assemble(decoder: Decoder) -> Captioner:
         neighbours = None

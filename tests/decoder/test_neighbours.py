@@ -20,8 +20,8 @@ from captioner.decoder.neighbours import (
     MULTIPLIER,
     NEAREST,
     TEMPERATURE,
-    CaptionNgrams,
     Neighbours,
+    count_ngrams,
     flat,
     ngram_keys,
 )
@@ -59,7 +59,7 @@ def neighbours(written) -> Neighbours:
     owners = torch.arange(IMAGES).repeat_interleave(EACH)
     states = torch.randn(IMAGES, SIZE, generator=torch.Generator().manual_seed(1))
     return Neighbours(
-        functional.normalize(states).half().float(), CaptionNgrams.of(ids, lengths, owners)
+        functional.normalize(states).half().float(), **count_ngrams(ids, lengths, owners)
     )
 
 
@@ -110,7 +110,7 @@ def test_pictures_are_counted_in_pieces_where_there_are_many_ngrams(neighbours, 
     states = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(3))
     arguments = ids.expand(5, -1, -1), lengths.expand(5, -1), states
     whole = neighbours.votes(*arguments)
-    monkeypatch.setattr("captioner.decoder.neighbours.MAX_SUMS", 2 * len(neighbours.ngrams.keys))
+    monkeypatch.setattr("captioner.decoder.neighbours.MAX_SUMS", 2 * len(neighbours.keys))
     torch.testing.assert_close(neighbours.votes(*arguments), whole)
 
 
@@ -143,7 +143,7 @@ def test_ranking_adds_votes_and_keeps_the_unfinished_behind(written, neighbours)
 
 def test_captions_without_any_common_ngram_have_no_votes():
     ids, lengths = padded([[4], [5]])
-    alone = Neighbours(torch.eye(2), CaptionNgrams.of(ids, lengths, torch.arange(2)))
+    alone = Neighbours(torch.eye(2), **count_ngrams(ids, lengths, torch.arange(2)))
     assert alone.votes(ids[None], lengths[None], torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
@@ -165,7 +165,7 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     assert kept is not None
     assert captioner.decoding.neighbours == 3.0
     states = captioner.decoder.num_states * captioner.decoder.hidden_size
-    assert kept.states.shape == (len(kept.ngrams.starts) - 1, states)
+    assert kept.states.shape == (len(kept.starts) - 1, states)
     torch.testing.assert_close(kept.states.float().norm(dim=1), torch.ones(len(kept.states)),
                                atol=1e-2, rtol=0)  # fmt: skip
     features = torch.randn(4, captioner.encoder.feature_size)
