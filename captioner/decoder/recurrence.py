@@ -1,4 +1,4 @@
-r"""An Elman network and its gradients, derived by hand.
+"""An Elman network and its gradients, derived by hand.
 
     H_t = phi(Z_t),   Z_t = X_t W_xh + H_t-1 W_hh + b        t = 1 ... T, from H_0
     O_t = H_t W_ho + b_o
@@ -6,20 +6,6 @@ r"""An Elman network and its gradients, derived by hand.
 
 `docs/learn/recurrence.md` derives every line of the backward pass. The tests compare the results
 with `torch.nn.RNN` and autograd. `Elman` is the captioner's cell `elman`.
-
-A worked example for paper: one step of 3 samples with 5 features and 7 hidden units, with relu.
-Each unit adds a tenth of each feature, its old state (1 everywhere) and its bias (-3 to 3).
-
->>> import torch
->>> X = torch.arange(-7.0, 8.0).reshape(3, 1, 5)  # B = 3 samples, T = 1 step, E = 5 features
->>> X.sum(2).flatten()
-tensor([-25.,   0.,  25.])
->>> W_xh, W_hh, b = torch.full((5, 7), 0.1), torch.eye(7), torch.arange(-3.0, 4.0)
->>> H = recurrence(X, torch.ones(3, 7), W_xh, W_hh, b, phi="relu")
->>> H.squeeze(1).round(decimals=4)
-tensor([[0.0000, 0.0000, 0.0000, 0.0000, 0.0000, 0.5000, 1.5000],
-        [0.0000, 0.0000, 0.0000, 1.0000, 2.0000, 3.0000, 4.0000],
-        [0.5000, 1.5000, 2.5000, 3.5000, 4.5000, 5.5000, 6.5000]])
 """
 
 # The names are those of the formulas above. Some docstrings group arguments in one line.

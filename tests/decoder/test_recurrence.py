@@ -104,16 +104,10 @@ def as_torch_names(elman: Elman, *, grad: bool) -> dict[str, Tensor]:
     return named
 
 
-def test_worked_example() -> None:
-    results = doctest.testmod(written_out)
-    assert results.attempted > 0
-    assert results.failed == 0
-
-
 def test_examples_of_the_page() -> None:
     page = Path(__file__).parents[2] / "docs" / "learn" / "recurrence.md"
     results = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
-    assert results.attempted > 0
+    assert results.attempted > 8
     assert results.failed == 0
 
 
