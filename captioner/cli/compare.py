@@ -53,7 +53,7 @@ def command(
     for warning in pair.warnings:
         say(f"warning: {warning}")
     for side, system in (("A", pair.a), ("B", pair.b)):
-        decode = system.about("decode")
+        decode = system.signature.get("decode")
         show(f"{side}: {system.name}{f' ({plain(decode)})' if decode else ''}")
     show()
     _show_scores(pair.scores)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from captioner.cli.options import say, show
+
+if TYPE_CHECKING:
+    from captioner.metrics import Comparison, Score
 
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
 _OPTIONS = (
@@ -35,14 +38,6 @@ _OPTIONS = (
         help="Random seed of the bootstrap.",
     ),
 )
-
-
-class Signed(Protocol):
-    """A score, or a comparison of two scores."""
-
-    @property
-    def signature(self) -> str:
-        """Return the settings behind the score, such as `cider|refs:5`."""
 
 
 def metric_options(
@@ -89,7 +84,7 @@ def show_scores(scores: Mapping[str, object], **others: str) -> None:
         show(f"{name:{width}}  {score}")
 
 
-def show_signatures(scores: Mapping[str, Signed]) -> None:
+def show_signatures(scores: Mapping[str, Score] | Mapping[str, Comparison]) -> None:
     """Print the signatures; scores with equal settings share a line."""
     names: dict[str, list[str]] = {}
     for score in scores.values():

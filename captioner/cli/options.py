@@ -47,10 +47,7 @@ _DECODING = {
     "--length-penalty": (float, "Exponent a of score = log-probability / length^a."),
     "--max-length": (int, "Most tokens in a caption, including the end token."),
     "--no-repeat-ngram-size": (int, "Never repeat an n-gram of this size; 0: allow repeats."),
-    "--neighbours": (
-        float,
-        "Weight of the captions of similar training images; 0: off.",
-    ),
+    "--neighbours": (float, "Weight of the captions of similar training images; 0: off."),
     "--precision": (str, "Precision of the decoder's matrix products: auto, fp32, bf16 or fp16."),
     "--temperature": (float, "Sampling: below 1 sharpens the distribution, above 1 flattens it."),
     "--top-k": (int, "Sampling: only the k most probable words; 0: all."),

@@ -68,7 +68,13 @@ def evaluate(
     check_files(output, "evaluation")
     options = options or captioner.settings(n_best=n_best)
     dataset = open_dataset(config.data)
-    split = split or _default_split(dataset, config)
+    usual = (config.data.split_test, config.data.split_dev)
+    split = split or next((name for name in usual if name in dataset.splits), None)
+    if split is None:
+        raise DataError(
+            f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
+            f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
+        )
     table = read_split(
         dataset, split, captioner.encoder, batch_size=config.encoder.batch_size, say=say
     )
@@ -110,16 +116,6 @@ def caption_split(
                 captions.append(best)
             bar.update(len(features))
     return captions
-
-
-def _default_split(dataset: Dataset, config: Config) -> str:
-    for name in (config.data.split_test, config.data.split_dev):
-        if name in dataset.splits:
-            return name
-    raise DataError(
-        f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
-        f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
-    )
 
 
 def _write(result: Evaluation) -> None:

@@ -52,7 +52,7 @@ class Pair:
                 for name, score in self.scores.items()
             },
             "systems": {
-                side: {"file": system.name, "decode": system.about("decode")}
+                side: {"file": system.name, "decode": system.signature.get("decode")}
                 for side, system in (("a", self.a), ("b", self.b))
             },
             "images": len(self.a.images),
@@ -89,12 +89,12 @@ def compare_files(
     first = read_hypotheses(a)
     how, second = match(first, read_hypotheses(b))
     _, truth = match(first, references_for([first, second], references))
-    split = first.about("split")
+    split = first.signature.get("split")
     scores = compare_captions(
         first.tokens(),
         second.tokens(),
         reference_tokens(truth),
-        split=split if split == second.about("split") else None,
+        split=split if split == second.signature.get("split") else None,
         **options,
     )
     defined = [name for name, score in scores.items() if not score.note]
@@ -150,7 +150,7 @@ def conclusion(scores: dict[str, Comparison]) -> str:
 
 def _warnings(a: CaptionSet, b: CaptionSet) -> list[str]:
     """Warn if the stored scores of the two systems are not comparable."""
-    if a.signature is None or b.signature is None or compatible(a.signature, b.signature):
+    if not a.signature or not b.signature or compatible(a.signature, b.signature):
         return []
     items = differences(a.signature, b.signature).items()
     differing = ", ".join(f"{key} {left} / {right}" for key, (left, right) in items)

@@ -53,8 +53,8 @@ def score_file(
     scores = score_captions(
         tokens,
         reference_tokens(truth),
-        decode=system.about("decode"),
-        split=system.about("split"),
+        decode=system.signature.get("decode"),
+        split=system.signature.get("split"),
         **options,
     )
     return ScoredFile(

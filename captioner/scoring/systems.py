@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -32,7 +32,7 @@ class CaptionSet:
 
     name: str  # the file, for messages
     images: tuple[Row, ...]
-    signature: Signature | None = None  # in the `scores.json` next to the captions
+    signature: Signature = field(default_factory=dict)  # in the `scores.json` next to the captions
 
     @property
     def named(self) -> bool:
@@ -42,10 +42,6 @@ class CaptionSet:
     def label(self, image: int) -> str:
         """Return the id of an image, or its line number without ids."""
         return plain(self.images[image].key, 100) if self.named else f"line {image + 1}"
-
-    def about(self, key: str) -> str | None:
-        """Return a field of the stored signature, such as `decode`; None if unknown."""
-        return self.signature.get(key) if self.signature else None
 
     def tokens(self) -> list[list[str]]:
         """Return the words of each image's first caption."""
@@ -234,16 +230,16 @@ def _keys(found: CaptionSet, how: str) -> dict[str, Row]:
     return {(by_file and image.file) or image.key: image for image in found.images}
 
 
-def _stored_signature(path: Path, images: int) -> Signature | None:
+def _stored_signature(path: Path, images: int) -> Signature:
     """Read the signature in the `scores.json` next to the predictions."""
     if path.name != PREDICTIONS:
-        return None
+        return {}
     try:
         scores = read_json(path.with_name("scores.json"))
         signature = read_signature(scores["bleu_4"]["signature"])
-        return signature if signature["n"] == str(images) else None
+        return signature if signature["n"] == str(images) else {}
     except (DataError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
 
 
 def _listed(keys: Sequence[str]) -> str:

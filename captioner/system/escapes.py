@@ -1,9 +1,7 @@
 r"""Escapes of names and captions in output files, and their inverse.
 
-In text and CSV, characters that a terminal, an editor or a spreadsheet would interpret become
-escapes such as `\x1b`: control characters, direction marks, bytes that are not UTF-8, and a first
-character that would make a cell a formula. JSON has its own escapes; there, only bytes that are not
-UTF-8 use these.
+In text and CSV, what a terminal, an editor or a spreadsheet would interpret becomes an escape such
+as `\x1b`. JSON has its own escapes; there, only bytes that are not UTF-8 use these.
 """
 
 from __future__ import annotations

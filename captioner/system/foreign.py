@@ -1,8 +1,7 @@
 r"""Make foreign text safe for a message: short, on one line, without terminal control characters.
 
-File names, captions, settings, file contents and messages of libraries may have any length, and may
-contain escape sequences, line ends, direction marks, or bytes that are not UTF-8. A message shows
-all these as escapes such as `\x1b`.
+Foreign are file names, settings, file contents and messages of libraries. Line ends, direction
+marks and bytes that are not UTF-8 become escapes such as `\x1b`, too.
 """
 
 from __future__ import annotations

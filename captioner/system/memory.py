@@ -1,9 +1,7 @@
 """A limit for the memory that images take between reading and resizing.
 
-A few threads that decode large images, or a stream of large archive members, could fill any memory.
-A thread therefore claims memory before it reads or decodes, and waits until others release theirs.
-Images queue in the order of the list. The first in the queue never waits, so an image above the
-limit is decoded alone, and no thread waits for ever.
+A thread claims memory before it reads or decodes. Images queue in the order of the list. The first
+in the queue never waits, so an image above the limit is decoded alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 r"""Read text files: UTF-8 with or without BOM, any line ending, some damage.
 
-Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so a bad line does not make the
-whole file unreadable. `is_utf8` detects them, and the lone surrogates of a JSON escape such as
-`"\ud83d"`, which cannot be written as UTF-8.
+Bytes that are not UTF-8 become lone surrogates; `is_utf8` detects these and those of a JSON escape
+such as `"\ud83d"`.
 """
 
 from __future__ import annotations

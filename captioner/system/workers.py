@@ -1,8 +1,7 @@
 """Threads that read, decode and, on a CPU, compute.
 
-With a GPU, threads read and decode while it computes. On a CPU, decoding and matrix products would
-compete for the cores, and a product waits for its slowest thread. Therefore a batch is split, and
-each thread computes its rows with one core.
+On a CPU, a batch is split and each thread computes its rows with one core: decoding and matrix
+products would compete for the cores, and a product waits for its slowest thread.
 """
 
 from __future__ import annotations

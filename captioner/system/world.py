@@ -1,11 +1,8 @@
-"""The processes of one distributed job: training a model, or captioning a set of images.
+"""The processes of one distributed job, started by `torchrun`: training, or captioning many images.
 
-`torchrun` starts the processes and sets their ranks. They exchange gradients, scores and stop
-signals. One all-reduce after the last backward pass of a step sums the gradients.
-`DistributedDataParallel` is not used: its hooks expect one backward pass per step, but truncated
-back-propagation and gradient accumulation have several. Every process reads the same batch order
-and takes its rows of each batch, so the sum is the gradient of the whole batch for any number of
-processes.
+Every process takes its rows of each batch; one all-reduce per step sums the gradients.
+`DistributedDataParallel` expects one backward pass per step, but truncated back-propagation and
+gradient accumulation have several.
 """
 
 from __future__ import annotations

@@ -224,14 +224,14 @@ def test_predictions_bring_their_references_and_how_they_were_made(write, tmp_pa
     found = read_hypotheses(tmp_path / "run")
     assert found.name == str(path)
     assert captions(references_for([found], [])) == list(map(tuple, TRUE.values()))
-    assert (found.about("decode"), found.about("split")) == ("beam1,lp0.0", "dev")
+    assert (found.signature["decode"], found.signature["split"]) == ("beam1,lp0.0", "dev")
     done = score_file(path, [], metrics=["bleu"], resamples=0)
     assert done.matched_by == "own references"
     assert "decode:beam1,lp0.0|split:dev|n:3" in done.scores["bleu_1"].signature
     write("run/evaluation/scores.json", {"bleu_4": {"signature": "bleu4|n:1000|split:dev"}})
-    assert read_hypotheses(path).about("split") is None  # of another set of images
+    assert read_hypotheses(path).signature == {}  # of another set of images
     (tmp_path / "run/evaluation/scores.json").unlink()
-    assert read_hypotheses(path).about("split") is None
+    assert read_hypotheses(path).signature == {}
     with pytest.raises(DataError, match=r"no predictions\.jsonl"):
         read_hypotheses(tmp_path)
 

@@ -1,10 +1,6 @@
 """`report.html`: an evaluation as one HTML file that needs no network.
 
-page.html    the content (a Jinja template that escapes every value)
-page.css     the styles
-page.js      the gallery: sorts, filters, searches, and loads images when they are in view
-findings.py  statistics and flags of the captions
-charts.py    training curves and length histogram
+`page.html` is a Jinja template that escapes every value; `page.js` shows the gallery.
 """
 
 from __future__ import annotations
