@@ -6,14 +6,7 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import (
-    device_option,
-    load_captioner,
-    model_option,
-    say,
-    set_option,
-    show,
-)
+from captioner.cli.options import device_option, load_captioner, model_option, say, set_option, show
 
 
 @click.command("doctor")

@@ -2,7 +2,7 @@
 
 The captions of a healthy model depend on the image: the features are correct, the initial hidden
 state depends on the features, and the captions depend on the state. Each check tests one link of
-this chain. It returns one line with the finding and one line with advice.
+this chain.
 """
 
 from __future__ import annotations
@@ -26,19 +26,13 @@ SHIFT = (0.5, 1.0)  # standard deviations; about 0.05 for a dev split
 DROP = (0.3, 0.1)  # minimum fraction of the score lost when images are shuffled
 MOST_COMMON = (0.2, 0.5)  # fraction of images with the most common caption
 CONSTANT = (0.1, 0.5)  # fraction of constant units
+CONSTANT_FEATURES = (0.5, 0.95)  # fraction of constant dimensions
 COVERAGE = (0.9, 0.75)  # minimum fraction of the references' words in the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The outcome of one check.
-
-    Attributes:
-        name: name of the check.
-        status: "ok", "warning" or "problem".
-        finding: one line with the result.
-        advice: one line with the remedy; may be empty.
-    """
+    """The outcome of one check: a line with the finding, and one with the remedy, if needed."""
 
     name: str
     status: Status
@@ -46,18 +40,15 @@ class Check:
     advice: str = ""
 
 
-OLDER = Check(
-    "preprocessing",
-    "warning",
-    "trained by an older captioner, which resized images differently and did not record how",
-    "features differ slightly from those of training; train again to remove the difference",
-)
+def graded(name: str, status: Status, finding: str, advice: str) -> Check:
+    """Return a check that gives advice only if the status is not "ok"."""
+    return Check(name, status, finding, "" if status == "ok" else advice)
 
 
 def check_preprocessing(
     trained: str | None,
     here: str,
-    arithmetic: str,
+    arithmetic: str | None,
     here_in_it: str,
     changed: Sequence[str] = (),
 ) -> Check:
@@ -66,29 +57,40 @@ def check_preprocessing(
     Args:
         trained: fingerprint in the training run; None: no run.
         here: fingerprint of the model's encoder, with preprocessing and weights.
-        arithmetic: of training, such as "bf16 on cuda".
+        arithmetic: of training, such as "bf16 on cuda"; None: a captioner of version 0.1.
         here_in_it: fingerprint of the model's encoder in the arithmetic of training.
         changed: known differences, such as "preprocess.mean: (0.5, ...), was (0.4, ...)".
     """
-    name = "preprocessing"
+    status: Status = "ok"
+    advice = ""
     if trained is None:
-        return Check(
-            name,
-            "warning",
-            "the model is not in a run folder, so its encoder cannot be compared with training",
-            "set --model to the run folder, if there is one; the next checks do not need the run",
+        status = "warning"
+        finding = (
+            "the model is not in a run folder, so its encoder cannot be compared with training"
         )
-    if trained == here:
-        return Check(name, "ok", "encoder, weights, transform and precision are those of training")
-    if trained == here_in_it:
-        return Check(name, "ok", f"as in training, which computed features in {arithmetic}")
-    differences = "; ".join(changed) or "its weights or its transform"
-    return Check(
-        name,
-        "problem",
-        f"not the encoder of training: changed: {differences}",
-        "restore preprocessor_config.json, config.json and model.safetensors, or train again",
-    )
+        advice = (
+            "set --model to the run folder, if there is one; the next checks do not need the run"
+        )
+    elif arithmetic is None:
+        status = "warning"
+        finding = (
+            "trained by an older captioner, which resized images differently and did not record how"
+        )
+        advice = (
+            "features differ slightly from those of training; train again to remove the difference"
+        )
+    elif trained == here:
+        finding = "encoder, weights, transform and precision are those of training"
+    elif trained == here_in_it:
+        finding = f"as in training, which computed features in {arithmetic}"
+    else:
+        status = "problem"
+        differences = "; ".join(changed) or "its weights or its transform"
+        finding = f"not the encoder of training: changed: {differences}"
+        advice = (
+            "restore preprocessor_config.json, config.json and model.safetensors, or train again"
+        )
+    return Check("preprocessing", status, finding, advice)
 
 
 def check_store(stored: Floats, fresh: Floats) -> Check:
@@ -102,18 +104,16 @@ def check_store(stored: Floats, fresh: Floats) -> Check:
     length = np.maximum(np.linalg.norm(fresh, axis=1), 1e-12)
     error = np.linalg.norm(stored - fresh, axis=1) / length
     wrong = int((~(error <= TOLERANCE)).sum())
-    if not wrong:
-        finding = (
-            f"{len(fresh):,} recomputed features agree (largest error {error.max():.1%} of a "
-            f"feature's length)"
-        )
-        return Check("feature store", "ok", finding)
-    return Check(
-        "feature store",
-        "problem",
-        f"{wrong:,} of {len(fresh):,} stored features do not match their images",
-        "delete the store with `captioner features --clear NAME` (NAME is above), then train again",
+    finding = (
+        f"{len(fresh):,} recomputed features agree (largest error {error.max():.1%} of a "
+        f"feature's length)"
     )
+    if wrong:
+        finding = f"{wrong:,} of {len(fresh):,} stored features do not match their images"
+    advice = (
+        "delete the store with `captioner features --clear NAME` (NAME is above), then train again"
+    )
+    return graded("feature store", "problem" if wrong else "ok", finding, advice)
 
 
 def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
@@ -128,16 +128,12 @@ def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
     values = features.astype(np.float64)
     varying = np.ptp(values, axis=0) > 0
     if len(values) > 1 and not varying.any():
-        return Check(
-            name,
-            "problem",
-            "every image has the same features",
-            "look at the images; if they differ, the CNN's weights are broken",
-        )
+        advice = "look at the images; if they differ, the CNN's weights are broken"
+        return Check(name, "problem", "every image has the same features", advice)
     squared = float(np.mean(((values.mean(axis=0) - mean) / std) ** 2))
     # The mean of N images has variance 1 / N.
     shift = max(0.0, squared - 1 / len(values)) ** 0.5
-    constant = 1 - varying.mean()
+    constant = float(1 - varying.mean())
     finding = (
         f"mean differs from the training images by {shift:.2f} standard deviations; "
         f"{constant:.0%} of {len(varying):,} dimensions are constant"
@@ -145,9 +141,8 @@ def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
     if (status := _above(shift, SHIFT)) != "ok":
         advice = "if the images are similar to the training images, compare the preprocessing"
         return Check(name, status, finding, advice)
-    if (status := _above(float(constant), (0.5, 0.95))) != "ok":
-        return Check(name, status, finding, "check encoder.weights; they may be broken")
-    return Check(name, "ok", finding)
+    advice = "check encoder.weights; they may be broken"
+    return graded(name, _above(constant, CONSTANT_FEATURES), finding, advice)
 
 
 def check_units(name: str, low: Floats, high: Floats, advice: str) -> Check:
@@ -161,8 +156,7 @@ def check_units(name: str, low: Floats, high: Floats, advice: str) -> Check:
     """
     constant = ~(high - low >= 1e-3)  # counts NaN too
     finding = f"{int(constant.sum()):,} of {len(constant):,} units are constant"
-    status = _above(float(constant.mean()), CONSTANT)
-    return Check(name, status, finding, "" if status == "ok" else advice)
+    return graded(name, _above(float(constant.mean()), CONSTANT), finding, advice)
 
 
 def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Check:
@@ -172,7 +166,6 @@ def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]])
         captions: one per image.
         references: of each image; equal references permit equal captions.
     """
-    name = "distinct captions"
     (caption, times), *_ = Counter(captions).most_common(1)
     fraction = times / len(captions)
     reference = Counter(texts[0] for texts in references).most_common(1)[0][1] / len(references)
@@ -182,7 +175,7 @@ def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]])
     )
     status = _above(fraction, MOST_COMMON) if fraction > 2 * reference else "ok"
     advice = "train longer, at a lower rate or with more data; the checks above may show why"
-    return Check(name, status, finding, "" if status == "ok" else advice)
+    return graded("distinct captions", status, finding, advice)
 
 
 def check_shuffle(real: float, shuffled: Sequence[float], metric: str) -> Check:
@@ -193,19 +186,17 @@ def check_shuffle(real: float, shuffled: Sequence[float], metric: str) -> Check:
         shuffled: scores of the captions for shuffled images.
         metric: name of the score.
     """
-    name = "shuffled images"
     by_chance = float(np.mean(shuffled))
-    finding = f"{metric} {real:.3f} falls to {by_chance:.3f} for shuffled images"
+    status = _below(1 - by_chance / real, DROP) if real > 0 else "problem"
+    verb = "stays at" if status == "problem" else "falls to"
+    finding = f"{metric} {real:.3f} {verb} {by_chance:.3f} for shuffled images"
+    if not real > 0:
+        finding = f"{metric} is 0: no caption resembles its references"
     advice = (
         "the captions do not depend on the image: see the checks above; if all are ok, train "
         "longer, or raise decoder.hidden_size"
     )
-    if not real > 0:
-        return Check(name, "problem", f"{metric} is 0: no caption resembles its references", advice)
-    status = _below(1 - by_chance / real, DROP)
-    if status == "problem":
-        finding = f"{metric} {real:.3f} stays at {by_chance:.3f} for shuffled images"
-    return Check(name, status, finding, "" if status == "ok" else advice)
+    return graded("shuffled images", status, finding, advice)
 
 
 def check_vocabulary(coverage: float, used: int, size: int) -> Check:
@@ -216,27 +207,24 @@ def check_vocabulary(coverage: float, used: int, size: int) -> Check:
         used: distinct words in the model's captions.
         size: words in the vocabulary.
     """
-    status = _below(coverage, COVERAGE)
-    return Check(
-        "vocabulary",
-        status,
-        f"covers {coverage:.1%} of the reference words; captions use {used:,} of {size:,} entries",
-        "" if status == "ok" else "lower text.min_count, or train on captions of similar images",
+    finding = (
+        f"covers {coverage:.1%} of the reference words; captions use {used:,} of {size:,} entries"
     )
+    advice = "lower text.min_count, or train on captions of similar images"
+    return graded("vocabulary", _below(coverage, COVERAGE), finding, advice)
 
 
 def verdict(checks: Sequence[Check]) -> str:
     """Return a summary of the checks; the first problem is the first to repair."""
     problems = [check for check in checks if check.status == "problem"]
     warnings = [check for check in checks if check.status == "warning"]
+    names = ", ".join(check.name for check in problems or warnings)
     if problems:
-        names = ", ".join(check.name for check in problems)
         return (
             f"unhealthy: {len(problems)} problem(s) ({names}). Start with {problems[0].name}: "
             f"{problems[0].advice}."
         )
     if warnings:
-        names = ", ".join(check.name for check in warnings)
         return f"the captions follow the images; look at {len(warnings)} warning(s): {names}."
     return "healthy: the captions follow the images. There is nothing to do."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config
@@ -113,17 +114,7 @@ def shuffled_scores(
     rng: np.random.Generator,
     metric: str,
 ) -> list[float]:
-    """Score captions against the references of other images.
-
-    Args:
-        captions: tokens of the caption of each image.
-        references: of the images.
-        rng: for the shuffles.
-        metric: name of a metric with one score.
-
-    Returns:
-        The scores of several shuffles.
-    """
+    """Return the scores of several shuffles of the captions, on the references of other images."""
     scores = []
     for _ in range(SHUFFLES):
         # One cycle through all images, so that no image keeps its caption.
@@ -145,10 +136,13 @@ def _check_shuffle(
     return checks.check_shuffle(real, shuffled_scores(tokens, references, rng, "cider"), "cider")
 
 
+Ranges = tuple[NDArray[Any], NDArray[Any]]
+
+
 @torch.inference_mode()
 def _run(
     captioner: Captioner, decoder: Decoder, features: Tensor
-) -> tuple[list[str], tuple[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:
+) -> tuple[list[str], Ranges, Ranges]:
     """Caption a split.
 
     Returns:
@@ -156,45 +150,28 @@ def _run(
         hidden unit while the decoder reads the captions.
     """
     captions: list[str] = []
-    initial, outputs = _Range(), _Range()
+    initial: list[Tensor] = []
+    outputs: list[Tensor] = []
     for batch in features.split(SEARCH_BATCH):
         texts = [best[0].text for best in captioner.search(batch)]
         captions += texts
         hidden = decoder.init_hidden(batch.to(captioner.device))
-        initial.update(hidden.transpose(0, 1).flatten(1))  # (L, B, H) -> (B, L * H)
+        initial += hidden.transpose(0, 1).flatten(1).aminmax(dim=0)  # (L, B, H) -> (B, L * H)
         token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in texts])
         read, _ = decoder.run_cell(token_ids.to(captioner.device), hidden)
-        outputs.update(read[token_ids != Vocabulary.pad_id])
-    return captions, initial.arrays(), outputs.arrays()
+        outputs += read[token_ids != Vocabulary.pad_id].aminmax(dim=0)
+    return captions, _range(initial), _range(outputs)
 
 
-class _Range:
-    """The smallest and largest value of each unit over all rows."""
-
-    def __init__(self) -> None:
-        self._low: Tensor | None = None
-        self._high: Tensor | None = None
-
-    def update(self, rows: Tensor) -> None:
-        """Add rows, (n, H)."""
-        low, high = rows.aminmax(dim=0)
-        self._low = low if self._low is None else torch.minimum(self._low, low)
-        self._high = high if self._high is None else torch.maximum(self._high, high)
-
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the smallest and the largest values, (H,) each."""
-        assert self._low is not None
-        assert self._high is not None
-        return self._low.cpu().numpy(), self._high.cpu().numpy()
+def _range(extremes: Sequence[Tensor]) -> Ranges:
+    low, high = torch.stack([*extremes]).cpu().aminmax(dim=0)
+    return low.numpy(), high.numpy()
 
 
 def _pad(captions: Sequence[Sequence[int]]) -> Tensor:
     """Return the start token and words of each caption, padded, int64 (B, T)."""
-    width = 1 + max(map(len, captions))
-    token_ids = torch.full((len(captions), width), Vocabulary.pad_id)
-    for row, ids in zip(token_ids, captions, strict=True):
-        row[: len(ids) + 1] = torch.tensor([Vocabulary.bos_id, *ids])
-    return token_ids
+    rows = [torch.tensor([Vocabulary.bos_id, *ids]) for ids in captions]
+    return pad_sequence(rows, batch_first=True, padding_value=Vocabulary.pad_id)
 
 
 def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
@@ -205,16 +182,9 @@ def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:
 def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
     identity = identity_of(run / "checkpoints")
     trained, arithmetic = identity.get("encoder"), identity.get("arithmetic")
-    here = encoder.fingerprint()
-    if trained and not arithmetic:
-        return checks.OLDER
-    return checks.check_preprocessing(
-        trained,
-        here,
-        arithmetic or "",
-        encoder.fingerprint(arithmetic),
-        _changes(encoder, trained) if trained and trained != here else [],
-    )
+    here, here_in_it = encoder.fingerprint(), encoder.fingerprint(arithmetic)
+    changes = _changes(encoder, trained) if trained and trained != here else []
+    return checks.check_preprocessing(trained, here, arithmetic, here_in_it, changes)
 
 
 def _changes(encoder: Encoder, trained: str) -> list[str]:
@@ -236,16 +206,11 @@ def _changes(encoder: Encoder, trained: str) -> list[str]:
 
 def _flat(spec: Any) -> dict[str, Any]:
     """Flatten settings to keys such as `preprocess.mean`, or `1.preprocess.mean` of a list."""
-    flat: dict[str, Any] = {}
     if isinstance(spec, list):
-        for number, cnn in enumerate(spec):
-            flat |= {f"{number}.{key}": value for key, value in _flat(cnn).items()}
-        return flat
-    for key, value in spec.items():
-        if key == "weights":  # only the origin, for display
-            continue
-        if isinstance(value, Mapping) and key == "preprocess":
-            flat |= {f"{key}.{inner}": setting for inner, setting in value.items()}
-        else:
-            flat[key] = value
-    return flat
+        return {
+            f"{i}.{key}": value for i, cnn in enumerate(spec) for key, value in _flat(cnn).items()
+        }
+    flat = dict(spec)
+    flat.pop("weights", None)  # only the origin, for display
+    preprocess = flat.pop("preprocess", {})
+    return flat | {f"preprocess.{key}": value for key, value in preprocess.items()}
