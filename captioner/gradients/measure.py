@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -30,31 +29,18 @@ class Flow:
 
     The index of a list is the distance: steps before the state that scores the last token. The
     lists end at the median length of the captions.
-
-    Attributes:
-        last: absolute norm at the last state, in nats, median over the captions.
-        low: tenth percentile over the captions.
-        median: median over the captions.
-        high: ninetieth percentile over the captions.
-        parts: medians of an LSTM's h and c alone; the other values take both together; empty for
-            other cells.
-        image: norm at the initial state, median over the captions.
-        image_distance: median length of a caption, end token included.
-        factor: geometric mean of the ratio of the medians at successive distances.
-        vanishes: first distance below `VANISHED`; None: none.
-        explodes: first distance above `EXPLODED`; None: none.
     """
 
-    last: float
-    low: list[float]
+    last: float  # absolute norm at the last state, in nats, median over the captions
+    low: list[float]  # tenth percentile over the captions
     median: list[float]
-    high: list[float]
-    parts: dict[str, list[float]]
-    image: float
-    image_distance: int
-    factor: float
-    vanishes: int | None
-    explodes: int | None
+    high: list[float]  # ninetieth percentile
+    parts: dict[str, list[float]]  # medians of an LSTM's h and c alone; empty for other cells
+    image: float  # norm at the initial state, median over the captions
+    image_distance: int  # median length of a caption, end token included
+    factor: float  # geometric mean of the ratio of the medians at successive distances
+    vanishes: int | None  # first distance below `VANISHED`
+    explodes: int | None  # first distance above `EXPLODED`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +48,17 @@ class Cut:
     """A truncated gradient compared with the full gradient, by group of weights.
 
     The groups are `all` weights, the `recurrent` cell and the `image` projection.
-
-    Attributes:
-        window: tokens per window.
-        cosine: cosine between the two gradients.
-        norm: norm of the truncated gradient divided by the norm of the full gradient.
     """
 
-    window: int
+    window: int  # tokens
     cosine: dict[str, float]
-    norm: dict[str, float]
+    norm: dict[str, float]  # divided by the norm of the full gradient
 
 
 def join_captions(table: CaptionTable, length: int) -> CaptionTable:
-    """Join successive captions to sequences longer than one caption.
+    """Join successive captions to sequences of `length` tokens to predict; cut off the rest.
 
     A sequence has the image of its first caption. Captions of the same image are adjacent.
-
-    Args:
-        table: of captions.
-        length: tokens to predict of each sequence; the rest is cut off.
 
     Raises:
         ConfigError: if all captions together are shorter.
@@ -90,10 +67,8 @@ def join_captions(table: CaptionTable, length: int) -> CaptionTable:
     firsts: list[int] = []
     pieces: list[Tensor] = []
     first = joined = 0
-    for i, (token_ids, tokens) in enumerate(
-        zip(table.token_ids, table.lengths.tolist(), strict=True)
-    ):
-        pieces.append(token_ids[:tokens])
+    for i, tokens in enumerate(table.lengths.tolist()):
+        pieces.append(table.token_ids[i, :tokens])
         joined += tokens
         if joined > length:
             sequences.append(torch.cat(pieces)[: length + 1])
@@ -122,12 +97,7 @@ def longest_batch(table: CaptionTable, batch_size: int, *, seed: int) -> Batch:
 def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
     """Differentiate the loss of each caption's last token by every earlier state.
 
-    Runs step by step in float64 on the CPU, without dropout.
-
-    Args:
-        decoder: not changed.
-        batch: captions and their images.
-        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
+    Runs step by step in float64 on the CPU, without dropout. Does not change the decoder.
 
     Returns:
         float64 (T + 1, S, B, H): [0] for the initial state, [t] for the state after t tokens; zero
@@ -158,29 +128,23 @@ def caption_lengths(batch: Batch) -> Tensor:
 
 
 def measure_flow(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Flow:
-    """Measure the last token's gradient at every earlier state.
-
-    Args:
-        decoder: not changed.
-        batch: captions and their images.
-        label_smoothing: as in training.
-    """
+    """Measure the last token's gradient at every earlier state; does not change the decoder."""
     gradients = state_gradients(decoder, batch, label_smoothing=label_smoothing)
     lengths = caption_lengths(batch)
     norms = _norms(gradients)
     last = norms[lengths, torch.arange(len(lengths))]
     reach = int(lengths.median())
-    low, median, high = (
-        _by_distance(norms / last, lengths)[:reach]
-        .nanquantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
-        .tolist()
-    )
+
+    def quantiles(norms: Tensor, *which: float) -> list[list[float]]:
+        ratios = _by_distance(norms / last, lengths)[:reach]
+        found: list[list[float]] = ratios.nanquantile(ratios.new_tensor(which), dim=1).tolist()
+        return found
+
+    low, median, high = quantiles(norms, 0.1, 0.5, 0.9)
     parts = {}
     if decoder.is_lstm:
-        halves = zip("hc", gradients.split(decoder.num_layers, dim=1), strict=True)
-        for name, half in halves:
-            ratios = _by_distance(_norms(half) / last, lengths)[:reach]
-            parts[name] = ratios.nanquantile(0.5, dim=1).tolist()
+        for name, half in zip("hc", gradients.split(decoder.num_layers, dim=1), strict=True):
+            [parts[name]] = quantiles(_norms(half), 0.5)
     return Flow(
         last=float(last.nanquantile(0.5)),
         low=low,
@@ -212,12 +176,7 @@ def _by_distance(values: Tensor, lengths: Tensor) -> Tensor:
 def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> list[Cut]:
     """Compare the truncated gradients of a batch's loss with the full gradient.
 
-    Runs on the CPU, without dropout.
-
-    Args:
-        decoder: not changed.
-        batch: captions and their images.
-        label_smoothing: as in training.
+    Runs on the CPU, without dropout. Does not change the decoder.
 
     Returns:
         Windows of 1, 2, 4, ... tokens; the last window is the longest caption, without truncation.
@@ -236,10 +195,9 @@ def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0
         return {name: _flat_gradient(module) for name, module in groups.items()}
 
     longest = batch.inputs.shape[1]
-    powers = takewhile(lambda window: window < longest, (2**n for n in range(longest)))
     full = gradients(longest)
     cuts = []
-    for window in (*powers, longest):
+    for window in (*(2**n for n in range((longest - 1).bit_length())), longest):
         cut = gradients(window)
         cosine = {
             name: float(functional.cosine_similarity(cut[name], full[name], dim=0)) for name in full
@@ -257,12 +215,7 @@ def _flat_gradient(module: nn.Module) -> Tensor:
 def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
     """Return the mean of an LSTM's forget gate or a GRU's update gate, which keep the state.
 
-    Args:
-        decoder: not changed.
-        batch: captions and their images.
-
-    Returns:
-        Mean over units and tokens in the first layer, in (0, 1); None for a cell without gates.
+    The mean is over units and tokens in the first layer, in (0, 1); None for a cell without gates.
     """
     if not isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None
@@ -285,11 +238,9 @@ def mean_keep_gate(decoder: Decoder, batch: Batch) -> float | None:
 
 @torch.no_grad()
 def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
-    """Return the size of W_hh in the first layer of a cell without gates.
+    """Return the largest absolute eigenvalue and the largest singular value of W_hh.
 
-    Returns:
-        Largest absolute eigenvalue and largest singular value; None for a cell with gates, whose
-        Jacobian depends on several matrices.
+    None for a cell with gates, whose Jacobian depends on several matrices.
     """
     if isinstance(decoder.cell, nn.LSTM | nn.GRU):
         return None

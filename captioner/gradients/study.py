@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.data.caption_table import Batch, CaptionTable, iterate
-from captioner.data.prepare import open_encoder, prepare
+from captioner.data.prepare import Prepared, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.errors import DataError
 from captioner.gradients.measure import (
@@ -43,38 +43,23 @@ CELLS: Final[tuple[dict[str, str], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Measurements of a cell before or after training.
-
-    Attributes:
-        flow: gradient of the last token's loss at earlier states.
-        cuts: truncated gradients of the batch, by window.
-        kept: mean of the gate that keeps the state; None without gates.
-        radius: largest absolute eigenvalue of W_hh; None with gates.
-        sigma: largest singular value of W_hh; None with gates.
-    """
+    """Measurements of a cell before or after training."""
 
     flow: Flow
     cuts: list[Cut]
-    kept: float | None
-    radius: float | None
-    sigma: float | None
+    kept: float | None  # mean of the gate that keeps the state; None without gates
+    radius: float | None  # largest absolute eigenvalue of W_hh; None with gates
+    sigma: float | None  # largest singular value of W_hh; None with gates
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """Losses and gradient norms of the training.
+    """Losses and gradient norms of each step, or the means in a run's log."""
 
-    Attributes:
-        losses: in nats per token, in order; of each step, or the means in a run's log.
-        norms: gradient norms before clipping; of each step, or the means in a run's log.
-        clipped: fraction of clipped steps.
-        factor: mean factor of the clipped steps, in (0, 1); None: no step was clipped.
-    """
-
-    losses: list[float]
-    norms: list[float]
-    clipped: float
-    factor: float | None
+    losses: list[float]  # nats per token
+    norms: list[float]  # before clipping
+    clipped: float  # fraction of the steps
+    factor: float | None  # mean factor of the clipped steps, in (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +74,12 @@ class CellStudy:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The result of a study.
+    """The result of a study."""
 
-    Attributes:
-        captions: captions in the measured batch.
-        shortest: targets of the batch's shortest caption.
-        longest: targets of the batch's longest caption.
-        steps: training steps; None for a trained model.
-        clip_norm: maximum gradient norm in training.
-        seed: random seed of weights, order and dropout.
-        cells: measurements of each cell.
-    """
-
-    captions: int
-    shortest: int
+    captions: int  # in the measured batch
+    shortest: int  # targets of the batch's shortest caption
     longest: int
-    steps: int | None
+    steps: int | None  # of training; None for a trained model
     clip_norm: float
     seed: int
     cells: list[CellStudy]
@@ -126,32 +101,24 @@ def study_cells(
         say: receives status messages.
 
     Raises:
-        CaptionerError: if the data or weights cannot be used.
+        CaptionerError: if the data or the weights cannot be used.
     """
     chosen = choose_device(device)
     encoder = open_encoder(config, chosen)
     prepared = prepare(config, encoder, say)
-    table = _table(prepared.train, length)
+    table, batch = _table(prepared, config, length)
     training = config.training
-    batch = longest_batch(table, training.batch_size, seed=training.seed)
-    cells, vocab_size = [], len(prepared.vocabulary)
+    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
+    cells = []
     with tqdm(total=len(CELLS) * steps, unit="step", disable=None) as bar:
         for kind in CELLS:
-            name = f"rnn {kind['nonlinearity']}" if kind["cell"] == "rnn" else kind["cell"]
-            bar.set_description(name)
-            cell = config.decoder.model_copy(update=kind)
-            check_room(
-                cell,
-                training,
-                chosen,
-                vocab_size=vocab_size,
-                feature_size=encoder.feature_size,
-            )
-            decoder = _fresh(cell, vocab_size, table, training.seed).to(chosen)
+            settings = config.decoder.model_copy(update=kind)
+            bar.set_description(_name(settings))
+            check_room(settings, training, chosen, **sizes)
+            decoder = _fresh(settings, sizes["vocab_size"], table, training.seed).to(chosen)
             before = _stage(decoder, batch, training)
             log = _train(decoder, table.to(chosen), training, steps, bar)
-            after = _stage(decoder, batch, training)
-            cells.append(CellStudy(name, before, after, log))
+            cells.append(CellStudy(_name(settings), before, _stage(decoder, batch, training), log))
     return _study(batch, training, steps, cells)
 
 
@@ -175,13 +142,12 @@ def study_model(
         raise DataError(
             f"{config.data.root}: not the training captions of this model: the vocabulary differs"
         )
-    table, training = _table(prepared.train, length), config.training
-    batch = longest_batch(table, training.batch_size, seed=training.seed)
+    table, batch = _table(prepared, config, length)
+    training = config.training
     decoder = captioner.single_decoder("studied; study its models one by one")
     fresh = _fresh(decoder.config, decoder.vocab_size, table, training.seed)
-    name = decoder.config.cell
     cell = CellStudy(
-        name=f"{name} {decoder.config.nonlinearity}" if name in ("rnn", "elman") else name,
+        name=_name(decoder.config),
         before=_stage(fresh, batch, training),
         after=_stage(decoder, batch, training),
         log=_read_log(folder.resolve().parent / "metrics.jsonl", training.clip_norm, say),
@@ -189,8 +155,15 @@ def study_model(
     return _study(batch, training, None, [cell])
 
 
-def _table(table: CaptionTable, length: int | None) -> CaptionTable:
-    return join_captions(table, length) if length else table
+def _table(prepared: Prepared, config: Config, length: int | None) -> tuple[CaptionTable, Batch]:
+    """Return the captions to train on, and the batch to measure."""
+    table = join_captions(prepared.train, length) if length else prepared.train
+    return table, longest_batch(table, config.training.batch_size, seed=config.training.seed)
+
+
+def _name(settings: DecoderConfig) -> str:
+    plain = settings.cell in ("rnn", "elman")
+    return f"{settings.cell} {settings.nonlinearity}" if plain else settings.cell
 
 
 def _fresh(config: DecoderConfig, vocab_size: int, table: CaptionTable, seed: int) -> Decoder:
@@ -220,7 +193,10 @@ def _train(
     updater = Updater(decoder, training, steps, fp16=False)
     losses: list[float] = []
     norms: list[float] = []
-    for step, batch in enumerate(islice(_endless(table, training), steps)):
+    batches = chain.from_iterable(
+        iterate(table, training.batch_size, seed=training.seed, epoch=epoch) for epoch in count()
+    )
+    for step, batch in enumerate(islice(batches, steps)):
         loss = bptt.backward(
             decoder, batch, label_smoothing=training.label_smoothing, window=training.bptt_window
         )
@@ -232,18 +208,13 @@ def _train(
     return _log(losses, norms, training.clip_norm)
 
 
-def _endless(table: CaptionTable, training: TrainingConfig) -> Iterator[Batch]:
-    for epoch in count():
-        yield from iterate(table, training.batch_size, seed=training.seed, epoch=epoch)
-
-
 def _log(losses: list[float], norms: list[float], clip_norm: float) -> TrainingLog:
     clipped = [norm for norm in norms if not norm <= clip_norm]
     factor = sum(clip_norm / norm for norm in clipped) / len(clipped) if clipped else None
     return TrainingLog(losses, norms, len(clipped) / len(norms), factor)
 
 
-def _read_log(path: Path, clip_norm: float, say: Callable[[str], None]) -> TrainingLog | None:
+def _read_log(path: Path, clip_norm: float, say: Say) -> TrainingLog | None:
     lines = [line for line in read_metrics(path, say) if line["kind"] == "step"]
     if not lines:
         return None
