@@ -23,9 +23,6 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
 
     Yields:
         A function that adds a failure: (image name, error kind, message).
-
-    Raises:
-        DataError: if an existing list cannot be read.
     """
     path = output.with_name(ERRORS)
     lines_of_others(output)  # fail before a long job, not after it
@@ -45,12 +42,7 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
 
 
 def lines_of_others(output: Path) -> list[str]:
-    """Return the lines of `errors.jsonl` that other jobs wrote.
-
-    Raises:
-        ConfigError: if `errors.jsonl` is not a list of failures.
-        DataError: if the list cannot be read.
-    """
+    """Return the lines of `errors.jsonl` that other jobs wrote; refuse a foreign file."""
     errors = output.with_name(ERRORS)
     try:
         check(errors, "failures")

@@ -71,17 +71,9 @@ def caption_to_file(
     images are done. An interrupted job started again captions only what is missing, and its output
     is byte-identical to that of an uninterrupted job.
 
-    Args:
-        captioner: on its device.
-        items: images; all processes list the same images in the same order.
-        output: file to write.
-        options: search settings; None: the model's.
-        how: captioning settings; None: the defaults.
-        model: fingerprint of the model; a journal of another model is refused.
-        world: the processes that share the job's batches.
-        memory: see `caption_files`.
-        tell: called with each record of this run.
-        say: called with a message for each salvaged journal.
+    All processes list the same images in the same order. A journal of another `model`, a
+    fingerprint, is refused. `tell` is called with each record of this run, `say` with a message for
+    each salvaged journal.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.

@@ -211,12 +211,7 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
 def write_output(
     records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
 ) -> Totals:
-    """Write the output of a job and its list of failures, each atomically; return the counts.
-
-    Raises:
-        DataError: if an existing list of failures cannot be read.
-        FileNotFoundError: if the output's folder was moved away while it was written.
-    """
+    """Write the output of a job and its list of failures, each atomically; return the counts."""
     images = failed = 0
     with (
         whole_file(output, "captions") as aside,

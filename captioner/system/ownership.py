@@ -202,7 +202,7 @@ def _is_model(folder: Path) -> bool:
         {path.name for path in folder.iterdir()} == _MODEL
         and all(path.is_file() for path in folder.iterdir())
         and isinstance(_json(folder / "config.json").get("captioner_version"), str)
-        and _has_keys("format_version", "encoder", "decoder", "decoding")(folder / "config.json")
+        and _has_keys({"format_version", "encoder", "decoder", "decoding"}, folder / "config.json")
         and owns(folder / "vocab.json", "vocabulary")
     )
 
@@ -215,7 +215,7 @@ def _is_captions(path: Path) -> bool:
             file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)
             return b"captioner_version" in file.read()
         if start.startswith(b'{"file_name": '):
-            return _has_rows(*COLUMNS)(path)
+            return _has_rows(COLUMNS, path)
         if start.startswith(",".join(COLUMNS).encode()):
             return _is_table(path)
         if not owns(path.with_name(path.name + JOURNAL_SUFFIX), "journal"):
@@ -262,34 +262,25 @@ def _is_scores(path: Path) -> bool:
     )
 
 
-def _has_rows(*keys: str) -> Callable[[Path], bool]:
+def _has_rows(keys: tuple[str, ...], path: Path) -> bool:
     """Recognise JSON Lines: the first row has these first keys, each begins with the first key."""
     start = f'{{"{keys[0]}": '.encode()
-
-    def check_rows(path: Path) -> bool:
-        with path.open("rb") as file:
-            first = _parsed(file.readline(MAX_BYTES))
-            file.seek(0)
-            return tuple(first)[: len(keys)] == keys and all(
-                line.startswith(start) and line.endswith(b"}\n") for line in file
-            )
-
-    return check_rows
+    with path.open("rb") as file:
+        first = _parsed(file.readline(MAX_BYTES))
+        file.seek(0)
+        return tuple(first)[: len(keys)] == keys and all(
+            line.startswith(start) and line.endswith(b"}\n") for line in file
+        )
 
 
-def _has_keys(*keys: str) -> Callable[[Path], bool]:
-    return lambda path: set(keys) <= _json(path).keys()
+def _has_keys(keys: set[str], path: Path) -> bool:
+    return keys <= _json(path).keys()
 
 
-def _has_signature(*signatures: bytes) -> Callable[[Path], bool]:
-    """Look for a signature of captioner's writers near the beginning of a file."""
-
-    def check_start(path: Path) -> bool:
-        with path.open("rb") as file:
-            start = file.read(4096)
-        return any(signature in start for signature in signatures)
-
-    return check_start
+def _has_signature(signature: bytes, path: Path) -> bool:
+    """Look for the signature of a writer near the beginning of a file."""
+    with path.open("rb") as file:
+        return signature in file.read(4096)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -314,24 +305,26 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
     "captions": _is_captions,
     "journal": _is_journal,
     # captioner deletes an empty list, so an empty file is foreign.
-    "failures": _has_rows("output", "path", "kind", "message"),
+    "failures": partial(_has_rows, ("output", "path", "kind", "message")),
     "sidecar": _is_sidecar,
-    "predictions": _has_rows(*COLUMNS, "references", "scores", "n_best"),
+    "predictions": partial(_has_rows, (*COLUMNS, "references", "scores", "n_best")),
     "scores": _is_scores,
-    "comparison": _has_keys("systems", "matched_by", "ranked_by", "improved", "worsened"),
-    # Version 0.1 wrote no generator.
-    "report": _has_signature(
-        b'<meta name="generator" content="captioner">', "· captioner</title>".encode()
+    "comparison": partial(
+        _has_keys, {"systems", "matched_by", "ranked_by", "improved", "worsened"}
     ),
-    "study": _has_keys("captions", "shortest", "longest", "clip_norm", "seed", "cells"),
-    "figure": _has_signature(b"tEXtSoftware\0captioner"),
-    "vocabulary": _has_keys("min_count", "specials", "words"),
+    "report": lambda path: (
+        _has_signature(b'<meta name="generator" content="captioner">', path)
+        or _has_signature("· captioner</title>".encode(), path)  # of version 0.1
+    ),
+    "study": partial(_has_keys, {"captions", "shortest", "longest", "clip_norm", "seed", "cells"}),
+    "figure": partial(_has_signature, b"tEXtSoftware\0captioner"),
+    "vocabulary": partial(_has_keys, {"min_count", "specials", "words"}),
 }
 FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     **{kind: partial(_is_marked, kind) for kind in (*_IN_MARKED, "part")},
     "model": _is_model,
     "scenes": lambda folder: (
         (folder / "captions.jsonl").is_file()
-        and _has_rows("file_name", "split", "captions", "scene")(folder / "captions.jsonl")
+        and _has_rows(("file_name", "split", "captions", "scene"), folder / "captions.jsonl")
     ),
 }

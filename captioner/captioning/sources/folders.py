@@ -1,8 +1,4 @@
-"""Folders and patterns -> their images, in a fixed order; links to folders are not followed.
-
-To sort names, the names of one folder, or the matches of a pattern without `**`, are held in
-memory. Everything else is listed lazily.
-"""
+"""Folders and patterns -> their images, in a fixed order; links to folders are not followed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tar archives and tar streams -> their images, in one pass, never unpacked to disk.
 
-WebDataset shards are such archives. In an uncompressed file only the headers are read here. The
-images are read when they are captioned, so several processes of a job read each image once.
+WebDataset shards are such archives. In an uncompressed file only the headers are read here, so
+several processes of a job read each image once.
 tarfile reads the headers, and ignores truncation and damage in the middle; here both are errors.
 """
 
@@ -90,13 +90,13 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
     """List the images of one stream; raise `ImageError` at its end if it has none or is damaged."""
     has_images = False
     try:
-        packed = _Counting(file)
+        packed = _Stream(file)
         with _unpacked(file, packed) as stream:
             seekable = stream is file and file.seekable()
             stored = None if stream is file else lambda: packed.count
             length = os.fstat(file.fileno()).st_size if seekable else None
             with tarfile.open(
-                fileobj=file if seekable else _Ending(stream),
+                fileobj=file if seekable else _Stream(stream),
                 mode="r:" if seekable else "r|",
                 tarinfo=_Header,
                 ignore_zeros=True,  # also reads the output of `cat a.tar b.tar`
@@ -187,7 +187,7 @@ def _content(
     return content.getvalue()
 
 
-def _unpacked(file: BufferedReader, packed: _Counting) -> AbstractContextManager[BufferedIOBase]:
+def _unpacked(file: BufferedReader, packed: _Stream) -> AbstractContextManager[BufferedIOBase]:
     """Open the decompressed stream; closing it leaves the file open."""
     # tarfile's own detection, `r|*`, reads only the first of several concatenated gzip or xz
     # streams (as from pigz, bgzip or cat) and verifies no checksums.
@@ -201,12 +201,16 @@ def _unpacked(file: BufferedReader, packed: _Counting) -> AbstractContextManager
     return nullcontext(file)
 
 
-class _Counting(BufferedIOBase):
-    """A compressed stream that counts the bytes read."""
+class _Stream(BufferedIOBase):
+    """A stream that counts the bytes read, and is not read for ever past its end.
+
+    tarfile skips a member block by block even at the end, and a header may declare petabytes.
+    """
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self.stream = stream
         self.count = 0
+        self.patience = 16  # empty reads; tarfile and a decompressor need a few to detect the end
 
     def readable(self) -> bool:
         return True
@@ -214,22 +218,6 @@ class _Counting(BufferedIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         data = self.stream.read(size)
         self.count += len(data)
-        return data
-
-
-class _Ending(BufferedIOBase):
-    """A stream that raises an error if it is read repeatedly past its end.
-
-    tarfile skips a member block by block even at the end of the stream, and a header may declare
-    petabytes.
-    """
-
-    def __init__(self, stream: BufferedIOBase) -> None:
-        self.stream = stream
-        self.patience = 8  # empty reads; tarfile needs two to detect the end of an archive
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self.stream.read(size)
         self.patience -= not data
         if self.patience < 0:
             raise EOFError("truncated")
