@@ -43,10 +43,7 @@ def fetch_weights(
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Return a CNN with the transform of its weights' training, and its state dict.
 
-    Args:
-        backbone: valid torchvision name.
-        weights: torchvision enum name, path to a state dict, or "none".
-        builder_args: the user's keyword arguments of the builder.
+    The arguments are those of `FrozenEncoder.create`; the backbone is valid.
 
     Raises:
         ModelError: if the weights cannot be read or downloaded.

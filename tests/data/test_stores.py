@@ -194,6 +194,8 @@ def test_check_lists_stores_and_names_the_damaged(filled):
     assert "captioner features --prune" in done.stderr
     os.truncate(store.folder / "rows.f16", 2 * 1024 * 4 + 3)
     assert "2 row(s) cut off" in run("--check").stdout
+    assert run("--prune").exit_code == 0
+    assert run("--check").exit_code == 0
 
 
 def test_prune_drops_what_is_damaged_and_no_more(filled, tiny_encoder):
