@@ -167,8 +167,7 @@ class Captioner:
 
         Raises:
             ConfigError: if the options do not fit the model or n_best.
-            ImageError: if the model computes NaN or infinity for an image; `search_each` returns
-                the error of each image instead.
+            ImageError: if the model computes NaN or infinity for an image.
         """
         results = self.search_each(features, options, n_best=n_best)
         _raise_first(results)
@@ -253,11 +252,11 @@ class Captioner:
         except ValidationError as error:
             ours = error.errors()[0]["type"] == "value_error"  # names the setting itself
             raise ConfigError(("" if ours else "decoding.") + first_mistake(error)) from error
-        other = "beam" if options.search == "sample" else "sample"
-        for name in sorted(overrides.keys() & DecodingConfig.idle[options.search]):
+        if idle := sorted(overrides.keys() & DecodingConfig.idle[options.search]):
+            other = "beam" if options.search == "sample" else "sample"
             raise ConfigError(
-                f"decoding.{name}: needs decoding.search {other} (--search {other}); has no effect "
-                f"with {options.search}"
+                f"decoding.{idle[0]}: needs decoding.search {other} (--search {other}); has no "
+                f"effect with {options.search}"
             )
         if options.search == "beam" and "beam_size" not in overrides and isinstance(n_best, int):
             beam_size = max(options.beam_size, min(n_best, MAX_CAPTIONS))

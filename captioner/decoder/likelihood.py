@@ -56,7 +56,7 @@ def embeddings(decoder: Decoder, captions: Sequence[Sequence[int]]) -> Tensor:
     The average image gives a typical initial state; zeros do not.
 
     Args:
-        decoder: a decoder in evaluation mode.
+        decoder: in evaluation mode.
         captions: token ids of B captions, without start and end tokens.
 
     Returns:

@@ -24,11 +24,7 @@ class Bleu(Metric):
     def statistics(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
     ) -> Floats:
-        """Count n-grams, matches and reference lengths.
-
-        Args:
-            hypotheses: tokens of N captions.
-            images: index of each caption's image; None: one caption for each image, in order.
+        """Count n-grams, matches and reference lengths; `images` as in `PreparedReferences.check`.
 
         Returns:
             float64 (N, 9): for order 1 to 4, the number of n-grams in the hypothesis; for order 1

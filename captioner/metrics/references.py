@@ -78,11 +78,7 @@ class PreparedReferences:
     def check(
         self, hypotheses: Sequence[Tokens], images: Sequence[int] | Ints | None = None
     ) -> Ints:
-        """Return the image of each hypothesis, int64 (B,).
-
-        Args:
-            hypotheses: the tokens of B captions.
-            images: index of each caption's image; None: one caption for each image, in order.
+        """Return the image of each hypothesis, int64 (B,): `images`, or all images in order.
 
         Raises:
             DataError: if the numbers of hypotheses and images differ, an index is out of range,

@@ -48,7 +48,6 @@ def lcs_lengths(hypothesis: Tokens, references: Sequence[Tokens]) -> list[int]:
     """Return the length of the longest common subsequence with each reference.
 
     One integer holds a row of the dynamic programming table, one bit for each hypothesis token.
-
     Source: Hyyro: Bit-parallel LCS-length computation revisited, AWOCA 2004.
     """
     positions: dict[str, int] = {}
