@@ -258,7 +258,7 @@ BROKEN = (
 @given(lines=st.lists(st.sampled_from(BROKEN), max_size=5), tail=st.booleans())
 @example(lines=list(BROKEN), tail=True)
 def test_lines_that_no_run_wrote_are_counted_and_kept(tools, lines, tail):
-    from captioner.evaluation.report import _loss_chart
+    from captioner.evaluation.report.charts import Line, line_chart
     from captioner.training.telemetry import RunLog, draw_curves
 
     with TemporaryDirectory() as top:
@@ -278,7 +278,8 @@ def test_lines_that_no_run_wrote_are_counted_and_kept(tools, lines, tail):
         assert metrics.read_bytes() == taken + b"".join(lines)
         log.record(kind="epoch", epoch=2, step=9, bleu_4=float("nan"), cider_d=0.5)
         assert [line["step"] for line in read_metrics(metrics)] == [1, 9]
-        _loss_chart(found, found)
+        points = [(line["step"], line["loss"]) for line in found if "loss" in line]
+        line_chart("loss", [Line("steps", points, "faint")], x_label="step")
     if len(lines) == len(BROKEN):
         draw_curves(found, Path(os.devnull))
 
