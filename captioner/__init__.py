@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captioner.system.cores import share_cores
 from captioner.system.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
     from captioner.text import detokenize, tokenize
+
+share_cores()  # before torch is imported
 
 # Modules of the public names, imported on first use: `import captioner` imports no torch or nltk.
 _MODULES = {

@@ -23,7 +23,8 @@ from captioner.config import Config
 from captioner.data.caption_table import epoch_order
 from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageError, within_memory
 from captioner.metrics.bootstrap import paired_test, resampled_sums
-from captioner.system import workers, world
+from captioner.system import world
+from captioner.system.cores import cores
 from captioner.system.workers import WithinMemory
 from captioner.training import run as training_run
 from captioner.training.run import train
@@ -373,7 +374,7 @@ def test_seeds_order_alike_up_to_the_largest():
 def test_ranks_of_a_machine_are_a_number(monkeypatch, value):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", value)
     with pytest.raises(ConfigError, match=r"\$LOCAL_WORLD_SIZE: must be 1 to"):
-        workers.cores()
+        cores()
 
 
 @pytest.mark.parametrize(

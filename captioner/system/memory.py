@@ -20,7 +20,7 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from captioner.errors import ConfigError
-from captioner.system.workers import cores
+from captioner.system.cores import cores
 
 PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
 LARGE = 2**26  # bytes; releasing this many returns freed memory to the system

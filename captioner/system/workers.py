@@ -17,46 +17,17 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from captioner.errors import ConfigError, is_shortage
-from captioner.system.foreign import excerpt
+from captioner.errors import is_shortage
+from captioner.system.cores import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 2  # batches that are read while one is computed
-MOST_RANKS = 10**6
 
 # A forked process does not inherit threads, so PyTorch would wait for ever for its thread pool.
 # With one thread it uses no pool; PyTorch's own data loaders do the same.
 if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
-
-
-def cores() -> int:
-    """Return this process's number of cores: the allowed cores divided by the local ranks."""
-    affinity = getattr(os, "sched_getaffinity", None)  # containers may allow fewer cores
-    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, allowed // torchrun_number("LOCAL_WORLD_SIZE", "1", least=1))
-
-
-def torchrun_number(
-    name: str,
-    default: str = "",
-    *,
-    least: int = 0,
-    most: int = MOST_RANKS,
-    hint: str = "`torchrun` sets it",
-) -> int:
-    """Read a number that `torchrun` sets in the environment.
-
-    Raises:
-        ConfigError: if it is not a whole number from `least` to `most`.
-    """
-    text = os.environ.get(name, default)
-    if not text.isdecimal() or not least <= int(text[:9]) <= most:
-        raise ConfigError(
-            f"${name}: must be {least} to {most:,}, given {excerpt(text, 60)}; {hint}"
-        )
-    return int(text)
 
 
 class Workers:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from captioner.errors import CaptionerError
-from captioner.system.workers import torchrun_number
+from captioner.system.cores import torchrun_number
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the others wait while the leader encodes or evaluates alone

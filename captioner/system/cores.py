@@ -1,0 +1,100 @@
+"""Number of cores that a process may use: by affinity, quota of control groups, and ranks.
+
+A container with `--cpus=2` on 64 cores sees 64 cores in its affinity. 64 threads would use up the
+quota in a moment and then stand still until the next period.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from captioner.errors import ConfigError
+from captioner.system.foreign import excerpt
+
+MOST_RANKS = 10**6
+
+
+def cores() -> int:
+    """Return this process's number of cores: the allowed cores divided by the local ranks.
+
+    Raises:
+        ConfigError: if `$LOCAL_WORLD_SIZE`, which torchrun sets, is not a number of ranks.
+    """
+    return max(1, allowed_cores() // torchrun_number("LOCAL_WORLD_SIZE", "1", least=1))
+
+
+def torchrun_number(
+    name: str,
+    default: str = "",
+    *,
+    least: int = 0,
+    most: int = MOST_RANKS,
+    hint: str = "`torchrun` sets it",
+) -> int:
+    """Read a number that `torchrun` sets in the environment.
+
+    Raises:
+        ConfigError: if it is not a whole number from `least` to `most`.
+    """
+    text = os.environ.get(name, default)
+    if not text.isdecimal() or not least <= int(text[:9]) <= most:
+        raise ConfigError(
+            f"${name}: must be {least} to {most:,}, given {excerpt(text, 60)}; {hint}"
+        )
+    return int(text)
+
+
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Return the number of cores of the affinity or of the quota, whichever is less; at least 1."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min([allowed, *map(math.ceil, _quotas(root))]))
+
+
+def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set how PyTorch's threads count and wait; works until torch is imported.
+
+    By default, a thread of GNU OpenMP that waits for another one spins for milliseconds. Beside
+    other programs it takes the core that the other thread needs: training beside one busy process
+    per core ran at a third of its fair speed. 1,000 spins are what OpenMP itself chooses when it
+    starts more threads than there are cores. Values that the user set stay.
+    """
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity and allowed_cores() < len(affinity(0)):
+        environment.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the quotas, in cores, of this process's control groups and the groups above them."""
+    mounts = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A container may see its own group as the root of the mount.
+        for folder in (Path(group), *Path(group).parents):
+            for mount in (mounts / "cpu", mounts / controllers, mounts / "unified"):
+                yield from _quota(mount / folder.relative_to("/"))
+
+
+def _quota(group: Path) -> Iterator[float]:
+    """Yield the quota of one control group, of version 2 or 1, if it has one."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
+        if float(quota) > 0:
+            yield float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no group, or "max": no quota
+        return
