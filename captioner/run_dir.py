@@ -78,18 +78,12 @@ def config_of_model(
     return load_config(str(path) if path.is_file() else None, overrides)
 
 
-def read_metrics(
-    path: Path,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`.
+def read_metrics(path: Path, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl` that a run wrote; none if the file is absent.
 
     Args:
-        path: of the file; may be absent.
+        path: of the file.
         say: receives a message with the number of ignored lines.
-
-    Returns:
-        Valid lines of kind "step" and "epoch"; all other lines are ignored.
     """
     if not path.is_file():
         return []
@@ -116,17 +110,12 @@ def parse_metrics(text: bytes) -> dict[str, Any] | None:
     position = (line.get("epoch"), line.get("step"))
     if not all(type(value) is int and 0 <= value < 2**53 for value in position):
         return None
-    # A score may be NaN.
-    values = [line.get(name, 0.0) for name in OPTIONAL] + [
-        line.get(name) for name in NUMBERS[line["kind"]]
-    ]
-    if not all(type(value) is float or _is_small(value) for value in values):
-        return None
+    values = [line.get(name, 0.0) for name in OPTIONAL]
+    values += [line.get(name) for name in NUMBERS[line["kind"]]]
+    for value in values:  # a score may be NaN
+        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
+            return None
     return line
-
-
-def _is_small(value: Any) -> bool:
-    return type(value) is int and abs(value) < 2**53
 
 
 def saved_steps(folder: Path) -> list[Path]:
@@ -143,9 +132,6 @@ def identity_of(folder: Path) -> dict[str, Any]:
     """Return the identity in the first readable checkpoint of a run; empty if there is none.
 
     Does not verify the checksum; `read_newest` does.
-
-    Args:
-        folder: checkpoints of the run.
     """
     for path in saved_steps(folder):
         try:

@@ -99,12 +99,7 @@ def _align(rows: list[str]) -> str:
 
 
 def draw_study(study: Study, path: Path) -> None:
-    """Draw the gradient flow before and after training, the gradient norms and the truncation.
-
-    Args:
-        study: to draw.
-        path: PNG file to write.
-    """
+    """Draw gradient flow, gradient norms and truncation, as a PNG file."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(10, 7.2), layout="constrained", dpi=85)
