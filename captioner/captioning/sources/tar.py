@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import math
 import os
 import subprocess
 import tarfile
@@ -96,7 +97,7 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
             stored = None if stream is file else lambda: packed.count
             length = os.fstat(file.fileno()).st_size if seekable else None
             with tarfile.open(
-                fileobj=file if seekable else _Stream(stream),
+                fileobj=file if seekable else _Stream(stream, patience=8),  # it needs two
                 mode="r:" if seekable else "r|",
                 tarinfo=_Header,
                 ignore_zeros=True,  # also reads the output of `cat a.tar b.tar`
@@ -202,15 +203,15 @@ def _unpacked(file: BufferedReader, packed: _Stream) -> AbstractContextManager[B
 
 
 class _Stream(BufferedIOBase):
-    """A stream that counts the bytes read, and is not read for ever past its end.
+    """A stream that counts the bytes read, and raises an error after `patience` empty reads.
 
     tarfile skips a member block by block even at the end, and a header may declare petabytes.
     """
 
-    def __init__(self, stream: BufferedIOBase) -> None:
+    def __init__(self, stream: BufferedIOBase, patience: float = math.inf) -> None:
         self.stream = stream
         self.count = 0
-        self.patience = 16  # empty reads; tarfile and a decompressor need a few to detect the end
+        self.patience = patience
 
     def readable(self) -> bool:
         return True
