@@ -18,7 +18,6 @@ REASON = "More than 60 lines"  # begins the sentence of a docstring that says wh
 EXCEPTIONS = {
     "doctor/examine.py:examine",
     "search/beam.py:beam_search",
-    "training/run.py:train",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

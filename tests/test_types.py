@@ -15,8 +15,7 @@ FILES = [path for room in ROADS for path in sorted((ROOT / room).rglob("*.py"))]
 FILES += [ROOT / f"{name}.py" for name in ("captioner", "pipeline", "model_dir", "run_dir", "text")]
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
-    "encoder/encoder.py",  # torchvision's builder arguments, as config.json has them
-    "encoder/weights.py",  # the same
+    "encoder/weights.py",  # torchvision's builder arguments, as config.json has them
     "model_dir.py",  # config.json
     "run_dir.py",  # lines of metrics.jsonl
     "text.py",  # vocab.json

@@ -19,6 +19,7 @@ from captioner.cli.options import (
 
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
+    from captioner.evaluation.evaluate import Evaluation
 
 
 @click.command("evaluate")
@@ -64,12 +65,15 @@ def command(
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )
-    count = len(result.captions)
-    say(f"{result.split}: {count:,} images captioned by {' and '.join(map(str, folders))}")
+    _show(result, f"captioned by {' and '.join(map(str, folders))}")
+    say(f"report: {report}")
+
+
+def _show(result: Evaluation, by: str) -> None:
+    say(f"{result.split}: {len(result.captions):,} images {by}")
     others = {}
     if result.truth is not None:
         others["truth"] = f"{result.truth:.3f} of the captions are true in every attribute"
     show_scores(result.scores, **others)
     show_signatures(result.scores)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")
-    say(f"report: {report}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from captioner.cli.options import (
     set_option,
     show,
 )
+
+if TYPE_CHECKING:
+    from captioner.gradients.study import Study
 
 STEPS = 300
 
@@ -59,7 +63,7 @@ def command(
         raise click.UsageError("--model excludes CONFIG and --steps: the model is trained already")
 
     from captioner.config import load_config
-    from captioner.gradients.draw import describe_study, draw_study, write_json
+    from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
     from captioner.run_dir import config_of_model, find_model
     from captioner.system.ownership import check_files
@@ -77,6 +81,12 @@ def command(
         check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
     show(describe_study(study))
+    _write(study, output)
+
+
+def _write(study: Study, output: Path) -> None:
+    from captioner.gradients.draw import draw_study, write_json
+
     image, numbers = output / "gradients.png", output / "gradients.json"
     draw_study(study, image)
     write_json(study, numbers)
