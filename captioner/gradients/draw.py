@@ -2,100 +2,83 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pydantic_core import to_json
+
 from captioner.gradients.measure import EXPLODED, VANISHED, Flow
-from captioner.gradients.study import CellStudy, Stage, Study
+from captioner.gradients.study import Stage, Study, TrainingLog
 from captioner.system.files import whole_file, write_text
 from captioner.system.version import __version__
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
 FLOOR = 1e-12  # lower limit of the figure's axis
+GROUPS = {"recurrent": "o-", "image": "*:"}  # of weights, with the style of their line
+TRAINING = ["cell", "clipped", "mean factor", "median norm", "largest norm", "last loss"]
+
+
+# Columns of the table of gradient flow, after the cell and the stage.
+FLOW: dict[str, Callable[[Stage], str]] = {
+    "last state": lambda stage: f"{stage.flow.last:.2e}",
+    "per step": lambda stage: f"{stage.flow.factor:.3f}",
+    "vanishes": lambda stage: _or_dash(stage.flow.vanishes, "d"),
+    "explodes": lambda stage: _or_dash(stage.flow.explodes, "d"),
+    "to image": lambda stage: str(stage.flow.image_distance),
+    "image/last": lambda stage: f"{stage.flow.image:.1e}",
+    "keep gate": lambda stage: _or_dash(stage.kept, ".2f"),
+    "radius": lambda stage: _or_dash(stage.radius, ".2f"),
+    "sigma": lambda stage: _or_dash(stage.sigma, ".2f"),
+}
 
 
 def describe_study(study: Study) -> str:
     """Return the study as text tables: gradient flow, training, truncation."""
-    return "\n\n".join((_describe_flow(study), _describe_training(study), _describe_cuts(study)))
-
-
-def _describe_flow(study: Study) -> str:
-    rows = [
-        "cell when last_state per_step vanishes explodes to_image image/last keep_gate radius sigma"
-    ]
+    flow, training, cuts = [["cell", "when", *FLOW]], [TRAINING], []
     for cell in study.cells:
-        for when, stage in _stages(cell):
-            flow = stage.flow
-            numbers = (
-                f"{flow.last:.2e}",
-                f"{flow.factor:.3f}",
-                _or_dash(flow.vanishes, "d"),
-                _or_dash(flow.explodes, "d"),
-                str(flow.image_distance),
-                f"{flow.image:.1e}",
-                _or_dash(stage.kept, ".2f"),
-                _or_dash(stage.radius, ".2f"),
-                _or_dash(stage.sigma, ".2f"),
-            )
-            rows.append(" ".join((cell.name.replace(" ", "_"), when, *numbers)))
-    lengths = f"{study.shortest} to {study.longest} tokens"
+        stages = (("before", cell.before), ("after", cell.after))
+        flow += [[cell.name, when, *(f(stage) for f in FLOW.values())] for when, stage in stages]
+        if cell.log:
+            training.append([cell.name, *_training(cell.log, 20 if study.steps else 1)])
+        for group in GROUPS:
+            for when, stage in stages:
+                cosines = [f"{cut.cosine[group]:.3f}" for cut in stage.cuts]
+                cuts.append([cell.name, group, when, *cosines])
+    windows = [f"k={cut.window}" for cut in study.cells[0].after.cuts]
+    source = f"{study.steps} steps" if study.steps else "from the run's log"
     return (
         f"Gradient of the last token's loss by every earlier state ({study.captions} captions of "
-        f"{lengths}):\n{_align(rows)}\nvanishes, explodes: first distance with less than "
-        f"{VANISHED:g} or more than {EXPLODED:g} times the gradient at the last state"
+        f"{study.shortest} to {study.longest} tokens):\n{_align(flow)}\n"
+        f"vanishes, explodes: first distance with less than {VANISHED:g} or more than "
+        f"{EXPLODED:g} times the gradient at the last state\n\n"
+        f"Training, clipped to a norm of {study.clip_norm:g} ({source}):\n{_align(training)}\n\n"
+        f"Truncation to k tokens: cosine between the truncated and the full gradient, of the\n"
+        f"recurrent weights and of the image projection:\n"
+        f"{_align([['cell', 'weights', 'when', *windows], *cuts])}"
     )
 
 
-def _describe_training(study: Study) -> str:
-    rows = ["cell clipped mean_factor median_norm largest_norm last_loss"]
-    for cell in study.cells:
-        if cell.log is None:
-            continue
-        norms = sorted(cell.log.norms)
-        losses = cell.log.losses[-20:] if study.steps else cell.log.losses[-1:]
-        numbers = (
-            f"{cell.log.clipped:.1%}",
-            _or_dash(cell.log.factor, ".2f"),
-            f"{norms[len(norms) // 2]:.2f}",
-            f"{norms[-1]:.2f}",
-            f"{sum(losses) / len(losses):.3f}",
-        )
-        rows.append(" ".join((cell.name.replace(" ", "_"), *numbers)))
-    source = f"{study.steps} steps" if study.steps else "from the run's log"
-    return f"Training, clipped to a norm of {study.clip_norm:g} ({source}):\n{_align(rows)}"
-
-
-def _describe_cuts(study: Study) -> str:
-    windows = [cut.window for cut in study.cells[0].after.cuts]
-    rows = [" ".join(("cell", "weights", "when", *(f"k={window}" for window in windows)))]
-    for cell in study.cells:
-        for group in ("recurrent", "image"):
-            for when, stage in _stages(cell):
-                cosines = [f"{cut.cosine[group]:.3f}" for cut in stage.cuts]
-                rows.append(" ".join((cell.name.replace(" ", "_"), group, when, *cosines)))
+def _training(log: TrainingLog, last: int) -> tuple[str, ...]:
+    norms, losses = sorted(log.norms), log.losses[-last:]
     return (
-        "Truncation to k tokens: cosine between the truncated and the full gradient, of the\n"
-        f"recurrent weights and of the image projection:\n{_align(rows)}"
+        f"{log.clipped:.1%}",
+        _or_dash(log.factor, ".2f"),
+        f"{norms[len(norms) // 2]:.2f}",
+        f"{norms[-1]:.2f}",
+        f"{sum(losses) / len(losses):.3f}",
     )
-
-
-def _stages(cell: CellStudy) -> tuple[tuple[str, Stage], tuple[str, Stage]]:
-    return ("before", cell.before), ("after", cell.after)
 
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _align(rows: list[str]) -> str:
-    """Align words in columns; an underscore becomes a space."""
-    table = [row.split() for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    return "\n".join(lines).replace("_", " ")
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def draw_study(study: Study, path: Path) -> None:
@@ -108,9 +91,10 @@ def draw_study(study: Study, path: Path) -> None:
     trained = f"{study.steps:,} steps of training" if study.steps else "training"
     before.set_title("gradient of the last token's loss, before training")
     after.set_title(f"after {trained}")
-    for axes, stage in ((before, "before"), (after, "after")):
-        for cell in study.cells:
-            _draw_flow(axes, cell.name, getattr(cell, stage).flow)
+    for cell in study.cells:
+        _draw_flow(before, cell.name, cell.before.flow)
+        _draw_flow(after, cell.name, cell.after.flow)
+    for axes in (before, after):
         axes.axhline(1, color="black", lw=0.8)
         axes.set(yscale="log", xlabel="steps before the last state")
     before.set_ylabel("norm relative to the last state")
@@ -125,12 +109,8 @@ def draw_study(study: Study, path: Path) -> None:
         axes.grid(alpha=0.25)
     with whole_file(path, "figure") as aside:
         # `system.ownership` recognises the file by this name before it replaces the file.
-        figure.savefig(
-            aside,
-            format="png",
-            metadata={"Software": f"captioner {__version__}"},
-            pil_kwargs={"optimize": True},
-        )
+        software = {"Software": f"captioner {__version__}"}
+        figure.savefig(aside, format="png", metadata=software, pil_kwargs={"optimize": True})
 
 
 def _colour(name: str) -> str:
@@ -150,8 +130,6 @@ def _draw_flow(axes: Any, name: str, flow: Flow) -> None:
 
 
 def _draw_norms(axes: Any, study: Study) -> None:
-    import numpy as np
-
     logs = [(cell.name, cell.log) for cell in study.cells if cell.log]
     norms = np.array([norm for _, log in logs for norm in log.norms])
     norms = norms[np.isfinite(norms) & (norms > 0)]
@@ -176,7 +154,7 @@ def _draw_norms(axes: Any, study: Study) -> None:
 def _draw_cuts(axes: Any, study: Study) -> None:
     for cell in study.cells:
         windows = [cut.window for cut in cell.after.cuts]
-        for group, style in (("recurrent", "o-"), ("image", "*:")):
+        for group, style in GROUPS.items():
             cosines = [cut.cosine[group] for cut in cell.after.cuts]
             label = cell.name if group == "recurrent" else None
             axes.plot(windows, cosines, style, color=_colour(cell.name), ms=5, label=label)
@@ -198,15 +176,4 @@ def _draw_cuts(axes: Any, study: Study) -> None:
 
 def write_json(study: Study, path: Path) -> None:
     """Write the study as JSON; NaN and infinity become null."""
-    write_text(path, json.dumps(_plain(asdict(study)), allow_nan=False) + "\n", "study")
-
-
-def _plain(value: Any) -> Any:
-    """Round floats to six digits, and replace NaN and infinity by None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    write_text(path, to_json(asdict(study), inf_nan_mode="null").decode() + "\n", "study")

@@ -45,14 +45,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A truncated gradient compared with the full gradient, by group of weights.
-
-    The groups are `all` weights, the `recurrent` cell and the `image` projection.
-    """
+    """The cosine of a truncated and the full gradient: of the `recurrent` cell and the `image`."""
 
     window: int  # tokens
     cosine: dict[str, float]
-    norm: dict[str, float]  # divided by the norm of the full gradient
 
 
 def join_captions(table: CaptionTable, length: int) -> CaptionTable:
@@ -183,32 +179,29 @@ def measure_cuts(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0
     """
     twin = copy.deepcopy(decoder).cpu().eval()
     batch = Batch(batch.features.cpu(), batch.inputs.cpu(), batch.targets.cpu(), batch.tokens)
-    groups: dict[str, nn.Module] = {
-        "all": twin,
-        "recurrent": twin.cell,
-        "image": twin.init_hidden,
+    groups = {
+        "recurrent": [*twin.cell.parameters()],
+        "image": [*twin.init_hidden.parameters()],
     }
 
     def gradients(window: int) -> dict[str, Tensor]:
         twin.zero_grad()
         bptt.backward(twin, batch, label_smoothing=label_smoothing, window=window)
-        return {name: _flat_gradient(module) for name, module in groups.items()}
+        return {
+            name: torch.cat([p.grad.double().flatten() for p in each if p.grad is not None])
+            for name, each in groups.items()
+        }
 
     longest = batch.inputs.shape[1]
     full = gradients(longest)
     cuts = []
     for window in (*(2**n for n in range((longest - 1).bit_length())), longest):
         cut = gradients(window)
-        cosine = {
+        cosines = {
             name: float(functional.cosine_similarity(cut[name], full[name], dim=0)) for name in full
         }
-        norm = {name: float(cut[name].norm() / full[name].norm()) for name in full}
-        cuts.append(Cut(window, cosine, norm))
+        cuts.append(Cut(window, cosines))
     return cuts
-
-
-def _flat_gradient(module: nn.Module) -> Tensor:
-    return torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None])
 
 
 @torch.no_grad()

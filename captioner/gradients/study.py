@@ -93,12 +93,7 @@ def study_cells(
 ) -> Study:
     """Train each of `CELLS` from the same seed, and measure before and after.
 
-    Args:
-        config: gives data, sizes and training settings; its cell is ignored.
-        steps: training steps of each cell.
-        length: tokens of sequences of joined captions; None: single captions.
-        device: to train on.
-        say: receives status messages.
+    With a length, captions are joined to sequences of that many tokens.
 
     Raises:
         CaptionerError: if the data or the weights cannot be used.
@@ -106,8 +101,8 @@ def study_cells(
     chosen = choose_device(device)
     encoder = open_encoder(config, chosen)
     prepared = prepare(config, encoder, say)
-    table, batch = _table(prepared, config, length)
     training = config.training
+    table, batch = _table(prepared, config, length)
     sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
     cells = []
     with tqdm(total=len(CELLS) * steps, unit="step", disable=None) as bar:
@@ -127,12 +122,7 @@ def study_model(
 ) -> Study:
     """Measure a trained model, and a decoder with the weights it had before training.
 
-    Args:
-        captioner: the model.
-        config: of its run.
-        folder: the model directory; its parent may hold the log of the run.
-        length: tokens of sequences of joined captions; None: single captions.
-        say: receives status messages.
+    The parent of the model's folder may hold the log of the run.
 
     Raises:
         CaptionerError: if the data cannot be used, or the captioner is an ensemble.
@@ -142,8 +132,8 @@ def study_model(
         raise DataError(
             f"{config.data.root}: not the training captions of this model: the vocabulary differs"
         )
-    table, batch = _table(prepared, config, length)
     training = config.training
+    table, batch = _table(prepared, config, length)
     decoder = captioner.single_decoder("studied; study its models one by one")
     fresh = _fresh(decoder.config, decoder.vocab_size, table, training.seed)
     cell = CellStudy(
