@@ -61,45 +61,36 @@ def check_preprocessing(
         here_in_it: fingerprint of the model's encoder in the arithmetic of training.
         changed: known differences, such as "preprocess.mean: (0.5, ...), was (0.4, ...)".
     """
-    status: Status = "ok"
-    advice = ""
+    name = "preprocessing"
     if trained is None:
-        status = "warning"
-        finding = (
-            "the model is not in a run folder, so its encoder cannot be compared with training"
+        return Check(
+            name,
+            "warning",
+            "the model is not in a run folder, so its encoder cannot be compared with training",
+            "set --model to the run folder, if there is one; the next checks do not need the run",
         )
-        advice = (
-            "set --model to the run folder, if there is one; the next checks do not need the run"
+    if arithmetic is None:
+        return Check(
+            name,
+            "warning",
+            "trained by an older captioner, which resized images otherwise and did not record it",
+            "features differ slightly from those of training; train again to remove the difference",
         )
-    elif arithmetic is None:
-        status = "warning"
-        finding = (
-            "trained by an older captioner, which resized images differently and did not record how"
-        )
-        advice = (
-            "features differ slightly from those of training; train again to remove the difference"
-        )
-    elif trained == here:
-        finding = "encoder, weights, transform and precision are those of training"
-    elif trained == here_in_it:
-        finding = f"as in training, which computed features in {arithmetic}"
-    else:
-        status = "problem"
-        differences = "; ".join(changed) or "its weights or its transform"
-        finding = f"not the encoder of training: changed: {differences}"
-        advice = (
-            "restore preprocessor_config.json, config.json and model.safetensors, or train again"
-        )
-    return Check("preprocessing", status, finding, advice)
+    if trained == here:
+        return Check(name, "ok", "encoder, weights, transform and precision are those of training")
+    if trained == here_in_it:
+        return Check(name, "ok", f"as in training, which computed features in {arithmetic}")
+    differences = "; ".join(changed) or "its weights or its transform"
+    return Check(
+        name,
+        "problem",
+        f"not the encoder of training: changed: {differences}",
+        "restore preprocessor_config.json, config.json and model.safetensors, or train again",
+    )
 
 
 def check_store(stored: Floats, fresh: Floats) -> Check:
-    """Compare stored features with newly computed features.
-
-    Args:
-        stored: features in the store, (n, F).
-        fresh: new features of the same images, (n, F).
-    """
+    """Compare stored features with newly computed features of the same images, both (n, F)."""
     stored, fresh = stored.astype(np.float64), fresh.astype(np.float64)
     length = np.maximum(np.linalg.norm(fresh, axis=1), 1e-12)
     error = np.linalg.norm(stored - fresh, axis=1) / length
@@ -117,12 +108,9 @@ def check_store(stored: Floats, fresh: Floats) -> Check:
 
 
 def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
-    """Compare the features of a split with the training images, and with each other.
+    """Compare the features of a split, (N, F), with the training images, and with each other.
 
-    Args:
-        features: of a split, (N, F).
-        mean: of each dimension over the training images, (F,).
-        std: standard deviation of each dimension over the training images, (F,).
+    The mean and the standard deviation, (F,), are those of the training images.
     """
     name = "features"
     values = features.astype(np.float64)
@@ -146,26 +134,14 @@ def check_features(features: Floats, mean: Floats, std: Floats) -> Check:
 
 
 def check_units(name: str, low: Floats, high: Floats, advice: str) -> Check:
-    """Count the constant units.
-
-    Args:
-        name: of the check.
-        low: smallest value of each unit, (H,).
-        high: largest value of each unit, (H,).
-        advice: remedy for too many constant units.
-    """
+    """Count the constant units by their smallest and largest values, both (H,)."""
     constant = ~(high - low >= 1e-3)  # counts NaN too
     finding = f"{int(constant.sum()):,} of {len(constant):,} units are constant"
     return graded(name, _above(float(constant.mean()), CONSTANT), finding, advice)
 
 
 def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Check:
-    """Count the distinct captions of a split.
-
-    Args:
-        captions: one per image.
-        references: of each image; equal references permit equal captions.
-    """
+    """Count the distinct captions, one per image; equal references permit equal captions."""
     (caption, times), *_ = Counter(captions).most_common(1)
     fraction = times / len(captions)
     reference = Counter(texts[0] for texts in references).most_common(1)[0][1] / len(references)
@@ -178,20 +154,14 @@ def check_distinct(captions: Sequence[str], references: Sequence[Sequence[str]])
     return graded("distinct captions", status, finding, advice)
 
 
-def check_shuffle(real: float, shuffled: Sequence[float], metric: str) -> Check:
-    """Compare the score of the captions with their score for other images.
-
-    Args:
-        real: score of the captions.
-        shuffled: scores of the captions for shuffled images.
-        metric: name of the score.
-    """
+def check_shuffle(real: float, shuffled: Sequence[float]) -> Check:
+    """Compare the CIDEr of the captions with their scores for shuffled images."""
     by_chance = float(np.mean(shuffled))
     status = _below(1 - by_chance / real, DROP) if real > 0 else "problem"
     verb = "stays at" if status == "problem" else "falls to"
-    finding = f"{metric} {real:.3f} {verb} {by_chance:.3f} for shuffled images"
+    finding = f"cider {real:.3f} {verb} {by_chance:.3f} for shuffled images"
     if not real > 0:
-        finding = f"{metric} is 0: no caption resembles its references"
+        finding = "cider is 0: no caption resembles its references"
     advice = (
         "the captions do not depend on the image: see the checks above; if all are ok, train "
         "longer, or raise decoder.hidden_size"
@@ -200,13 +170,7 @@ def check_shuffle(real: float, shuffled: Sequence[float], metric: str) -> Check:
 
 
 def check_vocabulary(coverage: float, used: int, size: int) -> Check:
-    """Check the vocabulary against the references.
-
-    Args:
-        coverage: fraction of the references' words in the vocabulary, 0 to 1.
-        used: distinct words in the model's captions.
-        size: words in the vocabulary.
-    """
+    """Check the vocabulary: its coverage of the references' words, 0 to 1, and its use."""
     finding = (
         f"covers {coverage:.1%} of the reference words; captions use {used:,} of {size:,} entries"
     )
@@ -239,5 +203,4 @@ def _above(value: float, limits: tuple[float, float]) -> Status:
 
 def _below(value: float, limits: tuple[float, float]) -> Status:
     """Return the status of a value that should be large."""
-    warning, problem = limits
-    return _above(-value, (-warning, -problem))
+    return _above(-value, (-limits[0], -limits[1]))

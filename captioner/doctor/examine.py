@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,13 @@ def examine(
 ) -> list[Check]:
     """Check a model on a split of data; causes come before their effects.
 
-    Args:
-        captioner: on its device.
-        config: its `data` section names the data set.
-        folder: the model directory; its parent may be a run folder.
-        split: name; None: the dev split if there is one, otherwise test.
-        seed: random seed of the recomputed images and the shuffles.
-        say: receives status messages.
+    The folder is the model's; its parent may be a run's. The default split is dev, or else test.
 
     Raises:
         DataError: if the split cannot be used.
         ModelError: if the captioner is an ensemble.
     """
-    encoder, words = captioner.encoder, captioner.vocabulary
+    encoder = captioner.encoder
     decoder = captioner.single_decoder("examined; examine its models one by one")
     dataset = open_dataset(config.data)
     usual = (config.data.split_dev, config.data.split_test)
@@ -77,18 +72,14 @@ def examine(
     except ImageError as error:
         advice = "restore model.safetensors, or train again with a lower training.learning_rate"
         return [Check("numbers", "problem", str(error), advice)]
-    start = decoder.init_hidden
     tokens = [tokenize(caption) for caption in captions]
-    coverage = words.coverage(caption for image in table.references for caption in image)
+    features = table.features.float().numpy()
+    mean, std = (each.cpu().numpy() for each in (decoder.init_hidden.mean, decoder.init_hidden.std))
+    fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
     return [
         preprocessing,
-        checks.check_store(
-            table.features[torch.from_numpy(sample)].float().numpy(),
-            _encode(captioner, [table.examples[i] for i in sample.tolist()]),
-        ),
-        checks.check_features(
-            table.features.float().numpy(), start.mean.cpu().numpy(), start.std.cpu().numpy()
-        ),
+        checks.check_store(features[sample], fresh),
+        checks.check_features(features, mean, std),
         checks.check_units(
             "initial state",
             *initial,
@@ -100,21 +91,21 @@ def examine(
             *outputs,
             "train again with a lower training.learning_rate or decoder.hidden_size",
         ),
-        checks.check_vocabulary(
-            coverage, len({word for caption in tokens for word in caption}), len(words.words)
-        ),
+        _check_vocabulary(captioner.vocabulary, tokens, table),
         checks.check_distinct(captions, [example.captions for example in table.examples]),
         _check_shuffle(tokens, table, rng),
     ]
 
 
+def _check_vocabulary(words: Vocabulary, tokens: list[list[str]], table: SplitTable) -> Check:
+    coverage = words.coverage(chain.from_iterable(table.references))
+    return checks.check_vocabulary(coverage, len({*chain.from_iterable(tokens)}), len(words.words))
+
+
 def shuffled_scores(
-    captions: Sequence[Sequence[str]],
-    references: PreparedReferences,
-    rng: np.random.Generator,
-    metric: str,
+    captions: Sequence[Sequence[str]], references: PreparedReferences, rng: np.random.Generator
 ) -> list[float]:
-    """Return the scores of several shuffles of the captions, on the references of other images."""
+    """Return the CIDEr of several shuffles of the captions, on the references of other images."""
     scores = []
     for _ in range(SHUFFLES):
         # One cycle through all images, so that no image keeps its caption.
@@ -122,7 +113,7 @@ def shuffled_scores(
         moved: list[Sequence[str]] = [()] * len(captions)
         for image, other in zip(order.tolist(), np.roll(order, 1).tolist(), strict=True):
             moved[image] = captions[other]
-        scores.append(score_captions(moved, references, metrics=[metric])[metric].value)
+        scores.append(score_captions(moved, references, metrics=["cider"])["cider"].value)
     return scores
 
 
@@ -133,7 +124,7 @@ def _check_shuffle(
         return Check("shuffled images", "warning", "one image cannot be shuffled", "use more")
     references = PreparedReferences(table.references)
     real = score_captions(tokens, references, metrics=["cider"])["cider"].value
-    return checks.check_shuffle(real, shuffled_scores(tokens, references, rng, "cider"), "cider")
+    return checks.check_shuffle(real, shuffled_scores(tokens, references, rng))
 
 
 Ranges = tuple[NDArray[Any], NDArray[Any]]
@@ -143,11 +134,9 @@ Ranges = tuple[NDArray[Any], NDArray[Any]]
 def _run(
     captioner: Captioner, decoder: Decoder, features: Tensor
 ) -> tuple[list[str], Ranges, Ranges]:
-    """Caption a split.
+    """Return the captions of a split, and the smallest and largest values of each unit.
 
-    Returns:
-        The captions; the smallest and largest value of each unit of the initial state; and of each
-        hidden unit while the decoder reads the captions.
+    The units are those of the initial state, and those of the states while the captions are read.
     """
     captions: list[str] = []
     initial: list[Tensor] = []
@@ -157,7 +146,9 @@ def _run(
         captions += texts
         hidden = decoder.init_hidden(batch.to(captioner.device))
         initial += hidden.transpose(0, 1).flatten(1).aminmax(dim=0)  # (L, B, H) -> (B, L * H)
-        token_ids = _pad([captioner.vocabulary.encode(tokenize(text)) for text in texts])
+        ids = [captioner.vocabulary.encode(tokenize(text)) for text in texts]
+        rows = [torch.tensor([Vocabulary.bos_id, *words]) for words in ids]
+        token_ids = pad_sequence(rows, batch_first=True, padding_value=Vocabulary.pad_id)
         read, _ = decoder.run_cell(token_ids.to(captioner.device), hidden)
         outputs += read[token_ids != Vocabulary.pad_id].aminmax(dim=0)
     return captions, _range(initial), _range(outputs)
@@ -166,12 +157,6 @@ def _run(
 def _range(extremes: Sequence[Tensor]) -> Ranges:
     low, high = torch.stack([*extremes]).cpu().aminmax(dim=0)
     return low.numpy(), high.numpy()
-
-
-def _pad(captions: Sequence[Sequence[int]]) -> Tensor:
-    """Return the start token and words of each caption, padded, int64 (B, T)."""
-    rows = [torch.tensor([Vocabulary.bos_id, *ids]) for ids in captions]
-    return pad_sequence(rows, batch_first=True, padding_value=Vocabulary.pad_id)
 
 
 def _encode(captioner: Captioner, examples: Sequence[Example]) -> NDArray[Any]:

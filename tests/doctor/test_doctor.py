@@ -268,7 +268,7 @@ def test_examine_falls_back_to_the_test_split(home):
 def test_shuffling_leaves_no_caption_with_its_image():
     captions = [[word] * 4 for word in "abcdefg"]
     references = PreparedReferences([[caption] for caption in captions])
-    scores = shuffled_scores(captions, references, np.random.default_rng(0), "cider")
+    scores = shuffled_scores(captions, references, np.random.default_rng(0))
     assert scores == [0.0] * len(scores) and len(scores) > 1
 
 
@@ -315,12 +315,12 @@ def test_distinct_check_forgives_what_people_do_as_well():
 
 
 def test_shuffle_check():
-    assert checks.check_shuffle(0.4, [0.1, 0.05], "cider").status == "ok"
-    assert checks.check_shuffle(0.4, [0.32, 0.32], "cider").status == "warning"
-    assert checks.check_shuffle(0.4, [0.42, 0.4], "cider").status == "problem"
-    assert checks.check_shuffle(0.0, [0.0], "cider").status == "problem"
-    assert checks.check_shuffle(float("nan"), [0.0], "cider").status == "problem"
-    assert checks.check_shuffle(0.4, [float("nan")], "cider").status == "problem"
+    assert checks.check_shuffle(0.4, [0.1, 0.05]).status == "ok"
+    assert checks.check_shuffle(0.4, [0.32, 0.32]).status == "warning"
+    assert checks.check_shuffle(0.4, [0.42, 0.4]).status == "problem"
+    assert checks.check_shuffle(0.0, [0.0]).status == "problem"
+    assert checks.check_shuffle(float("nan"), [0.0]).status == "problem"
+    assert checks.check_shuffle(0.4, [float("nan")]).status == "problem"
 
 
 def test_vocabulary_check():
