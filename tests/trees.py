@@ -132,13 +132,13 @@ class Tools:
             for name in ("open_dataset", "prepare"):
                 patch.setattr(f"captioner.training.run.{name}", lambda *_: None)
             patch.setattr("captioner.training.run.open_encoder", lambda *_: eyes)
-            patch.setattr("captioner.training.run._build", self._build)
+            patch.setattr("captioner.training.run._Setup", self._setup)
             patch.setattr("captioner.training.telemetry.draw_curves", lambda _, to: to.touch())
             patch.setattr(scenes, "PICTURES", {"train": 1})
             yield
 
-    def _build(self, config: Any, prepared: Any, encoder: Any, *rest: Any) -> Any:
-        known, _device, log, *_ = rest
+    def _setup(self, *parts: Any) -> Any:
+        log = parts[4]
         trainer = SimpleNamespace(decoder=self.captioner.decoder, progress=_Progress())
 
         def run() -> None:
@@ -149,8 +149,12 @@ class Tools:
             log.record(kind="epoch", epoch=1, step=7, bleu_4=0.0, cider_d=0.0)
 
         trainer.run, trainer.resume = run, lambda: log.forget_after(3)
-        assert known["encoder"] == "eyes"
-        return trainer, lambda _: self.captioner
+
+        def build(known: Any, resume: bool) -> Any:
+            assert known["encoder"] == "eyes"
+            return trainer
+
+        return SimpleNamespace(trainer=build, assemble=lambda _: self.captioner)
 
     def train(self, folder: Path, **how: Any) -> None:
         """Start or resume a run."""

@@ -29,12 +29,8 @@ def backward(
     to piece, its gradient does not (truncated back-propagation through time, Williams & Peng 1990).
     The window bounds the memory. A window as long as the caption gives the full gradient.
 
-    Args:
-        decoder: in training mode.
-        batch: captions and their images.
-        label_smoothing: probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
-        window: tokens per piece, at least 1; None: the whole caption.
-        scaler: multiplies the loss before the gradients are taken, for fp16.
+    Label smoothing is the probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
+    The scaler multiplies the loss before the gradients are taken, for fp16.
 
     Returns:
         The loss in nats per token, a scalar without gradient.

@@ -35,46 +35,27 @@ class DamagedError(CheckpointError):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Attributes:
-        epoch: completed epochs.
-        batch: completed batches of the current epoch.
-        step: optimizer steps since the start.
-        loss_sum: summed loss of the epoch so far, in nats.
-        token_sum: tokens of the epoch so far.
-        tokens: tokens since the start.
-        best_score: best dev score so far; -1: none yet.
-        best_epoch: epoch of the best score, from 1; 0: none yet, or the initial weights.
-        signature: describes how the dev score is computed.
-        seconds: training time, including the time before a resumption.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    token_sum: int = 0
-    tokens: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    signature: str = ""
-    seconds: float = 0.0
+    epoch: int = 0  # completed epochs
+    batch: int = 0  # completed batches of the current epoch
+    step: int = 0  # optimizer steps since the start
+    loss_sum: float = 0.0  # of the epoch so far, in nats
+    token_sum: int = 0  # of the epoch so far
+    tokens: int = 0  # since the start
+    best_score: float = -1.0  # best dev score so far; -1: none yet
+    best_epoch: int = 0  # of the best score, from 1; 0: none yet, or the initial weights
+    signature: str = ""  # describes how the dev score is computed
+    seconds: float = 0.0  # of training, including the time before a resumption
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A file in memory. The leader reads a checkpoint; all processes restore from it.
-
-    Attributes:
-        path: the file.
-        tensors: of modules and optimizer, by dotted name.
-        header: all other values, as JSON.
-    """
+    """A file in memory. The leader reads a checkpoint; all processes restore from it."""
 
     path: Path
-    tensors: dict[str, Tensor]
-    header: dict[str, str]
+    tensors: dict[str, Tensor]  # of modules and optimizer, by dotted name
+    header: dict[str, str]  # all other values, as JSON
 
 
 def left_alone(folder: Path) -> list[str]:
@@ -88,11 +69,7 @@ def save_checkpoint(
 ) -> None:
     """Write the state of a run, and delete all but the last two checkpoints.
 
-    Args:
-        folder: checkpoints of the run.
-        updater: its modules, the moments of its optimizer and its scale are saved.
-        progress: position and scores.
-        identity: values that must be equal in a resumed run.
+    The identity holds the values that must be equal in a resumed run.
 
     Raises:
         CheckpointError: if the file cannot be written; earlier checkpoints stay unchanged.
@@ -167,12 +144,7 @@ def restore(saved: Saved, updater: Updater, identity: Mapping[str, Any]) -> Prog
 
 
 def check_identity(saved: Mapping[str, Any], identity: Mapping[str, Any], where: Path) -> None:
-    """Refuse a checkpoint of another run.
-
-    Args:
-        saved: identity in the checkpoint.
-        identity: of this run; may lack keys.
-        where: file or folder of the checkpoint, for the message.
+    """Refuse a checkpoint of another run; `identity`, of this run, may lack keys.
 
     Raises:
         CheckpointError: if the identities differ.

@@ -14,12 +14,7 @@ from captioner.text import tokenize
 
 
 class DevSplit:
-    """Scores a decoder on the dev split.
-
-    Attributes:
-        table: the split.
-        captions: of the last `score`, one for each image; "" if the search failed.
-    """
+    """Scores a decoder on the dev split."""
 
     def __init__(
         self,
@@ -28,7 +23,7 @@ class DevSplit:
         say: Callable[[str], None],
     ):
         self.table = table
-        self.captions: list[str] = []
+        self.captions: list[str] = []  # of the last `score`, by image; "" if the search failed
         self._assemble = assemble
         self._say = say
         self._references: Future[PreparedReferences] | None = None
@@ -36,8 +31,7 @@ class DevSplit:
     def score(self, decoder: Decoder) -> dict[str, Score]:
         """Caption the split with a decoder's current weights; return BLEU and CIDEr-D, by name.
 
-        Args:
-            decoder: left in evaluation mode.
+        The decoder stays in evaluation mode.
         """
         captioner = self._assemble(decoder)
         captions: list[str] = []

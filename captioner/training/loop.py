@@ -42,17 +42,11 @@ class Stopped(Exception):  # noqa: N818 a request, not an error
 
 
 class Step(NamedTuple):
-    """One optimizer step; scalars stay on the device.
+    """One optimizer step; scalars stay on the device."""
 
-    Attributes:
-        loss: of this process's captions.
-        norm: gradient norm before clipping.
-        tokens: of the whole batch.
-    """
-
-    loss: Tensor
-    norm: Tensor
-    tokens: int
+    loss: Tensor  # of this process's captions
+    norm: Tensor  # gradient norm before clipping
+    tokens: int  # of the whole batch
 
 
 class Trainer:
@@ -69,17 +63,9 @@ class Trainer:
         world: World,
         critic: SelfCritical | None = None,
     ):
-        """Prepare to train.
+        """Prepare to train a decoder in place, on its device.
 
-        Args:
-            decoder: trained in place; on the device to train on.
-            table: captions and features; with a critic, one row per image.
-            dev: the split that selects the best epoch.
-            config: the `training` section.
-            log: of the run folder, which also holds the checkpoints.
-            identity: values that must be equal in a resumed run.
-            world: the processes that train together.
-            critic: samples the training captions; None: the table's captions.
+        With a critic, which samples the training captions, the table has one row per image.
         """
         self.decoder = decoder
         self.device = decoder.output.bias.device

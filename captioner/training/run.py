@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,25 +32,17 @@ from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
 
 RUN_FILES = ("config.yaml", "train.log", "metrics.jsonl", "curves.png")
-Assemble: TypeAlias = Callable[[Decoder], Captioner]
 MAX_SCST_RATE = 2e-5  # a peak of 1e-4 over-fits Flickr8k within an epoch
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The result of a run.
-
-    Attributes:
-        folder: run folder.
-        metric: name of the dev score that selected the model.
-        progress: at the end.
-        peak_memory: bytes, of the device or of this process.
-    """
+    """The result of a run."""
 
     folder: Path
-    metric: str
+    metric: str  # name of the dev score that selected the model
     progress: Progress
-    peak_memory: int
+    peak_memory: int  # bytes, of the device or of this process
 
 
 @within_memory("to train")
@@ -63,14 +54,10 @@ def train(
     overwrite: bool = False,
     device: str = "auto",
 ) -> Summary:
-    """Train a captioner; return the result.
+    """Train a captioner in a run folder; return the result.
 
-    Args:
-        config: settings; must equal the config of a resumed run.
-        folder: run folder to write.
-        resume: continue the run in the folder, or start one if there is none.
-        overwrite: delete the run in the folder, but no other files, and start.
-        device: "auto", "cpu", "cuda", ...
+    To resume is to continue the run in the folder, whose config must be equal, or to start one if
+    there is none. To overwrite is to delete the run in the folder, but no other files, and start.
 
     Raises:
         CaptionerError: if the data, the weights or the folder cannot be used.
@@ -94,137 +81,104 @@ def train(
         if resume and world.leads and (saved := identity_of(checkpoints)):
             check_identity(saved, known, folder)  # encoding the images would take long
         prepared = prepare(config, encoder, log.say, world)
-        trainer, assemble = _build(config, prepared, encoder, known, own_device, log, world, resume)
+        setup = _Setup(config, prepared, encoder, own_device, log, world)
+        trainer = setup.trainer(known, resume)
         if resume:
             trainer.resume()
         trainer.run()
         if world.leads:
-            assemble(trainer.decoder).save(folder / "model")
+            setup.assemble(trainer.decoder).save(folder / "model")
             log.draw_curves()
     return Summary(folder, config.training.metric, trainer.progress, peak_memory(own_device))
 
 
-def _build(
-    config: Config,
-    prepared: Prepared,
-    encoder: Encoder,
-    known: dict[str, str],
-    device: torch.device,
-    log: RunLog,
-    world: World,
-    resume: bool,
-) -> tuple[Trainer, Assemble]:
-    """Build the trainer, and the function that makes a captioner of the trained decoder."""
-    resumed = world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
-    decoder = _decoder(config, prepared, encoder, device, world, resumed)
-    critic = _critic(config, prepared, decoder, device, log, world)
-    weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
-    log.say(
-        f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
-        f"({device})"
-    )
-    assemble = _assembly(config, prepared, encoder, device)
-    words = "\n".join(prepared.vocabulary.words)
-    identity = {
-        "config": config.model_dump(mode="json"),
-        **known,
-        "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
-        **prepared.data,
-    }
-    dev = DevSplit(prepared.dev, assemble, log.say)
-    table = prepared.train.per_image() if critic else prepared.train
-    return Trainer(decoder, table, dev, config.training, log, identity, world, critic), assemble
+@dataclass(frozen=True)
+class _Setup:
+    """Builds what a run needs from its config and its data."""
 
+    config: Config
+    prepared: Prepared
+    encoder: Encoder
+    device: torch.device
+    log: RunLog
+    world: World
 
-def _decoder(
-    config: Config,
-    prepared: Prepared,
-    encoder: Encoder,
-    device: torch.device,
-    world: World,
-    resumed: bool,
-) -> Decoder:
-    """Build the decoder with random weights or the weights of `training.start_from`.
-
-    Raises:
-        ConfigError: if the decoder does not fit into memory, or `start_from` does not fit the run.
-    """
-    training, table = config.training, prepared.train
-    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
-    check_room(config.decoder, training, device, **sizes)
-    torch.manual_seed(training.seed)
-    decoder = Decoder(config.decoder, **sizes)
-    if training.start_from is None:
-        decoder.init_hidden.measure(table.features, table.rows.unique())
-    elif not resumed:  # a checkpoint replaces the weights, and start_from may be gone
-        start: dict[str, Tensor] = {}
-        if world.leads:  # other machines may not have the folder
-            start = start_weights(training.start_from, decoder, encoder, prepared.vocabulary)
-        decoder.load_state_dict(world.broadcast(start))
-    return decoder.to(device)
-
-
-def _critic(
-    config: Config,
-    prepared: Prepared,
-    decoder: Decoder,
-    device: torch.device,
-    log: RunLog,
-    world: World,
-) -> SelfCritical | None:
-    """Build the critic for self-critical training; None for cross-entropy.
-
-    Raises:
-        DataError: if there is only one image, for which CIDEr-D is undefined.
-    """
-    training = config.training
-    if training.objective == "xent":
-        return None
-    if training.learning_rate > MAX_SCST_RATE:
+    def trainer(self, known: dict[str, str], resume: bool) -> Trainer:
+        config, prepared, log = self.config, self.prepared, self.log
+        resumed = self.world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
+        decoder = self._decoder(resumed)
+        critic = None if config.training.objective == "xent" else self._critic(decoder)
+        weights = sum(p.numel() for p in decoder.parameters() if p.requires_grad)
         log.say(
-            f"warning: training.learning_rate {training.learning_rate:g} is high for scst: small "
-            f"data sets over-fit within an epoch; 1e-5 works for Flickr8k"
+            f"training {weights / 1e6:.1f} million weights on {len(prepared.train):,} captions "
+            f"({self.device})"
         )
-    return SelfCritical(
-        decoder,
-        prepared.vocabulary,
-        prepared.references,
-        training,
-        max_length=config.decoding.max_length,
-        dtype=dtype_of(training.precision, device),
-        world=world,
-    )
+        words = "\n".join(prepared.vocabulary.words)
+        identity = {
+            "config": config.model_dump(mode="json"),
+            **known,
+            "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
+            **prepared.data,
+        }
+        dev = DevSplit(prepared.dev, self.assemble, log.say)
+        table = prepared.train.per_image() if critic else prepared.train
+        return Trainer(decoder, table, dev, config.training, log, identity, self.world, critic)
 
+    def _decoder(self, resumed: bool) -> Decoder:
+        """Build the decoder with random weights or the weights of `training.start_from`."""
+        training, prepared = self.config.training, self.prepared
+        sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": self.encoder.feature_size}
+        check_room(self.config.decoder, training, self.device, **sizes)
+        torch.manual_seed(training.seed)
+        decoder = Decoder(self.config.decoder, **sizes)
+        if training.start_from is None:
+            decoder.init_hidden.measure(prepared.train.features, prepared.train.rows.unique())
+        elif not resumed:  # a checkpoint replaces the weights, and start_from may be gone
+            start: dict[str, Tensor] = {}
+            if self.world.leads:  # other machines may not have the folder
+                vocabulary = prepared.vocabulary
+                start = start_weights(training.start_from, decoder, self.encoder, vocabulary)
+            decoder.load_state_dict(self.world.broadcast(start))
+        return decoder.to(self.device)
 
-def _assembly(
-    config: Config, prepared: Prepared, encoder: Encoder, device: torch.device
-) -> Assemble:
-    """Return a function that makes a captioner of a decoder with its current weights."""
-    table, ngrams = prepared.train, None
-    if config.decoding.neighbours:
+    def _critic(self, decoder: Decoder) -> SelfCritical:
+        training = self.config.training
+        if training.learning_rate > MAX_SCST_RATE:
+            self.log.say(
+                f"warning: training.learning_rate {training.learning_rate:g} is high for scst: "
+                f"small data sets over-fit within an epoch; 1e-5 works for Flickr8k"
+            )
+        return SelfCritical(
+            decoder,
+            self.prepared.vocabulary,
+            self.prepared.references,
+            training,
+            max_length=self.config.decoding.max_length,
+            dtype=dtype_of(training.precision, self.device),
+            world=self.world,
+        )
+
+    @cached_property
+    def _ngrams(self) -> dict[str, Tensor]:
+        table = self.prepared.train
         # Lengths without start and end token: the end token then counts as padding.
         counted = count_ngrams(table.token_ids[:, 1:], table.lengths - 2, table.images)
-        ngrams = {name: tensor.to(device) for name, tensor in counted.items()}
+        return {name: tensor.to(self.device) for name, tensor in counted.items()}
 
-    def assemble(decoder: Decoder) -> Captioner:
-        neighbours = None
-        if ngrams is not None:
-            features = (batch.to(device) for batch in table.image_features())
-            neighbours = Neighbours.gather(decoder, features, ngrams)
-        captioner = Captioner(encoder, decoder, prepared.vocabulary, config.decoding, neighbours)
-        captioner.device = device
+    def assemble(self, decoder: Decoder) -> Captioner:
+        """Make a captioner of a decoder with its current weights."""
+        neighbours, decoding = None, self.config.decoding
+        if decoding.neighbours:
+            features = (rows.to(self.device) for rows in self.prepared.train.image_features())
+            neighbours = Neighbours.gather(decoder, features, self._ngrams)
+        words = self.prepared.vocabulary
+        captioner = Captioner(self.encoder, decoder, words, decoding, neighbours)
+        captioner.device = self.device
         return captioner
-
-    return assemble
 
 
 def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder with files that the run would overwrite without permission.
-
-    Raises:
-        ConfigError: if the folder holds files that captioner did not write, the model that the run
-            starts from, or a run and neither `resume` nor `overwrite`.
-    """
+    """Refuse a folder with files that the run would overwrite without permission."""
     model = config.training.start_from
     if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(

@@ -49,16 +49,10 @@ class SelfCritical:
         dtype: torch.dtype = torch.float32,
         world: World = ALONE,
     ):
-        """Count the n-grams of the references.
+        """Count the n-grams of the references: the tokens of each caption of each training image.
 
-        Args:
-            decoder: samples captions with its current weights.
-            vocabulary: of the decoder.
-            references: tokens of each caption of each training image; give document frequencies.
-            config: the `training` section.
-            max_length: maximum tokens of a caption, end token included.
-            dtype: of matrix products while sampling.
-            world: the processes that train together.
+        A sampled caption has at most `max_length` tokens, end token included. `dtype` is the type
+        of matrix products while sampling.
 
         Raises:
             DataError: if there is only one image, for which CIDEr-D is undefined.
@@ -81,9 +75,6 @@ class SelfCritical:
 
     def write(self, batch: Batch) -> Batch:
         """Sample captions for this process's images, without dropout.
-
-        Args:
-            batch: B images; its captions are ignored.
 
         Returns:
             `samples` captions of each image, image by image. The weight of a caption is its
@@ -141,10 +132,8 @@ class SelfCritical:
     def report(self, device: torch.device) -> dict[str, float]:
         """Return statistics of all processes' captions since the last report.
 
-        `reward` is the mean reward, `advantage_std` the root mean square of the advantages.
-
-        Args:
-            device: on which the processes sum.
+        `reward` is the mean reward, `advantage_std` the root mean square of the advantages. The
+        processes sum on the device.
         """
         sums = torch.tensor(self._sums, dtype=torch.float32, device=device)
         self._sums = np.zeros(3)

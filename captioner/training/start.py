@@ -20,13 +20,9 @@ FREE = ("dropout", "feature_dropout")  # settings that weights do not depend on
 def start_weights(
     folder: str, decoder: Decoder, encoder: Encoder, vocabulary: Vocabulary
 ) -> dict[str, Tensor]:
-    """Return the state dict of a trained decoder, with the mean and deviation of its features.
+    """Return the state dict of the decoder in a model or run directory.
 
-    Args:
-        folder: a model directory, or a run directory that holds one.
-        decoder: of the new run.
-        encoder: of the new run.
-        vocabulary: of the new run.
+    The decoder, encoder and vocabulary are those of the new run.
 
     Raises:
         ConfigError: if there is no usable model, or the model does not fit the run.

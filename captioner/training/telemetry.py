@@ -22,12 +22,7 @@ LINE_START = b'{"kind": "'
 
 
 class RunLog:
-    """The log of one run folder.
-
-    Attributes:
-        silent: print and write nothing; the leading process does.
-        board: TensorBoard; None if it is not installed.
-    """
+    """The log of one run folder; a silent one prints and writes nothing."""
 
     def __init__(self, folder: Path, *, silent: bool = False):
         self.folder = folder
@@ -36,7 +31,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
-        self.board: Board | None = None
+        self.board: Board | None = None  # if TensorBoard is installed
 
     def open_board(self, step: int) -> None:
         """Also write to TensorBoard, if it is installed, after `step` steps."""

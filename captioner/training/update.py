@@ -42,26 +42,13 @@ def check_room(
 
 
 class Updater:
-    """Changes a decoder's weights after each backward pass.
-
-    Attributes:
-        optimizer: AdamW with weight decay of matrices, not of biases.
-        scaler: scales the loss in fp16, in which small gradients would underflow.
-        average: copy of the decoder with the moving average of the weights; None: off.
-    """
+    """Changes a decoder's weights after each backward pass, on the decoder's device."""
 
     def __init__(self, decoder: Decoder, config: TrainingConfig, total_steps: int, *, fp16: bool):
-        """Prepare to update.
-
-        Args:
-            decoder: on the device to train on.
-            config: the `training` section.
-            total_steps: steps of the whole run.
-            fp16: whether the forward pass computes in fp16.
-        """
         self.decoder = decoder
         self.config = config
         self.total_steps = total_steps
+        # A copy with the moving average of the weights.
         self.average = copy.deepcopy(decoder).eval() if config.ema_decay else None
         trained = [p for p in decoder.parameters() if p.requires_grad]
         groups = [
@@ -70,15 +57,14 @@ class Updater:
         ]
         betas = (0.9, config.beta2)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+        # In fp16, small gradients of a loss that is not scaled would underflow.
         self.scaler = torch.amp.GradScaler(trained[0].device.type, enabled=fp16)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules to save in a checkpoint, by name."""
-        modules: dict[str, nn.Module] = {"decoder": self.decoder}
-        if self.average is not None:
-            modules["average"] = self.average
-        return modules
+        average = {} if self.average is None else {"average": self.average}
+        return {"decoder": self.decoder, **average}
 
     @property
     def learning_rate(self) -> float:
@@ -88,11 +74,7 @@ class Updater:
     def update(self, step: int) -> Tensor:
         """Clip the gradients, update the weights and their average, and clear the gradients.
 
-        Args:
-            step: index of the step, from 0.
-
-        Returns:
-            The gradient norm before clipping, a scalar.
+        Returns the gradient norm before clipping, a scalar. Steps count from 0.
         """
         config = self.config
         for group in self.optimizer.param_groups:
