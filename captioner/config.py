@@ -392,11 +392,9 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a config file and apply overrides.
+    """Read a config, and apply overrides such as `section.key=value`, whose value is YAML.
 
-    Args:
-        name: path of a YAML file, name of a bundled config, or None for the defaults.
-        overrides: `section.key=value` strings; the value is YAML.
+    The name is a path of a YAML file, or that of a bundled config; None gives the defaults.
 
     Raises:
         ConfigError: if the file or an override has mistakes; one line for each.
@@ -457,9 +455,7 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
 def first_mistake(error: ValidationError, *tags: str | int) -> str:
     """Return the first mistake in a JSON file, on one line.
 
-    Args:
-        error: from pydantic.
-        *tags: steps of pydantic's paths that are not keys of the file.
+    Tags are steps of pydantic's paths that are not keys of the file.
     """
     return _line(error.errors(include_url=False)[0], tags)
 

@@ -29,10 +29,9 @@ LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
 def find_model(model: Path | None) -> Path:
-    """Return the model directory to use.
+    """Return the model directory of a model or run directory.
 
-    Args:
-        model: model or run directory; None: `$CAPTIONER_MODEL`, or else the newest below `runs/`.
+    By default it is in `$CAPTIONER_MODEL`, or else the newest below `runs/`.
 
     Raises:
         ModelError: if there is no model.
@@ -58,12 +57,9 @@ def find_models(models: tuple[Path, ...]) -> list[Path]:
 def config_of_model(
     folder: Path, data: str | None = None, overrides: tuple[str, ...] = ()
 ) -> Config:
-    """Return the config of the run that trained a model.
+    """Return the config of the run that trained a model, from the parent of the model's folder.
 
-    Args:
-        folder: model directory; `config.yaml` is read from its parent folder.
-        data: folder or file of another data set.
-        overrides: `section.key=value` strings.
+    Data, a folder or file, and overrides, such as `section.key=value`, replace settings.
 
     Raises:
         ConfigError: if there is neither a `config.yaml` nor `data`.
@@ -79,12 +75,7 @@ def config_of_model(
 
 
 def read_metrics(path: Path, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` that a run wrote; none if the file is absent.
-
-    Args:
-        path: of the file.
-        say: receives a message with the number of ignored lines.
-    """
+    """Return the lines of `metrics.jsonl` that a run wrote; none if the file is absent."""
     if not path.is_file():
         return []
     lines = [*map(parse_metrics, LINES.findall(path.read_bytes()))]
