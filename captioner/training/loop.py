@@ -248,7 +248,7 @@ class Trainer:
             **rewards,
             grad_norm=norm,
             clipped=float((norms > self.config.clip_norm).float().mean()),
-            learning_rate=self.updater.learning_rate,
+            learning_rate=learning_rate(self.config, progress.step - 1, self.total_steps),
             tokens_per_second=round(speed),
         )
         means = {

@@ -66,11 +66,6 @@ class Updater:
         average = {} if self.average is None else {"average": self.average}
         return {"decoder": self.decoder, **average}
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def update(self, step: int) -> Tensor:
         """Clip the gradients, update the weights and their average, and clear the gradients.
 

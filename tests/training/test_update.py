@@ -76,7 +76,7 @@ def test_every_weight_moves_by_the_learning_rate_of_the_schedule():
     weight = 1.0
     for step, rate in enumerate([0.025, 0.05, 0.075, 0.1, 0.1, 0.1 * 95 / 96]):
         step_along(updater, step, 1.0)  # the same at each step: Adam moves by the rate itself
-        assert updater.learning_rate == pytest.approx(rate)
+        assert updater.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
         weight -= rate
         assert_all(decoder, weight)
 
