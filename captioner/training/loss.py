@@ -57,14 +57,9 @@ def cross_entropy(
     passes over the logits. Label smoothing after Szegedy et al. (2016), "Rethinking the Inception
     Architecture for Computer Vision".
 
-    Args:
-        logits: (N, V), of any floating type.
-        targets: int64 (N,), in 0..V-1.
-        label_smoothing: probability spread evenly over the vocabulary, in [0, 1).
-        weights: float32 (N,), factor of each word's loss, may be negative; None: 1.
-
-    Returns:
-        Loss in nats, a float32 scalar.
+    Logits are (N, V), of any floating type; targets are int64 (N,), in 0..V-1. Label smoothing is
+    the probability spread evenly over the vocabulary, in [0, 1). Weights, float32 (N,), multiply
+    each word's loss and may be negative. The loss is in nats, a float32 scalar.
     """
     loss: Tensor = _CrossEntropy.apply(logits, targets, label_smoothing, weights)
     return loss
