@@ -52,14 +52,10 @@ def check_preprocessing(
     here_in_it: str,
     changed: Sequence[str] = (),
 ) -> Check:
-    """Compare the encoder with the encoder of training.
+    """Compare the encoder with the encoder of training, by fingerprint.
 
-    Args:
-        trained: fingerprint in the training run; None: no run.
-        here: fingerprint of the model's encoder, with preprocessing and weights.
-        arithmetic: of training, such as "bf16 on cuda"; None: a captioner of version 0.1.
-        here_in_it: fingerprint of the model's encoder in the arithmetic of training.
-        changed: known differences, such as "preprocess.mean: (0.5, ...), was (0.4, ...)".
+    `here` is the model's, `here_in_it` the model's in the arithmetic of training. Without a run,
+    `trained` is None; in a run of version 0.1, `arithmetic` is None.
     """
     name = "preprocessing"
     if trained is None:

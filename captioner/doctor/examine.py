@@ -154,8 +154,8 @@ def _run(
     return captions, _range(initial), _range(outputs)
 
 
-def _range(extremes: Sequence[Tensor]) -> Ranges:
-    low, high = torch.stack([*extremes]).cpu().aminmax(dim=0)
+def _range(extremes: list[Tensor]) -> Ranges:
+    low, high = torch.stack(extremes).cpu().aminmax(dim=0)
     return low.numpy(), high.numpy()
 
 

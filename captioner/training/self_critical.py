@@ -115,9 +115,7 @@ class SelfCritical:
     def rewards(self, targets: Tensor, images: Tensor) -> Tensor:
         """Return the rewards of captions, float64 (N,), on the CPU.
 
-        Args:
-            targets: int64 (N, T), words, end token, padding.
-            images: int64 (N,), index of the image of each caption.
+        Targets, int64 (N, T), are words, end token and padding; images are indices, int64 (N,).
         """
         captions = [
             [self.words[i] for i in row if i != Vocabulary.pad_id] for row in targets.tolist()
