@@ -37,7 +37,7 @@ class Pictures:
         return None
 
     def unnamed(self) -> list[Path]:
-        """Return the images that `find` never returned, in the folders of those it did, sorted."""
+        """Return the unused images, sorted, from folders in which `find` found an image."""
         return [
             Path(folder, name)
             for folder, names in sorted(self._found.items())

@@ -64,8 +64,8 @@ def load_tables(
 def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the tables of a data set.
 
-    Of a folder, the first that exists of: `metadata.*`, `captions.*`, one `metadata.*` per
-    sub-folder, files named after splits, a single table.
+    In a folder, the first of these that exists: `metadata.*`, `captions.*`, one `metadata.*` per
+    subfolder, files named after splits, a single table.
     """
     if root.is_file():
         return [root]

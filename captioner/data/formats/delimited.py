@@ -52,7 +52,7 @@ def _rows(
         if not all(map(is_utf8, cells)):
             collector.problem("not UTF-8", where, excerpt(cells))
         elif len(cells) != len(names):
-            detail = f"{len(cells)} cells instead of {len(names)}"
+            detail = f"{len(cells)} cells, expected {len(names)}"
             collector.problem("malformed line", where, detail)
         else:
             own = own_cells(names, cells)

@@ -127,6 +127,8 @@ def _table_rows(
         if not all(map(is_utf8, cells)):
             collector.problem("not UTF-8", where, excerpt(delimiter.join(cells)))
         elif len(cells) < width:
-            collector.problem("malformed line", where, f"{len(cells)} columns instead of {width}")
+            collector.problem(
+                "malformed line", where, f"{len(cells)} cells, expected at least {width}"
+            )
         else:
             yield where, cells[0].strip(), caption
