@@ -85,7 +85,7 @@ class Captioner:
             decoder: built for the encoder's feature size and the vocabulary's size.
             vocabulary: the word of each token id.
             decoding: default search settings.
-            neighbours: captions of the training images, needed if `decoding.neighbours` > 0.
+            neighbours: captions of the training images, required if `decoding.neighbours` > 0.
         """
         self.encoder = encoder
         self.decoder = decoder.eval()
@@ -310,7 +310,7 @@ class Captioner:
     ) -> str | Iterator[str] | Iterator[str | None]:
         """Caption one image, or many images lazily.
 
-        Threads read and decode the next images meanwhile. `captioner.caption_files` also
+        Threads read and decode the next images in the background. `captioner.caption_files` also
         returns image names, n-best lists and the reason of each failure.
 
         Args:
@@ -319,8 +319,8 @@ class Captioner:
                 or tensor (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
             batch_size: images per pass. Rounding in bf16 depends on the batch size: another
                 batch size changes a caption in rare cases.
-            on_error: "skip" yields None for an image that cannot be read or that overflows the
-                model; only for an iterable.
+            on_error: only for an iterable; "skip" yields None for an image that is unreadable or
+                for which the model computes NaN or infinity.
             **overrides: search settings to change, such as beam_size=5; see `settings`.
 
         Returns:
@@ -328,7 +328,7 @@ class Captioner:
 
         Raises:
             ImageError: if an image cannot be read, or the model computes NaN or infinity for the
-                image. An iterator raises it after the captions of the images before.
+                image. An iterator first yields the captions of the earlier images.
             ConfigError: at once, if a setting is unknown or out of range.
         """
         if "n_best" in overrides:
@@ -415,15 +415,15 @@ class Captioner:
     ) -> float | Tensor:
         """Compute the log-likelihood of captions given images.
 
-        Use it to filter data, or to rank captions for an image or images for a caption. Unknown
-        words score as the token <unk>, which is more probable than a single rare word: check
-        `vocabulary.coverage` if captions may hold many unknown words.
+        Use it to filter data, and to rank captions for an image or images for a caption. An unknown
+        word scores as <unk>, which is more probable than a rare word. If captions may contain many
+        unknown words, check `vocabulary.coverage`.
 
         Args:
             images: one image or many; see `caption`.
             captions: one caption or many, as plain text.
-            per_token: True: the mean over words and end token; False: the sum, which is the
-                logarithm of the caption's probability.
+            per_token: True: the mean over words and end token; False: the sum, the logarithm of
+                the caption's probability.
 
         Returns:
             Log-likelihood in nats, at most 0. One image and one caption: a float. Otherwise a
@@ -431,7 +431,7 @@ class Captioner:
 
         Raises:
             ImageError: if an image cannot be read, or the model computes NaN or infinity for it.
-            ConfigError: if a caption is no text.
+            ConfigError: if a caption is not a string.
         """
         if is_one(images):
             row = self.score([images], captions, per_token=per_token)[0]
@@ -463,7 +463,7 @@ class Captioner:
 
         Raises:
             ModelError: if the model is an ensemble, or computes NaN or infinity for a caption.
-            ConfigError: if a caption is no text.
+            ConfigError: if a caption is not a string.
         """
         if isinstance(captions, str):
             return self.embed([captions])[0]
@@ -514,8 +514,8 @@ class Captioner:
         """Load a model, or several models as an ensemble.
 
         Args:
-            folder: a model directory, or a run directory that holds `model/`. With several, the
-                mean of the models' word distributions is used.
+            folder: a model directory, or a run directory with `model/`. Several form an ensemble:
+                it uses the mean of the models' word distributions.
             device: see `to`.
 
         Raises:
