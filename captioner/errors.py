@@ -1,9 +1,9 @@
 """Every error that a user can cause.
 
 A message is one line (a list of mistakes has one line each) that says what is wrong, where, and
-what to do. The command line prints it and exits with code 2 for a `ConfigError`, else 1. Every
-message is printable and bounded: foreign text in it is shortened by `system.foreign`, and the
-whole message again here.
+what to do. The command line prints it and exits with code 2 for a `ConfigError`, else 1.
+`system.foreign` shortens foreign text in a message. This module bounds the whole message and makes
+it printable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CaptionerError(Exception):
     """Base class of every error that captioner raises on purpose.
 
     Args:
-        message: one line; line ends in it, such as in a file name, are shown as escapes.
+        message: one line; line ends, as in a file name, become escapes.
         *lines: further lines, for a list of mistakes.
     """
 

@@ -117,7 +117,7 @@ class FeatureStore:
         return rows
 
     def table(self, keys: Sequence[bytes]) -> tuple[Tensor, Tensor]:
-        """Return the features of N keys of the store, and their rows; an `AlteredError` if damaged.
+        """Return the features and rows of N keys of the store; an `AlteredError` if damaged.
 
         Returns:
             Features, fp16 (R, F), and the row of each key, int64 (N,). Features that do not fit the
@@ -147,7 +147,7 @@ class FeatureStore:
         return max(0, written - self._count)
 
     def drop_damaged(self) -> int:
-        """Forget the damaged rows and the rows that are cut off; return the number of the former.
+        """Forget damaged rows and rows that are cut off; return the number of damaged rows.
 
         The caller holds the lock of `filling`. The rows keep their places, so memory maps of other
         processes stay valid.
@@ -218,7 +218,7 @@ def _tail(path: Path, start: int) -> bytes:
 
 
 def _write(path: Path, end: int, content: bytes) -> None:
-    """Write at `end`, after the last row with a key; overwrite the remains of a crash."""
+    """Write at `end`, after the last row with a key; overwrite rows that a crash left."""
     with path.open("ab") as file:
         file.truncate(end)
         file.write(content)

@@ -26,8 +26,7 @@ class Format(Protocol):
         """Read a file, or a folder that `recognise` accepts.
 
         Raises:
-            DataError: if a file cannot be read or does not have this format, or there is no usable
-                image.
+            DataError: if a file is unreadable or has another format, or no image is usable.
         """
 
 
@@ -64,13 +63,12 @@ def load_dataset(
         image_column: CSV and JSONL: column of the image's file name; None: guessed.
         caption_column: CSV and JSONL: column of the caption or captions; None: guessed.
         split_column: CSV and JSONL: column of the split.
-        holdout: fraction of the train images, 0 to 1, that becomes "dev" if the data set has no
-            dev split; 0: none.
-        strict: refuse a data set with problems.
+        holdout: without a dev split, this fraction of the train images becomes "dev", 0 to 1.
+        strict: raise an error if the data set has problems.
 
     Raises:
-        DataError: if the data set does not exist, has no known format, cannot be read, has no
-            usable example, or has problems in strict mode.
+        DataError: if the data set does not exist, is unreadable, has an unknown format or no
+            usable image, or has problems in strict mode.
     """
     options = Options(images, restval, image_column, caption_column, split_column)
     dataset = _choose(root, format).load(root, options)
@@ -113,6 +111,6 @@ def _hold_out(dataset: Dataset, holdout: float) -> Dataset:
 
 
 def _position(image_id: str) -> float:
-    """Return a number in [0, 1) that depends only on the id: new images move no others."""
+    """Return a number in [0, 1) from the id alone: new images do not move old ones."""
     digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64
