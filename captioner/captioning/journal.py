@@ -1,7 +1,7 @@
 """The journal of a captioning job: an interrupted job resumes without captioning images twice.
 
-A journal is an SQLite database. A batch is stored completely or not at all, even after `kill -9`,
-and finding one of a million images takes microseconds and no memory. Each process of a job writes
+A journal is an SQLite database. A batch is stored completely or not at all, even after `kill -9`.
+Finding one of a million images takes microseconds and no memory. Each process of a job writes
 its own journal and reads all of them. Each row has a checksum, because SQLite does not detect a
 flipped bit.
 """
@@ -96,8 +96,8 @@ class Journal:
     def __init__(self, output: Path, rank: int, identity: Mapping[str, Any], run_id: bytes = b""):
         """Open or create the journal of a process.
 
-        The identity is everything that a record depends on, except the image: model, settings. The
-        random `run_id` marks the rows of this run; it is equal in all processes.
+        The identity is the model and the settings: all that a record depends on besides the image.
+        The random `run_id` marks the rows of this run; all processes share it.
 
         Raises:
             ConfigError: if the journal was started with another model or other settings.
@@ -120,7 +120,7 @@ class Journal:
         self.places = {path: _place(path) for path in self.journals}
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
-        """Return the digests with which an image is in the journals, with or without failures."""
+        """Return an image's digests in the journals, with or without failures."""
         return frozenset(
             digest
             for path, db in self.journals.items()
@@ -149,7 +149,7 @@ class Journal:
                 self.check_place()
 
     def check_place(self) -> None:
-        """Raise `DataError` if a journal was moved or removed: SQLite would write into it still."""
+        """Raise `DataError` if a journal was moved or deleted: SQLite would still write into it."""
         for path, place in self.places.items():
             if _place(path) != place:
                 raise DataError(
@@ -231,7 +231,7 @@ def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
 def _intact_rows(
     path: Path, db: sqlite3.Connection, identity: Mapping[str, Any]
 ) -> tuple[list[tuple[Value, ...]], str | None]:
-    """Return the rows whose checksums match, and what is damaged; None if nothing is."""
+    """Return the rows with correct checksums, and the first damage or None."""
     problems: list[str] = []
 
     @contextmanager
@@ -266,7 +266,7 @@ def _intact_rows(
 def _rows(
     path: Path, db: sqlite3.Connection, key: bytes, query: str, *values: Value
 ) -> Iterator[list[Any]]:
-    """Yield the rows of a query without their last column, a checksum that must match."""
+    """Check the checksum, the last column of a query, and yield the rows without it."""
     with _usable(path):
         for *row, checksum in db.execute(query, values):
             if checksum != _checksum(key, *row):
@@ -351,7 +351,7 @@ def _usable(path: Path) -> Iterator[None]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an error means damage, not a full disk, a lock or a missing permission."""
+    """Whether an error means damage, rather than a full disk, a lock or a missing permission."""
     code = getattr(error, "sqlite_errorcode", 0)
     return not isinstance(error, OSError) and code & 0xFF not in NOT_DAMAGE
 

@@ -51,8 +51,8 @@ def caption_with_ray(
     More than 60 lines, half of them for the arguments.
 
     Ray may restart workers; each record is still written once, in the order of the items. The model
-    is sent to the workers. They open files at the given paths, and read names with a scheme
-    (`s3://`, `gs://`, `hdfs://`, `file://`) through pyarrow. Failures are listed in `errors.jsonl`
+    is sent to the workers. The workers open files at the given paths, and read URIs (`s3://`,
+    `gs://`, `hdfs://`, `file://`) through pyarrow. Failures are listed in `errors.jsonl`
     next to the output.
 
     Args:
@@ -65,8 +65,8 @@ def caption_with_ray(
             machine.
         format: a format of `writers.FORMATS` that writes one file, such as `jsonl` or `parquet`.
         num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
-        concurrency: number of workers; those that do not fit wait until the cluster grows. None: as
-            many as fit.
+        concurrency: number of workers; workers that do not fit wait until the cluster grows. None:
+            as many as fit.
         address: cluster address, as for `ray.init`. None: $RAY_ADDRESS, else a cluster that runs on
             this machine, else a new one for this call. An existing connection is kept.
         tell: called with each record that failed.

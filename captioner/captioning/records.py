@@ -35,8 +35,8 @@ class CaptioningOptions:
         num_workers: threads that read and decode and, on a CPU, encode and search; None: one per
             core.
         max_pixels: images with more pixels are refused.
-        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size if at least twice the
-            CNN's input size remains: much faster, and pixels differ by less than 1 of 255.
+        scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than
+            twice the CNN's input size: much faster; pixels (0 to 255) differ by less than 1.
         max_memory: bytes for reading and decoding images; None: `usual_limit`.
     """
 
@@ -176,12 +176,12 @@ def caption_files(
     *,
     memory: Memory | None = None,
 ) -> Iterator[Record]:
-    """Caption images; a bad image costs only its own record.
+    """Caption images; a bad image becomes an error record.
 
     Args:
         captioner: on its device.
-        items: images, or failures, which become records unchanged. Consumed lazily: memory does
-            not grow with the number of images.
+        items: images, or failures to pass on as records. Consumed lazily: memory does not grow with
+            the number of images.
         options: search settings, such as `captioner.settings(beam_size=5)`; None: the model's.
         how: captioning settings; None: the defaults.
         memory: memory limit for reading and decoding; pass the object given to `list_images`.

@@ -49,15 +49,15 @@ def list_images(
         sources: one or several sources that the user typed; `-` reads paths from stdin. Only these
             names may begin with `pipe:` or be a named pipe.
         recursive: also search subfolders.
-        stdin: paths, one per line; if the first line contains a zero byte, separated by zero bytes.
+        stdin: paths, one per line, or separated by zero bytes if the first line contains one.
         image_column: column of paths in tables; None: guessed from common names.
-        memory: claimed before a member of a stream is read; use only if the images are captioned
-            in order. None: no limit.
+        memory: limit for the members of tar streams; pass it only if images are captioned in order.
+            None: no limit.
 
     Yields:
-        Each image, or a failure for each name without an image. In folders and archives, only files
-        with an image extension. A folder's files are sorted by name; members of archives and rows
-        of tables keep their order.
+        Each image, or a failure for each name without an image. Folders and archives yield only
+        files with an image extension. A folder's files are sorted by name. Members of archives and
+        rows of tables keep their order.
     """
     for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
