@@ -35,8 +35,8 @@ MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
 class Neighbours(NamedTuple):
     """The initial states of R training images, and the n-grams of their captions.
 
-    CIDEr weights the n-grams: a weight is the mean over captions and orders, with each caption's
-    vector of an order scaled to length 1.
+    The weight of an n-gram in an image is its mean TF-IDF over the image's captions and all orders.
+    Each caption's vector of each order is first scaled to length 1.
     """
 
     states: Tensor  # initial states, scaled to length 1, float32 (R, D); float16 on disk

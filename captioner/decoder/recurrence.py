@@ -86,8 +86,8 @@ def recurrence_backward(
     for On-Line Training of Recurrent Network Trajectories", Neural Computation 2 (1990).
 
     Args:
-        grad_H: gradient of the loss with respect to each state, without the path through later
-            states, (B, T, H).
+        grad_H: gradient of the loss with respect to each state, paths through later states
+            excluded, (B, T, H).
         X, H_0, W_xh, W_hh: the arguments of `recurrence`.
         H: the states that `recurrence` returned, (B, T, H).
         phi: the non-linearity of `recurrence`.
@@ -178,10 +178,10 @@ class _Recurrence(torch.autograd.Function):
 
 
 class Elman(nn.Module):
-    """A replacement for `torch.nn.RNN` with `batch_first` that uses the functions above.
+    """A replacement for `torch.nn.RNN(batch_first=True)` that uses the functions above.
 
-    The same seed gives the initial weights of `torch.nn.RNN`. There is one bias, not two. The
-    dtype of the weights is the precision of the computation, with or without autocast.
+    With the same seed, the initial weights equal those of `torch.nn.RNN`. There is one bias, not
+    two. The weights' dtype is the precision of the computation, even under autocast.
 
     Args as for `torch.nn.RNN`; `nonlinearity` is phi, and layer n + 1 reads the states of layer n.
 

@@ -1,8 +1,8 @@
 """The fast form of a frozen CNN: folded batch norms, channels last, optional low precision.
 
-Folding keeps the function and saves operations. Low precision leaves the first layers in fp32:
-their filters, above all MobileNet's depthwise filters, compute small differences of large weights,
-which bf16's eight bits would lose.
+Folding computes the same function with fewer operations. The first layers stay in fp32: their
+filters, above all MobileNet's depthwise filters, compute small differences of large weights. bf16
+has eight bits of precision and would lose these differences.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """CIDEr-D: TF-IDF weighted n-gram similarity to the references, from 0 to 10.
 
-Papers report the "CIDEr" of the COCO scorer, which computes CIDEr-D. So here `cider` equals
-`cider_d`.
+The "CIDEr" of the COCO scorer, which papers report, is CIDEr-D. So `cider` equals `cider_d`.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class CiderD(Metric):
                 for each image, in order.
 
         Returns:
-            float64 (B,) in [0, 10]; NaN if the references are of one image only.
+            float64 (B,) in [0, 10]; NaN if there is only one image.
 
         Raises:
             DataError: if the numbers of hypotheses and images differ, or an index is out of range.

@@ -1,8 +1,8 @@
 """Reference captions, prepared once for scoring by array arithmetic.
 
 Every n-gram gets an integer id. Order by order, the ids of the first n - 1 words and of the last
-word are looked up as one pair. There is no hashing, so there are no collisions. The metrics then
-sort, search and count integers.
+word are looked up as one pair. No hashing: no collisions. The metrics then sort,
+search and count integers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from captioner.search.top_tokens import top_tokens
 
 
 class _Sentences(NamedTuple):
-    """W sentences of each of A images, best first; an empty place has total and score -inf."""
+    """W sentences per image, A images, best first; an empty place has total and score -inf."""
 
     written: Tensor  # start token, words, end tokens up to the width, int64 (A, W, 1+max_length)
     totals: Tensor  # log-probabilities, float32 (A, W)
@@ -42,10 +42,10 @@ def beam_search(
 
     Each step extends the live prefixes of an image by every token. Of the K best extensions,
     those with the end token are finished. The K best extensions without it are the new live
-    prefixes. An image stops when no live prefix can enter its n best sentences (Huang et al.,
-    2017, "When to Finish? Optimal Beam Search for Neural Text Generation"); this does not change
-    the result. Equal scores go to the earlier sentence, then the better beam, then the lowest
-    token id. N-gram blocking is that of Paulus et al. (2018), "A Deep Reinforced Model for
+    prefixes. The search of an image stops when no live prefix can enter its n best sentences (Huang
+    et al., 2017, "When to Finish? Optimal Beam Search for Neural Text Generation"). Stopping does
+    not change the result. Ties prefer the sentence that finished earlier, then the better beam,
+    then the lowest token id. N-gram blocking: Paulus et al. (2018), "A Deep Reinforced Model for
     Abstractive Summarization".
 
     Args:

@@ -26,8 +26,8 @@ def backward(
     advantages as weights, the gradient is the policy gradient (Williams 1992, "REINFORCE").
 
     A window splits the caption into pieces of that many tokens. The hidden state passes from piece
-    to piece, its gradient does not (truncated back-propagation through time, Williams & Peng 1990).
-    The window bounds the memory. A window as long as the caption gives the full gradient.
+    to piece, but its gradient does not (truncated back-propagation through time, Williams & Peng
+    1990). The window bounds the memory. A window as long as the caption gives the full gradient.
 
     Label smoothing is the probability spread evenly over the vocabulary, in [0, 1); 0 with weights.
     The scaler multiplies the loss before the gradients are taken, for fp16.
