@@ -1,8 +1,8 @@
 """One image file or byte string -> an upright RGB picture.
 
-Pillow decodes. EXIF rotation is applied, transparent pixels are drawn on white, 16-bit and float
-pixels are scaled to 8 bits, and the first frame of an animation is used. Anything that cannot be
-decoded completely is an `ImageError`.
+Pillow decodes. EXIF rotation is applied, transparent pixels are drawn on white, the range that
+16-bit and float pixels use is scaled to 8 bits, and the first frame of an animation is used.
+Anything that cannot be decoded completely is an `ImageError`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,6 +37,11 @@ FORMATS = (
 )
 # First bytes of files that are images, even if their header is damaged.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+# The usual most of grey pixels: 8, 10, 12, 14 and 16 bits.
+WHITES = (255, 1023, 4095, 16383, 65535)
+OVERSHOOT = 1.5  # of float pixels above white, as from resampling
+MAX_SAMPLE = 2**20  # float pixels that decide the range
+ONE_COLOUR = "all pixels have one colour"
 # Pillow warns about images that are refused below, and about metadata that is not used.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -181,24 +187,56 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _opaque(image.convert("RGBA"))
     return image.convert("RGB")
 
 
+def is_one_colour(image: Image.Image) -> bool:
+    """Whether no channel of an RGB picture differs by more than 1 between its pixels."""
+    extrema = cast(tuple[tuple[int, int], ...], image.getextrema())
+    return all(high - low <= 1 for low, high in extrema)
+
+
+def _opaque(rgba: Image.Image) -> Image.Image:
+    """Draw a picture on white.
+
+    If nothing shows there, as with a white logo, draw it on black; if nothing shows there either,
+    its alpha is padding.
+    """
+    on_white = _on(rgba, "white")
+    if not is_one_colour(on_white):
+        return on_white
+    others = (_on(rgba, "black"), rgba.convert("RGB"))
+    return next((other for other in others if not is_one_colour(other)), on_white)
+
+
+def _on(rgba: Image.Image, colour: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, colour), rgba).convert("RGB")
+
+
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit and float grey values to 0..255; their maximum decides the scale."""
-    if pixels.dtype.kind == "f":
-        pixels = np.nan_to_num(pixels)
-    top = float(pixels.max(initial=0))
-    factor = 1.0
-    if pixels.dtype.kind == "f" and top <= 1:
-        factor = 255
-    elif top > 255 or pixels.dtype.kind == "u":
-        factor = 1 / 257
+    """Scale 16-bit, 32-bit and float grey values to 0..255."""
+    factor = 255 / _white_of(pixels)
     # Row by row: a large picture in floating point would fill the memory.
     scaled = np.empty(pixels.shape, np.uint8)
     for row, values in zip(scaled, pixels, strict=True):
-        row[:] = np.clip(np.rint(values * np.float64(factor)), 0, 255)
+        row[:] = np.rint(np.nan_to_num(values * np.float64(factor)).clip(0, 255))
     return scaled
+
+
+def _white_of(pixels: np.ndarray) -> float:
+    """Return the grey value that becomes white: the least usual one that covers the pixels.
+
+    Of float pixels, 1 of 100 may exceed it: highlights, hot pixels, or a mark for missing values.
+    """
+    if pixels.dtype.kind != "f":
+        top = float(pixels.max(initial=0))
+        return next((white for white in WHITES if top <= white), top)
+    sample = pixels.ravel()[:: pixels.size // MAX_SAMPLE + 1]
+    sample = sample[np.isfinite(sample)]
+    top = float(np.quantile(sample, 0.99)) if sample.size else 0.0
+    if top <= OVERSHOOT:
+        return 1.0
+    if top < WHITES[0] / 8:  # on a scale of 0 to 255 the picture would be nearly black
+        return top
+    return next((white for white in WHITES if top <= OVERSHOOT * white), top)

@@ -163,11 +163,15 @@ def test_a_transparent_colour_key_is_white(image: Image.Image, key: Any) -> None
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-@pytest.mark.parametrize("top", [65535, 30000, 255, 100])
-def test_16_bit_grey_is_scaled_and_not_clipped(format: str, top: int) -> None:
+@pytest.mark.parametrize(
+    ("top", "white"),
+    [(65535, 65535), (30000, 65535), (9000, 16383), (4095, 4095), (900, 1023), (100, 255)],
+)
+def test_grey_of_10_to_16_bits_is_scaled_and_not_clipped(format: str, top: int, white: int) -> None:
     values = np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16)
     pixels = array(encode(Image.fromarray(values), format))
-    np.testing.assert_array_equal(pixels, np.rint(values / 257)[..., None].repeat(3, 2))
+    expected = np.rint(values * (255 / white))
+    np.testing.assert_array_equal(pixels, expected[..., None].repeat(3, 2))
 
 
 def test_16_bit_grey_of_the_other_byte_order() -> None:
@@ -176,7 +180,7 @@ def test_16_bit_grey_of_the_other_byte_order() -> None:
         body = (values * scale).astype(">u2").tobytes()
         image = Image.frombytes("I;16B", (16, 16), body)
         pixels = np.asarray(to_rgb(image))
-        np.testing.assert_array_equal(pixels[..., 0], np.rint(values * (scale / 257)))
+        np.testing.assert_array_equal(pixels[..., 0], values)
         np.testing.assert_array_equal(array(encode(image, "TIFF")), pixels)
 
 
@@ -199,6 +203,39 @@ def test_float_tiff_with_holes() -> None:
     pixels = array(encode(Image.fromarray(values), "TIFF"))
     assert pixels[0, 0, 0] == pixels[0, 1, 0] == 0
     assert pixels[8, 8, 0] == 128
+
+
+@pytest.mark.parametrize("top", [1, 255, 4095, 65535])
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 3.4e38, -9999, 1e6, "overshoot"])
+def test_one_odd_float_does_not_make_the_picture_black(top: int, odd: float | str) -> None:
+    values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    values[3, 3] = top * 1.01 if isinstance(odd, str) else odd
+    pixels = array(encode(Image.fromarray(values), "TIFF"))[..., 0].ravel()
+    np.testing.assert_array_equal(np.delete(pixels, 51), np.delete(np.arange(256), 51))
+    assert pixels[51] in (0, 255)
+
+
+def test_a_float_picture_on_a_scale_of_its_own_is_not_black() -> None:
+    for top in (10, 1e6):
+        values = np.linspace(0, top, 4096, dtype=np.float32).reshape(64, 64)
+        assert 120 < array(encode(Image.fromarray(values), "TIFF")).mean() < 135
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_that_is_padding_is_ignored(mode: str) -> None:
+    picture = Image.fromarray(UPRIGHT)
+    padded = picture.convert(mode[:-1])
+    expected = np.asarray(padded.convert("RGB"))
+    padded.putalpha(0)
+    np.testing.assert_array_equal(array(encode(padded, "PNG")), expected)
+
+
+def test_a_white_drawing_is_drawn_on_black() -> None:
+    logo = flat((255, 255, 255, 0), "RGBA")
+    logo.paste((255, 255, 255, 255), (4, 4, 12, 12))
+    pixels = array(encode(logo, "PNG"))
+    assert tuple(pixels[8, 8]) == WHITE
+    assert tuple(pixels[0, 0]) == BLACK
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
