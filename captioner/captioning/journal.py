@@ -205,11 +205,7 @@ class Journal:
 
 
 def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:
-    """Replace each damaged journal by one with its intact rows, and rename the damaged file.
-
-    Yields:
-        A message for each damaged journal.
-    """
+    """Replace each damaged journal by its intact rows and keep it renamed; yield a message."""
     for path in journals_of(output):
         with _usable(path), closing(_connect(path)) as damaged:
             rows, problem = _intact_rows(path, damaged, identity)

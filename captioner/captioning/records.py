@@ -140,10 +140,7 @@ class ItemReader:
     ) -> tuple[Record, Tensor | None]:
         """Read an image, and decode it if `is_wanted` returns True for the file's content.
 
-        The ticket is from `memory.join` and is released here.
-
-        Returns:
-            The record, with an error if the image failed; and pixels, uint8 (3, S, S), or None.
+        The ticket is from `memory.join` and is released here. Pixels are uint8 (3, S, S).
         """
         try:
             return self._read(item, partial(self.memory.claim, number=ticket), is_wanted)

@@ -45,9 +45,8 @@ def metric_options(
 ) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
     """Add the options of metrics; the command receives them as `scoring: MetricOptions`.
 
-    Args:
-        kind: kind of the file that `--output` names, see `ownership.FILES`; it gets the dictionary
-            that the command returns.
+    `--output` names a file of this kind of `ownership.FILES`; it gets the dictionary that the
+    command returns.
     """
 
     def decorate(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:

@@ -50,15 +50,7 @@ def evaluate(
 ) -> Evaluation:
     """Caption a split, score the captions and write both into `output`.
 
-    Args:
-        captioner: the model.
-        config: its `data` section gives the data set.
-        output: folder to write to.
-        options: search settings, such as `captioner.settings(beam_size=5)`.
-        split: name of the split; None: the test split if there is one, else dev.
-        n_best: captions per image in `predictions.jsonl`.
-        resamples: bootstrap resamples for the intervals.
-        say: function for status lines.
+    By default the split is the test split if there is one, else dev.
 
     Raises:
         DataError: if the split cannot be used.

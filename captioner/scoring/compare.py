@@ -75,12 +75,7 @@ def compare_files(
 ) -> Pair:
     """Compare the captions in two files; see `read_hypotheses` and `references_for`.
 
-    Args:
-        a: file of the first system.
-        b: file of the second system.
-        references: reference files.
-        examples: maximum number of improved and of worsened images to list.
-        **options: of `compare_captions`.
+    The result lists at most `examples` improved images, and as many worsened ones.
 
     Raises:
         DataError: if a file cannot be read, or images or references differ.

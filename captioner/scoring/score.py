@@ -35,13 +35,9 @@ def score_file(
     subset: bool = False,
     **options: Unpack[MetricOptions],
 ) -> ScoredFile:
-    """Score the captions in a file.
+    """Score the captions in a file; see `read_hypotheses` and `references_for`.
 
-    Args:
-        hypotheses: see `read_hypotheses`.
-        references: see `references_for`.
-        subset: score only the images that have a caption.
-        **options: of `score_captions`.
+    With `subset`, only the images that have a caption are scored.
 
     Raises:
         DataError: if a file cannot be read, or an image is missing in one of the files.

@@ -51,9 +51,8 @@ class CaptionSet:
 def read_hypotheses(path: Path) -> CaptionSet:
     """Read the captions of a system: one for each image.
 
-    Args:
-        path: JSON Lines, COCO results JSON, CSV, TSV or text; or an output folder of
-            `captioner evaluate`; or a run folder that holds one.
+    The path is a file of any format, an output folder of `captioner evaluate`, or a run folder
+    that holds one.
 
     Raises:
         DataError: if the file cannot be read, or an image has no caption or several.
@@ -73,9 +72,7 @@ def read_hypotheses(path: Path) -> CaptionSet:
 def read_references(paths: Sequence[Path]) -> CaptionSet:
     """Read references from one or more files; an image may have references in each file.
 
-    Args:
-        paths: files as for `read_hypotheses`, or COCO captions JSON. A text file without ids has
-            one line for each image; a blank line is no reference.
+    A text file without ids has one line for each image; a blank line is no reference.
 
     Raises:
         DataError: if a file cannot be read, or the files do not fit each other.
@@ -129,15 +126,9 @@ def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> Capt
 
 
 def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, CaptionSet]:
-    """Return how the images match, and `right` in the order of `left`.
+    """Return "image id", "file name" or "line", and `right` in the order of `left`.
 
-    Args:
-        left: N images; each must be in `right`.
-        right: each image must be in `left`, unless `subset`.
-        subset: ignore images that only `right` has.
-
-    Returns:
-        "image id", "file name" or "line"; and the matched captions of `right`.
+    With `subset`, images that only `right` has are ignored.
 
     Raises:
         DataError: if an image is missing in one of the sets; the message lists the images.

@@ -34,11 +34,8 @@ _NOT_UTF8_ESCAPE = re.compile(r"\\ud[89a-f][0-9a-f]{2}")
 def escape(text: str, unsafe: re.Pattern[str] = CELL) -> str:
     """Escape unsafe characters, such that `unescape` returns the original.
 
-    A text without unsafe characters stays unchanged unless `unescape` would change it.
-
-    Args:
-        text: a name or a caption.
-        unsafe: matches single characters.
+    A text without unsafe characters stays unchanged unless `unescape` would change it. `unsafe`
+    matches single characters.
     """
     if not unsafe.search(text) and unescape(text) == text:
         return text

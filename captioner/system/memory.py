@@ -111,9 +111,7 @@ class Held:
 def usual_limit(threads: int | None = None) -> int:
     """Return a quarter of the free memory, or what the threads can use if that is less.
 
-    Args:
-        threads: threads that read and decode. The other cores, and their part of the memory, are
-            left to other processes. None: `cores`.
+    The other cores, and their part of the memory, are left to other processes.
     """
     threads = threads or cores()
     fraction = min(1, threads / max(1, psutil.cpu_count() or 1))

@@ -26,9 +26,7 @@ from captioner.system.foreign import plain
 def read_text(path: Path, *, stream: bool = False) -> str:
     """Return the text of a file; bytes that are not UTF-8 become lone surrogates.
 
-    Args:
-        path: path of the file.
-        stream: allow a pipe; only for a name that the user typed.
+    A `stream` may be a pipe; only for a name that the user typed.
 
     Raises:
         DataError: if the file cannot be read, or is UTF-16.
@@ -68,18 +66,11 @@ def parse_json(where: str, text: str) -> Any:
 def read_rows(
     lines: Iterable[str], delimiter: str, first: int = 0
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row of a delimited text, quoted or not.
+    """Yield (line number from 1, cells) for each row of a delimited text, quoted or not.
 
     A row with invalid quotes (such as a caption that begins with a quotation) is split at every
-    delimiter instead, so that a stray quote does not swallow the following rows.
-
-    Args:
-        lines: lines with their line ends; consumed lazily.
-        delimiter: one character.
-        first: index of the line to start at.
-
-    Yields:
-        (line number from 1, cells); a quoted cell may span lines, blank lines are skipped.
+    delimiter instead, so that a stray quote does not swallow the following rows. Blank lines, and
+    those before the index `first`, are skipped.
     """
     source = islice(lines, first, None)
     row: list[str] = []  # lines of the current row

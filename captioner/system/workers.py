@@ -43,10 +43,8 @@ class Workers:
     ) -> Iterator[list[R]]:
         """Yield the function's results batch by batch, while threads are `AHEAD` batches ahead.
 
-        Args:
-            function: called by the threads.
-            batches: consumed lazily, so that memory does not grow with their number. An item is
-                submitted to a thread before the next item of its batch is requested.
+        Batches are consumed lazily. An item is submitted to a thread before the next item of its
+        batch is requested.
 
         Raises:
             Exception: any exception of the iterator of batches, after the results of earlier ones.
@@ -76,13 +74,7 @@ class Workers:
             raise ended
 
     def compute(self, function: WithinMemory[T], batch: Tensor, size: int) -> list[T]:
-        """Apply a function to the pieces of a batch, (B, ...), on the device.
-
-        Args:
-            function: computes on the device.
-            batch: on any device.
-            size: rows that one CPU core computes at a time; other devices compute all rows.
-        """
+        """Apply a function to a batch, (B, ...), on the device; `size` rows per CPU core."""
         if self.device.type == "cpu":
             pieces = self.pool.map(function, batch.split(size))
             return [result for results in pieces for result in results]

@@ -53,16 +53,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image to caption, not yet decoded.
+    """One image to caption, not yet decoded."""
 
-    Attributes:
-        name: the path that the user or a table gave; `archive/member` for a member of an archive.
-        source: the file; or the bytes of a streamed member; or an object that reads the bytes
-            later; or the error if there is no image.
-    """
-
-    name: str
-    source: Path | bytes | Remote | ImageError
+    name: str  # the path that the user or a table gave, or `archive/member`
+    source: Path | bytes | Remote | ImageError  # the error if there is no image
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
