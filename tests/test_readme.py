@@ -58,6 +58,17 @@ def test_the_tree_names_every_source_file_and_no_other():
     assert tree_files() == there
 
 
+def test_the_ways_name_files_and_functions_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/.]+)` \| `([^|]+)` \|", page, flags=re.M)
+    assert len(rows) > 20
+    for name, functions in rows:
+        place = ROOT / "captioner" / name
+        source = (place / "__init__.py" if place.is_dir() else place).read_text(encoding="utf-8")
+        for function in re.findall(r"\w+", functions.replace("Captioner.", "")):
+            assert re.search(rf"(def|class) {function}\b", source), f"{name}: {function}"
+
+
 def test_every_link_leads_somewhere():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:
