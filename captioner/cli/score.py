@@ -24,14 +24,17 @@ def command(
 ) -> dict[str, Any]:
     """Score the captions of any system in HYPOTHESES against REFERENCES.
 
-    Files are JSON Lines, COCO JSON (results or captions), CSV or TSV with column names, or text
-    with one caption per line. The references of several files are combined. Images are matched by
+    Files are JSON Lines, COCO JSON (results or captions), {image: caption or captions}, tables with
+    column names, or text with one caption per line. REFERENCES may also be a data set to train
+    on. The references of several files are combined. Images are matched by
     id or file name, or by line if the files have neither. A predictions.jsonl of `captioner
     evaluate`, or its folder, contains its own references.
     """
     from captioner.scoring.score import score_file
 
     done = score_file(hypotheses, references, subset=subset, **scoring)
+    for note in done.notes:
+        say(f"note: {note}")
     if done.matched_by == "own references":
         say(f"{done.images:,} images with their own references in {done.source}")
     else:

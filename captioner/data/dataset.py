@@ -52,7 +52,7 @@ class Problem:
 class Options:
     """How to read a data set, see `load_dataset`; a format ignores options of other formats."""
 
-    images: Path | None = None
+    images: Path | Literal[False] | None = None
     restval: bool = False
     image_column: str | None = None
     caption_column: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems
@@ -45,7 +45,7 @@ def load_dataset(
     root: Path,
     *,
     format: str = "auto",
-    images: Path | None = None,
+    images: Path | Literal[False] | None = None,
     restval: bool = False,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -58,7 +58,7 @@ def load_dataset(
     Args:
         root: the folder or file.
         format: a key of `FORMATS`, or "auto" to recognise the format.
-        images: image folder; None: next to the annotations.
+        images: image folder; None: next to the annotations; False: read only the annotations.
         restval: Karpathy splits only: add "restval" to "train".
         image_column: CSV and JSONL: column of the image's file name; None: guessed.
         caption_column: CSV and JSONL: column of the caption or captions; None: guessed.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from captioner.data.formats.columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
+from captioner.data.load import load_dataset
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells, own_fields, unescape
 from captioner.system.foreign import excerpt, plain
@@ -23,6 +25,7 @@ from captioner.system.text_files import (
 )
 
 REFERENCES = "references"  # key of the references in a prediction
+_N_BEST = re.compile(r"([^\t]*\t.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")  # a score after the caption
 MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two captions' lengths
 
 
@@ -35,6 +38,8 @@ class Row:
     image_id: str = ""
     file: str = ""  # name of the image file, without its folder
     references: tuple[str, ...] = ()
+    path: str = ""  # of the image file, as a table or object names it
+    split: str = ""  # of a data set
 
     @property
     def key(self) -> str:
@@ -42,39 +47,53 @@ class Row:
         return self.image_id or self.file
 
 
-def read_captions(path: Path) -> Iterator[Row]:
-    """Read a caption file: `.jsonl`, `.ndjson`, `.json` (COCO results or captions), `.csv`, `.tsv`.
+def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
+    """Read a caption file: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet` or text.
 
-    Any other file, and a `.tsv` without column names, is text. The path may be a pipe.
+    A text file with column names is a table. The path may be a pipe. A folder, and JSON of another
+    shape than captioner writes, is read like a data set without its images.
+
+    Args:
+        path: file or folder.
+        notes: receives a sentence for each kind of thing that is left out.
 
     Raises:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
     suffix = path.suffix.lower()
-    if suffix == ".json":
-        yield from _json_rows(path, read_json(path, stream=True))
-        return
-    lines = read_lines(path, stream=True)
-    if suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield _object_row(where, own_fields(parse_json(where, line)))
-    elif suffix == ".csv" or (suffix == ".tsv" and _has_header(lines)):
-        yield from _table_rows(path, lines)
+    if path.is_dir():
+        yield from _dataset_rows(path, notes)
+    elif suffix == ".json":
+        yield from _json_rows(path, read_json(path, stream=True), notes)
+    elif suffix == ".parquet":
+        yield from _parquet_rows(path)
     else:
-        yield from _text_rows(path, lines)
+        lines = read_lines(path, stream=True)
+        if suffix in (".jsonl", ".ndjson"):
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield _object_row(where, own_fields(parse_json(where, line)))
+        elif suffix == ".csv" or _has_header(lines):
+            yield from _table_rows(path, lines, strict=suffix in (".csv", ".tsv"))
+        else:
+            yield from _text_rows(path, lines, notes)
 
 
-def _json_rows(path: Path, document: Any) -> Iterator[Row]:
+def base_name(path: str) -> str:
+    """Return the name without its folder, for paths of any system, with composed accents."""
+    return PurePath(unicodedata.normalize("NFC", path).replace("\\", "/")).name
+
+
+def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
     match document:
         case list(results):
             for index, result in enumerate(results):
                 yield _object_row(f"{path}: [{index}]", result)
-        case {"annotations": list(annotations), **rest}:
+        case {"annotations": [{"caption": _}, *_] as annotations, **rest}:
             images = rest.get("images")
             files = {
-                str(image["id"]): PurePath(str(image.get("file_name", ""))).name
+                str(image["id"]): base_name(str(image.get("file_name", "")))
                 for image in (images if isinstance(images, list) else [])
                 if isinstance(image, dict) and "id" in image
             }
@@ -83,43 +102,113 @@ def _json_rows(path: Path, document: Any) -> Iterator[Row]:
                 # The `id` of an annotation is not an image id.
                 row = _object_row(where, annotation, id_columns=("image_id",))
                 yield replace(row, file=files.get(row.image_id, ""))
+        case {**by_image} if by_image and all(map(_is_captions, by_image.values())):
+            for image, value in by_image.items():
+                many = value if isinstance(value, list) else [value]
+                texts = [text["caption"] if isinstance(text, dict) else text for text in many]
+                where = f"{path}: {plain(image)}"
+                yield Row(where, _captions(where, texts), str(image))
+        case {"images": _} | {"annotations": _} | {"data": _} if path.is_file():
+            yield from _dataset_rows(path, notes)
         case _:
             raise DataError(
-                f"{path}: neither COCO results ([{{image_id, caption}}, ...]) nor COCO captions "
-                f"({{images, annotations}})"
+                f"{path}: neither COCO results ([{{image_id, caption}}, ...]), COCO captions "
+                f"({{images, annotations}}), {{image: caption or captions}} nor Karpathy's splits"
             )
 
 
-def _table_rows(path: Path, lines: list[str]) -> Iterator[Row]:
-    rows = read_rows(lines, guess_delimiter(lines[0] if lines else ""))
+def _is_captions(value: object) -> bool:
+    """Return whether this is a caption, or a list of captions or of objects with a caption."""
+    many = value if isinstance(value, list) else [value]
+    return bool(many) and all(
+        isinstance(one, str) or (value is many and isinstance(one, dict) and "caption" in one)
+        for one in many
+    )
+
+
+def _dataset_rows(path: Path, notes: list[str]) -> Iterator[Row]:
+    """Read a data set of any format as training does, without its images."""
+    dataset = load_dataset(path, images=False, holdout=0)
+    if dataset.problems:
+        first = dataset.problems[0]
+        notes.append(
+            f"{path}: {len(dataset.problems):,} unusable items are left out "
+            f"(first at {first.where}: {first.kind}: {first.detail})"
+        )
+    for example in dataset.examples:
+        name = base_name(str(example.image))
+        yield Row(str(path), example.captions, example.image_id, name, split=example.split)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(f"{path}: needs pyarrow: pip install 'captioner[data]'") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {plain(error)}") from error
+    for number, row in enumerate(rows, start=1):
+        yield _object_row(f"{path}: row {number}", own_fields(row))
+
+
+def _table_rows(path: Path, lines: list[str], *, strict: bool) -> Iterator[Row]:
+    """Read a table; unless `strict`, a caption in the last column may contain delimiters."""
+    delimiter = guess_delimiter(lines[0] if lines else "")
+    rows = read_rows(lines, delimiter)
     header = [cell.strip() for cell in next(rows, (0, []))[1]]
-    for number, cells in rows:
+    loose = not strict and header[-1].lower() in CAPTION_COLUMNS
+    width = len(header)
+    for number, row in rows:
         where = f"{path}:{number}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+        cells = [*row[: width - 1], delimiter.join(row[width - 1 :])] if loose else row
+        if len(cells) != width:
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {width}")
         values = own_cells(header, cells) or map(unpack_list, cells)
         yield _object_row(where, dict(zip(header, values, strict=True)))
 
 
 def _has_header(lines: list[str]) -> bool:
-    """Return whether a TSV starts with column names; captioner's own TSV does not."""
-    names = {name.strip().lower() for name in lines[0].split("\t")} if lines else set()
-    return not names.isdisjoint((*CAPTION_COLUMNS, *ID_COLUMNS, *IMAGE_COLUMNS, REFERENCES))
+    """Return whether a text starts with column names; captioner's own text does not."""
+    header = lines[0] if lines else ""
+    names = {name.strip(' \t\r\n"').lower() for name in header.split(guess_delimiter(header))}
+    captions, images = (*CAPTION_COLUMNS, REFERENCES), (*ID_COLUMNS, *IMAGE_COLUMNS)
+    return not (names.isdisjoint(captions) or names.isdisjoint(images))
 
 
-def _text_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
-    """Read one caption a line, or image, tab, caption, as `captioner caption` writes."""
-    texts = [line.rstrip("\r\n") for line in lines]
-    with_images = all("\t" in text for text in texts)
-    for number, text in enumerate(texts, start=1):
+def _text_rows(path: Path, lines: Sequence[str], notes: list[str]) -> Iterator[Row]:
+    """Read one caption a line, or image, tab, caption, as `captioner caption` writes.
+
+    With images, blank lines do not count, and of an n-best list only the best captions do.
+    """
+    texts = {number: line.rstrip("\r\n") for number, line in enumerate(lines, start=1)}
+    filled = {number: text for number, text in texts.items() if text.strip()}
+    tabbed = {number: text for number, text in filled.items() if "\t" in text}
+    if not tabbed:
+        for number, text in texts.items():
+            yield Row(f"{path}:{number}", _captions(f"{path}:{number}", text))
+        return
+    if bare := [number for number in filled if number not in tabbed]:
+        many = len(tabbed) >= len(bare)
+        odd, other = (bare[0], next(iter(tabbed)))[:: 1 if many else -1]
+        raise DataError(
+            f"{path}:{odd}: {'no' if many else 'a'} tab, but line {other} has "
+            f"{'one' if many else 'none'}; write image, tab, caption in every line, or only a "
+            f"caption in every line"
+        )
+    ranked = all(_N_BEST.fullmatch(text) for text in tabbed.values())
+    seen: set[str] = set()
+    for number, text in tabbed.items():
         where = f"{path}:{number}"
-        if with_images:
-            image, caption = text.split("\t", 1)
+        image, caption = (_N_BEST.sub(r"\1", text) if ranked else text).split("\t", 1)
+        if not (ranked and image in seen):
             # Flickr's token files number the captions of an image: name.jpg#0
             file = unescape(re.sub(r"(?<=.)#\d+\Z", "", image))
-            yield Row(where, _captions(where, unescape(caption)), file=PurePath(file).name)
-        else:
-            yield Row(where, _captions(where, text))
+            yield Row(where, _captions(where, unescape(caption)), file=base_name(file))
+        seen.add(image)
+    if left := len(tabbed) - len(seen) if ranked else 0:
+        notes.append(f"{path}: an n-best list; {left:,} captions after the best are left out")
 
 
 def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS) -> Row:
@@ -135,8 +224,9 @@ def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_
     references = _captions(where, fields.get(REFERENCES, []))
     if not captions and not references:
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
-    file = PurePath(str(first(IMAGE_COLUMNS, ""))).name
-    return Row(where, captions, str(first(id_columns, "")), file, references)
+    path = str(first(IMAGE_COLUMNS, ""))
+    image_id = str(first(id_columns, ""))
+    return Row(where, captions, image_id, base_name(path), references, path)
 
 
 def _captions(where: str, value: object) -> tuple[str, ...]:

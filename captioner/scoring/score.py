@@ -10,6 +10,7 @@ from typing import Unpack
 from captioner.metrics import Score, score_captions
 from captioner.scoring.systems import (
     MetricOptions,
+    cut_blank_ends,
     match,
     read_hypotheses,
     reference_tokens,
@@ -26,6 +27,7 @@ class ScoredFile:
     empty: int  # number of captions without a word
     matched_by: str  # "image id", "file name", "line" or "own references"
     source: str  # name of the reference file or files
+    notes: tuple[str, ...]  # what is left out or assumed
 
 
 def score_file(
@@ -44,7 +46,9 @@ def score_file(
         ConfigError: if a metric is unknown.
     """
     system = read_hypotheses(hypotheses)
-    how, truth = match(system, references_for([system], references), subset=subset)
+    system, truth = cut_blank_ends([system, references_for([system], references)])
+    notes = tuple(dict.fromkeys(system.notes + truth.notes))
+    how, truth = match(system, truth, subset=subset)
     tokens = system.tokens()
     scores = score_captions(
         tokens,
@@ -59,4 +63,5 @@ def score_file(
         empty=tokens.count([]),
         matched_by=how if references else "own references",
         source=truth.name,
+        notes=notes,
     )

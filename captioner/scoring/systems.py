@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
 
 from captioner.errors import DataError
+from captioner.images.decode import SUFFIXES
 from captioner.metrics import Signature, read_signature
-from captioner.scoring.caption_rows import Row, read_captions
+from captioner.scoring.caption_rows import Row, base_name, read_captions
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
 from captioner.text import tokenize
@@ -33,6 +36,7 @@ class CaptionSet:
     name: str  # the file, for messages
     images: tuple[Row, ...]
     signature: Signature = field(default_factory=dict)  # in the `scores.json` next to the captions
+    notes: tuple[str, ...] = ()  # what is left out or assumed
 
     @property
     def named(self) -> bool:
@@ -57,9 +61,9 @@ def read_hypotheses(path: Path) -> CaptionSet:
     Raises:
         DataError: if the file cannot be read, or an image has no caption or several.
     """
-    path = _predictions(path)
-    images = _by_image(str(path), read_captions(path))
-    found = CaptionSet(str(path), images, _stored_signature(path, len(images)))
+    path, notes = _predictions(path), list[str]()
+    images = _by_image(str(path), read_captions(path, notes))
+    found = CaptionSet(str(path), images, _stored_signature(path, len(images)), tuple(notes))
     for number, image in enumerate(images):
         if len(image.captions) != 1:
             raise DataError(
@@ -72,20 +76,24 @@ def read_hypotheses(path: Path) -> CaptionSet:
 def read_references(paths: Sequence[Path]) -> CaptionSet:
     """Read references from one or more files; an image may have references in each file.
 
-    A text file without ids has one line for each image; a blank line is no reference.
+    A text file without ids has one line for each image; a blank line is no reference. A
+    folder is a data set.
 
     Raises:
         DataError: if a file cannot be read, or the files do not fit each other.
     """
     sets = []
-    for path in map(_predictions, paths):
-        rows = (replace(r, captions=r.references or r.captions) for r in read_captions(path))
+    notes: list[str] = []
+    for path in (_predictions(path, or_dataset=True) for path in paths):
+        rows = (replace(r, captions=r.references or r.captions) for r in read_captions(path, notes))
         sets.append(CaptionSet(str(path), _by_image(str(path), rows)))
     name = sets[0].name if len(sets) == 1 else f"{len(sets)} reference files"
     if all(found.named for found in sets):
-        return CaptionSet(name, _by_image(name, (row for found in sets for row in found.images)))
+        images = _by_image(name, (row for found in sets for row in found.images))
+        return CaptionSet(name, images, notes=tuple(notes))
     if any(found.named for found in sets):
         raise DataError("references: some files have image ids and some have none; use one kind")
+    sets = cut_blank_ends(sets)
     if len({len(found.images) for found in sets}) > 1:
         counts = ", ".join(f"{found.name} has {len(found.images):,}" for found in sets)
         raise DataError(f"references: every file must have one line for each image; {counts}")
@@ -126,9 +134,10 @@ def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> Capt
 
 
 def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, CaptionSet]:
-    """Return "image id", "file name" or "line", and `right` in the order of `left`.
+    """Return how the images match, a key of `_WAYS` or "line", and `right` in the order of `left`.
 
-    With `subset`, images that only `right` has are ignored.
+    Images that only `right` has are ignored with `subset`, or if no image of `left` is in their
+    split of a data set.
 
     Raises:
         DataError: if an image is missing in one of the sets; the message lists the images.
@@ -147,13 +156,18 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
             )
         return "line", right
     failures = []
-    for how in ("image id", "file name"):
+    for how in _WAYS:
         ours, theirs = _keys(left, how), _keys(right, how)
         missing = [key for key in ours if key not in theirs]
-        extra = [] if subset else [key for key in theirs if key not in ours]
+        splits = {theirs[key].split for key in ours if key in theirs}
+        extra = [key for key in theirs if key not in ours and theirs[key].split in splits]
+        extra = [] if subset else extra
         if len(ours) < len(left.images) or len(theirs) < len(right.images):
             continue  # images in different folders have equal names, so names identify nothing
         if not missing and not extra:
+            if len(left.images) < len(right.images) and splits != {""}:
+                name = f"{right.name} (split {', '.join(sorted(map(plain, splits)))})"
+                right = replace(right, name=name)
             return how, replace(right, images=tuple(theirs[key] for key in ours))
         failures.append((how, missing, extra))
     how, missing, extra = min(failures, key=lambda failure: len(failure[1]) + len(failure[2]))
@@ -181,13 +195,28 @@ def reference_tokens(found: CaptionSet) -> list[list[list[str]]]:
     return tokens
 
 
-def _predictions(path: Path) -> Path:
+def cut_blank_ends(sets: Sequence[CaptionSet]) -> list[CaptionSet]:
+    """Cut blank lines at the end of the longer sets, if images are matched by line."""
+    if any(found.named for found in sets):
+        return list(sets)
+    shortest = min(len(found.images) for found in sets)
+    return [
+        replace(found, images=found.images[:shortest])
+        if not any("".join(row.captions).strip() for row in found.images[shortest:])
+        else found
+        for found in sets
+    ]
+
+
+def _predictions(path: Path, *, or_dataset: bool = False) -> Path:
     """Return the path of the file, or of `predictions.jsonl` in an evaluation or run folder."""
     if not path.is_dir():
         return path
     folders = ("", "evaluation/", "evaluation/*/")
     found = (sorted(path.glob(f"{folder}{PREDICTIONS}")) for folder in folders)
     files = next(filter(None, found), [])
+    if not files and or_dataset:
+        return path
     if not files:
         raise DataError(f"{path}: no {PREDICTIONS} in it; write one with `captioner evaluate`")
     if len(files) > 1:
@@ -200,6 +229,8 @@ def _by_image(name: str, rows: Iterable[Row]) -> tuple[Row, ...]:
     rows = list(rows)
     if not rows:
         raise DataError(f"{name}: no caption in the file")
+    if _numbers_captions(rows):
+        rows = [replace(row, image_id="") for row in rows]
     bare = [row for row in rows if not row.key]
     if len(bare) == len(rows):
         return tuple(rows)
@@ -216,9 +247,30 @@ def _joined(rows: Sequence[Row]) -> Row:
     return replace(rows[0], captions=tuple(text for row in rows for text in row.captions))
 
 
+def _numbers_captions(rows: Sequence[Row]) -> bool:
+    """Return whether the ids number the captions: each is unique and the images repeat."""
+    ids = {row.image_id for row in rows}
+    images = {row.path for row in rows}
+    return "" not in ids | images and len(images) < len(ids) == len(rows)
+
+
 def _keys(found: CaptionSet, how: str) -> dict[str, Row]:
-    by_file = how == "file name"
-    return {(by_file and image.file) or image.key: image for image in found.images}
+    return {_WAYS[how](image): image for image in found.images}
+
+
+def _bare_name(image: Row) -> str:
+    """Return the name without its ending, `COCO_val2014_` and leading zeros, in lower case."""
+    name = _ENDING.sub("", base_name(image.file or image.image_id)).lower()
+    return re.sub(r"(?:coco_\w+_)?0*(\d+)", r"\1", name) if _NUMBERED.fullmatch(name) else name
+
+
+_ENDING = re.compile(rf"\.({'|'.join(ending.strip('.') for ending in SUFFIXES)})\Z", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:coco_\w+_)?\d+", re.ASCII)
+_WAYS: dict[str, Callable[[Row], str]] = {
+    "image id": lambda image: unicodedata.normalize("NFC", image.key),
+    "file name": lambda image: image.file or base_name(image.key),
+    "file name without ending": _bare_name,
+}
 
 
 def _stored_signature(path: Path, images: int) -> Signature:

@@ -1,12 +1,16 @@
 """Captions and references from every kind of file, matched image by image."""
 
 import json
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from captioner import __version__
+from captioner.captioner import Caption
+from captioner.captioning.records import Record
+from captioner.captioning.writers import write_output
 from captioner.errors import DataError
 from captioner.metrics import Comparison
 from captioner.scoring.compare import compare_files, conclusion, verdict
@@ -330,3 +334,122 @@ def test_what_is_far_too_long_for_a_caption_is_refused(write):
     lines = write("long.txt", "a dog runs\n" + "dog " * 2_501 + "\n")
     with pytest.raises(DataError, match=r"long\.txt:2: a caption of 10,00\d characters, more than"):
         read_references([lines])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n  \n"])
+def test_blank_lines_between_and_after_named_captions_do_not_count(write, end):
+    found = read_hypotheses(write("h.txt", f"a.jpg\ta dog\n\nb.jpg\ta car{end}{end}"))
+    assert [(row.key, row.captions) for row in found.images] == [
+        ("a.jpg", ("a dog",)),
+        ("b.jpg", ("a car",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a.jpg\ta dog\nb.jpg a car\n", r"h\.txt:2: no tab, but line 1 has one"),
+        ("a dog\na car\n\nb.jpg\ta man\n", r"h\.txt:4: a tab, but line 1 has none"),
+    ],
+)
+def test_a_name_is_never_counted_as_a_word_of_a_caption(write, content, says):
+    with pytest.raises(DataError, match=says) as error:
+        read_hypotheses(write("h.txt", content))
+    assert "\n" not in str(error.value)
+
+
+def test_blank_ends_do_not_shift_files_that_are_matched_by_line(write):
+    said = "a dog\na car\n"
+    for ours, theirs in ((said + "\n\n", said), (said, said + "\r\n"), ("a dog\n\n", said)):
+        done = score_file(write("h.txt", ours), [write("r.txt", theirs)], metrics=["bleu"])
+        assert done.images == 2
+    references = read_references([write("1.txt", said), write("2.txt", said + "\n")])
+    assert captions(references) == [("a dog",) * 2, ("a car",) * 2]
+
+
+KARPATHY = {
+    "dataset": "x",
+    "images": [
+        {
+            "filename": f"COCO_val2014_{int(i):012}.jpg",
+            "filepath": "val2014",
+            "cocoid": int(i),
+            "imgid": int(i),
+            "split": split,
+            "sentences": [{"raw": text} for text in texts],
+        }
+        for split, i, texts in [*(("test", *item) for item in TRUE.items()), ("train", 9, ["a"])]
+    ],
+}
+FLICKR = "image,caption\n" + "".join(f"{i}.jpg,{c}\n" for i in TRUE for c in TRUE[i])
+TRAINED_ON = {
+    "captions.txt": FLICKR.replace("two men are", '"two men, are"').replace(
+        "men play football", "men play , football"
+    ),
+    "renamed.txt": FLICKR,
+    "results.csv": "image_name| comment_number| comment\n"
+    + "".join(f"{i}.jpg| {k}| {c} .\n" for i in TRUE for k, c in enumerate(TRUE[i])),
+    "dataset_coco.json": KARPATHY,
+    "numbered.csv": "id,image,caption\n"
+    + "".join(f"{k}{i},d/{i}.jpg,{c}\n" for i in TRUE for k, c in enumerate(TRUE[i])),
+    "lists.json": TRUE,
+    "objects.json": {i: [{"caption": c} for c in TRUE[i]] for i in TRUE},
+    "windows.csv": "image,caption\n"
+    + "".join(f"c:\\d\\{i}.jpg,{c}\n" for i in TRUE for c in TRUE[i]),
+    "folder/captions.txt": FLICKR,
+}
+
+
+@pytest.mark.parametrize("references", TRAINED_ON)
+@pytest.mark.parametrize("hypotheses", ["paths.txt", "results.json", "both.jsonl", "map.json"])
+def test_references_are_read_from_what_train_reads(write, hypotheses, references):
+    expected = score_file(
+        write("lines.txt", "\n".join(SAID.values())),
+        [write(f"{k}.txt", "\n".join(t[k] for t in TRUE.values())) for k in (0, 1)],
+        metrics=["bleu", "cider"],
+        resamples=0,
+    )
+    path = write(references, TRAINED_ON[references])
+    done = score_file(
+        write(hypotheses, SAID if hypotheses == "map.json" else HYPOTHESES[hypotheses]),
+        [path.parent if "/" in references else path],
+        metrics=["bleu", "cider"],
+        resamples=0,
+    )
+    for name, score in expected.scores.items():
+        assert done.scores[name].value == pytest.approx(score.value, abs=1e-12)
+    assert ("(split test)" in done.source) == (references == "dataset_coco.json")
+
+
+def test_a_split_of_the_references_is_scored_whole(write):
+    karpathy = write("dataset_coco.json", KARPATHY)
+    two = write("two.json", dict(list(SAID.items())[:2]))
+    with pytest.raises(DataError, match=r"1 only in .*dataset_coco\.json: 3$"):
+        score_file(two, [karpathy])
+    assert score_file(two, [karpathy], subset=True, resamples=0).images == 2
+
+
+NAMES = ["7.jpg", "COCO_val2014_000000000042.jpg", "d/_b=x.PNG", "#a\tb.jpg", "e\u0301.jpg"]
+
+
+@pytest.mark.parametrize("n_best", [1, 2])
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv", "coco", "parquet"])
+def test_score_reads_what_caption_writes(write, tmp_path, format, n_best):
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"out.{ {'text': 'txt', 'coco': 'json'}.get(format, format) }"
+    said = [f"-a dog, number {k}" for k in range(len(NAMES))]
+    other = Caption("a cat", -2.0, -0.7, finished=True)
+    records = [
+        Record(name, (Caption(text, -1.5, -0.5, finished=True), other))
+        for name, text in zip(NAMES, said, strict=True)
+    ]
+    write_output(records, path, format, n_best=n_best)
+    references = "image,caption\n" + "".join(
+        f"{unicodedata.normalize('NFC', name)},{text}\n"
+        for name, text in zip(NAMES, said, strict=True)
+    )
+    done = score_file(path, [write("captions.txt", references)], metrics=["bleu"], resamples=0)
+    assert done.images == len(NAMES)
+    assert done.scores["bleu_1"].value == pytest.approx(1.0)
+    assert bool(done.notes) == (format == "text" and n_best > 1)

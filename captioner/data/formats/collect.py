@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from captioner.data.dataset import Dataset, Example, Kind, Problem, split_name
 from captioner.errors import DataError
@@ -160,7 +161,8 @@ class Collector:
         )
 
     def _check(self, entry: Entry) -> Example | None:
-        image = self.pictures.find(entry.file)
+        # Without a folder, only the annotations are read.
+        image = self.pictures.find(entry.file) if self.pictures.folders else Path(entry.file)
         if not entry.captions:
             self.problem("image without captions", entry.where, entry.file)
         if image is None:
@@ -171,8 +173,10 @@ class Collector:
         return Example(image, tuple(entry.captions), entry.split, entry.image_id)
 
 
-def picture_folders(base: Path, images: Path | None) -> list[Path]:
+def picture_folders(base: Path, images: Path | Literal[False] | None) -> list[Path]:
     """Return the folders to search for images: `images`, or else the usual ones that exist."""
+    if images is False:
+        return []
     if images is None:
         return [*(base / name for name in PICTURE_FOLDERS if (base / name).is_dir()), base]
     if not images.is_dir():
