@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.options import (
-    decoding_options,
-    device_option,
-    load_captioner,
-    models_option,
-    say,
-)
+from captioner.cli.options import decoding_options, device_option, models_option, say
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
@@ -274,7 +268,7 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
 @contextmanager
 def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Captioner, World]]:
     """Join the other processes of the job and load the model."""
-    from captioner.captioner import choose_device
+    from captioner.captioner import Captioner, choose_device
     from captioner.system.world import joined
 
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
@@ -285,7 +279,7 @@ def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Caption
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )
-        yield load_captioner(how.models, str(device)), world
+        yield Captioner.load(how.models, str(device)), world
 
 
 def _problems(how: RunOptions) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import device_option, load_captioner, model_option, say, set_option, show
+from captioner.cli.options import device_option, model_option, say, set_option, show
 
 
 @click.command("doctor")
@@ -26,13 +26,14 @@ def command(
 
     Checks each step from the image file to the caption. The exit code is 1 if a problem is found.
     """
+    from captioner.captioner import Captioner
     from captioner.doctor.checks import verdict
     from captioner.doctor.examine import examine
     from captioner.run_dir import config_of_model, find_model
 
     folder = find_model(model)
     config = config_of_model(folder, data, overrides)
-    captioner = load_captioner(folder, device)
+    captioner = Captioner.load(folder, device)
     checks = examine(captioner, config, folder, split, say=say)
     width = max(len(check.name) for check in checks)
     for check in checks:

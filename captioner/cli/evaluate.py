@@ -11,7 +11,6 @@ from captioner.cli.metric_options import show_scores, show_signatures
 from captioner.cli.options import (
     decoding_options,
     device_option,
-    load_captioner,
     models_option,
     say,
     set_option,
@@ -48,6 +47,7 @@ def command(
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
         raise click.UsageError("several --model need --output FOLDER: they share no run folder")
+    from captioner.captioner import Captioner
     from captioner.evaluation.evaluate import evaluate
     from captioner.evaluation.report import write_report
     from captioner.run_dir import config_of_model, find_models
@@ -55,7 +55,7 @@ def command(
     folders = find_models(models)
     folder = folders[0]
     config = config_of_model(folder, data, overrides)
-    captioner = load_captioner(folders, device)
+    captioner = Captioner.load(folders, device)
     options = captioner.settings(n_best=n_best, **decoding)
     default = captioner.decoding.beam_size
     if options.beam_size > default and "beam_size" not in decoding:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import (
-    config_argument,
-    device_option,
-    load_captioner,
-    say,
-    set_option,
-    show,
-)
+from captioner.cli.options import config_argument, device_option, say, set_option, show
 
 if TYPE_CHECKING:
     from captioner.gradients.study import Study
@@ -62,6 +55,7 @@ def command(
     if model and (config or steps):
         raise click.UsageError("--model excludes CONFIG and --steps: the model is trained already")
 
+    from captioner.captioner import Captioner
     from captioner.config import load_config
     from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
@@ -71,7 +65,7 @@ def command(
     if model:
         folder = find_model(model)
         settings = config_of_model(folder, overrides=overrides)
-        captioner = load_captioner(folder, device)
+        captioner = Captioner.load(folder, device)
         output = output or folder.parent / "gradients"
         check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from captioner.system.foreign import message, printable
-
-if TYPE_CHECKING:
-    from captioner.captioner import Captioner
 
 config_argument = click.argument("config", required=False)
 set_option = click.option(
@@ -69,13 +66,6 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
     for flag, (kind, text) in reversed(_DECODING.items()):
         collected = click.option(flag, type=kind, help=text)(collected)
     return collected
-
-
-def load_captioner(folders: Path | list[Path], device: str) -> Captioner:
-    """Load one model, or several as an ensemble."""
-    from captioner.captioner import Captioner
-
-    return Captioner.load(folders, device)
 
 
 def say(text: str) -> None:
