@@ -20,7 +20,7 @@ _OPTIONS = (
         "--metrics",
         default="bleu,rouge_l,cider",
         show_default=True,
-        help="Any of bleu, rouge_l, cider, cider_d; with Java, also meteor and spice.",
+        help="Any of bleu, rouge_l, cider, cider_d; with Java, also meteor and spice; or all.",
     ),
     click.option("--output", type=click.Path(path_type=Path), help="JSON file to write."),
     click.option(
@@ -54,6 +54,7 @@ def metric_options(
         def run(
             *, metrics: str, output: Path | None, resamples: int, seed: int, **rest: Any
         ) -> None:
+            from captioner.metrics import METRICS
             from captioner.system.escapes import to_json
             from captioner.system.files import write_text
             from captioner.system.ownership import check
@@ -63,6 +64,7 @@ def metric_options(
                 raise click.UsageError("--metrics: name at least one metric")
             if output:
                 check(output, kind)
+            names = list(METRICS) if "all" in names else names
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
             content = command(scoring=scoring, **rest)
             if output:

@@ -1,17 +1,25 @@
-"""Compare two systems on the same images: scores, significance, and the largest changes."""
+"""Compare systems on the same images: scores, significance, and the largest changes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
 
-from captioner.metrics import Comparison, compare_captions, compatible, differences
+from captioner.metrics import (
+    Comparison,
+    PreparedReferences,
+    compare_captions,
+    compatible,
+    differences,
+)
 from captioner.scoring.systems import (
     CaptionSet,
     MetricOptions,
+    cut_blank_ends,
     match,
     read_hypotheses,
     reference_tokens,
@@ -65,6 +73,127 @@ class Pair:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The pairwise comparisons of three or more systems, p-values corrected by Holm's method."""
+
+    systems: list[CaptionSet]  # the same images in the order of the first
+    scores: dict[tuple[int, int], dict[str, Comparison]]  # by the numbers of the two systems
+    matched_by: list[str]  # for each system after the first
+    warnings: list[str]
+
+    @property
+    def values(self) -> dict[str, list[float]]:
+        """Return each score of each system, by name."""
+        others = [self.scores[0, number] for number in range(1, len(self.systems))]
+        return {
+            name: [score.a, *(scores[name].b for scores in others)]
+            for name, score in others[0].items()
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of the JSON file."""
+        undefined = {name for name, score in self.scores[0, 1].items() if score.note}
+        return {
+            "systems": [
+                {
+                    "name": label(number),
+                    "file": system.name,
+                    "decode": system.signature.get("decode"),
+                    "scores": {
+                        name: None if name in undefined else values[number]
+                        for name, values in self.values.items()
+                    },
+                }
+                for number, system in enumerate(self.systems)
+            ],
+            "pairs": [
+                {
+                    "a": label(a),
+                    "b": label(b),
+                    **{name: score.as_dict() for name, score in scores.items()},
+                    "verdict": conclusion(scores, label(a), label(b)),
+                }
+                for (a, b), scores in self.scores.items()
+            ],
+            "images": len(self.systems[0].images),
+            "matched_by": self.matched_by,
+            "correction": "holm",
+            "warnings": self.warnings,
+        }
+
+
+def label(number: int) -> str:
+    """Return the name of a system: A to Z, then S27, S28, ..."""
+    return chr(ord("A") + number) if number < 26 else f"S{number + 1}"
+
+
+def compare_many(
+    paths: Sequence[Path], references: Sequence[Path] = (), **options: Unpack[MetricOptions]
+) -> Pairs:
+    """Compare every two of the systems in three or more files; see `compare_files`.
+
+    Source of the correction: Holm: A simple sequentially rejective multiple test procedure,
+    Scandinavian Journal of Statistics 6, 1979.
+
+    Raises:
+        DataError: if a file cannot be read, or images or references differ.
+        ConfigError: if a metric is unknown.
+    """
+    systems, hows, truth, warnings = _read(paths, references)
+    prepared = PreparedReferences(reference_tokens(truth))
+    split = _common_split(systems)
+    tokens = [system.tokens() for system in systems]
+    scores = {
+        (a, b): compare_captions(tokens[a], tokens[b], prepared, split=split, **options)
+        for a, b in combinations(range(len(systems)), 2)
+    }
+    least = len(scores) / (1 + options.get("resamples", 1000))
+    if least >= LEVEL:
+        warnings.append(
+            f"no p-value of {len(scores):,} pairs can be below {LEVEL:g}; use --resamples "
+            f"{math.ceil(2 * len(scores) / LEVEL)} or more"
+        )
+    return Pairs(systems, holm(scores), hows, warnings)
+
+
+def holm(
+    scores: Mapping[tuple[int, int], Mapping[str, Comparison]],
+) -> dict[tuple[int, int], dict[str, Comparison]]:
+    """Correct both p-values of each score for the number of pairs."""
+    corrected = {pair: dict(found) for pair, found in scores.items()}
+    for name in next(iter(scores.values())):
+        for field in ("p_bootstrap", "p_randomization"):
+            ranked = sorted(scores, key=lambda pair: getattr(scores[pair][name], field))
+            least = 0.0
+            for rank, pair in enumerate(ranked):
+                p_value = getattr(scores[pair][name], field)
+                if not math.isnan(p_value):
+                    least = max(least, min(1.0, (len(ranked) - rank) * p_value))
+                    corrected[pair][name] = replace(corrected[pair][name], **{field: least})
+    return corrected
+
+
+def _read(
+    paths: Sequence[Path], references: Sequence[Path]
+) -> tuple[list[CaptionSet], list[str], CaptionSet, list[str]]:
+    """Return the systems and the references, all in one order, how they match, and warnings."""
+    first, *others = cut_blank_ends([read_hypotheses(path) for path in paths])
+    matched = [match(first, other) for other in others]
+    systems = [first, *(system for _, system in matched)]
+    *systems, truth = cut_blank_ends([*systems, references_for(systems, references)])
+    notes = [note for found in (*systems, truth) for note in found.notes]
+    for number, other in enumerate(systems[1:], start=1):
+        notes += _warnings(first, other, label(number))
+    _, truth = match(systems[0], truth)
+    return systems, [how for how, _ in matched], truth, list(dict.fromkeys(notes))
+
+
+def _common_split(systems: Sequence[CaptionSet]) -> str | None:
+    splits = {system.signature.get("split") for system in systems}
+    return splits.pop() if len(splits) == 1 else None
+
+
 def compare_files(
     a: Path,
     b: Path,
@@ -81,15 +210,12 @@ def compare_files(
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    first = read_hypotheses(a)
-    how, second = match(first, read_hypotheses(b))
-    _, truth = match(first, references_for([first, second], references))
-    split = first.signature.get("split")
+    [first, second], [how], truth, warnings = _read([a, b], references)
     scores = compare_captions(
         first.tokens(),
         second.tokens(),
         reference_tokens(truth),
-        split=split if split == second.signature.get("split") else None,
+        split=_common_split([first, second]),
         **options,
     )
     defined = [name for name, score in scores.items() if not score.note]
@@ -108,7 +234,7 @@ def compare_files(
         ranked_by=ranked_by,
         improved=[change for change in changes[::-1][:examples] if change.difference > 0],
         worsened=[change for change in changes[:examples] if change.difference < 0],
-        warnings=_warnings(first, second),
+        warnings=warnings,
     )
 
 
@@ -123,17 +249,18 @@ def verdict(score: Comparison) -> str:
     return "B" if score.difference > 0 else "A"
 
 
-def conclusion(scores: dict[str, Comparison]) -> str:
+def conclusion(scores: Mapping[str, Comparison], a: str = "A", b: str = "B") -> str:
     """Summarise a comparison in one sentence."""
     names: dict[str, list[str]] = {}
     for name, score in scores.items():
         names.setdefault(verdict(score), []).append(name)
     unsure = ", ".join(names.get("unsure", []) + names.get("equal", []))
     if set(names) <= {"equal", "undefined"}:
-        return "A and B score the same on every image." if unsure else "No score is defined."
+        same = f"{a} and {b} score the same on every image."
+        return same if unsure else "No score is defined."
     clauses = [
-        f"{side} is better in {', '.join(names[side])} (p < {LEVEL:g})"
-        for side in ("A", "B")
+        f"{name} is better in {', '.join(names[side])} (p < {LEVEL:g})"
+        for side, name in (("A", a), ("B", b))
         if side in names
     ]
     if not clauses:
@@ -143,13 +270,13 @@ def conclusion(scores: dict[str, Comparison]) -> str:
     return "; ".join(clauses) + "."
 
 
-def _warnings(a: CaptionSet, b: CaptionSet) -> list[str]:
+def _warnings(a: CaptionSet, b: CaptionSet, name: str) -> list[str]:
     """Warn if the stored scores of the two systems are not comparable."""
     if not a.signature or not b.signature or compatible(a.signature, b.signature):
         return []
     items = differences(a.signature, b.signature).items()
     differing = ", ".join(f"{key} {left} / {right}" for key, (left, right) in items)
     return [
-        f"the scores.json of A and B are not comparable ({differing}); the scores below are "
+        f"the scores.json of A and {name} are not comparable ({differing}); the scores below are "
         f"computed again, in the same way for both"
     ]

@@ -161,3 +161,25 @@ def test_scoring_files_does_not_import_torch(words):
 def test_help_names_every_metric(verb):
     words = re.findall(r"\w+", run(verb, "--help").stdout)
     assert [name for name in METRICS if name not in words] == []
+
+
+def test_compare_takes_any_number_of_systems(here):
+    result = run("compare", "a", "b", "a", "--metrics", "bleu", "--output", "c.json")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[2] == "C: a/predictions.jsonl"
+    assert next(line for line in lines if line.startswith("B  ")).split()[1] == "1.000"
+    assert (
+        lines[-1] == "  B, C: " + json.loads((here / "c.json").read_text())["pairs"][2]["verdict"]
+    )
+    assert "  A, C: A and C score the same on every image." in lines
+    alone = run("compare", "a")
+    assert alone.exit_code == 2 and "two systems or more" in alone.stderr
+
+
+def test_all_metrics_are_a_choice(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    result = run("score", "a", "--metrics", "all", "--resamples", "0")
+    assert result.exit_code == 0, result.output
+    shown = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
+    assert {"bleu_4", "rouge_l", "cider", "cider_d", "meteor", "spice"} <= shown

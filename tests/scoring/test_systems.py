@@ -13,7 +13,7 @@ from captioner.captioning.records import Record
 from captioner.captioning.writers import write_output
 from captioner.errors import DataError
 from captioner.metrics import Comparison
-from captioner.scoring.compare import compare_files, conclusion, verdict
+from captioner.scoring.compare import compare_files, compare_many, conclusion, holm, verdict
 from captioner.scoring.score import score_file
 from captioner.scoring.systems import (
     match,
@@ -453,3 +453,46 @@ def test_score_reads_what_caption_writes(write, tmp_path, format, n_best):
     assert done.images == len(NAMES)
     assert done.scores["bleu_1"].value == pytest.approx(1.0)
     assert bool(done.notes) == (format == "text" and n_best > 1)
+
+
+def test_three_systems_are_compared_pair_by_pair(write):
+    ids = [str(i) for i in range(40)]
+    truth = {i: [f"a dog number {i} runs"] for i in ids}
+    good = {i: truth[i][0] for i in ids}
+    poor = dict.fromkeys(ids, "a cat number sits")
+    paths = [
+        predictions("a", poor, write, references=truth),
+        predictions("b", dict(reversed(good.items())), write, references=truth, split="test"),
+        predictions("c", good, write, references=truth),
+    ]
+    pairs = compare_many(paths, metrics=["bleu"], resamples=200)
+    assert list(pairs.scores) == [(0, 1), (0, 2), (1, 2)]
+    content = pairs.as_dict()
+    assert [row["verdict"][:11] for row in content["pairs"]] == [
+        "B is better",
+        "C is better",
+        "B and C sco",
+    ]
+    assert [system["name"] for system in content["systems"]] == ["A", "B", "C"]
+    for number, path in enumerate(paths):
+        alone = score_file(path, metrics=["bleu"], resamples=0).scores
+        for name, score in alone.items():
+            assert pairs.values[name][number] == pytest.approx(score.value)
+    alone = compare_files(*paths[:2], metrics=["bleu"], resamples=200).scores["bleu_1"]
+    assert pairs.scores[0, 1]["bleu_1"].p_bootstrap == pytest.approx(3 * alone.p_bootstrap)
+    assert len(pairs.warnings) == 1 and "A and B" in pairs.warnings[0]
+    (warning,) = compare_many([paths[0]] * 3, metrics=["bleu"], resamples=10).warnings
+    assert "--resamples 120" in warning
+
+
+def test_holms_correction_has_its_known_values():
+    def score(p_value):
+        return Comparison("x", 0, 1, 1, (0, 1), p_value, p_value, np.ones(2), "x|n:2")
+
+    p_values = {(0, 1): 0.01, (0, 2): 0.04, (1, 2): 0.03, (2, 3): 0.005}  # Holm, 1979
+    found = holm({pair: {"x": score(p_value)} for pair, p_value in p_values.items()})
+    corrected = [found[pair]["x"].p_randomization for pair in p_values]
+    assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert [verdict(found[pair]["x"]) for pair in p_values] == ["B", "unsure", "unsure", "B"]
+    undefined = holm({(0, 1): {"x": score(float("nan"))}, (0, 2): {"x": score(0.01)}})
+    assert np.isnan(undefined[0, 1]["x"].p_bootstrap)
