@@ -40,7 +40,16 @@ from captioner.encoder.preprocess import (
 )
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
-from captioner.system.files import advice, check_regular, no_stream, read_json, sweep, whole_folder
+from captioner.system.files import (
+    advice,
+    check_regular,
+    mistaken_for,
+    no_stream,
+    read_head,
+    read_json,
+    sweep,
+    whole_folder,
+)
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import check
 from captioner.system.version import __version__
@@ -242,6 +251,8 @@ def _read_config(path: Path) -> ModelConfig:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         check_regular(path)
+        if mistaken := mistaken_for(read_head(path)):
+            raise ValueError(mistaken)
         tensors = load_file(path)
     # A hostile header makes safetensors and torch raise many types.
     except Exception as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -20,10 +21,17 @@ from captioner.config import resolve_path
 from captioner.encoder.backbones import build_backbone
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ModelError
-from captioner.system.foreign import plain
+from captioner.system.files import mistaken_for, no_stream, read_head
+from captioner.system.foreign import excerpt, plain
 
 # The classifier, and the auxiliary classifiers of GoogLeNet and Inception.
 CLASSIFIER_KEYS = re.compile(r"^(fc|classifier|aux1|aux2|AuxLogits)\b")
+# Keys of training checkpoints that hold the weights, the usual first.
+WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "model_state", "module", "net", "network"),
+    *("weights", "params", "encoder", "backbone", "ema", "model_ema", "state_dict_ema"),
+)
+HOW_TO_WRITE = "torch.save(model.state_dict(), 'weights.pth') writes one"
 # Torchvision's DenseNet files use old parameter names.
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
@@ -75,7 +83,9 @@ def fetch_weights(
             f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
             f"(known: {names}, none)"
         )
-    return EncoderSpec(backbone, builder_args, first, path.name), read_state_dict(path)
+    expected = list(build_backbone(backbone, builder_args, device="meta").state_dict())
+    found = without_prefix(read_state_dict(path), expected, where=plain(path))
+    return EncoderSpec(backbone, builder_args, first, path.name), found
 
 
 def _download(entry: Any, origin: str) -> dict[str, Tensor]:
@@ -101,25 +111,76 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ModelError: if the file cannot be read or holds anything but tensors.
     """
     try:
-        if path.suffix == ".safetensors":
+        head = read_head(path)
+        if mistaken := mistaken_for(head):
+            raise ModelError(f"{path}: {mistaken}")
+        if head[8:9] == b"{" or (path.suffix == ".safetensors" and head[:2] != b"PK"):
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Torchvision's own training script stores its arguments in a Namespace. By the name
+            # of a file, torch.load would choose another reader.
+            allowed = torch.serialization.safe_globals([argparse.Namespace])
+            with allowed, open(path, "rb", opener=no_stream) as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path}: damaged, or not a plain state dict: Python objects are never loaded"
+            f"{path}: damaged, or not a plain state dict: Python objects are never loaded; "
+            f"{HOW_TO_WRITE}"
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
     # torch raises many types for a damaged file (IndexError, KeyError, ...).
     except Exception as error:
         raise ModelError(f"{path}: damaged: {plain(error)}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path}: not a state dict: it must map names to tensors")
+    state = _unwrapped(state, path)
     # A tensor with stride 0 claims any shape from one stored number; the conversion allocates all.
     if any(t.nbytes > t.untyped_storage().nbytes() for t in state.values()):
         raise ModelError(f"{path}: damaged: tensors claim more numbers than the file holds")
     return state_of(state)
+
+
+def _unwrapped(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in a checkpoint, and say which key held it."""
+    keys: list[str] = []
+    state = content
+    while isinstance(state, Mapping):
+        if state and all(isinstance(value, Tensor) for value in state.values()):
+            if keys:
+                say = f"note: {plain(path)}: takes the weights of {'.'.join(keys)}"
+                print(say, file=sys.stderr)
+            return state
+        key = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
+        if key is None or len(keys) == len(WRAPPERS):  # a dict may hold itself
+            break
+        keys.append(key)
+        state = state[key]
+    found = f", and holds {excerpt(list(state))}" if isinstance(state, Mapping) else ""
+    raise ModelError(
+        f"{path}: not a state dict: it must map names to tensors{found}; {HOW_TO_WRITE}"
+    )
+
+
+def without_prefix(
+    state: dict[str, Tensor], names: Sequence[str], *, where: str
+) -> dict[str, Tensor]:
+    """Return the tensors below the prefix, such as `module.`, that covers most of a CNN's names.
+
+    Says so if a prefix is removed.
+    """
+    if not names or any(name in state for name in names):
+        return state
+    first = names[0]
+    prefixes = {name[: -len(first)] for name in state if name.endswith(f".{first}")}
+    covered = {p: sum(p + name in state for name in names) for p in sorted(prefixes)[:100]}
+    prefix = max(covered, key=lambda p: covered[p], default="")
+    if covered.get(prefix, 0) * 2 < len(names):
+        return state
+    kept = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    rest = f"; {len(state) - len(kept)} others are not used" if len(kept) < len(state) else ""
+    print(f"note: {where}: takes the weights named {plain(prefix)}*{rest}", file=sys.stderr)
+    return kept
 
 
 def state_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

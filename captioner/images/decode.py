@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
-from captioner.system.files import no_stream
+from captioner.system.files import mistaken_for, no_stream
 from captioner.system.foreign import plain
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
@@ -37,6 +37,7 @@ FORMATS = (
 )
 # First bytes of files that are images, even if their header is damaged.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+NOT_AN_IMAGE = "not an image, or an unsupported image format"
 # The usual most of grey pixels: 8, 10, 12, 14 and 16 bits.
 WHITES = (255, 1023, 4095, 16383, 65535)
 OVERSHOOT = 1.5  # of float pixels above white, as from resampling
@@ -109,7 +110,8 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
     except UnidentifiedImageError as error:
         if data.startswith(SIGNATURES):
             raise ImageError("damaged image: its header cannot be read") from error
-        message = "not an image, or an unsupported image format"
+        mistaken = mistaken_for(data[:512])
+        message = f"not an image: {mistaken}" if mistaken and data else NOT_AN_IMAGE
         raise ImageError(message, kind="not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = f"more pixels than the limit of {max_pixels:,}"

@@ -22,9 +22,39 @@ PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL
 OLD = "old"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 MAX_JSON = 2**26  # bytes; a vocabulary of a million words takes a third
+# First bytes of files that somebody took for a model or an image, and what to do.
+MISTAKEN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (b"<!doctype", "a web page, not the file itself; download the file behind the link"),
+    (b"<html", "a web page, not the file itself; download the file behind the link"),
+    (b"<head", "a web page, not the file itself; download the file behind the link"),
+    (b"<?xml", "a text in XML (a drawing, or the error message of a server)"),
+    (b"<error", "a text in XML, the error message of a server; download the file again"),
+    (b'{"', "a text in JSON (perhaps the error message of a server)"),
+)
 _writing: set[str] = set()  # names of the temporary folders of this process
 
 MOVED = "not written: its folder was moved or removed while it was written"
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a regular file, enough to recognise it.
+
+    Raises:
+        OSError: if the file cannot be read, or is a pipe or a device.
+    """
+    with open(path, "rb", opener=no_stream) as file:
+        return file.read(512)
+
+
+def mistaken_for(head: bytes) -> str | None:
+    """Return what a file is that people take for a model or an image, from its first bytes."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not head:
+        return "empty file; download it again"
+    if b"\0" in head[:64]:  # safetensors begins with the length of its header, which may look so
+        return None
+    return next((what for magic, what in MISTAKEN if start.startswith(magic)), None)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from http.client import IncompleteRead
@@ -44,6 +45,10 @@ def assert_same(given: State, wanted: State) -> None:
     assert given.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(given[name], tensor, rtol=0, atol=0)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 class Bomb:
@@ -91,6 +96,67 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> No
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ModelError, match="must map names to tensors"):
         read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s: {"state_dict": s, "epoch": 3, "arch": "squeezenet1_1"}, "weights of state_dict"),
+        (lambda s: {"model": s, "args": Namespace(lr=0.1)}, "weights of model"),
+        (lambda s: {"model": {"state_dict": s}, "optimizer": {}}, "weights of model.state_dict"),
+        (lambda s: prefixed(s, "module."), "named module.*"),
+        (lambda s: {"state_dict": prefixed(s, "module.")}, "named module.*"),
+        (lambda s: prefixed(s, "model.encoder._orig_mod."), "named model.encoder._orig_mod.*"),
+        (lambda s: prefixed(s, "net.") | {"loss.weight": torch.ones(3)}, "1 others are not used"),
+    ],
+)
+def test_wrapped_weights_are_unwrapped_and_said(
+    tmp_path: Path,
+    make_state: MakeState,
+    capsys: pytest.CaptureFixture[str],
+    wrap: Callable[[State], State],
+    said: str,
+) -> None:
+    state = make_state(TINY)
+    torch.save(wrap(state), tmp_path / "w.pth.tar")
+    assert_same(fetch(str(tmp_path / "w.pth.tar"))[1], state)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_the_content_tells_safetensors_from_torch_save(
+    tmp_path: Path, make_state: MakeState, name: str
+) -> None:
+    state = make_state(TINY)
+    write = torch.save if name.endswith(".safetensors") else save_file
+    write(state, tmp_path / name)
+    assert_same(read_state_dict(tmp_path / name), state)
+
+
+def test_a_checkpoint_without_weights_names_its_keys(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "optimizer": {"state": {}}}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"holds \['epoch', 'optimizer'\]; torch.save"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"<HTML><head></head></HTML>", "a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "in XML"),
+        (b'{"error": "Repository not found"}', "in JSON"),
+        (b"", "empty file"),
+    ],
+)
+def test_a_file_that_is_mistaken_for_weights_is_named(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=said):
+        read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
