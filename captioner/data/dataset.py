@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ Kind = Literal[
 ]
 
 SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "val", "valid", "validation"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("dev", "val", "valid", "validation", "development", "valset"), "dev"),
+    **dict.fromkeys(("eval", "evaluation", "devset"), "dev"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
+_FILLERS = ("set", "split", "data", "images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,10 @@ class Dataset:
         chosen = tuple(example for example in self.examples if example.split == wanted)
         if not chosen:
             splits = ", ".join(f"{split} ({count:,})" for split, count in self.splits.items())
+            hint = "; data.holdout takes dev images from two or more train images"
+            hint = hint if wanted == "dev" else ""
             raise DataError(
-                f"{self.root}: no images in split {excerpt(name)}; splits: {splits or 'none'}"
+                f"{self.root}: no images in split {excerpt(name)}; splits: {splits or 'none'}{hint}"
             )
         return chosen
 
@@ -95,7 +100,19 @@ class Dataset:
 def split_name(name: str) -> str:
     """Return the canonical name of a split, such as "dev" for "val" and "validation"."""
     name = name.strip()
-    return SPLIT_NAMES.get(name.lower(), name)
+    return SPLIT_NAMES.get(name.lower()) or split_in(name, only=True) or name
+
+
+def split_in(name: str, *, only: bool = False) -> str | None:
+    """Return the one split that a file or folder name names, such as "dev" for "captions_val2014".
+
+    With `only`, the name may hold nothing else but words such as "set" and a number.
+    """
+    words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    if only and not set(words) <= {*SPLIT_NAMES, *_FILLERS}:
+        return None
+    return splits.pop() if len(splits) == 1 else None
 
 
 def describe(dataset: Dataset, extra: Sequence[tuple[str, str]] = ()) -> str:

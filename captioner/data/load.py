@@ -100,7 +100,9 @@ def _hold_out(dataset: Dataset, holdout: float) -> Dataset:
     has_dev = "dev" in dataset.splits or "dev" in dataset.empty_splits
     if has_dev or "train" not in dataset.splits or not holdout:
         return dataset
-    dev = {e.image_id for e in dataset.split("train") if _position(e.image_id) < holdout}
+    ids = sorted((e.image_id for e in dataset.split("train")), key=_position)
+    count = sum(_position(image_id) < holdout for image_id in ids)
+    dev = set(ids[: min(max(count, 2), len(ids) - 1)])  # neither split is empty
     examples = tuple(replace(e, split="dev") if e.image_id in dev else e for e in dataset.examples)
     train = dataset.splits["train"]
     note = (

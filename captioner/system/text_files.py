@@ -6,10 +6,13 @@ such as `"\ud83d"`.
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
 import json
+import re
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -21,6 +24,10 @@ from captioner.errors import DataError
 from captioner.system.escapes import NOT_UTF8
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
+
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)
+_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+_LIST = re.compile(rf"[\[(][\s,]*(?:(?:{_TEXT.pattern})[\s,]*)+[\])]|\[\s*\]")
 
 
 def read_text(path: Path, *, stream: bool = False) -> str:
@@ -103,11 +110,25 @@ def guess_delimiter(header: str) -> str:
     return max(",\t;|", key=header.count)
 
 
+def is_preamble(line: str) -> bool:
+    """Return whether a line before the column names says nothing: blank, or Excel's `sep=;`."""
+    return not line.strip() or _SEPARATOR.match(line) is not None
+
+
+def header_index(lines: list[str]) -> int:
+    """Return the index of the line with the column names; 0 without any."""
+    return next((index for index, line in enumerate(lines) if not is_preamble(line)), 0)
+
+
 def unpack_list(cell: str) -> object:
-    """Return the list in a cell such as `["a dog", "a brown dog"]`; other cells as they are."""
-    if cell.startswith('["') and cell.endswith("]"):
-        with suppress(ValueError, RecursionError):
-            return json.loads(cell)
+    """Return the list in a cell, as JSON, Python and NumPy write it; other cells as they are."""
+    if not _LIST.fullmatch(cell):
+        return cell
+    with suppress(ValueError, RecursionError):
+        return json.loads(cell)
+    # An odd backslash is a `SyntaxWarning`, a line end in a text a `SyntaxError`.
+    with suppress(ValueError, SyntaxError), warnings.catch_warnings(action="ignore"):
+        return [ast.literal_eval(text) for text in _TEXT.findall(cell)]
     return cell
 
 

@@ -322,3 +322,98 @@ def test_scenes_are_told_from_other_jsonl(tmp_path: Path) -> None:
 def test_the_config_names_every_format_that_can_be_read() -> None:
     named = get_args(DataConfig.model_fields["format"].annotation)
     assert sorted(named) == sorted(["auto", *FORMATS])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        str(["a dog", "a man's dog"]),  # pandas
+        str(("a dog", "a man's dog")),
+        "['a dog'\n \"a man's dog\"]",  # NumPy
+        json.dumps(["a dog", "a man's dog"]),
+    ],
+)
+def test_csv_lists_as_other_tools_write_them(tmp_path: Path, cell: str) -> None:
+    touch(tmp_path, "a.jpg")
+    with (tmp_path / "x.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "captions"], ["a.jpg", cell]])
+    assert clean(tmp_path).examples[0].captions == ("a dog", "a man's dog")
+
+
+@pytest.mark.parametrize("column", ["Split", "SPLIT", "partition", "Set", "phase"])
+@pytest.mark.parametrize("test", ["test", "Testing", "test_set", "Test2017", "testset"])
+def test_a_split_column_of_any_name_is_obeyed(tmp_path: Path, column: str, test: str) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    rows = ["a.jpg,A,train", "b.jpg,B,Valid", f"c.jpg,C,{test}"]
+    write(tmp_path / "x.csv", f"Image,Caption,{column}", *rows)
+    dataset = clean(tmp_path)
+    assert [example.split for example in dataset.examples] == ["train", "dev", "test"]
+    assert bool(dataset.notes) is (column.lower() != "split")
+
+
+def test_an_id_column_that_numbers_captions_is_no_image_id(tmp_path: Path) -> None:
+    names = [f"{n}.jpg" for n in range(9)]
+    touch(tmp_path, *names)
+    for ids in ([0, 1, 2], [f"{n}" for n in range(27)]):
+        rows = [f"{name},{ids[(3 * n + k) % len(ids)]},C{k}"
+                for n, name in enumerate(names) for k in range(3)]  # fmt: skip
+        write(tmp_path / "x.csv", "image,id,caption", *rows)
+        dataset = clean(tmp_path)
+        assert [e.image_id for e in dataset.examples] == names
+        assert {e.captions for e in dataset.examples} == {("C0", "C1", "C2")}
+        assert "'id' does not identify images" in dataset.notes[0]
+
+
+def test_only_sub_folders_name_a_split(tmp_path: Path) -> None:
+    touch(tmp_path / "dev", "a.jpg")
+    write(tmp_path / "dev/metadata.csv", "file_name,text", "a.jpg,A")
+    assert clean(tmp_path / "dev").splits == clean(tmp_path / "dev/metadata.csv").splits
+    assert clean(tmp_path / "dev").splits == {"train": 1}
+    assert clean(tmp_path).splits == {"dev": 1}
+
+
+def test_tables_with_a_split_in_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    write(tmp_path / "captions_train.csv", "image,caption", "a.jpg,A")
+    write(tmp_path / "captions_Test.csv", "image,caption", "b.jpg,B")
+    write(tmp_path / "._captions_Test.csv", "macOS")
+    assert clean(tmp_path).splits == {"train": 1, "test": 1}
+
+
+def test_hugging_face_dataset_infos_are_no_karpathy_split(tmp_path: Path) -> None:
+    touch(tmp_path / "train", "a.jpg", "._a.jpg")
+    write(tmp_path / "train/metadata.jsonl", '{"file_name": "a.jpg", "text": "A"}')
+    dump(tmp_path / "dataset_infos.json", {"default": {"features": {"images": 1}}})
+    assert clean(tmp_path).splits == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("images\\IMG_0.JPG", "images/IMG_0.JPG"),
+        ("img_0.jpg", "images/IMG_0.JPG"),
+        ("caf\u00e9.jpg", "images/cafe\u0301.jpg"),
+        ("val2014/a.jpg", "images/a.jpg"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
+    ],
+)
+def test_names_of_other_systems(tmp_path: Path, written: str, on_disk: str) -> None:
+    touch(tmp_path, on_disk, "images/other.jpg")
+    write(tmp_path / "x.csv", "image,caption", f"{written},A")
+    dataset = clean(tmp_path / "x.csv")
+    assert dataset.examples[0].image == tmp_path / on_disk
+    assert "1 images have another spelling or folder on disk" in dataset.notes[0]
+
+
+def test_a_file_is_never_taken_for_two_names(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "c.jpg", "B.jpg", "b.JPG")
+    rows = ["x/a.jpg,A", "y/a.jpg,A", "C.jpg,C", "c.jpg,C", "b.jpg,B", "z.jpg,Z"]
+    write(tmp_path / "x.csv", "image,caption", *rows)
+    dataset = load_dataset(tmp_path / "x.csv", holdout=0)
+    assert [e.image_id for e in dataset.examples] == ["c.jpg"]
+
+
+def test_excel_names_the_delimiter_first(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    write(tmp_path / "x.csv", "sep=;", "image;caption", "a.jpg;A, a; or b".replace("; ", " "))
+    assert clean(tmp_path).examples[0].captions == ("A, a or b",)

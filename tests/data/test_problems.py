@@ -174,15 +174,15 @@ def test_csv(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_bytes(
         b"id,image,caption,split\n"
         b"1,a.jpg,A dog,train\n"
-        b'2,a.jpg,"two\nlines",train\n'
-        b"3,a.jpg,,train\n"  # 5
+        b'1,a.jpg,"two\nlines",train\n'
+        b"1,a.jpg,,train\n"  # 5
         b"4,,nobody's,train\n"  # 6
-        b"5,a.jpg,A dog, brown,train\n"  # 7
-        b"6,a.jpg,leak,test\n"  # 8
+        b"1,a.jpg,A dog, brown,train\n"  # 7
+        b"1,a.jpg,leak,test\n"  # 8
         b"7,gone.jpg,G,train\n"  # 9
         b"1,b.jpg,B,train\n"  # 10
         b"8,c.jpg,caf\xe9,train\n"  # 11
-        b"9,c.jpg,C,\n"  # 12
+        b"8,c.jpg,C,\n"  # 12
     )
     assert problems(tmp_path) == [
         ("empty caption", "data.csv:5"),
@@ -295,7 +295,7 @@ def test_other_disasters(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such image folder"):
         load_dataset(file, images=tmp_path / "nowhere")
     for name in ("dataset_a.json", "dataset_b.json"):
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).write_text('{"images": []}')
     with pytest.raises(DataError, match=r"found dataset_a.json, dataset_b.json; name the file"):
         load_dataset(tmp_path)
 

@@ -103,3 +103,14 @@ def test_real_flickr8k() -> None:
     rows = [line.split() for line in describe(dataset).splitlines()]
     assert ["train", "6,000", "30,000"] in rows
     assert ["skipped", "nothing"] in rows
+
+
+@pytest.mark.parametrize(("count", "holdout"), [(40, 0.05), (2, 0.001), (3, 0.999)])
+def test_a_holdout_leaves_neither_split_empty(tmp_path: Path, count: int, holdout: float) -> None:
+    assert min(2, count - 1) <= len(held_out(tmp_path, count, holdout)) < count
+
+
+def test_one_image_cannot_be_held_out(tmp_path: Path) -> None:
+    assert held_out(tmp_path, 1) == set()
+    with pytest.raises(DataError, match=r"data\.holdout"):
+        load_dataset(tmp_path).split("dev")

@@ -14,7 +14,7 @@ from captioner.errors import ImageError
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import guess_delimiter, read_rows
+from captioner.system.text_files import guess_delimiter, is_preamble, read_rows
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -86,11 +86,14 @@ def _lines(table: Path) -> Iterator[str]:
 
 def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
     lines = _lines(table)
-    header = next(lines, "")
+    passed = 0
+    while is_preamble(header := next(lines, "")) and header:
+        passed += 1
     delimiter = guess_delimiter(header)
     names = [name.strip() for name in next(read_rows([header], delimiter), (1, []))[1]]
     index = names.index(_column(names, image_column))
-    for number, cells in read_rows(chain([header], lines), delimiter, first=1):
+    for place, cells in read_rows(chain([header], lines), delimiter, first=1):
+        number = place + passed
         if len(cells) != len(names):
             yield number, ImageError(f"{len(cells)} cells, expected {len(names)}")
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ class Pictures:
         self.folders = [str(folder) for folder in folders]
         self._listings: dict[str, frozenset[str]] = {}
         self._found: dict[str, set[str]] = {}
+        self._folded: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> Path | None:
         """Return the image file in the first folder that holds it, or None."""
@@ -35,6 +38,26 @@ class Pictures:
             if file in self._listing(inside):
                 self._found.setdefault(inside, set()).add(file)
                 return Path(inside, file)
+        return None
+
+    def resembling(self, name: str) -> Path | None:
+        r"""Return the one file with almost this name, or None.
+
+        It may differ in `\` for `/`, case and Unicode form, or lie in another of the folders.
+        """
+        name = name.replace("\\", "/")
+        for tail in (name, name.rpartition("/")[2]):
+            for folder in self.folders:
+                inside, file = os.path.split(os.path.join(folder, tail))  # noqa: PTH118
+                if inside not in self._folded:
+                    self._folded[inside] = {}
+                    for known in self._listing(inside):
+                        self._folded[inside].setdefault(_fold(known), []).append(known)
+                found = self._folded[inside].get(_fold(file), [])
+                if file in found or len(found) == 1:
+                    file = file if file in found else found[0]
+                    self._found.setdefault(inside, set()).add(file)
+                    return Path(inside, file)
         return None
 
     def unnamed(self) -> list[Path]:
@@ -50,7 +73,7 @@ class Pictures:
         if folder not in self._listings:
             try:
                 with os.scandir(folder) as entries:
-                    names = frozenset(entry.name for entry in entries if entry.is_file())
+                    names = frozenset(e.name for e in entries if e.is_file() and _own(e.name))
             except PermissionError as error:
                 raise DataError(f"{folder}: no permission to list the images") from error
             except (OSError, ValueError):  # no such folder, or an impossible name
@@ -139,7 +162,12 @@ class Collector:
         Raises:
             DataError: if there is no usable image.
         """
-        examples = [example for entry in self.entries.values() if (example := self._check(entry))]
+        found = self._find_pictures()
+        examples = [
+            example
+            for entry, path in zip(self.entries.values(), found, strict=True)
+            if (example := self._check(entry, path))
+        ]
         for path in self.pictures.unnamed() if report_unnamed else ():
             self.problem("image without captions", self.place(path), "no caption for this image")
         filled = {example.split for example in examples}
@@ -148,6 +176,7 @@ class Collector:
             self.problem("empty split", self._splits[split], f"no usable image in {split}")
         if not examples:
             first = "".join(f"; {p.kind} at {p.where}: {p.detail}" for p in self._problems[:1])
+            first += "; data.images names the folder of the images" if self.entries else ""
             raise DataError(f"{self.root}: no usable image with a caption ({self.format}){first}")
         place = self.root.resolve()
         return Dataset(
@@ -160,9 +189,30 @@ class Collector:
             empty_splits=empty,
         )
 
-    def _check(self, entry: Entry) -> Example | None:
-        # Without a folder, only the annotations are read.
-        image = self.pictures.find(entry.file) if self.pictures.folders else Path(entry.file)
+    def _find_pictures(self) -> list[Path | None]:
+        """Return the file of each entry; a file with almost its name if only one entry wants it."""
+        if not self.pictures.folders:  # only the annotations are read
+            return [Path(entry.file) for entry in self.entries.values()]
+        found = [self.pictures.find(entry.file) for entry in self.entries.values()]
+        names = [entry.file for entry in self.entries.values()]
+        almost = {
+            index: path
+            for index, name in enumerate(names)
+            if found[index] is None and (path := self.pictures.resembling(name))
+        }
+        wanted = Counter(path for path in [*found, *almost.values()] if path)
+        matched = {index: path for index, path in almost.items() if wanted[path] == 1}
+        for index, path in matched.items():
+            found[index] = path
+        if matched:
+            index, path = next(iter(matched.items()))
+            self.notes.append(
+                f"{len(matched):,} images have another spelling or folder on disk "
+                f"(first: {plain(names[index])} is {plain(self.place(path))})"
+            )
+        return found
+
+    def _check(self, entry: Entry, image: Path | None) -> Example | None:
         if not entry.captions:
             self.problem("image without captions", entry.where, entry.file)
         if image is None:
@@ -173,12 +223,32 @@ class Collector:
         return Example(image, tuple(entry.captions), entry.split, entry.image_id)
 
 
+def annotation_files(root: Path, pattern: str) -> list[Path]:
+    """Return the matching files, sorted, without the `._name` files that macOS leaves."""
+    return [file for file in sorted(root.glob(pattern)) if _own(file.name)]
+
+
+def _own(name: str) -> bool:
+    return not name.startswith("._")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def picture_folders(base: Path, images: Path | Literal[False] | None) -> list[Path]:
-    """Return the folders to search for images: `images`, or else the usual ones that exist."""
+    """Return the folders to search for images: `images`, or else the usual ones that exist.
+
+    The usual ones are in the folder of the annotations and beside it.
+    """
     if images is False:
         return []
     if images is None:
-        return [*(base / name for name in PICTURE_FOLDERS if (base / name).is_dir()), base]
+        inner, beside = (
+            [folder / name for name in PICTURE_FOLDERS if (folder / name).is_dir()]
+            for folder in (base, base.parent)
+        )
+        return [*inner, base, *beside]
     if not images.is_dir():
         raise DataError(f"{images}: no such image folder; set data.images")
     return [images]

@@ -6,12 +6,12 @@ All rows of an image become one example, in order. A row may also hold a list of
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_name
-from captioner.data.formats.collect import Collector, Entry, picture_folders
+from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in, split_name
+from captioner.data.formats.collect import Collector, Entry, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 
@@ -21,6 +21,7 @@ CAPTION_COLUMNS = (
     "description",
 )
 ID_COLUMNS = ("image_id", "id")
+_USUAL = {*SPLIT_NAMES.values(), "restval"}
 
 Row: TypeAlias = Mapping[str, object]
 Rows: TypeAlias = Iterable[tuple[str, Row]]  # where, cells by column
@@ -57,7 +58,10 @@ def load_tables(
     collector = Collector(root, format, picture_folders(base, options.images))
     for file in _table_files(root, suffixes):
         names, rows = read(collector, file)
-        _add_rows(collector, file, _choose_columns(names, options, str(file)), rows)
+        columns = _choose_columns(names, options, str(file))
+        scan = read(Collector(root, format, ()), file)[1]  # its problems come again below
+        columns = _check_columns(collector, collector.place(file), columns, names, list(scan))
+        _add_rows(collector, file, columns, rows)
     return collector.dataset(report_unnamed=root.is_dir())
 
 
@@ -69,12 +73,13 @@ def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     if root.is_file():
         return [root]
-    tables = [file for file in sorted(root.glob("*")) if file.suffix in suffixes]
+    tables = [file for file in annotation_files(root, "*") if file.suffix in suffixes]
     for stem in ("metadata", "captions"):
         if named := [file for file in tables if file.stem == stem]:
             return named[:1]
     inner = sorted(file for suffix in suffixes for file in root.glob(f"*/metadata{suffix}"))
-    splits = [file for file in tables if file.stem.lower() in SPLIT_NAMES]
+    exact = [file for file in tables if file.stem.lower() in SPLIT_NAMES]
+    splits = exact or [file for file in tables if split_in(file.stem)]
     return inner or splits or (tables if len(tables) == 1 else [])
 
 
@@ -97,14 +102,47 @@ def _choose_columns(names: Collection[str], options: Options, where: str) -> Col
         return choice
 
     default = Options().split_column
-    if options.split_column != default and options.split_column not in names:
+    if options.split_column != default:
         pick(options.split_column, (), "split")
+    by_lower = {name.lower(): name for name in names}
     return Columns(
         image=pick(options.image_column, IMAGE_COLUMNS, "image"),
         caption=pick(options.caption_column, CAPTION_COLUMNS, "caption"),
-        split=options.split_column if options.split_column in names else None,
-        image_id=next((name for name in ID_COLUMNS if name in names), None),
+        split=by_lower.get(default) if options.split_column == default else options.split_column,
+        image_id=next((by_lower[name] for name in ID_COLUMNS if name in by_lower), None),
     )
+
+
+def _check_columns(
+    collector: Collector,
+    place: str,
+    columns: Columns,
+    names: list[str],
+    rows: list[tuple[str, Row]],
+) -> Columns:
+    """Find a split column of any name by its cells; drop an id column that numbers other things."""
+    if columns.split is None and rows:
+        for name in names:
+            cells = (row.get(name) for _, row in rows)
+            if all(isinstance(cell, str) and split_name(cell) in _USUAL for cell in cells):
+                note = (
+                    f"{place}: column {excerpt(name)} holds only names of splits: it is the split"
+                )
+                collector.notes.append(note)
+                columns = replace(columns, split=name)
+                break
+    if columns.image_id:
+        pairs = [(row.get(columns.image), row.get(columns.image_id)) for _, row in rows]
+        known = {(str(file), str(number)) for file, number in pairs if file and number is not None}
+        files, numbers = {file for file, _ in known}, {number for _, number in known}
+        # One wrong cell is a `duplicate id`; a column that is wrong in many cells is no image id.
+        if len(known) - min(len(files), len(numbers)) > max(1, len(known) // 10):
+            collector.notes.append(
+                f"{place}: column {excerpt(columns.image_id)} does not identify images; "
+                "the file names do"
+            )
+            columns = replace(columns, image_id=None)
+    return columns
 
 
 def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) -> None:
@@ -114,8 +152,8 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
     """
     folder = collector.place(file.parent)
     prefix = "" if collector.root.is_file() or folder == "." else f"{folder}/"
-    stem = file.parent.name if file.stem == "metadata" else file.stem
-    file_split = stem if stem.lower() in SPLIT_NAMES else "train"
+    stem = folder.rpartition("/")[2] if prefix else file.stem
+    file_split = split_in(stem) or "train"
     if columns.split is None:
         collector.expect(file_split, collector.place(file))
     entries: dict[str, Entry] = {}

@@ -12,6 +12,7 @@ from captioner.system.escapes import own_cells
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import (
     guess_delimiter,
+    header_index,
     is_utf8,
     read_lines,
     read_rows,
@@ -37,10 +38,11 @@ def load(root: Path, options: Options) -> Dataset:
 
 def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
     lines = read_lines(file)
-    delimiter = guess_delimiter(lines[0] if lines else "")
-    header = next(read_rows(lines[:1], delimiter), (1, []))[1]
+    top = header_index(lines)
+    delimiter = guess_delimiter("".join(lines[top : top + 1]))
+    header = next(read_rows(lines[top : top + 1], delimiter), (1, []))[1]
     names = [name.strip() for name in header]
-    return names, _rows(collector, file, names, read_rows(lines, delimiter, first=1))
+    return names, _rows(collector, file, names, read_rows(lines, delimiter, first=top + 1))
 
 
 def _rows(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.data.dataset import Dataset, Options
-from captioner.data.formats.collect import Collector, picture_folders
+from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
@@ -19,22 +19,20 @@ from captioner.system.text_files import read_json
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 
+_OTHERS = ("dataset_info", "dataset_infos")  # of Hugging Face
 _PEEK = 1 << 16  # bytes, enough for the first image; the file may have 150 MB
 
 
 def recognise(root: Path) -> bool:
     """Return whether this is a JSON file of a Karpathy split, or a folder with one."""
     if root.is_dir():
-        return any(root.glob("dataset_*.json"))
-    if root.suffix != ".json":
-        return False
-    with open(root, "rb", opener=no_stream) as file:
-        return b'"sentences"' in file.read(_PEEK)
+        return bool(_files(root))
+    return root.suffix == ".json" and _has_images(root, b'"sentences"')
 
 
 def load(root: Path, options: Options) -> Dataset:
     """Read a Karpathy split: a JSON file, or a folder with exactly one `dataset_*.json`."""
-    files = [root] if root.is_file() else sorted(root.glob("dataset_*.json"))
+    files = [root] if root.is_file() else _files(root)
     if len(files) != 1:
         names = ", ".join(file.name for file in files)
         raise DataError(f"{root}: expected one dataset_*.json, found {names}; name the file")
@@ -53,6 +51,17 @@ def load(root: Path, options: Options) -> Dataset:
         note = f"{kept:,} restval images are not in train; data.restval=true adds them"
         return replace(dataset, notes=(*dataset.notes, note))
     return dataset
+
+
+def _files(root: Path) -> list[Path]:
+    files = annotation_files(root, "dataset_*.json")
+    return [file for file in files if file.stem not in _OTHERS and _has_images(file)]
+
+
+def _has_images(path: Path, key: bytes = b'"images"') -> bool:
+    with open(path, "rb", opener=no_stream) as file:
+        start = file.read(_PEEK)
+    return key in start or b'"sentences"' in start
 
 
 def _read_image(
