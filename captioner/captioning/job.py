@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -37,8 +36,6 @@ from captioner.system.foreign import plain
 from captioner.system.memory import Memory
 from captioner.system.ownership import check
 from captioner.system.world import World
-
-DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,6 @@ class _Image:
     """An image that was read; `is_known`: the journal has its record."""
 
     position: int
-    digest: bytes
     is_known: bool
     record: Record
 
@@ -143,15 +139,8 @@ def _caption_batches(
 
     def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
         position, item, known, ticket = queued
-        digest = b""
-
-        def is_wanted(content: bytes) -> bool:
-            nonlocal digest
-            digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
-            return together or digest not in known
-
-        record, pixels = reader.read(item, ticket, is_wanted)
-        return _Image(position, digest, digest in known, record), pixels
+        record, pixels = reader.read(item, ticket, lambda digest: together or digest not in known)
+        return _Image(position, record.digest in known, record), pixels
 
     failures = not (how.retry_errors or how.stop_on_error)
     queue = (
@@ -174,7 +163,7 @@ def _caption_batches(
         for image, captions in batch:
             is_done = captions is None and image.is_known and skip
             record = None if is_done else image.record.complete(captions)
-            done.append(Done(image.record.file_name, image.digest, record))
+            done.append(Done(image.record.file_name, image.record.digest, record))
         yield [image.position for image, _ in batch], done
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory
 
 MOST_WORKERS = 1024
+DIGEST_BYTES = 16
 BATCH_SIZE = 256  # enough to keep a GPU busy
 
 
@@ -64,12 +66,14 @@ class Record:
         captions: best first; empty if the image failed.
         error: message, if the image failed.
         kind: error code for programs, if the image failed.
+        digest: 16 bytes that identify the content of the file, if asked for.
     """
 
     file_name: str
     captions: tuple[Caption, ...] = ()
     error: str | None = None
     kind: ImageErrorKind | None = None
+    digest: bytes = field(default=b"", compare=False)
 
     @property
     def image_id(self) -> str:
@@ -136,9 +140,9 @@ class ItemReader:
         self,
         item: Item,
         ticket: int,
-        is_wanted: Callable[[bytes], bool] = lambda content: True,  # noqa: ARG005
+        is_wanted: Callable[[bytes], bool] | None = None,
     ) -> tuple[Record, Tensor | None]:
-        """Read an image, and decode it if `is_wanted` returns True for the file's content.
+        """Read an image, and decode it if `is_wanted` is None or accepts the digest of its content.
 
         The ticket is from `memory.join` and is released here. Pixels are uint8 (3, S, S).
         """
@@ -150,19 +154,29 @@ class ItemReader:
             self.memory.leave(ticket)
 
     def _read(
-        self, item: Item, claim: Callable[[int], None], is_wanted: Callable[[bytes], bool]
+        self,
+        item: Item,
+        claim: Callable[[int], None],
+        is_wanted: Callable[[bytes], bool] | None,
     ) -> tuple[Record, Tensor | None]:
         record = Record(item.name)
         try:
             content = _content(item, claim)
-            if not is_wanted(content):
-                return record, None
+            if is_wanted:
+                record = replace(record, digest=digest_of(content))
+                if not is_wanted(record.digest):
+                    return record, None
             picture = read_image(
                 content, max_pixels=self.max_pixels, at_least=self.at_least, claim=claim
             )
             return record, self.preprocess.pixels(picture)
         except ImageError as error:
             return record.complete(error), None
+
+
+def digest_of(content: bytes) -> bytes:
+    """Return the digest of a file's content."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def caption_files(
@@ -172,6 +186,7 @@ def caption_files(
     how: CaptioningOptions | None = None,
     *,
     memory: Memory | None = None,
+    digests: bool = False,
 ) -> Iterator[Record]:
     """Caption images; a bad image becomes an error record.
 
@@ -183,6 +198,7 @@ def caption_files(
         how: captioning settings; None: the defaults.
         memory: memory limit for reading and decoding; pass the object given to `list_images`.
             None: a new one.
+        digests: fill `Record.digest`.
 
     Yields:
         One record per item, in order.
@@ -198,7 +214,7 @@ def caption_files(
     )
     for batch in captioner.captions_of(
         queue,
-        lambda queued: reader.read(*queued),
+        lambda queued: reader.read(*queued, (lambda _: True) if digests else None),
         options,
         n_best=how.n_best,
         num_workers=how.num_workers,

@@ -9,21 +9,18 @@ import csv
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Self, TextIO
 
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
-from captioner.captioning.sources.item import Item, failure
-from captioner.errors import DataError, ImageError
+from captioner.captioning.sidecars import ADVICE, Sidecars
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
-from captioner.system.files import MOVED, whole_file, write_text
-from captioner.system.ownership import owns
+from captioner.system.files import MOVED, whole_file
 from captioner.system.version import __version__
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
-ADVICE = "choose jsonl or csv"  # formats in which two images may share a name
 ROW_GROUP = 2**16  # rows per row group of a Parquet file
 LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
@@ -42,7 +39,7 @@ class Writer(ABC):
     ):
         self.file, self.n_best = file, n_best
         self.extension, self.overwrite = extension, overwrite
-        self.taken: set[int | str | Path] = set()  # ids or places that an image has
+        self.taken: set[int | str] = set()  # ids that an image has
 
     def write(self, record: Record) -> Record:
         """Write a record; return it, or a failure if its caption would replace another one.
@@ -128,22 +125,11 @@ class SidecarWriter(Writer):
 
     several = False
 
+    def _open(self) -> None:
+        self.texts = Sidecars(self.extension, overwrite=self.overwrite)
+
     def _write(self, record: Record) -> str | None:
-        if not record.captions:
-            return None
-        place = _sidecar_path(record.file_name, self.extension)
-        if place in self.taken:
-            return f"another image has the same text file, {place}; {ADVICE}"
-        if place.exists() and not self.overwrite:
-            return f"{place} already exists; --overwrite replaces it"
-        self.taken.add(place)
-        try:
-            write_text(place, record.caption + "\n", "sidecar")
-        except OSError as error:
-            raise DataError(
-                f"{place}: cannot be written: {error.strerror}; choose a --format other than txt"
-            ) from error
-        return None
+        return self.texts.write(record) if record.captions else None
 
 
 class ParquetWriter(Writer):
@@ -226,29 +212,3 @@ def write_output(
             if images % LOOK_EVERY == 0 and not aside.exists():
                 raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
     return Totals(images, failed, images, output.with_name(ERRORS) if failed else None)
-
-
-def skip_existing(
-    items: Iterable[Item], extension: str, *, overwrite: bool, skip: Callable[[str], None]
-) -> Iterator[Item]:
-    """Skip images that already have a text file next to them, and call `skip` with their names.
-
-    With `overwrite`, a text file of one line may be replaced; anything else is a failure.
-    """
-    for item in items:
-        place, reason = _sidecar_path(item.name, extension), None
-        if not isinstance(item.source, Path | ImageError):
-            reason = "archive members get no text file; choose another --format"
-        elif place == Path(item.name):
-            reason = "its caption would replace the image itself; choose another --extension"
-        elif isinstance(item.source, Path) and place.exists():
-            if not overwrite:
-                skip(item.name)
-                continue
-            if not owns(place, "sidecar"):
-                reason = f"its caption would replace {place}, which is not one line; move that away"
-        yield failure(item.name, reason, "place_taken") if reason else item
-
-
-def _sidecar_path(file_name: str, extension: str) -> Path:
-    return Path(file_name).with_suffix(extension)

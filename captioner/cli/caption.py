@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.captioning.job import JobOptions
     from captioner.captioning.records import Record, Totals
+    from captioner.captioning.sidecars import Sidecars
     from captioner.captioning.sources import Item
     from captioner.config import DecodingOverrides
     from captioner.system.memory import Memory
@@ -164,25 +165,22 @@ def command(
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Totals, caption_files
-    from captioner.captioning.writers import FORMATS, skip_existing
+    from captioner.captioning.writers import FORMATS, SidecarWriter
     from captioner.system.memory import Memory
 
-    memory, skipped = Memory(how.max_memory), 0
-
-    def skip(_: str) -> None:
-        nonlocal skipped
-        skipped += 1
-
+    memory = Memory(how.max_memory)
     items = _items(images, how, memory)
-    if how.format == "txt":
-        items = skip_existing(items, how.extension, overwrite=how.overwrite, skip=skip)
     count = failed = 0
     with _started(images, how) as (captioner, _):
         options = captioner.settings(n_best=how.n_best, **decoding)
-        records = caption_files(captioner, items, options, how.job(), memory=memory)
         with FORMATS[how.format](
             sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
         ) as writer:
+            if isinstance(writer, SidecarWriter):
+                items = writer.texts.missing(items)
+            records = caption_files(
+                captioner, items, options, how.job(), memory=memory, digests=how.format == "txt"
+            )
             for record in map(writer.write, records):
                 sys.stdout.flush()
                 count += 1
@@ -190,8 +188,8 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
                 _report(record)
                 if record.error and how.stop_on_error:
                     break
-    if skipped:
-        say(f"{skipped:,} skipped, their {how.extension} file exists (--overwrite replaces it)")
+    if isinstance(writer, SidecarWriter):
+        _say_texts(writer.texts)
     return Totals(count, failed, count)
 
 
@@ -324,6 +322,17 @@ def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
         f"{f', in {output}' if output else ''}"
         f"{f'; failures in {totals.errors}' if totals.errors else ''}"
     )
+
+
+def _say_texts(texts: Sidecars) -> None:
+    if texts.skipped:
+        say(f"{texts.skipped:,} skipped, their {texts.extension} file is up to date")
+    if texts.kept:
+        say(
+            f"{len(texts.kept):,} passed over, captioner did not write their {texts.extension} "
+            f"file or it was edited since, such as {plain(texts.kept[0])}; to caption them, move "
+            f"it away or choose another --extension"
+        )
 
 
 def _report(record: Record) -> None:

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.captioning.sidecars import Sidecars
 from captioner.captioning.sources import list_images, tar
 from captioner.captioning.sources.members import ALWAYS_ALLOWED
-from captioner.captioning.writers import skip_existing
 from captioner.errors import ImageError
 from captioner.system.memory import Held, Memory
 
@@ -407,7 +407,7 @@ def test_members_have_no_place_beside_them() -> None:
     write("s.tar", TWO[:1])
     write("a.jpg", b"x")
     items = list_images(["s.tar", "a.jpg"])
-    first, second = skip_existing(items, ".txt", overwrite=False, skip=print)
+    first, second = Sidecars().missing(items)
     assert str(first.source) == "archive members get no text file; choose another --format"
     assert second.source == Path("a.jpg")
 

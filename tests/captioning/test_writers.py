@@ -14,11 +14,12 @@ import click
 import pytest
 
 from captioner.captioner import Caption
-from captioner.captioning.records import Record
+from captioner.captioning.records import Record, digest_of
+from captioner.captioning.sidecars import JOURNAL, Sidecars
 from captioner.captioning.sources import Item
-from captioner.captioning.writers import FORMATS, as_dict, skip_existing, write_output
+from captioner.captioning.writers import FORMATS, as_dict, write_output
 from captioner.cli.caption import command
-from captioner.errors import DataError, ImageError
+from captioner.errors import ConfigError, DataError, ImageError
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 
@@ -141,7 +142,7 @@ def test_coco_of_nothing_is_an_empty_list(records: list[Record]) -> None:
 def test_txt_lies_beside_each_image(tmp_path: Path) -> None:
     record = Record(str(tmp_path / "a.photo.jpg"), (DOG, CAT))
     assert written([record, BAD], "txt", n_best=2) == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["a.photo.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.photo.txt", JOURNAL}
     assert (tmp_path / "a.photo.txt").read_bytes() == b"a dog runs\n"
 
 
@@ -246,6 +247,82 @@ def test_a_record_is_read_back_exactly() -> None:
 def test_txt_never_opens_a_pipe_or_a_folder_in_its_place(make, tmp_path: Path) -> None:
     item = Item(str(tmp_path / "a.png"), tmp_path / "a.png")
     make(tmp_path / "a.txt")
-    [found] = skip_existing([item], ".txt", overwrite=True, skip=print)
+    [found] = Sidecars(overwrite=True).missing([item])
     assert isinstance(found.source, ImageError)
     assert found.source.kind == "place_taken"
+
+
+def missing(folder: Path, **options: bool) -> tuple[list[str], Sidecars]:
+    """Return what a run over a folder captions, as `name: error or nothing`."""
+    texts = Sidecars(**options)  # type: ignore[arg-type]
+    images = sorted(folder.glob("*.[jp][pn]g"))
+    found = texts.missing([Item(str(path), path) for path in images])
+    return [f"{Path(each.name).name}: {getattr(each.source, 'kind', '')}" for each in found], texts
+
+
+def caption(folder: Path, *names: str, **options: bool) -> list[str | None]:
+    texts = Sidecars(**options)  # type: ignore[arg-type]
+    return [
+        texts.write(Record(str(path), (DOG,), digest=digest_of(path.read_bytes())))
+        for path in (folder / name for name in names)
+    ]
+
+
+def test_a_text_of_the_user_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    notes = tmp_path / "a.txt"
+    notes.write_text("my notes\n")
+    found, texts = missing(tmp_path)
+    assert (found, texts.skipped, texts.kept) == ([], 0, [notes])
+    assert missing(tmp_path, overwrite=True)[0] == ["a.jpg: place_taken"]
+    assert "did not write" in str(caption(tmp_path, "a.jpg", overwrite=True))
+    notes.unlink()
+    assert caption(tmp_path, "a.jpg") == [None]
+    notes.write_text("my correction\n")
+    assert missing(tmp_path)[1].kept == [notes]
+    assert missing(tmp_path, overwrite=True)[0] == ["a.jpg: place_taken"]
+    assert notes.read_text() == "my correction\n"
+
+
+def test_a_changed_image_is_captioned_again_and_an_unchanged_one_is_not(tmp_path: Path) -> None:
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"picture")
+    assert missing(tmp_path)[0] == ["a.jpg: "]
+    assert caption(tmp_path, "a.jpg") == [None]
+    found, texts = missing(tmp_path)
+    assert (found, texts.skipped, texts.kept) == ([], 1, [])
+    assert missing(tmp_path, overwrite=True)[0] == ["a.jpg: "]
+    image.write_bytes(b"another")
+    assert missing(tmp_path)[0] == ["a.jpg: "]
+    assert caption(tmp_path, "a.jpg") == [None]
+    assert missing(tmp_path)[1].skipped == 1
+    image.rename(tmp_path / "a.png")  # a copy in another format has another content
+    (tmp_path / "a.png").write_bytes(b"png")
+    assert missing(tmp_path)[0] == ["a.png: "]
+
+
+def test_two_images_with_one_text_fail_in_every_run(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    first, second = caption(tmp_path, "a.jpg", "a.png")
+    assert first is None
+    assert "another image has the same text file" in str(second)
+    for _ in range(2):
+        found, texts = missing(tmp_path)
+        assert (found, texts.skipped) == (["a.png: place_taken"], 1)
+
+
+def test_the_journal_of_texts_survives_cut_lines_and_moves(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"picture")
+    caption(folder, "a.jpg")
+    with (folder / JOURNAL).open("a") as file:
+        file.write('\n{"text": "b.tx')
+    (folder / "b.jpg").write_bytes(b"second")
+    caption(folder, "b.jpg")
+    folder = folder.rename(tmp_path / "moved")
+    assert missing(folder)[1].skipped == 2
+    (folder / JOURNAL).write_text("foreign")
+    with pytest.raises(ConfigError, match="not a journal of captioner"):
+        missing(folder)

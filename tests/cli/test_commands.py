@@ -161,7 +161,8 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     assert notes.read_text() == "my notes"
     assert "another image has the same text file" in result.stderr
     assert "2 image(s), 1 captioned, 1 failed" in result.stderr
-    assert "1 skipped, their .txt file exists (--overwrite replaces it)" in result.stderr
+    assert "1 passed over, captioner did not write their .txt file" in result.stderr
+    assert str(notes) in result.stderr
     again = run("caption", str(tmp_path / "a"), "--format", "txt")
     assert again.exit_code == 0
     assert again.stderr.startswith("model: ") and "0 image(s), 0 captioned" in again.stderr
@@ -178,8 +179,9 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     assert "its caption would replace the image itself" in result.stderr
     picture.with_suffix(".odd").rename(picture)
     assert picture.read_bytes() == before
-    assert run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite").exit_code == 0
-    assert notes.read_text() != "my notes"
+    refused = run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite")
+    assert refused.exit_code == 1
+    assert notes.read_text() == "my notes"
     coco = run("caption", str(tmp_path), "--recursive", "--format", "coco")
     assert len(json.loads(coco.stdout)) == 1
     assert coco.stderr.count("another image has the same COCO id, x") == 2
