@@ -48,8 +48,6 @@ def caption_with_ray(
 ) -> Totals:
     """Caption images on a Ray cluster, or on this machine if there is no cluster.
 
-    More than 60 lines, half of them for the arguments.
-
     Ray may restart workers; each record is still written once, in the order of the items. The model
     is sent to the workers. The workers open files at the given paths, and read URIs (`s3://`,
     `gs://`, `hdfs://`, `file://`) through pyarrow. Failures are listed in `errors.jsonl`
