@@ -85,7 +85,7 @@ def draw_study(study: Study, path: Path) -> None:
     """Draw gradient flow, gradient norms and truncation, as a PNG file."""
     from matplotlib.figure import Figure  # slow to import
 
-    figure = Figure(figsize=(10, 7.2), layout="constrained", dpi=85)
+    figure = Figure(figsize=(10, 7.7), layout="constrained", dpi=85)
     (before, after), (norms, cuts) = figure.subplots(2, 2)
     after.sharey(before)
     trained = f"{study.steps:,} steps of training" if study.steps else "training"
@@ -130,6 +130,8 @@ def _draw_flow(axes: Any, name: str, flow: Flow) -> None:
 
 
 def _draw_norms(axes: Any, study: Study) -> None:
+    from matplotlib.ticker import LogLocator  # slow to import
+
     logs = [(cell.name, cell.log) for cell in study.cells if cell.log]
     norms = np.array([norm for _, log in logs for norm in log.norms])
     norms = norms[np.isfinite(norms) & (norms > 0)]
@@ -147,8 +149,14 @@ def _draw_norms(axes: Any, study: Study) -> None:
         xlabel="norm of the gradient of all weights",
         ylabel="steps",
     )
+    first, last = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if last < 100 * first else (1.0,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")  # more labels would overlap
     axes.set_ylim(bottom=0.7)
-    axes.legend(edgecolor="none", fontsize=8)
+    # Below the axes: the histograms fill the whole width.
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+    axes.legend(**place, frameon=False, fontsize=8)
 
 
 def _draw_cuts(axes: Any, study: Study) -> None:
