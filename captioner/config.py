@@ -427,6 +427,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {section: {} if values is None else values for section, values in tree.items()}
 
 
+def _is_text(path: list[str]) -> bool:
+    """Return whether a setting is a text."""
+    section = Config.model_fields.get(path[0])
+    models = (section and section.annotation, CnnConfig if path[0] == "encoder" else None)
+    fields = [getattr(model, "model_fields", {}).get(path[-1]) for model in models]
+    return any(field and field.annotation in (str, str | None) for field in fields)
+
+
 def _apply(tree: dict[str, Any], override: str) -> str | None:
     """Apply one `section.key=value` to the tree; return its mistake, or None."""
     shown = f"--set {plain(override)}"
@@ -437,7 +445,11 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        return f"{shown}: the value is not valid YAML"
+        if not _is_text(path):
+            return f"{shown}: the value is not valid YAML"
+        value = text
+    if value is not None and not isinstance(value, str) and _is_text(path):
+        value = text.strip()  # data.root=2017 is a name
     if path[0] == "encoder" and path[1] in CnnConfig.model_fields:
         path[1:1] = ["cnns", "0"]
     node: Any = tree

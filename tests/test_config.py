@@ -87,7 +87,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
         ("training.=3", "must look like section.key=value"),
         ("5.epochs=3", "5: no such setting (known: data, text, "),
         ("training.epochs=[", "not valid YAML"),
-        ("data.root=2020-99-99", "not valid YAML"),
+        ("training.seed=2020-99-99", "not valid YAML"),
         ("training.epochs=yes", "should not be true or false, given True"),
         ("training.learning_rate=on", "should not be true or false, given True"),
         ("training.learning_rate=.inf", "finite"),
@@ -383,3 +383,11 @@ def test_a_removed_setting_loads_if_it_is_off_and_is_an_error_if_it_is_on(settin
     with pytest.raises(ConfigError, match=f"{setting}: removed in captioner 0.2") as error:
         load_config(None, [f"{setting}={on}"])
     assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["2017", "2017-01-01", "1e3", "yes", "@photos", "a: b: c", "~x"])
+@pytest.mark.parametrize("key", ["data.root", "data.images"])
+def test_a_text_on_the_command_line_stays_a_text(key: str, text: str) -> None:
+    config = load_config(None, [f"{key}={text}"])
+    assert getattr(config.data, key.removeprefix("data.")) == text
+    assert load_config(None, ["data.images=null"]).data.images is None

@@ -417,3 +417,43 @@ def test_excel_names_the_delimiter_first(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     write(tmp_path / "x.csv", "sep=;", "image;caption", "a.jpg;A, a; or b".replace("; ", " "))
     assert clean(tmp_path).examples[0].captions == ("A, a or b",)
+
+
+def test_coco_passes_over_results_and_images_without_annotations(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    dump(tmp_path / "annotations/captions_train2017.json", coco(1, "a"))
+    dump(tmp_path / "annotations/captions_val2017_x_results.json", [{"image_id": 1}])
+    dump(tmp_path / "annotations/captions_test2017.json", {"images": [{"id": 9}]})
+    dataset = clean(tmp_path)
+    assert dataset.splits == {"train": 1}
+    assert len(dataset.notes) == 2
+    assert all("holds no annotations" in note for note in dataset.notes)
+
+
+def test_vizwiz_leaves_out_rejected_captions(tmp_path: Path) -> None:
+    touch(tmp_path / "train", "a.jpg")
+    document = coco(1, "a")
+    good = {"image_id": 1, "caption": "good", "is_precanned": False, "is_rejected": False}
+    document["annotations"] = [good, good | {"is_rejected": True}, good | {"is_precanned": True}]
+    dump(tmp_path / "annotations/train.json", document)
+    dataset = clean(tmp_path)
+    assert [e.captions for e in dataset.examples] == [("good",)]
+    assert "2 rejected or precanned captions" in dataset.notes[0]
+
+
+def test_captions_txt_with_tabs(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "a.jpg", "b.jpg")
+    write(tmp_path / "captions.txt", "a.jpg\tA dog, outdoors", "b.jpg\tB", "a.jpg\tA")
+    captions = [e.captions for e in clean(tmp_path).examples]
+    assert captions == [("A dog, outdoors", "A"), ("B",)]
+
+
+def test_flickr_archives_side_by_side(tmp_path: Path) -> None:
+    touch(tmp_path / "Flicker8k_Dataset", "a.jpg", "b.jpg")
+    texts = tmp_path / "Flickr8k_text"
+    write(texts / "Flickr8k.token.txt", "a.jpg#0\tA", "b.jpg#0\tB")
+    write(texts / "._Flickr8k.token.txt", "macOS")
+    write(texts / "Flickr_8k.trainImages.txt", "a.jpg")
+    write(texts / "Flickr_8k.devImages.txt", "b.jpg")
+    for root in (tmp_path, texts):
+        assert clean(root).splits == {"train": 1, "dev": 1}

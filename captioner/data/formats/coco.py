@@ -5,12 +5,11 @@ Source: X. Chen et al., "Microsoft COCO captions: data collection and evaluation
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from captioner.data.dataset import SPLIT_NAMES, Dataset, Options
-from captioner.data.formats.collect import Collector, picture_folders
+from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in
+from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import read_json
@@ -34,27 +33,44 @@ def load(root: Path, options: Options) -> Dataset:
     names = [file.stem.removeprefix("captions_") for file in files]
     inner = [folder / name for folder in folders for name in names if (folder / name).is_dir()]
     collector = Collector(root, "coco", [*inner, *folders])
+    several = len(files) > 1
     for file in files:
-        _read_file(collector, file)
+        document = read_json(file)
+        if several and _has_no_captions(document):
+            collector.notes.append(f"{collector.place(file)} holds no annotations; passed over")
+        else:
+            _read_file(collector, file, document)
     return collector.dataset()
 
 
 def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
-    return sorted(root.glob("annotations/captions_*.json")) or sorted(root.glob("captions_*.json"))
+    for folder in ("annotations/", ""):
+        if files := annotation_files(root, f"{folder}captions_*.json"):
+            return files
+    files = annotation_files(root, "annotations/*.json")  # VizWiz: train.json, val.json
+    return [file for file in files if file.stem in SPLIT_NAMES]
 
 
 def _split(collector: Collector, file: Path) -> str:
-    for word in re.findall("[a-z]+", file.stem.lower()):
-        if word in SPLIT_NAMES:
-            return SPLIT_NAMES[word]
+    if split := split_in(file.stem):
+        return split
     collector.notes.append(f"{collector.place(file)} names no split; its images become train")
     return "train"
 
 
-def _read_file(collector: Collector, file: Path) -> None:
-    document = read_json(file)
+def _has_no_captions(document: Any) -> bool:
+    """Return whether this is a file of results, or of images to caption."""
+    match document:
+        case [*_]:
+            return True
+        case {"images": [*_], **others}:
+            return "annotations" not in others
+    return False
+
+
+def _read_file(collector: Collector, file: Path, document: Any) -> None:
     match document:
         case {"images": list(images), "annotations": list(annotations)}:
             pass
@@ -71,9 +87,19 @@ def _read_file(collector: Collector, file: Path) -> None:
                 collector.add(str(number), name, split, where)
             case _:
                 collector.problem("malformed line", where, "needs id and file_name")
+    refused = [a for a in annotations if _is_refused(a)]
+    if refused:
+        note = f"{place}: {len(refused):,} rejected or precanned captions are left out (VizWiz)"
+        collector.notes.append(note)
     seen: set[object] = set()
     for index, annotation in enumerate(annotations):
-        _read_annotation(collector, annotation, f"{place}: annotations[{index}]", seen)
+        if not _is_refused(annotation):
+            _read_annotation(collector, annotation, f"{place}: annotations[{index}]", seen)
+
+
+def _is_refused(annotation: Any) -> bool:
+    fields = annotation if isinstance(annotation, dict) else {}
+    return bool(fields.get("is_rejected") or fields.get("is_precanned"))
 
 
 def _read_annotation(collector: Collector, annotation: Any, where: str, seen: set[object]) -> None:

@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captioner.data.dataset import Dataset, Options
-from captioner.data.formats.collect import Collector, picture_folders
+from captioner.data.formats.collect import Collector, annotation_files, picture_folders
+from captioner.system.escapes import unescape
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import is_utf8, read_lines, read_rows
 
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 
 _CAPTION_FILES = ("*.token.txt", "*.token", "captions.txt", "results.csv")
+# The archives unpack to a folder of texts beside a folder of images.
+_ARCHIVES = ("*/*.token.txt", "*/*.token", "flickr30k_images/results.csv")
 _SPLIT_LISTS = {split: f"*.{split}Images.txt" for split in ("train", "dev", "test")}
 _NUMBER = re.compile(r"#\d+$")
 _HEADER = re.compile(r'\s*"?(image|image_name|file_name|filename)"?\s*([,|\t])', re.IGNORECASE)
@@ -50,9 +53,9 @@ def load(root: Path, options: Options) -> Dataset:
 
 
 def _caption_file(folder: Path) -> Path | None:
-    for pattern in _CAPTION_FILES:
+    for pattern in (*_CAPTION_FILES, *_ARCHIVES):
         # Flickr8k also has a file with lemmatised captions.
-        files = [file for file in sorted(folder.glob(pattern)) if ".lemma." not in file.name]
+        files = [file for file in annotation_files(folder, pattern) if ".lemma." not in file.name]
         if files:
             return files[0]
     return None
@@ -63,7 +66,7 @@ def _read_split_lists(collector: Collector, folder: Path) -> bool:
     lists = [
         (split, file)
         for split, pattern in _SPLIT_LISTS.items()
-        for file in sorted(folder.glob(pattern))
+        for file in annotation_files(folder, pattern)
     ]
     for split, file in lists:
         collector.expect(split, collector.place(file))
@@ -90,6 +93,11 @@ def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]
     """Yield (where, name, caption) of every line with a name."""
     lines = read_lines(file)
     tokens = any(_NUMBER.search(line.partition("\t")[0]) for line in lines[:10])
+    # `captioner caption` prints name, tab, caption.
+    plain = not _HEADER.match("".join(lines[:1])) and all("\t" in line for line in lines)
+    if plain and not tokens:
+        lines = [unescape(line) if line.count("\t") == 1 else line for line in lines]
+        tokens = True
     for where, name, caption in (_token_lines if tokens else _table_rows)(collector, file, lines):
         if name:
             yield where, name, caption
