@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,7 +56,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Turn every expected error into a message and an exit code."""
         try:
-            with _usage_errors(), within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
+            with _expected_errors(), within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
                 return super().invoke(ctx)
         except CaptionerError as error:
             _say(f"error: {error}")
@@ -61,29 +64,58 @@ class Commands(click.Group):
         except KeyboardInterrupt as stop:  # click prints only "Aborted!"
             _say(f"{stop if stop.args else 'stopped'}")
             ctx.exit(INTERRUPTED)
-        except BrokenPipeError:  # the reader of stdout closed the pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
-        except OSError as error:  # a folder that cannot be written to, a full disk
-            where = f"{plain(error.filename)}: " if error.filename else ""
-            _say(f"error: {where}{error.strerror or plain(error)}")
-            ctx.exit(1)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the options before the command name."""
-        with _usage_errors():
+        """Prepare the streams and parse the options before the command name."""
+        _prepare_streams()
+        with _expected_errors():
             return super().make_context(*args, **kwargs)
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Make click's usage errors as short and printable as captioner's own errors."""
+def _expected_errors() -> Iterator[None]:
+    """Make errors of click and of files as short and printable as captioner's own errors."""
     try:
         yield
     except click.ClickException as error:
         text = plain(error.format_message(), MAX_LINE)
         error.format_message = lambda: text  # type: ignore[method-assign]
         raise
+    except OSError as error:  # a folder that cannot be written to, a full disk, a closed pipe
+        if not error.filename:  # of stdout: Python would flush it again at exit
+            _discard_stdout()
+        if not isinstance(error, BrokenPipeError):
+            where = f"{plain(error.filename)}: " if error.filename else ""
+            _say(f"error: {where}{error.strerror or plain(error)}")
+        raise SystemExit(1) from error
+
+
+class _Closed(io.StringIO):
+    """A stdout that the caller closed, as cron and services do: only its use is an error."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002
+        raise OSError(errno.EBADF, "stdout is closed; redirect it to a file")
+
+
+def _prepare_streams() -> None:
+    """Write any character, whatever the locale; survive streams that the caller closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would become stdout
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or _Closed()
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """Let what stdout still holds go nowhere."""
+    with suppress(OSError, ValueError):  # it has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

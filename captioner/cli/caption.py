@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captioner.cli.options import decoding_options, device_option, models_option, say
+from captioner.errors import DataError
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
@@ -251,13 +253,16 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
     """List the images lazily."""
     from captioner.captioning.sources import list_images
 
+    if "-" in images and sys.stdin is None:
+        raise DataError("stdin is closed; pass the paths as arguments")
     if "-" in images and isinstance(sys.stdin, io.TextIOWrapper):
         # Paths may hold bytes that are not UTF-8; only a line feed ends a path.
-        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+        encoding = sys.getfilesystemencoding() if os.name == "posix" else None
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape", newline="\n")
     return list_images(
         images,
         recursive=how.recursive,
-        stdin=sys.stdin,
+        stdin=sys.stdin or (),
         image_column=how.image_column,
         memory=memory,
     )

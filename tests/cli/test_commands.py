@@ -61,6 +61,32 @@ def test_caption_prints_path_and_caption_and_nothing_else_on_stdout():
     assert run("caption", "dev_red_5.png", "--model", "runs/toy").stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "stdout", "stderr"),
+    [
+        ("caption łódź.png > out; r=$?; cat out; exit $r", 0, "łódź.png\ta red", ""),
+        ("caption - <&-", 1, "", "error: stdin is closed; pass the paths as arguments"),
+        ("caption łódź.png >&-", 1, "", "error: stdout is closed; redirect it to a file"),
+        ("caption łódź.png > /dev/full", 1, "", "error: No space left on device"),
+        ("--version >&-", 1, "", "error: stdout is closed; redirect it to a file"),
+        ("caption łódź.png 2>&-", 0, "łódź.png\ta red", ""),
+        ("caption łódź.png --output closed.jsonl <&- >&-", 0, "", "1 captioned"),
+    ],
+)
+def test_streams_in_any_state(home, line, code, stdout, stderr):
+    shutil.copy(home / "dev_red_5.png", home / "łódź.png")
+    shell = f"{sys.executable} -m captioner {line}"
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    result = subprocess.run(
+        ["bash", "-c", shell], check=False, capture_output=True, env=environment
+    )
+    (home / "łódź.png").unlink()
+    assert result.returncode == code
+    assert result.stdout.decode().startswith(stdout)
+    assert stderr in result.stderr.decode()
+    assert "Traceback" not in result.stderr.decode()
+
+
 def test_files_folders_and_globs_in_order(home):
     result = run("caption", "dev_blue_5.png", "dev_r*.png", str(home))
     names = [line.split("\t")[0] for line in result.stdout.splitlines()]
