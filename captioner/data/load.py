@@ -91,8 +91,14 @@ def _choose(root: Path, format: str) -> Format:
                 return known
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
+    unread = []
+    if root.is_dir() and any(root.glob("*.tar")):
+        unread = ["  tar shards cannot be trained on yet: unpack them and write a captions.jsonl"]
+    elif root.is_dir() and (any(root.glob("*.txt")) or any(root.glob("*.caption"))):
+        unread = ["  texts beside images cannot be trained on yet: write them to a captions.csv"]
+    unread = [f'{line} (columns "image", "caption")' for line in unread]
     expected = [f"  {name}: {known.LOOKS_FOR}" for name, known in candidates.items()]
-    raise DataError(f"{root}: no data set of a known format; expected one of", *expected)
+    raise DataError(f"{root}: no data set of a known format; expected one of", *expected, *unread)
 
 
 def _hold_out(dataset: Dataset, holdout: float) -> Dataset:

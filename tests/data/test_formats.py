@@ -457,3 +457,20 @@ def test_flickr_archives_side_by_side(tmp_path: Path) -> None:
     write(texts / "Flickr_8k.devImages.txt", "b.jpg")
     for root in (tmp_path, texts):
         assert clean(root).splits == {"train": 1, "dev": 1}
+
+
+def test_json_list_of_objects(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    rows = [{"image": "a.jpg", "caption": "A"}, {"image": "b.jpg", "caption": ["B", "C"]}]
+    dataset = clean(dump(tmp_path / "coco_karpathy_val.json", rows))
+    assert [(e.split, e.captions) for e in dataset.examples] == [
+        ("dev", ("A",)),
+        ("dev", ("B", "C")),
+    ]
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.txt", "texts beside"), ("0.tar", "tar shards")])
+def test_what_cannot_be_trained_on_yet_is_said(tmp_path: Path, name: str, words: str) -> None:
+    touch(tmp_path, "a.jpg", name)
+    with pytest.raises(DataError, match=f"{words}.* cannot be trained on yet: .*captions"):
+        load_dataset(tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.errors import DataError
+from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import read_json
 
@@ -19,7 +20,15 @@ LOOKS_FOR = "a JSON file (captions_*.json in a folder or its annotations/) with 
 
 def recognise(root: Path) -> bool:
     """Return whether this is a JSON file, or a folder with COCO captions."""
-    return bool(_files(root)) if root.is_dir() else root.suffix == ".json"
+    if root.is_dir():
+        return bool(_files(root))
+    return root.suffix == ".json" and not _is_list(root)
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a JSON file is a list of objects, which the format `jsonl` reads."""
+    with open(path, "rb", opener=no_stream) as file:
+        return b"".join(file.read(100).split()).startswith(b"[{")
 
 
 def load(root: Path, options: Options) -> Dataset:

@@ -13,7 +13,7 @@ from captioner.data.formats.columns import Row, is_table, load_tables
 from captioner.errors import DataError
 from captioner.system.escapes import own_fields
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import read_lines
+from captioner.system.text_files import read_json, read_lines
 
 LOOKS_FOR = (
     "a .jsonl file, or a folder with metadata.jsonl, captions.jsonl, train.jsonl or one .jsonl"
@@ -24,7 +24,7 @@ _SUFFIXES = (".jsonl", ".ndjson")
 
 def recognise(root: Path) -> bool:
     """Return whether this is a JSON Lines file, or a folder with some."""
-    return is_table(root, _SUFFIXES)
+    return is_table(root, _SUFFIXES) or (root.is_file() and root.suffix == ".json")
 
 
 def load(root: Path, options: Options) -> Dataset:
@@ -41,6 +41,14 @@ def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[s
 
 
 def _rows(collector: Collector, file: Path) -> Iterator[tuple[str, Row]]:
+    if file.suffix == ".json":  # a list of objects
+        for index, row in enumerate(read_json(file)):
+            where = f"{collector.place(file)}: [{index}]"
+            if isinstance(row, dict):
+                yield where, own_fields(row)
+            else:
+                collector.problem("malformed line", where, f"not a JSON object: {excerpt(row)}")
+        return
     for where, line in collector.lines(file, read_lines(file)):
         try:
             row = json.loads(line)
