@@ -87,9 +87,7 @@ def show_scores(scores: Mapping[str, object], **others: str) -> None:
 
 def show_signatures(scores: Mapping[str, Score] | Mapping[str, Comparison]) -> None:
     """Print the signatures; scores with equal settings share a line."""
-    names: dict[str, list[str]] = {}
-    for score in scores.values():
-        name, _, fields = score.signature.partition("|")
-        names.setdefault(fields, []).append(name)
-    for fields, metrics in names.items():
-        show(f"{','.join(metrics)}|{fields}")
+    from captioner.metrics.signature import joined
+
+    for line in joined(score.signature for score in scores.values()):
+        show(line)

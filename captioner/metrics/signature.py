@@ -5,7 +5,7 @@ Two scores are comparable if their signatures agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 from captioner.errors import DataError
@@ -46,6 +46,15 @@ def read_signature(text: str) -> Signature:
     if len(dict(pairs)) != len(pairs):
         raise DataError(f"signature with a duplicate key: {excerpt(text)}")
     return dict(pairs)
+
+
+def joined(signatures: Iterable[str]) -> list[str]:
+    """Write signatures with equal fields as one, such as `bleu1,bleu2|refs:5|tok:ptb`."""
+    names: dict[str, list[str]] = {}
+    for signature in signatures:
+        name, _, fields = signature.partition("|")
+        names.setdefault(fields, []).append(name)
+    return [f"{','.join(group)}|{fields}" for fields, group in names.items()]
 
 
 def differences(a: Signature, b: Signature) -> dict[str, tuple[str, str]]:

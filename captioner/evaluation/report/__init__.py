@@ -17,6 +17,7 @@ from markupsafe import Markup
 from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
 from captioner.metrics.bootstrap import CONFIDENCE
+from captioner.metrics.signature import joined
 from captioner.run_dir import read_metrics
 from captioner.system.escapes import visible
 from captioner.system.files import whole_file
@@ -62,6 +63,7 @@ def write_report(
         findings=findings,
         flags=FLAGS,
         labels=labels,
+        signatures=joined(score.signature for score in result.scores.values()),
         confidence=f"{CONFIDENCE:.0%}",
         model=run.name if metrics else model.name,
         split_train=split_train,
