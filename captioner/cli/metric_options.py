@@ -68,7 +68,11 @@ def metric_options(
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
             content = command(scoring=scoring, **rest)
             if output:
-                write_text(output, to_json(content, indent=2) + "\n", kind)
+                try:
+                    write_text(output, to_json(content, indent=2) + "\n", kind)
+                except OSError as error:
+                    error.filename = error.filename or str(output)  # a full disk names no file
+                    raise
                 say(f"wrote {output}")
 
         for option in reversed(_OPTIONS):

@@ -183,3 +183,10 @@ def test_all_metrics_are_a_choice(monkeypatch):
     assert result.exit_code == 0, result.output
     shown = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
     assert {"bleu_4", "rouge_l", "cider", "cider_d", "meteor", "spice"} <= shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_with_the_path(here):
+    result = run("score", "a", "--resamples", "0", "--output", "/dev/full")
+    assert result.exit_code == 1
+    assert "/dev/full: No space left" in result.stderr
