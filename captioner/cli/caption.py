@@ -6,7 +6,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -47,6 +48,7 @@ class RunOptions:
     retry_errors: bool
     salvage: bool
     recursive: bool
+    repeats: bool
     image_column: str | None
     max_pixels: int | None
     scaled_decoding: bool
@@ -97,6 +99,7 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 @click.option("--retry-errors", is_flag=True, help="Retry images that failed before.")
 @click.option("--salvage", is_flag=True, help="Keep the intact rows of a damaged journal.")
 @click.option("--recursive", is_flag=True, help="Also search subfolders.")
+@click.option("--repeats", is_flag=True, help="Caption a file again where it is listed again.")
 @click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
 @click.option("--max-pixels", type=click.IntRange(1, 2**40), help="Refuse larger images.")
 @click.option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster.")
@@ -259,13 +262,41 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
         # Paths may hold bytes that are not UTF-8; only a line feed ends a path.
         encoding = sys.getfilesystemencoding() if os.name == "posix" else None
         sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape", newline="\n")
-    return list_images(
+    unread: Counter[str] = Counter()
+    items = list_images(
         images,
         recursive=how.recursive,
         stdin=sys.stdin or (),
         image_column=how.image_column,
         memory=memory,
+        unread=unread,
     )
+    return _once(items, unread, repeats=how.repeats)
+
+
+def _once(items: Iterable[Item], unread: Counter[str], *, repeats: bool) -> Iterator[Item]:
+    """Yield each file once, unless `repeats`; say at the end what was left out."""
+    from captioner.captioning.sources.members import unread_kinds
+
+    seen: set[str] = set()
+    repeated = 0
+    for item in items:
+        path = os.path.normpath(item.name)
+        if isinstance(item.source, Path) and not repeats:
+            if path in seen:
+                repeated += 1
+                continue
+            seen.add(path)
+        yield item
+    if os.environ.get("RANK", "0") != "0":  # of the processes of `torchrun`, the first speaks
+        return
+    if repeated:
+        say(f"{repeated:,} path(s) listed again and captioned once (--repeats captions each)")
+    if unread:
+        say(
+            f"{sum(unread.values()):,} file(s) passed over, captioner does not read their kind "
+            f"({unread_kinds(unread)}); convert them to JPEG or PNG"
+        )
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from pathlib import Path
+from tarfile import TarFile
+from zipfile import ZipFile
 
 import pytest
 
@@ -263,3 +266,34 @@ def test_nothing_is_opened_before_its_turn() -> None:
     assert not Path("opened").exists()
     write("later.tar", [("in.jpg", b"x")])
     assert [item.name for item in items][-1] == "later.tar/in.jpg"
+
+
+def test_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "kinds"
+    (folder / "sub").mkdir(parents=True)
+    names = ("IMG_1.HEIC", "IMG_2.heic", "b.jxl", "c.CR2", "sub/d.mov", "notes.txt", "._e.heic")
+    for name in names:
+        (folder / name).touch()
+    with ZipFile(tmp_path / "kinds.zip", "w") as packed, TarFile(tmp_path / "k.tar", "w") as tar:
+        for name in names:
+            packed.write(folder / name, name)
+            tar.add(folder / name, name)
+    for source in (folder, tmp_path / "kinds.zip", tmp_path / "k.tar", tmp_path / "k*"):
+        unread: Counter[str] = Counter()
+        items = [*list_images(source, recursive=True, unread=unread)]
+        times = 3 if "*" in source.name else 1
+        counts = {".heic": 2, ".jxl": 1, ".cr2": 1, ".mov": 1}
+        assert unread == {ending: count * times for ending, count in counts.items()}
+        assert len(items) == times
+    [item] = list_images(folder)
+    assert "not read: 2 .heic, 1 .jxl, 1 .cr2" in str(item.source)
+
+
+def test_names_with_a_dot_are_no_images(tmp_path: Path) -> None:
+    folder = tmp_path / "mac"
+    for name in ("a.jpg", "._a.jpg", "__MACOSX/._a.jpg", "sub/.hidden.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert [item.name for item in list_images(folder, recursive=True)] == [str(folder / "a.jpg")]
+    typed = str(folder / "._a.jpg")
+    assert [item.name for item in list_images(typed)] == [typed]

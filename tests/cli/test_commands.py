@@ -96,6 +96,22 @@ def test_files_folders_and_globs_in_order(home):
     assert "images per second" in result.stderr
 
 
+def test_a_path_listed_twice_is_captioned_once(home):
+    (home / "twice").mkdir()
+    (home / "twice" / "a.heic").touch()
+    (home / "twice.csv").write_text("image,caption\ndev_red_5.png,one\ndev_red_5.png,two\n")
+    words = ("caption", "./dev_red_5.png", "twice.csv", "dev_blue_5.png", "dev_red_5.png")
+    result = run(*words)
+    names = [line.split("\t")[0] for line in result.stdout.splitlines()]
+    assert names == ["./dev_red_5.png", "dev_blue_5.png"]
+    assert "3 path(s) listed again and captioned once" in result.stderr
+    result = run(*words, "twice", "--repeats")
+    assert len(result.stdout.splitlines()) == 5
+    assert "1 file(s) passed over, captioner does not read their kind (1 .heic)" in result.stderr
+    shutil.rmtree(home / "twice")
+    (home / "twice.csv").unlink()
+
+
 def test_paths_on_stdin():
     result = run("caption", "-", input="dev_red_5.png\ndev_blue_5.png\n")
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [

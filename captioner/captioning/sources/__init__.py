@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def list_images(
     stdin: Iterable[str] = (),
     image_column: str | None = None,
     memory: Memory | None = None,
+    unread: Counter[str] | None = None,
 ) -> Iterator[Item]:
     """Find images in files, folders, globs, archives, tables, commands and stdin.
 
@@ -53,27 +55,29 @@ def list_images(
         image_column: column of paths in tables; None: guessed from common names.
         memory: limit for the members of tar streams; pass it only if images are captioned in order.
             None: no limit.
+        unread: counts pictures and videos that captioner does not read, by extension.
 
     Yields:
         Each image, or a failure for each name without an image. Folders and archives yield only
         files with an image extension. A folder's files are sorted by name. Members of archives and
         rows of tables keep their order.
     """
+    unread = Counter() if unread is None else unread
     for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
             try:
                 for name in _names(stdin):
                     if name not in ("", "-"):
-                        yield from _named(name, recursive, image_column, memory)
+                        yield from _named(name, recursive, image_column, memory, unread)
             except ImageError as error:
                 yield Item(source, error)
         # A shell's `*` may give the name of a file called `pipe:rm x`.
         elif source.startswith(COMMAND) and not os.path.lexists(source):
-            yield from command_images(source, memory=memory)
+            yield from command_images(source, unread, memory=memory)
         elif kind_of(source) == "pipe":
-            yield from tar_images(source, stream=True, memory=memory)
+            yield from tar_images(source, unread, stream=True, memory=memory)
         else:
-            yield from _named(source, recursive, image_column, memory)
+            yield from _named(source, recursive, image_column, memory, unread)
 
 
 def _names(stdin: Iterable[str]) -> Iterator[str]:
@@ -93,15 +97,19 @@ def _names(stdin: Iterable[str]) -> Iterator[str]:
 
 
 def _named(
-    name: str, recursive: bool, image_column: str | None, memory: Memory | None
+    name: str,
+    recursive: bool,
+    image_column: str | None,
+    memory: Memory | None,
+    unread: Counter[str],
 ) -> Iterator[Item]:
     kind, ending = kind_of(name), name.lower()
     if kind == "folder":
-        yield from folder_images(Path(name), recursive)
+        yield from folder_images(Path(name), recursive, unread)
     elif kind == "file" and ending.endswith(TARS):
-        yield from tar_images(name, memory=memory)
+        yield from tar_images(name, unread, memory=memory)
     elif kind == "file" and ending.endswith(ZIPS):
-        yield from zip_images(name)
+        yield from zip_images(name, unread)
     elif kind == "file" and ending.endswith(TABLES):
         yield from table_images(name, image_column)
     elif os.path.lexists(name):
@@ -109,7 +117,7 @@ def _named(
     elif len(name) <= LONGEST and glob.has_magic(name):
         match = None
         for match in matches(name):
-            yield from _named(match, recursive, image_column, memory)
+            yield from _named(match, recursive, image_column, memory, unread)
         if match is None:
             yield failure(name, "no file matches this pattern", "missing")
     elif "://" in name:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from captioner.captioning.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
-from captioner.images.decode import SUFFIXES
+from captioner.captioning.sources.members import is_image, unread_kinds
 
 
-def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
-    """List the files of a folder that have an image extension, sorted by name."""
+def folder_images(folder: Path, recursive: bool, unread: Counter[str]) -> Iterator[Item]:
+    """List the files of a folder that have an image extension, sorted by name; see `is_image`."""
     yielded = False
     archives: dict[str, None] = {}
     errors: list[OSError] = []
+    here: Counter[str] = Counter()
 
     def unlisted() -> Iterator[Item]:
         nonlocal yielded
@@ -29,7 +31,7 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         yield from unlisted()
         folders.sort()
         for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES:
+            if is_image(name, here):
                 yielded = True
                 yield file_item(str(Path(parent, name)))
             elif ending := next((e for e in (*TARS, *ZIPS) if name.lower().endswith(e)), None):
@@ -37,10 +39,13 @@ def folder_images(folder: Path, recursive: bool) -> Iterator[Item]:
         if not recursive:
             break
     yield from unlisted()
+    unread.update(here)
     if not yielded:
         hint = "" if recursive else " (--recursive searches subfolders)"
         if archives:
             hint = f" (to read archives, pass {' '.join(map(repr, archives))})"
+        if here:
+            hint += f"; not read: {unread_kinds(here)}"
         yield failure(str(folder), f"no image in this folder{hint}", "missing")
 
 

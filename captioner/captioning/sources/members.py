@@ -1,8 +1,9 @@
-"""Members of tar and ZIP archives: which are images, and which are refused."""
+"""Files in folders and archives: which are images, and which members are refused."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import PurePosixPath
 
 from captioner.errors import ImageError
@@ -17,14 +18,32 @@ ALWAYS_ALLOWED, MAX_RATIO = 2**24, 200
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
-def is_image(member: str) -> bool:
-    """Whether a member has an image extension.
+# Pictures and videos that captioner does not read, unless `SUFFIXES` has them.
+_UNREAD = (
+    "heic heif hif jxl psd psb svg svgz eps ai xcf kra exr hdr dds dcm jxr wdp hdp bpg flif j2k "
+    "jpx jpf qoi pcx sgi xbm xpm icns wmf emf cr2 cr3 crw nef nrw arw sr2 srf dng orf rw2 raf pef "
+    "raw rwl 3fr x3f iiq mp4 m4v mov avi mkv webm mpg mpeg wmv 3gp insp insv"
+)
+UNREAD = frozenset(f".{ending}" for ending in _UNREAD.split()) - SUFFIXES
+
+
+def is_image(member: str, unread: Counter[str]) -> bool:
+    """Whether a file has an image extension; count extensions that captioner does not read.
 
     As in WebDataset, the key is the base name up to its first dot and must not be empty:
     `0001.left.jpg` has the key `0001`; `._0001.jpg`, a macOS file, has no key.
     """
     path = PurePosixPath(member.replace("\\", "/"))
-    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES
+    ending = path.suffix.lower()
+    if path.name.startswith("."):
+        return False
+    unread.update([ending] if ending in UNREAD else [])
+    return ending in SUFFIXES
+
+
+def unread_kinds(unread: Counter[str]) -> str:
+    """Return what was counted, such as "2 .heic, 1 .jxl"."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in unread.most_common())
 
 
 def refusal(member: str, size: int, stored: int | None = None) -> ImageError | None:

@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from io import BufferedIOBase, BufferedReader, BytesIO
@@ -36,7 +37,9 @@ _READ_AT_ONCE = (
 )
 
 
-def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None) -> Iterator[Item]:
+def tar_images(
+    name: str, unread: Counter[str], *, stream: bool = False, memory: Memory | None = None
+) -> Iterator[Item]:
     """List the images of a tar file or a named pipe, in the order of the archive.
 
     Its first bytes tell the compression. A `stream` is a pipe, allowed only if the user typed its
@@ -45,14 +48,16 @@ def tar_images(name: str, *, stream: bool = False, memory: Memory | None = None)
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
-            yield from _members(name, file, memory)
+            yield from _members(name, unread, file, memory)
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
 
 
-def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Item]:
+def command_images(
+    source: str, unread: Counter[str], *, memory: Memory | None = None
+) -> Iterator[Item]:
     """List the images of a tar stream that a shell command writes; see `tar_images`.
 
     The user typed the source, `pipe:` and the command. An exit status other than 0 is a failure.
@@ -72,7 +77,7 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
         stream = cast(BufferedReader, process.stdout)
         try:
             try:
-                yield from _members(source, stream, memory)
+                yield from _members(source, unread, stream, memory)
                 while stream.read(tarfile.RECORDSIZE):
                     pass  # so that the command does not fail to write
             except ImageError as error:
@@ -87,7 +92,9 @@ def command_images(source: str, *, memory: Memory | None = None) -> Iterator[Ite
         yield Item(source, problem)
 
 
-def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator[Item]:
+def _members(
+    name: str, unread: Counter[str], file: BufferedReader, memory: Memory | None
+) -> Iterator[Item]:
     """List the images of one stream; raise `ImageError` at its end if it has none or is damaged."""
     has_images = False
     try:
@@ -104,7 +111,7 @@ def _members(name: str, file: BufferedReader, memory: Memory | None) -> Iterator
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as archive:
-                images = (each for each in _headers(archive, length) if is_image(each.name))
+                images = (each for each in _headers(archive, length) if is_image(each.name, unread))
                 for member in images:
                     item = None  # free the previous item
                     if item := _item(name, archive, member, length, stored, memory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import weakref
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -55,7 +56,7 @@ class Packed:
         return content.getvalue()
 
 
-def zip_images(name: str) -> Iterator[Item]:
+def zip_images(name: str, unread: Counter[str]) -> Iterator[Item]:
     """List the images of a ZIP archive, not yet read, and a failure for each refused member."""
     try:
         archive = _Archive(name)
@@ -67,7 +68,7 @@ def zip_images(name: str) -> Iterator[Item]:
     has_images = False
     overlapping = _overlapping(archive.members)
     for member in archive.members.infolist():
-        if is_image(member.filename) and not member.is_dir():
+        if not member.is_dir() and is_image(member.filename, unread):
             has_images = True
             yield _item(name, archive, member, overlapping)
     if not has_images:
