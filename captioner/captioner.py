@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
-from captioner.errors import ConfigError, ImageError, ModelError, within_memory
+from captioner.errors import ConfigError, ImageError, ModelError, must_be, within_memory
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
@@ -86,7 +86,15 @@ class Captioner:
             vocabulary: the word of each token id.
             decoding: default search settings.
             neighbours: captions of the training images, required if `decoding.neighbours` > 0.
+
+        Raises:
+            ConfigError: if an argument is of another type.
         """
+        must_be("encoder", encoder, Encoder)
+        must_be("decoder", decoder, Decoder, Ensemble)
+        must_be("vocabulary", vocabulary, Vocabulary)
+        must_be("decoding", decoding, DecodingConfig, NoneType)
+        must_be("neighbours", neighbours, Neighbours, NoneType)
         self.encoder = encoder
         self.decoder = decoder.eval()
         self.vocabulary = vocabulary
@@ -120,19 +128,23 @@ class Captioner:
         self.neighbours = self.neighbours and self.neighbours.to(self.device)
         return self
 
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Compute the features of RGB images.
+    def encode(self, images: ImageLike | Iterable[ImageLike]) -> Tensor:
+        """Compute the features of images.
 
         Args:
-            images: B images.
+            images: B images, or one; see `caption`.
 
         Returns:
             Features, float32 (B, F), on the captioner's device.
 
         Raises:
-            ImageError: if a feature is NaN or infinite.
+            ImageError: if an image cannot be read, or a feature is NaN or infinite.
         """
-        pixels = torch.stack([self.encoder.preprocess.pixels(image) for image in images])
+        many = [images] if is_one(images) else iterate(cast(Iterable[ImageLike], images))
+        each = [self.encoder.preprocess.pixels(to_picture(image)) for image in many]
+        if not each:
+            return torch.empty(0, self.encoder.feature_size, device=self.device)
+        pixels = torch.stack(each)
         features = self.encoder.see(pixels)
         _raise_first(self._errors((FEATURES, features.isfinite().all(1))))
         return features
@@ -185,6 +197,7 @@ class Captioner:
         Raises:
             ConfigError: if the options do not fit the model or n_best.
         """
+        must_be("options", options, DecodingConfig, NoneType)
         options = options or self.settings(n_best=n_best)
         self._check_fit(options, n_best)
         size = self.encoder.feature_size
@@ -250,8 +263,7 @@ class Captioner:
         try:
             options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
         except ValidationError as error:
-            ours = error.errors()[0]["type"] == "value_error"  # names the setting itself
-            raise ConfigError(("" if ours else "decoding.") + first_mistake(error)) from error
+            raise ConfigError(first_mistake(error, within="decoding")) from error
         if idle := sorted(overrides.keys() & DecodingConfig.idle[options.search]):
             other = "beam" if options.search == "sample" else "sample"
             raise ConfigError(
@@ -336,12 +348,13 @@ class Captioner:
                 "n_best: `caption` returns the best caption only; for several, use "
                 "`captioner.caption_files` or `search(encode(images), n_best=...)`"
             )
+        must_be("on_error", on_error, str)
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
         options = self.settings(**overrides)
         if is_one(images):
             with within_memory("to caption"):
-                return self.search(self.encode([to_picture(images)]), options)[0][0].text
+                return self.search(self.encode(images), options)[0][0].text
         batches = in_turn(map(snapshot, iterate(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", options)
 
@@ -433,6 +446,7 @@ class Captioner:
             ImageError: if an image cannot be read, or the model computes NaN or infinity for it.
             ConfigError: if a caption is not a string.
         """
+        must_be("per_token", per_token, bool)
         if is_one(images):
             row = self.score([images], captions, per_token=per_token)[0]
             return row.item() if isinstance(captions, str) else row
@@ -503,6 +517,7 @@ class Captioner:
             ModelError: if the directory holds other files or cannot be written, or if this is an
                 ensemble.
         """
+        must_be("folder", folder, str, Path)
         decoder = self.single_decoder("saved; the directories of its models exist already")
         model = Model(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
         write_model(Path(folder), model)
@@ -522,7 +537,10 @@ class Captioner:
             ModelError: if a file is missing, damaged, or does not fit the other files.
             ConfigError: if the device is not available.
         """
+        must_be("folder", folder, str, Path, Sequence, NoneType)
         folders = [folder] if isinstance(folder, str | Path) else list(folder or ())
+        for each in folders:
+            must_be("folder", each, str, Path)
         if not folders:
             raise ModelError("no model directory given; give at least one")
         with within_memory("to load the model"):
@@ -548,6 +566,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     Raises:
         ConfigError: if the device is unknown or not available.
     """
+    must_be("device", device, str, torch.device)
     best = "mps" if torch.backends.mps.is_available() else "cpu"
     best = "cuda" if torch.cuda.is_available() else best
     if device == "auto":

@@ -272,7 +272,17 @@ class DecodingOverrides(TypedDict, total=False):
     seed: int
 
 
-class DecodingConfig(Section):
+class _Public(type(BaseModel)):  # type: ignore[misc]
+    """Turns pydantic's errors of a direct call into a `ConfigError`; validation calls no class."""
+
+    def __call__(cls, **settings: Any) -> Any:
+        try:
+            return super().__call__(**settings)
+        except ValidationError as error:
+            raise ConfigError(first_mistake(error, within="decoding")) from error
+
+
+class DecodingConfig(Section, metaclass=_Public):
     """How captions are searched."""
 
     removed = {"decoding.consensus": 0, "decoding.draws": 1}
@@ -464,12 +474,15 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def first_mistake(error: ValidationError, *tags: str | int) -> str:
-    """Return the first mistake in a JSON file, on one line.
+def first_mistake(error: ValidationError, *tags: str | int, within: str = "") -> str:
+    """Return the first mistake, on one line.
 
-    Tags are steps of pydantic's paths that are not keys of the file.
+    Tags are steps of pydantic's paths that are not keys of the file; `within` is the section.
     """
-    return _line(error.errors(include_url=False)[0], tags)
+    item = error.errors(include_url=False)[0]
+    if within:
+        item["loc"] = (within, *item["loc"])
+    return _line(item, tags)
 
 
 def _line(item: ErrorDetails, tags: tuple[str | int, ...] = ()) -> str:

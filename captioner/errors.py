@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
-from captioner.system.foreign import bounded
+from captioner.system.foreign import bounded, excerpt
 
 ImageErrorKind: TypeAlias = Literal[
     "missing",  # no such file, or no match of a pattern
@@ -45,6 +45,17 @@ class CaptionerError(Exception):
 
 class ConfigError(CaptionerError):
     """A setting is unknown, has the wrong type, or conflicts with another."""
+
+
+def must_be(name: str, value: object, *kinds: type) -> None:
+    """Check the type of an argument of the API.
+
+    Raises:
+        ConfigError: if the value is of no such type, or is a bool where a number is due.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ConfigError(f"{name}: must be {names}, given {excerpt(value, 60)}")
 
 
 class DataError(CaptionerError):

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from captioner.errors import ModelError
+from captioner.errors import ModelError, must_be
 from captioner.system.escapes import to_json
 from captioner.system.files import read_json, write_text
 from captioner.system.foreign import excerpt, plain
@@ -112,7 +112,11 @@ def tokenize(caption: str) -> list[str]:
 
     Returns:
         The tokens, for example `["a", "man", "'s", "hat"]`.
+
+    Raises:
+        ConfigError: if the caption is not a string.
     """
+    must_be("caption", caption, str)
     chunks = caption.lower().translate(_FOLD).split()
     return [
         token
@@ -165,7 +169,14 @@ def detokenize(tokens: Iterable[str]) -> str:
 
     Returns:
         For example `"it doesn't (yet) bark"`.
+
+    Raises:
+        ConfigError: if the tokens are not strings.
     """
+    must_be("tokens", tokens, Iterable)
+    tokens = list(tokens)
+    for token in tokens:
+        must_be("tokens", token, str)
     brackets = {name: mark for mark, name in _BRACKETS.items()}
     words: list[str] = []
     previous = ""

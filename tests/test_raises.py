@@ -21,9 +21,11 @@ from captioner import (
     PreparedReferences,
     caption_files,
     caption_with_ray,
+    detokenize,
     list_images,
     load_dataset,
     score_captions,
+    tokenize,
 )
 from captioner.decoder.ensemble import Ensemble
 
@@ -111,6 +113,11 @@ CASES = {
     ("caption_with_ray", ConfigError): lambda: on_ray("nowhere", num_gpus=-1),
     ("caption_with_ray", ModelError): lambda: on_ray("nowhere"),
     ("caption_with_ray", CaptionerError): without_cluster,
+    ("PreparedReferences", ConfigError): lambda: PreparedReferences(None),
+    ("detokenize", ConfigError): lambda: detokenize([3]),
+    ("list_images", ConfigError): lambda: next(list_images(3)),
+    ("load_dataset", ConfigError): lambda: load_dataset(3),
+    ("tokenize", ConfigError): lambda: tokenize(None),
     ("load_dataset", DataError): lambda: load_dataset(Path("nowhere")),
     ("score_captions", ConfigError): lambda: score_captions([["a"]], [[["a"]]], metrics=["x"]),
     ("score_captions", DataError): lambda: score_captions([["a"]], []),

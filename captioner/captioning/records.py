@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
+from typing import cast
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from captioner.captioner import Caption, Captioner
 from captioner.captioning.sources import Item
 from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import Preprocess
-from captioner.errors import ConfigError, ImageError, ImageErrorKind
+from captioner.errors import ConfigError, ImageError, ImageErrorKind, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
@@ -206,11 +208,17 @@ def caption_files(
     Raises:
         ConfigError: if a number is out of range, or the options do not fit the model or n_best.
     """
+    must_be("captioner", captioner, Captioner)
+    must_be("items", items, Iterable)
+    must_be("options", options, DecodingConfig, NoneType)
+    must_be("how", how, CaptioningOptions, NoneType)
+    must_be("memory", memory, Memory, NoneType)
     how = how or CaptioningOptions()
     options = options or captioner.settings(n_best=how.n_best)
     reader = ItemReader(captioner.encoder.preprocess, how, memory)
     queue = (
-        ((item, reader.memory.join()) for item in batch) for batch in in_turn(items, how.batch_size)
+        ((item, reader.memory.join()) for item in batch)
+        for batch in in_turn(map(_item, items), how.batch_size)
     )
     for batch in captioner.captions_of(
         queue,
@@ -220,6 +228,11 @@ def caption_files(
         num_workers=how.num_workers,
     ):
         yield from (record.complete(captions) for record, captions in batch)
+
+
+def _item(item: object) -> Item:
+    must_be("items", item, Item)
+    return cast(Item, item)
 
 
 def _content(item: Item, claim: Callable[[int], None]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.errors import DataError
+from captioner.errors import DataError, must_be
 from captioner.system.foreign import excerpt
 
 
@@ -42,7 +42,7 @@ FORMATS: dict[str, Format] = {
 
 
 def load_dataset(
-    root: Path,
+    root: str | Path,
     *,
     format: str = "auto",
     images: Path | Literal[False] | None = None,
@@ -67,9 +67,13 @@ def load_dataset(
         strict: raise an error if the data set has problems.
 
     Raises:
+        ConfigError: if `root` is not a path, or `holdout` not a number.
         DataError: if the data set does not exist, is unreadable, has an unknown format or no
             usable image, or has problems in strict mode.
     """
+    must_be("root", root, str, Path)
+    must_be("holdout", holdout, int, float)
+    root = Path(root)
     options = Options(images, restval, image_column, caption_column, split_column)
     dataset = _choose(root, format).load(root, options)
     if strict:

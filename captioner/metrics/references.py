@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.errors import DataError
+from captioner.errors import DataError, must_be
+from captioner.system.foreign import excerpt
 
 Tokens: TypeAlias = Sequence[str]
 Floats: TypeAlias = NDArray[np.float64]
@@ -38,13 +39,16 @@ class PreparedReferences:
         references: the reference captions of each image, each a list of tokens.
 
     Raises:
+        ConfigError: if the references are no lists.
         DataError: if there is no image, an image has no reference, or a caption is a string.
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
+        must_be("references", references, Sequence)
         if not len(references):
             raise DataError("no references; give the reference captions of at least one image")
         for image, captions in enumerate(references):
+            must_be("references", captions, Sequence)
             if not len(captions):
                 raise DataError(f"image {image} (counting from 0) has no reference caption")
             _check_tokens(captions, f"a reference of image {image}")
@@ -181,6 +185,11 @@ def _tally(caption: Ints, ngram: Ints, order: int) -> NgramCounts:
 
 
 def _check_tokens(captions: Sequence[Tokens], what: str) -> None:
-    """Raise if a caption is a string: its letters would be scored as words."""
+    """Raise if a caption is no list of words: a string's letters would be scored as words."""
     if isinstance(captions, str) or any(isinstance(caption, str) for caption in captions):
         raise DataError(f"{what} is a string; give its list of tokens (captioner.text.tokenize)")
+    must_be(what, captions, Sequence)
+    for caption in captions:
+        must_be(what, caption, Sequence)
+        if not all(isinstance(word, str) for word in caption):
+            raise DataError(f"{what} holds {excerpt(caption, 60)}; give its list of tokens")

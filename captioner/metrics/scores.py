@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, must_be
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD
@@ -16,6 +16,7 @@ from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import sign
+from captioner.system.foreign import excerpt
 from captioner.system.version import __version__
 
 METRICS: Mapping[str, type[Metric]] = {
@@ -111,6 +112,7 @@ def score_captions(
         DataError: if the captions cannot be scored; see `PreparedReferences`.
     """
     prepared = prepare(references)
+    _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
     scores: dict[str, Score] = {}
     for metric in _make(metrics, prepared):
@@ -148,6 +150,8 @@ def compare_captions(
         Comparisons by name of the score.
     """
     prepared = prepare(references)
+    for hypotheses in (a, b):
+        _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
     for metric in _make(metrics, prepared):
@@ -173,7 +177,18 @@ def compare_captions(
     return comparisons
 
 
+def _check(hypotheses: Sequence[Tokens], **numbers: int) -> None:
+    must_be("hypotheses", hypotheses, Sequence)
+    for name, number in numbers.items():
+        must_be(name, number, int)
+        if not 0 <= number < 2**32:
+            raise ConfigError(f"{name}: must be 0 to {2**32 - 1:,}, given {excerpt(number, 60)}")
+
+
 def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric]:
+    must_be("metrics", metrics, Sequence)
+    for name in metrics:
+        must_be("metrics", name, str)
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise ConfigError(

@@ -26,7 +26,7 @@ from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
-from captioner.errors import ImageError
+from captioner.errors import ImageError, must_be
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "Slice", "list_images"]
@@ -61,8 +61,12 @@ def list_images(
         Each image, or a failure for each name without an image. Folders and archives yield only
         files with an image extension. A folder's files are sorted by name. Members of archives and
         rows of tables keep their order.
+
+    Raises:
+        ConfigError: if the sources are no paths.
     """
     unread = Counter() if unread is None else unread
+    must_be("sources", sources, str, Path, Iterable)
     for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
             try:
