@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 
 from captioner.captioning.sources.folders import folder_images, matches
 from captioner.captioning.sources.item import (
@@ -65,8 +66,9 @@ def list_images(
     Raises:
         ConfigError: if the sources are no paths.
     """
-    unread = Counter() if unread is None else unread
     must_be("sources", sources, str, Path, Iterable)
+    must_be("unread", unread, Counter, NoneType)
+    unread = Counter() if unread is None else unread
     for source in map(str, [sources] if isinstance(sources, str | Path) else sources):
         if source == "-":
             try:
