@@ -12,6 +12,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -25,18 +26,37 @@ from captioner.system.foreign import plain
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for decompression bombs: 1/4 GiB of RGB
 MAX_BYTES = 2**30  # of a file; a picture of MAX_PIXELS needs less
+
+
+def _reads_heif() -> bool:
+    """Whether pillow-heif is there; registers it with Pillow."""
+    try:
+        import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+READS_HEIF = _reads_heif()
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif"}
     | {".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
+    | ({".heic", ".heif", ".hif"} if READS_HEIF else set())
 )
 # Formats that are read, most common first; the file name does not matter. Pillow supports others,
 # but some are not photographs, and EPS would run untrusted code in Ghostscript.
 FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "DIB", "JPEG2000", "ICO", "TGA"),
     *(("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()),
+    *(("HEIF",) if READS_HEIF else ()),
+)
+HEIF_STARTS = tuple(
+    b"ftyp" + brand
+    for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
 # First bytes of files that are images, even if their header is damaged.
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+PNG = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = (b"\xff\xd8\xff", PNG, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 NOT_AN_IMAGE = "not an image, or an unsupported image format"
 # The usual most of grey pixels: 8, 10, 12, 14 and 16 bits.
 WHITES = (255, 1023, 4095, 16383, 65535)
@@ -75,8 +95,27 @@ def read_image(
         raise ImageError("empty file", kind="empty")
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels
-    with _one_error(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _decoded(image, max_pixels, at_least, claim)
+    with _one_error(data, max_pixels):
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return _decoded(image, max_pixels, at_least, claim)
+        except ValueError as error:  # Pillow refuses PNG texts and profiles above 1 MiB
+            if "MAX_TEXT" not in str(error) or not data.startswith(PNG):
+                raise
+            data = _without_texts(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _decoded(image, max_pixels, at_least, claim)
+
+
+def _without_texts(png: bytes) -> bytes:
+    """Return a PNG without its text and profile chunks, which say nothing about the pixels."""
+    kept, start = [PNG], len(PNG)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        if png[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def read_opened(image: Image.Image) -> Image.Image:
@@ -111,6 +150,8 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
         if data.startswith(SIGNATURES):
             raise ImageError("damaged image: its header cannot be read") from error
         mistaken = mistaken_for(data[:512])
+        if data[4:12] in HEIF_STARTS and not READS_HEIF:
+            mistaken = "HEIC needs pillow-heif; pip install 'captioner[heif]'"
         message = f"not an image: {mistaken}" if mistaken and data else NOT_AN_IMAGE
         raise ImageError(message, kind="not_an_image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -97,6 +97,37 @@ def test_a_picture_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert refusal(encode(flat(RED), "PNG")) == "not enough memory to decode the image"
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iCCP", "many"])
+def test_large_texts_and_profiles_do_not_cost_the_picture(kind: str, place: str) -> None:
+    text = np.random.default_rng(0).bytes(3 << 20).replace(b"\0", b"1")
+    body = {
+        "tEXt": b"key\0" + text,
+        "zTXt": b"key\0\0" + zlib.compress(text),
+        "iTXt": b"key\0\1\0\0\0" + zlib.compress(text),
+        "iCCP": b"key\0\0" + zlib.compress(text),
+    }
+    many = chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(10**6))) * 80
+    data = encode(flat(RED), "PNG")
+    start = 33 if place == "first" else data.index(b"IEND") - 4
+    extra = many if kind == "many" else chunk(kind.encode(), body[kind])
+    np.testing.assert_array_equal(array(data[:start] + extra + data[start:])[8, 8], RED)
+
+
+@pytest.mark.skipif(not images.READS_HEIF, reason="pillow-heif is not installed")
+def test_heic_is_read() -> None:
+    pixels = array(encode(Image.fromarray(UPRIGHT).resize((64, 64)), "HEIF", quality=100))
+    np.testing.assert_allclose(pixels[8, 8], UPRIGHT[0, 0], atol=8)
+    assert {".heic", ".heif"} <= SUFFIXES
+
+
+def test_heic_without_its_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "READS_HEIF", False)
+    monkeypatch.setattr(images, "FORMATS", [name for name in images.FORMATS if name != "HEIF"])
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    assert "pip install 'captioner[heif]'" in refusal(data)
+
+
 def test_plain_rgb_is_untouched(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     path = tmp_path / "plain.png"
