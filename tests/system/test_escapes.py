@@ -100,7 +100,7 @@ def test_scoring_reads_back_every_name_and_caption(
 ) -> None:
     path = tmp_path_factory.mktemp("out") / f"captions{suffix}"
     path.write_text(written(name, caption, format), encoding="utf-8")
-    [row] = read_captions(path)
+    [row] = read_captions(path, [])
     assert (row.file, row.captions) == (name, (caption,))
 
 
@@ -146,7 +146,7 @@ def test_tables_of_others_mean_what_they_say(tmp_path: Path, text: str) -> None:
     assert own_fields(fields) == fields
     table = tmp_path / "theirs.csv"
     table.write_text(f"file_name,caption\n{text},{text} \n", encoding="utf-8")
-    [row] = read_captions(table)
+    [row] = read_captions(table, [])
     assert row.file == text
 
 
