@@ -183,8 +183,8 @@ def _text_rows(path: Path, lines: Sequence[str], notes: list[str]) -> Iterator[R
     With images, blank lines do not count, and of an n-best list only the best captions do.
     """
     texts = {number: line.rstrip("\r\n") for number, line in enumerate(lines, start=1)}
-    filled = {number: text for number, text in texts.items() if text.strip()}
-    tabbed = {number: text for number, text in filled.items() if "\t" in text}
+    tabbed = {number: text for number, text in texts.items() if "\t" in text and text.strip("\t")}
+    filled = {number: text for number, text in texts.items() if text.strip() or number in tabbed}
     if not tabbed:
         for number, text in texts.items():
             yield Row(f"{path}:{number}", _captions(f"{path}:{number}", text))

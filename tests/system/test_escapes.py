@@ -18,7 +18,7 @@ from captioner.captioning.records import Record
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.writers import FORMATS
 from captioner.data.load import load_dataset
-from captioner.scoring.caption_rows import read_captions
+from captioner.scoring.caption_rows import base_name, read_captions
 from captioner.system.escapes import (
     COLUMNS,
     escape,
@@ -101,7 +101,7 @@ def test_scoring_reads_back_every_name_and_caption(
     path = tmp_path_factory.mktemp("out") / f"captions{suffix}"
     path.write_text(written(name, caption, format), encoding="utf-8")
     [row] = read_captions(path, [])
-    assert (row.file, row.captions) == (name, (caption,))
+    assert (row.file, row.captions) == (base_name(name), (caption,))
 
 
 @pytest.mark.parametrize("format", ["text", "csv", "jsonl", "coco"])
@@ -147,7 +147,7 @@ def test_tables_of_others_mean_what_they_say(tmp_path: Path, text: str) -> None:
     table = tmp_path / "theirs.csv"
     table.write_text(f"file_name,caption\n{text},{text} \n", encoding="utf-8")
     [row] = read_captions(table, [])
-    assert row.file == text
+    assert row.file == base_name(text)
 
 
 @pytest.mark.parametrize(("format", "suffix"), [("csv", ".csv"), ("jsonl", ".jsonl")])
