@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from captioner.captioning.sources import list_images
@@ -130,6 +130,7 @@ def test_what_is_no_archive_or_cut_off_is_one_failure(data: bytes) -> None:
 
 
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255), method=st.sampled_from(METHODS))
+@example(place=1003, value=0, method=8)  # a member without a name
 @settings(max_examples=100)
 def test_any_damaged_byte_is_no_more_than_failures(place: int, value: int, method: int) -> None:
     data = bytearray(zip_bytes(("a.jpg", b"a" * 99), ("b.jpg", b"b" * 99), method=method))

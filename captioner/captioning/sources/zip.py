@@ -68,7 +68,7 @@ def zip_images(name: str, unread: Counter[str]) -> Iterator[Item]:
     has_images = False
     overlapping = _overlapping(archive.members)
     for member in archive.members.infolist():
-        if not member.is_dir() and is_image(member.filename, unread):
+        if member.filename[-1:] not in ("", "/") and is_image(member.filename, unread):
             has_images = True
             yield _item(name, archive, member, overlapping)
     if not has_images:
