@@ -67,7 +67,7 @@ def caption_with_ray(
             as many as fit.
         address: cluster address, as for `ray.init`. None: $RAY_ADDRESS, else a cluster that runs on
             this machine, else a new one for this call. An existing connection is kept.
-        tell: called with each record that failed.
+        tell: called with each record of a failed or blank image.
         worker_options: further Ray options for the workers, such as `accelerator_type`.
 
     Returns:
@@ -157,7 +157,7 @@ def _captioned(
     def finished(most: int) -> Iterator[Record]:
         while len(started) > most:
             for record in ray.get(started.popleft()):
-                if record.error:
+                if record.status != "ok":
                     tell(record)
                 yield record
 

@@ -68,6 +68,7 @@ class Record:
         captions: best first; empty if the image failed.
         error: message, if the image failed.
         kind: error code for programs, if the image failed.
+        blank: the CNN sees one colour only, so the captions say nothing about the image.
         digest: 16 bytes that identify the content of the file, if asked for.
     """
 
@@ -75,6 +76,7 @@ class Record:
     captions: tuple[Caption, ...] = ()
     error: str | None = None
     kind: ImageErrorKind | None = None
+    blank: bool = False
     digest: bytes = field(default=b"", compare=False)
 
     @property
@@ -89,8 +91,8 @@ class Record:
 
     @property
     def status(self) -> str:
-        """`ok`, or `error`."""
-        return "error" if self.error else "ok"
+        """`ok`, `blank` or `error`."""
+        return "error" if self.error else "blank" if self.blank else "ok"
 
     def complete(self, result: list[Caption] | ImageError | None) -> Record:
         """Return the record with captions or an error added; None: unchanged."""
@@ -103,13 +105,13 @@ class Record:
     def to_json(self) -> str:
         """Return all fields except the name, without loss, for `from_json`."""
         captions = [astuple(caption) for caption in self.captions]
-        return json.dumps([captions, self.error, self.kind])
+        return json.dumps([captions, self.error, self.kind, self.blank])
 
     @classmethod
     def from_json(cls, file_name: str, text: str) -> Record:
         """Read the output of `to_json`."""
-        captions, error, kind = json.loads(text)
-        return cls(file_name, tuple(Caption(*fields) for fields in captions), error, kind)
+        captions, *rest = json.loads(text)
+        return cls(file_name, tuple(Caption(*fields) for fields in captions), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Totals:
     failed: int
     fresh: int  # images captioned or failed in this run; earlier runs did the others
     errors: Path | None = None  # file that lists the failures
+    blank: int = 0  # images in which the CNN sees one colour only
 
     @property
     def captioned(self) -> int:
@@ -171,7 +174,8 @@ class ItemReader:
             picture = read_image(
                 content, max_pixels=self.max_pixels, at_least=self.at_least, claim=claim
             )
-            return record, self.preprocess.pixels(picture)
+            pixels = self.preprocess.pixels(picture)
+            return replace(record, blank=self.preprocess.is_blank(pixels)), pixels
         except ImageError as error:
             return record.complete(error), None
 

@@ -198,7 +198,7 @@ def write_output(
     records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
 ) -> Totals:
     """Write the output of a job and its list of failures, each atomically; return the counts."""
-    images = failed = 0
+    images = failed = blank = 0
     with (
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
@@ -206,9 +206,11 @@ def write_output(
         FORMATS[format](file, n_best=n_best) as writer,
     ):
         for images, record in enumerate(map(writer.write, records), 1):
+            blank += record.status == "blank"
             if record.error:
                 failed += 1
                 add_failure(record.file_name, record.kind, record.error)
             if images % LOOK_EVERY == 0 and not aside.exists():
                 raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
-    return Totals(images, failed, images, output.with_name(ERRORS) if failed else None)
+    errors = output.with_name(ERRORS) if failed else None
+    return Totals(images, failed, images, errors, blank)

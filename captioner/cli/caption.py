@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from captioner.system.world import World
 
 SHOW_RATE_FROM = 20  # images; with fewer, a rate means nothing
+BLANK = "blank: the CNN sees one colour only, so the caption says nothing about the image"
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
 
 
@@ -161,7 +162,9 @@ def command(
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)
-    if totals and (not 0 < totals.images < SHOW_RATE_FROM or totals.failed or output):
+    if totals and (
+        not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or output
+    ):
         _say_totals(totals, time.perf_counter() - started, output)
     if totals and totals.failed:
         raise SystemExit(1)
@@ -175,7 +178,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
 
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
-    count = failed = 0
+    count = failed = blank = 0
     with _started(images, how) as (captioner, _):
         options = captioner.settings(n_best=how.n_best, **decoding)
         with FORMATS[how.format](
@@ -190,12 +193,13 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
                 sys.stdout.flush()
                 count += 1
                 failed += record.error is not None
+                blank += record.status == "blank"
                 _report(record)
                 if record.error and how.stop_on_error:
                     break
     if isinstance(writer, SidecarWriter):
         _say_texts(writer.texts)
-    return Totals(count, failed, count)
+    return Totals(count, failed, count, blank=blank)
 
 
 def _to_file(
@@ -353,7 +357,8 @@ def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
     before = totals.images - totals.fresh
     say(
         f"{totals.images:,} image(s){f' ({before:,} in earlier runs)' if before else ''}, "
-        f"{totals.captioned:,} captioned, {totals.failed:,} failed, "
+        f"{totals.captioned:,} captioned{f' ({totals.blank:,} blank)' if totals.blank else ''}, "
+        f"{totals.failed:,} failed, "
         f"{totals.fresh / seconds:,.1f} images per second"
         f"{f', in {output}' if output else ''}"
         f"{f'; failures in {totals.errors}' if totals.errors else ''}"
@@ -374,3 +379,5 @@ def _say_texts(texts: Sidecars) -> None:
 def _report(record: Record) -> None:
     if record.error:
         say(f"captioner: {plain(record.file_name)}: {record.error}")
+    elif record.blank:
+        say(f"captioner: {plain(record.file_name)}: {BLANK}")

@@ -72,11 +72,12 @@ def fill_store(
         results = crew.map_ahead(_or_error(keys_of), batched(images, KEY_BATCH))
         keys, broken = _sorted_out(chain.from_iterable(results))
         if world and world.size > 1:
-            _encode(store, encoder, missing()[world.rank :: world.size], keys, crew, batch_size)
+            own = missing()[world.rank :: world.size]
+            _encode(store, encoder, own, keys, crew, batch_size, say)
             world.wait()
         with store.filling():
             if todo := missing():
-                broken |= _encode(store, encoder, todo, keys, crew, batch_size)
+                broken |= _encode(store, encoder, todo, keys, crew, batch_size, say)
     if not keys.keys() - broken.keys():
         first = "".join(f"; first: {plain(p)}: {error}" for p, error in list(broken.items())[:1])
         raise DataError(f"no image could be read{first}")
@@ -90,9 +91,11 @@ def _encode(
     keys: Keys,
     crew: Workers,
     batch_size: int,
+    say: Callable[[str], None],
 ) -> Broken:
     """Store the features of images; return the errors of those that cannot be decoded."""
     broken: Broken = {}
+    blank: list[Path] = []
     encode = WithinMemory(encoder)
     pixels_of = _or_error(lambda path: encoder.preprocess.pixels(read_image(path)))
     with tqdm(
@@ -101,6 +104,7 @@ def _encode(
         for batch in crew.map_ahead(pixels_of, batched(images, batch_size)):
             good, bad = _sorted_out(batch)
             broken |= bad
+            blank += [path for path in good if encoder.preprocess.is_blank(good[path])]
             for view in range(len(keys[batch[0][0]])):
                 # Files with equal content have one row.
                 new = {keys[path][view]: path for path in good if keys[path][view] not in store}
@@ -110,6 +114,11 @@ def _encode(
                     features = torch.cat(crew.compute(encode, pixels, encoder.images_per_pass))
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
+    if blank:
+        say(
+            f"features: {len(blank):,} image(s) are blank, the CNN sees one colour only; first: "
+            f"{plain(blank[0])}"
+        )
     return broken
 
 

@@ -92,6 +92,12 @@ class Preprocess:
         pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
         return pixels.contiguous()
 
+    @staticmethod
+    def is_blank(pixels: Tensor) -> bool:
+        """Whether the CNN sees one colour: no channel differs by more than 1 between pixels."""
+        low, high = pixels.flatten(1).aminmax(dim=1)
+        return bool((high - low <= 1).all())
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Standardise uint8 pixels (B, 3, S, S) to float32, channels last in memory."""
         images = pixels.float()

@@ -62,7 +62,6 @@ NOT_AN_IMAGE = "not an image, or an unsupported image format"
 WHITES = (255, 1023, 4095, 16383, 65535)
 OVERSHOOT = 1.5  # of float pixels above white, as from resampling
 MAX_SAMPLE = 2**20  # float pixels that decide the range
-ONE_COLOUR = "all pixels have one colour"
 # Pillow warns about images that are refused below, and about metadata that is not used.
 warnings.filterwarnings("ignore", module="PIL")
 

@@ -231,7 +231,7 @@ def _is_table(path: Path) -> bool:
         try:
             rows = csv.reader(file)
             return next(rows) == list(COLUMNS) and all(
-                len(row) == len(COLUMNS) and row[-1] in ("ok", "error") for row in rows
+                len(row) == len(COLUMNS) and row[-1] in ("ok", "blank", "error") for row in rows
             )
         except (ValueError, csv.Error):
             return False

@@ -20,6 +20,7 @@ from captioner.captioning.sources import Item
 from captioner.captioning.writers import FORMATS, as_dict, write_output
 from captioner.cli.caption import command
 from captioner.errors import ConfigError, DataError, ImageError
+from captioner.scoring.caption_rows import read_captions
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
 
@@ -28,6 +29,7 @@ CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)
 GOOD = Record("photos/COCO_val2014_000000000042.jpg", (DOG, CAT))
 QUOTED = Record('say "hi", you.png', (CAT,))
 BAD = Record("broken.jpg", error="empty file")
+BLANK = Record("black.png", (CAT,), blank=True)
 RECORDS = [GOOD, BAD, QUOTED]
 
 
@@ -238,8 +240,22 @@ def test_the_output_of_every_format_may_be_replaced_beside_its_journal(
     check(output, "captions")
 
 
+def test_blank_images_are_flagged_in_tables_and_counted(tmp_path: Path) -> None:
+    records = [GOOD, BLANK, BAD]
+    assert [json.loads(line)["status"] for line in written(records, "jsonl").splitlines()] == [
+        *("ok", "blank", "error")
+    ]
+    assert written([BLANK], "csv").splitlines()[1] == "black.png,black,a cat,-1.123457,blank"
+    for format in ("csv", "jsonl"):
+        output = tmp_path / f"out.{format}"
+        totals = write_output(records, output, format)
+        assert (totals.images, totals.captioned, totals.failed, totals.blank) == (3, 2, 1, 1)
+        check(output, "captions")  # may be replaced: it is captioner's own
+        assert [row.captions[0] for row in read_captions(output, [])][1] == "a cat"
+
+
 def test_a_record_is_read_back_exactly() -> None:
-    for record in RECORDS:
+    for record in (*RECORDS, BLANK):
         assert Record.from_json(record.file_name, record.to_json()) == record
 
 

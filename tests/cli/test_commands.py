@@ -10,8 +10,10 @@ import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import captioner
 from captioner.cli import main
@@ -110,6 +112,24 @@ def test_a_path_listed_twice_is_captioned_once(home):
     assert "1 file(s) passed over, captioner does not read their kind (1 .heic)" in result.stderr
     shutil.rmtree(home / "twice")
     (home / "twice.csv").unlink()
+
+
+def test_blank_pictures_are_noted_flagged_and_counted(home, tmp_path):
+    Image.new("L", (90, 70), 3).save(tmp_path / "black.jpg")
+    Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    shutil.copy("dev_red_5.png", tmp_path / "z.png")
+    said = f"captioner: {tmp_path / 'black.jpg'}: blank: "
+    result = run("caption", str(tmp_path))
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 3)
+    assert result.stderr.count(": blank: ") == 2 and said in result.stderr
+    assert "3 image(s), 3 captioned (2 blank), 0 failed" in result.stderr
+    words = ("caption", str(tmp_path), "--output", str(tmp_path / "out.jsonl"))
+    for tells in (2, 0):  # a resumed job counts them too
+        result = run(*words)
+        assert result.stderr.count(": blank: ") == tells
+        assert "3 captioned (2 blank)" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["blank", "blank", "ok"]
 
 
 def test_paths_on_stdin():

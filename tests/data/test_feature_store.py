@@ -109,6 +109,19 @@ def test_rows_equal_the_encoders_word(
     close(store.rows([keys[path][0] for path in paths]), features_of(tiny_encoder, paths))
 
 
+def test_blank_pictures_are_said(
+    store: FeatureStore, tiny_encoder: FrozenEncoder, photos: Photos, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "white.png", tmp_path / "black.png"]
+    for path in paths:
+        Image.new("RGB", (50, 50), path.stem).save(path)
+    said: list[str] = []
+    fill_store(store, tiny_encoder, [*photos(2), *paths], batch_size=1, say=said.append)
+    assert said[1:] == [
+        f"features: 2 image(s) are blank, the CNN sees one colour only; first: {paths[0]}"
+    ]
+
+
 def test_mirrored_rows_equal_encoding_of_the_mirrored_picture(
     store: FeatureStore, tiny_encoder: FrozenEncoder, photos: Photos
 ) -> None:

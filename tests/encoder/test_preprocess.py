@@ -54,6 +54,20 @@ def test_equals_the_transforms_of_the_weights(
     assert (steps > 0.01).float().mean() < share
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(1, 1), (640, 427), (60, 60), (5000, 3)])
+def test_one_colour_is_blank_and_a_faint_picture_is_not(
+    size: tuple[int, int], interpolation: str
+) -> None:
+    preprocess = Preprocess(64, 60, interpolation)
+    for colour in ("black", "white", (12, 130, 201)):
+        assert preprocess.is_blank(preprocess.pixels(Image.new("RGB", size, colour)))
+    faint = Image.linear_gradient("L").point(lambda value: value // 64 + 100).convert("RGB")
+    assert not preprocess.is_blank(preprocess.pixels(faint))
+    red = Image.merge("RGB", (faint.getchannel(0), *Image.new("RGB", faint.size).split()[1:]))
+    assert not preprocess.is_blank(preprocess.pixels(red))
+
+
 def test_filters_that_only_pillow_has_are_pillows(picture: Callable[..., Image.Image]) -> None:
     image = picture(3, (90, 60))
     pixels = Preprocess(30, 30, "lanczos").pixels(image)
