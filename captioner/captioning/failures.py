@@ -37,7 +37,7 @@ def failure_list(output: Path) -> Iterator[Callable[[str, str | None, str], None
     if lines:
         with whole_file(path, "failures") as aside, aside.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-    else:
+    elif path.exists():  # a link to nothing is the user's
         path.unlink(missing_ok=True)
 
 
