@@ -11,6 +11,7 @@ from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
 from captioner.errors import DataError, must_be
+from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt
 
 
@@ -93,13 +94,16 @@ def _choose(root: Path, format: str) -> Format:
         for known in candidates.values():
             if known.recognise(root):
                 return known
+        what = not_text(read_head(root)) if root.is_file() else None
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
     unread = []
-    if root.is_dir() and any(root.glob("*.tar")):
+    if root.suffix.lower() == ".tar" or (root.is_dir() and any(root.glob("*.tar"))):
         unread = ["  tar shards cannot be trained on yet: unpack them and write a captions.jsonl"]
     elif root.is_dir() and (any(root.glob("*.txt")) or any(root.glob("*.caption"))):
         unread = ["  texts beside images cannot be trained on yet: write them to a captions.csv"]
+    elif what:
+        raise DataError(f"{root}: {what}")
     unread = [f'{line} (columns "image", "caption")' for line in unread]
     expected = [f"  {name}: {known.LOOKS_FOR}" for name, known in candidates.items()]
     raise DataError(f"{root}: no data set of a known format; expected one of", *expected, *unread)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from captioner.data.formats.columns import CAPTION_COLUMNS, ID_COLUMNS, IMAGE_COLUMNS
+from captioner.data.formats.coco import is_refused
+from captioner.data.formats.columns import (
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    find_captions,
+    find_column,
+    headless,
+)
+from captioner.data.formats.delimited import headless_rows
+from captioner.data.formats.jsonl import json_rows, parquet_rows
 from captioner.data.load import load_dataset
 from captioner.errors import DataError
-from captioner.system.escapes import own_cells, own_fields, unescape
+from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import (
-    guess_delimiter,
     is_utf8,
     parse_json,
     read_json,
     read_lines,
-    read_rows,
+    read_named,
+    split_table,
     unpack_list,
 )
 
 REFERENCES = "references"  # key of the references in a prediction
-_N_BEST = re.compile(r"([^\t]*\t.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")  # a score after the caption
 MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two captions' lengths
 
 
@@ -66,7 +73,8 @@ def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
     elif suffix == ".json":
         yield from _json_rows(path, read_json(path, stream=True), notes)
     elif suffix == ".parquet":
-        yield from _parquet_rows(path)
+        for number, fields in enumerate(parquet_rows(path), start=1):
+            yield _object_row(f"{path}: row {number}", fields)
     else:
         lines = read_lines(path, stream=True)
         if suffix in (".jsonl", ".ndjson"):
@@ -74,6 +82,10 @@ def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
                 if line.strip():
                     where = f"{path}:{number}"
                     yield _object_row(where, own_fields(parse_json(where, line)))
+        elif (delimiter := _headless(lines, suffix)) and delimiter != "\t":
+            for number, (image, *texts) in headless_rows(str(path), lines, delimiter, notes):
+                where = f"{path}:{number}"
+                yield Row(where, _captions(where, texts), file=base_name(image))
         elif suffix == ".csv" or _has_header(lines):
             yield from _table_rows(path, lines, strict=suffix in (".csv", ".tsv"))
         else:
@@ -87,9 +99,6 @@ def base_name(path: str) -> str:
 
 def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
     match document:
-        case list(results):
-            for index, result in enumerate(results):
-                yield _object_row(f"{path}: [{index}]", result)
         case {"annotations": [{"caption": _}, *_] as annotations, **rest}:
             images = rest.get("images")
             files = {
@@ -97,17 +106,17 @@ def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
                 for image in (images if isinstance(images, list) else [])
                 if isinstance(image, dict) and "id" in image
             }
-            for index, annotation in enumerate(annotations):
+            kept = [each for each in enumerate(annotations) if not is_refused(each[1])]
+            if refused := len(annotations) - len(kept):
+                notes.append(f"{path}: {refused:,} rejected or precanned captions are left out")
+            for index, annotation in kept:
                 where = f"{path}: annotations[{index}]"
                 # The `id` of an annotation is not an image id.
-                row = _object_row(where, annotation, id_columns=("image_id",))
+                row = _object_row(where, annotation, id_columns=ID_COLUMNS[:1])
                 yield replace(row, file=files.get(row.image_id, ""))
-        case {**by_image} if by_image and all(map(_is_captions, by_image.values())):
-            for image, value in by_image.items():
-                many = value if isinstance(value, list) else [value]
-                texts = [text["caption"] if isinstance(text, dict) else text for text in many]
-                where = f"{path}: {plain(image)}"
-                yield Row(where, _captions(where, texts), str(image))
+        case _ if (rows := json_rows(document)) is not None:
+            for place, row in rows:
+                yield _object_row(f"{path}: {plain(place)}", own_fields(row))
         case {"images": _} | {"annotations": _} | {"data": _} if path.is_file():
             yield from _dataset_rows(path, notes)
         case _:
@@ -115,15 +124,6 @@ def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
                 f"{path}: neither COCO results ([{{image_id, caption}}, ...]), COCO captions "
                 f"({{images, annotations}}), {{image: caption or captions}} nor Karpathy's splits"
             )
-
-
-def _is_captions(value: object) -> bool:
-    """Return whether this is a caption, or a list of captions or of objects with a caption."""
-    many = value if isinstance(value, list) else [value]
-    return bool(many) and all(
-        isinstance(one, str) or (value is many and isinstance(one, dict) and "caption" in one)
-        for one in many
-    )
 
 
 def _dataset_rows(path: Path, notes: list[str]) -> Iterator[Row]:
@@ -140,25 +140,10 @@ def _dataset_rows(path: Path, notes: list[str]) -> Iterator[Row]:
         yield Row(str(path), example.captions, example.image_id, name, split=example.split)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataError(f"{path}: needs pyarrow: pip install 'captioner[data]'") from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {plain(error)}") from error
-    for number, row in enumerate(rows, start=1):
-        yield _object_row(f"{path}: row {number}", own_fields(row))
-
-
 def _table_rows(path: Path, lines: list[str], *, strict: bool) -> Iterator[Row]:
     """Read a table; unless `strict`, a caption in the last column may contain delimiters."""
-    delimiter = guess_delimiter(lines[0] if lines else "")
-    rows = read_rows(lines, delimiter)
-    header = [cell.strip() for cell in next(rows, (0, []))[1]]
-    loose = not strict and header[-1].lower() in CAPTION_COLUMNS
+    header, delimiter, rows = split_table(lines)
+    loose = not strict and bool(find_captions(header[-1:]))
     width = len(header)
     for number, row in rows:
         where = f"{path}:{number}"
@@ -171,16 +156,22 @@ def _table_rows(path: Path, lines: list[str], *, strict: bool) -> Iterator[Row]:
 
 def _has_header(lines: list[str]) -> bool:
     """Return whether a text starts with column names; captioner's own text does not."""
-    header = lines[0] if lines else ""
-    names = {name.strip(' \t\r\n"').lower() for name in header.split(guess_delimiter(header))}
-    captions, images = (*CAPTION_COLUMNS, REFERENCES), (*ID_COLUMNS, *IMAGE_COLUMNS)
-    return not (names.isdisjoint(captions) or names.isdisjoint(images))
+    names = split_table(lines)[0]
+    images, references = (*ID_COLUMNS, *IMAGE_COLUMNS), find_column(names, [REFERENCES])
+    return bool(find_column(names, images) and (find_captions(names) or references))
+
+
+def _headless(lines: list[str], suffix: str) -> str | None:
+    """Return the delimiter of a table without column names; a text is one if most lines fit."""
+    delimiter = headless("".join(lines[:1]))
+    fitting = sum(bool(headless(line)) for line in lines) if delimiter else 0
+    return delimiter if suffix == ".csv" or 2 * fitting > len(lines) else None
 
 
 def _text_rows(path: Path, lines: Sequence[str], notes: list[str]) -> Iterator[Row]:
     """Read one caption a line, or image, tab, caption, as `captioner caption` writes.
 
-    With images, blank lines do not count, and of an n-best list only the best captions do.
+    With images, blank lines do not count.
     """
     texts = {number: line.rstrip("\r\n") for number, line in enumerate(lines, start=1)}
     tabbed = {number: text for number, text in texts.items() if "\t" in text and text.strip("\t")}
@@ -197,31 +188,25 @@ def _text_rows(path: Path, lines: Sequence[str], notes: list[str]) -> Iterator[R
             f"{'one' if many else 'none'}; write image, tab, caption in every line, or only a "
             f"caption in every line"
         )
-    ranked = all(_N_BEST.fullmatch(text) for text in tabbed.values())
-    seen: set[str] = set()
-    for number, text in tabbed.items():
+    for number, (image, caption) in read_named(str(path), lines, notes):
         where = f"{path}:{number}"
-        image, caption = (_N_BEST.sub(r"\1", text) if ranked else text).split("\t", 1)
-        if not (ranked and image in seen):
-            # Flickr's token files number the captions of an image: name.jpg#0
-            file = unescape(re.sub(r"(?<=.)#\d+\Z", "", image))
-            yield Row(where, _captions(where, unescape(caption)), file=base_name(file))
-        seen.add(image)
-    if left := len(tabbed) - len(seen) if ranked else 0:
-        notes.append(f"{path}: an n-best list; {left:,} captions after the best are left out")
+        yield Row(where, _captions(where, caption), file=base_name(image))
 
 
 def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS) -> Row:
     """Read one JSON object or table row by the known field names."""
     if not isinstance(values, Mapping):
         raise DataError(f"{where}: not an object with a caption: {excerpt(values)}")
-    fields = {str(name).lower(): value for name, value in values.items() if value is not None}
+    fields = {str(name): value for name, value in values.items() if value is not None}
 
     def first(names: Sequence[str], default: object) -> object:
-        return next((fields[name] for name in names if name in fields), default)
+        column = find_column(fields, names)
+        return default if column is None else fields[column]
 
-    captions = _captions(where, first(CAPTION_COLUMNS, []))
-    references = _captions(where, fields.get(REFERENCES, []))
+    many = [fields[name] for name in find_captions(fields)]
+    many = [value for value in many if value not in ("", [])] or many[:1]
+    captions = tuple(text for value in many for text in _captions(where, value))
+    references = _captions(where, first([REFERENCES], []))
     if not captions and not references:
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
     path = str(first(IMAGE_COLUMNS, ""))

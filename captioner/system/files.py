@@ -22,15 +22,29 @@ PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL
 OLD = "old"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 MAX_JSON = 2**26  # bytes; a vocabulary of a million words takes a third
-# First bytes of files that somebody took for a model or an image, and what to do.
-MISTAKEN = (
+# First bytes of files that somebody took for another file, and what to do.
+PAGES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (b"<!doctype", "a web page, not the file itself; download the file behind the link"),
     (b"<html", "a web page, not the file itself; download the file behind the link"),
     (b"<head", "a web page, not the file itself; download the file behind the link"),
     (b"<?xml", "a text in XML (a drawing, or the error message of a server)"),
     (b"<error", "a text in XML, the error message of a server; download the file again"),
-    (b'{"', "a text in JSON (perhaps the error message of a server)"),
+)
+MISTAKEN = (*PAGES, (b'{"', "a text in JSON (perhaps the error message of a server)"))
+_SAVE = "save its table as CSV in UTF-8"
+BINARY = (
+    (
+        rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|....ftyp",
+        "an image or a video, not a text",
+    ),
+    (rb"\x1f\x8b|BZh[1-9]1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a compressed file; unpack it"),
+    (rb"PK\x03\x04", f"a ZIP archive or an Excel workbook; unpack it, or {_SAVE}"),
+    (rb"\xd0\xcf\x11\xe0", f"an old Excel or Word file; {_SAVE}"),
+    (rb"%PDF-", f"a PDF; {_SAVE}"),
+    (rb"PAR1", "a Parquet file; give it the ending .parquet"),
+    (rb"\xff\xfe|\xfe\xff", "the file is encoded as UTF-16; save it as UTF-8"),
+    (rb".*\0", "not a text in UTF-8: it holds zero bytes; if it is UTF-16, save it as UTF-8"),
 )
 _writing: set[str] = set()  # names of the temporary folders of this process
 
@@ -55,6 +69,15 @@ def mistaken_for(head: bytes) -> str | None:
     if b"\0" in head[:64]:  # safetensors begins with the length of its header, which may look so
         return None
     return next((what for magic, what in MISTAKEN if start.startswith(magic)), None)
+
+
+def not_text(head: bytes) -> str | None:
+    """Return what a file is that is no text in UTF-8, from its first bytes; None for a text."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    found = (what for magic, what in BINARY if re.match(magic, head, re.DOTALL))
+    return next(found, None) or next(
+        (what for magic, what in PAGES if start.startswith(magic)), None
+    )
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from captioner.system.escapes import NOT_UTF8
-from captioner.system.files import no_stream
+from captioner.system.escapes import NOT_UTF8, unescape
+from captioner.system.files import no_stream, not_text
 from captioner.system.foreign import plain
 
+_N_BEST = re.compile(r"([^\t]*\t.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")  # a score after the caption
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)
 _TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _LIST = re.compile(rf"[\[(][\s,]*(?:(?:{_TEXT.pattern})[\s,]*)+[\])]|\[\s*\]")
@@ -36,15 +37,15 @@ def read_text(path: Path, *, stream: bool = False) -> str:
     A `stream` may be a pipe; only for a name that the user typed.
 
     Raises:
-        DataError: if the file cannot be read, or is UTF-16.
+        DataError: if the file cannot be read, or is UTF-16, an image or another binary file.
     """
     try:
         with open(path, "rb", opener=None if stream else no_stream) as file:
             data = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path}: the file is encoded as UTF-16; save it as UTF-8")
+    if what := not_text(data[:512]):
+        raise DataError(f"{path}: {what}")
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
 
 
@@ -54,8 +55,17 @@ def read_lines(path: Path, *, stream: bool = False) -> list[str]:
 
 
 def read_json(path: Path, *, stream: bool = False) -> Any:
-    """Return the parsed document; see `read_text` and `parse_json`."""
-    return parse_json(str(path), read_text(path, stream=stream))
+    """Return the parsed document; a list if the file holds JSON Lines.
+
+    Raises:
+        DataError: if the file cannot be read, or is not JSON.
+    """
+    text = read_text(path, stream=stream)
+    first, _, rest = text.partition("\n")
+    if rest.lstrip().startswith("{") and first.rstrip().endswith("}"):
+        lines = enumerate(text.split("\n"), start=1)
+        return [parse_json(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    return parse_json(str(path), text)
 
 
 def parse_json(where: str, text: str) -> Any:
@@ -105,19 +115,44 @@ def read_rows(
             row.clear()
 
 
+def read_named(
+    place: str, lines: Iterable[str], notes: list[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, [image, caption]) of lines of image, tab, caption; blank ones are none.
+
+    `captioner caption` writes such lines. Of an n-best list, only the best captions count; `notes`
+    receives the number of the others.
+    """
+    texts = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1)]
+    texts = [(number, text) for number, text in texts if text.strip()]
+    ranked = all(_N_BEST.fullmatch(text) for _, text in texts)
+    known: set[str] = set()
+    for number, text in texts:
+        name, _, caption = (_N_BEST.sub(r"\1", text) if ranked else text).partition("\t")
+        if not (ranked and name in known):
+            # Flickr's token files number the captions of an image: name.jpg#0
+            yield number, [unescape(re.sub(r"(?<=.)#\d+\Z", "", name)), unescape(caption)]
+        known.add(name)
+    if left := len(texts) - len(known) if ranked else 0:
+        notes.append(f"{place}: an n-best list; {left:,} captions after the best are left out")
+
+
 def guess_delimiter(header: str) -> str:
     """Return the most frequent delimiter in a line of column names; a comma if there is none."""
     return max(",\t;|", key=header.count)
 
 
+def split_table(lines: list[str]) -> tuple[list[str], str, Iterator[tuple[int, list[str]]]]:
+    """Return the column names, the delimiter, and (line number, cells) of each row below them."""
+    top = next((index for index, line in enumerate(lines) if not is_preamble(line)), 0)
+    delimiter = guess_delimiter("".join(lines[top : top + 1]))
+    header = next(read_rows(lines[top : top + 1], delimiter), (1, []))[1]
+    return [name.strip() for name in header], delimiter, read_rows(lines, delimiter, first=top + 1)
+
+
 def is_preamble(line: str) -> bool:
     """Return whether a line before the column names says nothing: blank, or Excel's `sep=;`."""
     return not line.strip() or _SEPARATOR.match(line) is not None
-
-
-def header_index(lines: list[str]) -> int:
-    """Return the index of the line with the column names; 0 without any."""
-    return next((index for index, line in enumerate(lines) if not is_preamble(line)), 0)
 
 
 def unpack_list(cell: str) -> object:

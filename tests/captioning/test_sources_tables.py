@@ -66,10 +66,10 @@ def test_the_column_may_be_named() -> None:
     [
         (
             "list.csv",
-            "url,x\na,b\n",
+            "subject,x\na,b\n",
             "cannot guess the column of paths; set --image-column; columns: ",
         ),
-        ("list.jsonl", '{"url": 1}\n', "cannot guess the column of paths"),
+        ("list.jsonl", '{"subject": 1}\n', "cannot guess the column of paths"),
         ("list.csv", "image,image\na,b\n", "two columns are named 'image'"),
         ("list.csv", "", "cannot guess the column of paths; set --image-column; columns: none"),
         ("list.csv", "image\n", "no rows in this table"),

@@ -258,7 +258,7 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
         ("dataset_x.json", '{"images": 3}', "dataset_x.json: not a Karpathy split"),
         ("x.csv", "", "x.csv: no known image column.* columns: none"),
         ("x.csv", "image,caption,caption\n", "x.csv: two columns have the same name"),
-        ("x.csv", "photo,caption\n", "no known image column.*columns: 'photo', 'caption'"),
+        ("x.csv", "subject,caption\n", "no known image column.*columns: 'subject', 'caption'"),
         ("x.jsonl", "3\n", "x.jsonl: no JSON object"),
         ("x.jsonl", '{"image": "a.jpg", "words": "A"}', "x.jsonl: no known caption column"),
         ("captions.txt", "", "no usable image with a caption"),

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
-from captioner.data.formats.columns import IMAGE_COLUMNS
+from captioner.data.formats.columns import IMAGE_COLUMNS, find_column, headless
 from captioner.errors import ImageError
-from captioner.system.escapes import own_cells, own_fields
-from captioner.system.files import no_stream
+from captioner.system.escapes import own_cells, own_fields, unescape
+from captioner.system.files import no_stream, not_text, read_head
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import guess_delimiter, is_preamble, read_rows
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*DELIMITED, *JSON_LINES)
-UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its byte order marks, as `surrogateescape` reads them
 MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 
 Row = tuple[int, object | ImageError]  # line number from 1; the path or the error
@@ -73,12 +73,12 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
 
 def _lines(table: Path) -> Iterator[str]:
     """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates."""
+    if what := not_text(read_head(table)):
+        raise ImageError(what)
     with open(
         table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
     ) as text:
         while line := text.readline(MAX_LINE):
-            if line.startswith(UTF_16):
-                raise ImageError("the file is encoded as UTF-16; save it as UTF-8")
             if len(line) == MAX_LINE:
                 raise ImageError(f"not a table: a line has more than {MAX_LINE:,} characters")
             yield line
@@ -89,6 +89,11 @@ def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
     passed = 0
     while is_preamble(header := next(lines, "")) and header:
         passed += 1
+    if image_column is None and (first := headless(header)) is not None:
+        for number, cells in read_rows(chain([header], lines), first or ","):
+            name = cells[0] if first != "\t" else unescape(re.sub(r"#\d+\Z", "", cells[0]))
+            yield number + passed, name.strip()
+        return
     delimiter = guess_delimiter(header)
     names = [name.strip() for name in next(read_rows([header], delimiter), (1, []))[1]]
     index = names.index(_column(names, image_column))
@@ -121,9 +126,7 @@ def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
 def _column(names: Collection[str], given: str | None) -> str:
     """Choose the column of paths."""
     listed = ", ".join(map(excerpt, names)) or "none"
-    by_lower = {name.lower(): name for name in names}
-    guessed = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
-    column = guessed if given is None else given
+    column = find_column(names, (*IMAGE_COLUMNS, "imageid")) if given is None else given
     if column is None:
         raise ImageError(f"cannot guess the column of paths; set --image-column; columns: {listed}")
     if column not in names:

@@ -10,8 +10,8 @@ from typing import Any
 
 from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
+from captioner.data.formats.columns import is_rows
 from captioner.errors import DataError
-from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import read_json
 
@@ -22,13 +22,7 @@ def recognise(root: Path) -> bool:
     """Return whether this is a JSON file, or a folder with COCO captions."""
     if root.is_dir():
         return bool(_files(root))
-    return root.suffix == ".json" and not _is_list(root)
-
-
-def _is_list(path: Path) -> bool:
-    """Return whether a JSON file is a list of objects, which the format `jsonl` reads."""
-    with open(path, "rb", opener=no_stream) as file:
-        return b"".join(file.read(100).split()).startswith(b"[{")
+    return root.suffix.lower() == ".json" and not is_rows(root)
 
 
 def load(root: Path, options: Options) -> Dataset:
@@ -56,10 +50,11 @@ def _files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     for folder in ("annotations/", ""):
-        if files := annotation_files(root, f"{folder}captions_*.json"):
+        files = annotation_files(root, f"{folder}captions_*.json")
+        if not all(is_rows(file, surely=True) for file in files):
             return files
     files = annotation_files(root, "annotations/*.json")  # VizWiz: train.json, val.json
-    return [file for file in files if file.stem in SPLIT_NAMES]
+    return [f for f in files if f.stem.lower() in SPLIT_NAMES and not is_rows(f, surely=True)]
 
 
 def _split(collector: Collector, file: Path) -> str:
@@ -96,17 +91,18 @@ def _read_file(collector: Collector, file: Path, document: Any) -> None:
                 collector.add(str(number), name, split, where)
             case _:
                 collector.problem("malformed line", where, "needs id and file_name")
-    refused = [a for a in annotations if _is_refused(a)]
+    refused = [a for a in annotations if is_refused(a)]
     if refused:
         note = f"{place}: {len(refused):,} rejected or precanned captions are left out (VizWiz)"
         collector.notes.append(note)
     seen: set[object] = set()
     for index, annotation in enumerate(annotations):
-        if not _is_refused(annotation):
+        if not is_refused(annotation):
             _read_annotation(collector, annotation, f"{place}: annotations[{index}]", seen)
 
 
-def _is_refused(annotation: Any) -> bool:
+def is_refused(annotation: Any) -> bool:
+    """Return whether VizWiz marks a caption as rejected or precanned."""
     fields = annotation if isinstance(annotation, dict) else {}
     return bool(fields.get("is_rejected") or fields.get("is_precanned"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -224,7 +225,8 @@ class Collector:
 
 
 def annotation_files(root: Path, pattern: str) -> list[Path]:
-    """Return the matching files, sorted, without the `._name` files that macOS leaves."""
+    """Return the files that match in any case, sorted, without the `._name` files of macOS."""
+    pattern = re.sub("[a-zA-Z]", lambda c: f"[{c[0].lower()}{c[0].upper()}]", pattern)
     return [file for file in sorted(root.glob(pattern)) if _own(file.name)]
 
 

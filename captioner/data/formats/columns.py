@@ -5,7 +5,8 @@ All rows of an image become one example, in order. A row may also hold a list of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -13,15 +14,26 @@ from typing import TypeAlias
 from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in, split_name
 from captioner.data.formats.collect import Collector, Entry, annotation_files, picture_folders
 from captioner.errors import DataError
+from captioner.images.decode import SUFFIXES
+from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
 
-IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "path", "file")
+# Names of columns, as `column_key` spells them.
+IMAGE_COLUMNS = (
+    *("filename", "image", "imagename", "imagepath", "path", "file", "filepath", "imagefile"),
+    *("imagefilename", "img", "imgname", "imgpath", "imgfile", "photo", "picture", "images"),
+    *("imageurl", "imgurl", "url"),
+)
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentence", "sentences", "comment", "raw"),
-    "description",
+    *("description", "captiontext", "captionstr", "alttext"),
 )
-ID_COLUMNS = ("image_id", "id")
+ID_COLUMNS = ("imageid", "imgid", "id")
+_INNER = "annotations"
+_PEEK = 1 << 16  # bytes
 _USUAL = {*SPLIT_NAMES.values(), "restval"}
+_ENDINGS = "|".join(sorted(ending.strip(".") for ending in SUFFIXES))
+_DATA = re.compile(rf'\s*"?[^"\t,;|]+\.(?:{_ENDINGS})(?:#\d+)?"?\s*([,\t;|]|\Z)', re.IGNORECASE)
 
 Row: TypeAlias = Mapping[str, object]
 Rows: TypeAlias = Iterable[tuple[str, Row]]  # where, cells by column
@@ -32,14 +44,57 @@ class Columns:
     """Names of the columns to read; None if the data set has no such column."""
 
     image: str
-    caption: str
+    captions: Sequence[str]
     split: str | None
     image_id: str | None
 
 
+def column_key(name: str) -> str:
+    """Return a column's name in lower case, without spaces, hyphens and underscores."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def find_column(names: Iterable[str], usual: Sequence[str]) -> str | None:
+    """Return the column with the first of the usual names that there is, or None."""
+    by_key = {column_key(name): name for name in reversed([*names])}
+    return next((by_key[key] for key in usual if key in by_key), None)
+
+
+def find_captions(names: Iterable[str]) -> list[str]:
+    """Return the columns of captions: one, or numbered ones such as caption_1 and caption_2."""
+    names = [*names]
+    for usual in CAPTION_COLUMNS:
+        if found := [name for name in names if re.fullmatch(rf"{usual}\d*", column_key(name))]:
+            return found
+    return []
+
+
+def headless(line: str) -> str | None:
+    """Return the delimiter of a table that begins with the name of an image; None for a header.
+
+    The delimiter is "" if the line is only a name.
+    """
+    found = _DATA.match(line)
+    return found and found[1]
+
+
+def is_rows(path: Path, *, surely: bool = False) -> bool:
+    """Return whether JSON holds a list of objects or a map of images, from its first bytes.
+
+    Objects that are not `surely` a map of images count, unless they look like COCO's.
+    """
+    with open(path, "rb", opener=no_stream) as file:
+        start = file.read(_PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if re.match(rb"\[\s*\{", start):
+        return True
+    if surely:
+        return bool(headless(start.lstrip(b"{ \r\n\t").partition(b":")[0].decode(errors="replace")))
+    return start.startswith(b"{") and not re.search(b'"(images|annotations)"', start)
+
+
 def is_table(root: Path, suffixes: tuple[str, ...]) -> bool:
     """Return whether this is a table, or a folder with some."""
-    return root.suffix in suffixes if root.is_file() else bool(_table_files(root, suffixes))
+    return root.suffix.lower() in suffixes if root.is_file() else bool(_table_files(root, suffixes))
 
 
 def load_tables(
@@ -68,16 +123,25 @@ def load_tables(
 def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the tables of a data set.
 
-    In a folder, the first of these that exists: `metadata.*`, `captions.*`, one `metadata.*` per
-    subfolder, files named after splits, a single table.
+    In a folder or its `annotations/`, the first of these that exists: `metadata.*`, `captions.*`,
+    one `metadata.*` per subfolder, files named after splits, a single table. JSON counts if it
+    holds rows.
     """
     if root.is_file():
         return [root]
-    tables = [file for file in annotation_files(root, "*") if file.suffix in suffixes]
+    tables = [
+        file
+        for ending in suffixes
+        for file in (
+            *annotation_files(root, f"*{ending}"),
+            *annotation_files(root, f"{_INNER}/*{ending}"),
+        )
+        if ending != ".json" or is_rows(file, surely=True)
+    ]
     for stem in ("metadata", "captions"):
-        if named := [file for file in tables if file.stem == stem]:
+        if named := [file for file in tables if file.stem.lower() == stem]:
             return named[:1]
-    inner = sorted(file for suffix in suffixes for file in root.glob(f"*/metadata{suffix}"))
+    inner = sorted(file for e in suffixes for file in annotation_files(root, f"*/metadata{e}"))
     exact = [file for file in tables if file.stem.lower() in SPLIT_NAMES]
     splits = exact or [file for file in tables if split_in(file.stem)]
     return inner or splits or (tables if len(tables) == 1 else [])
@@ -86,30 +150,34 @@ def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def _choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
     """Return the columns of the options, and guess the others from the usual names."""
     listed = ", ".join(map(excerpt, names)) or "none"
-    if len(set(names)) < len(names):
+    named = [name for name in names if name]  # a spreadsheet may leave empty columns
+    if len(set(named)) < len(named):
         raise DataError(f"{where}: two columns have the same name; columns: {listed}")
 
-    def pick(given: str | None, usual: tuple[str, ...], role: str) -> str:
+    def pick(given: str | None, guessed: str | None, role: str) -> str:
         if given is not None and given not in names:
             raise DataError(
                 f"{where}: no column {excerpt(given)} (data.{role}_column); columns: {listed}"
             )
-        by_lower = {name.lower(): name for name in names}
-        choice = given or next((by_lower[name] for name in usual if name in by_lower), None)
-        if choice is None:
+        if not (choice := given or guessed):
             message = f"{where}: no known {role} column; set data.{role}_column; columns: "
             raise DataError(message + listed)
         return choice
 
     default = Options().split_column
     if options.split_column != default:
-        pick(options.split_column, (), "split")
-    by_lower = {name.lower(): name for name in names}
+        pick(options.split_column, None, "split")
+    captions = find_captions(names)
+    image = pick(options.image_column, find_column(names, (*IMAGE_COLUMNS, "imageid")), "image")
+    caption = pick(options.caption_column, next(iter(captions), None), "caption")
+    image_id = find_column(names, ID_COLUMNS)
     return Columns(
-        image=pick(options.image_column, IMAGE_COLUMNS, "image"),
-        caption=pick(options.caption_column, CAPTION_COLUMNS, "caption"),
-        split=by_lower.get(default) if options.split_column == default else options.split_column,
-        image_id=next((by_lower[name] for name in ID_COLUMNS if name in by_lower), None),
+        image=image,
+        captions=[caption] if options.caption_column else captions,
+        split=find_column(names, [default])
+        if options.split_column == default
+        else options.split_column,
+        image_id=None if image_id == image else image_id,
     )
 
 
@@ -121,6 +189,9 @@ def _check_columns(
     rows: list[tuple[str, Row]],
 ) -> Columns:
     """Find a split column of any name by its cells; drop an id column that numbers other things."""
+    if len(columns.captions) > 1:
+        listed = ", ".join(map(excerpt, columns.captions))
+        collector.notes.append(f"{place}: the captions are in the columns {listed}")
     if columns.split is None and rows:
         for name in names:
             cells = (row.get(name) for _, row in rows)
@@ -151,17 +222,17 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
     Without a split column, the name of the table or of its folder gives the split.
     """
     folder = collector.place(file.parent)
-    prefix = "" if collector.root.is_file() or folder == "." else f"{folder}/"
+    prefix = "" if collector.root.is_file() or folder in (".", _INNER) else f"{folder}/"
     stem = folder.rpartition("/")[2] if prefix else file.stem
     file_split = split_in(stem) or "train"
     if columns.split is None:
         collector.expect(file_split, collector.place(file))
     entries: dict[str, Entry] = {}
     for where, row in rows:
-        name, value = row.get(columns.image), row.get(columns.caption)
+        name, texts = row.get(columns.image), _captions(row, columns)
         split = row.get(columns.split) if columns.split else file_split
         if name is None or name == "":
-            collector.problem("caption without image", where, excerpt(value))
+            collector.problem("caption without image", where, excerpt(texts))
             continue
         if not (isinstance(name, str) and isinstance(split, str) and split):
             detail = f"image {excerpt(name)}, split {excerpt(split)}: both must be text"
@@ -171,8 +242,15 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
         image_id = str(given) if isinstance(given, int | str) else ""
         new = Entry(image_id or prefix + name, prefix + name, split, where)
         if entry := _entry(collector, entries, new):
-            for text in value if isinstance(value, list) else [value]:
+            for text in texts:
                 collector.caption(entry, text, where)
+
+
+def _captions(row: Row, columns: Columns) -> list[object]:
+    """Return the captions of a row; of several columns, the empty ones do not count."""
+    values = [row.get(name) for name in columns.captions]
+    values = [value for value in values if value not in (None, "")] or values[:1]
+    return [text for value in values for text in (value if isinstance(value, list) else [value])]
 
 
 def _entry(collector: Collector, entries: dict[str, Entry], new: Entry) -> Entry | None:

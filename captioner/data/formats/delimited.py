@@ -1,4 +1,7 @@
-"""CSV and TSV: a header line, then rows with one caption or a JSON list of captions."""
+"""CSV and TSV: a header line, then rows with one caption or a JSON list of captions.
+
+Without a header line, the first column is the image and the rest of the row the caption.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from pathlib import Path
 
 from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector
-from captioner.data.formats.columns import Row, is_table, load_tables
+from captioner.data.formats.columns import Row, headless, is_table, load_tables
 from captioner.system.escapes import own_cells
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import (
-    guess_delimiter,
-    header_index,
     is_utf8,
     read_lines,
+    read_named,
     read_rows,
+    split_table,
     unpack_list,
 )
 
@@ -38,11 +41,23 @@ def load(root: Path, options: Options) -> Dataset:
 
 def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
     lines = read_lines(file)
-    top = header_index(lines)
-    delimiter = guess_delimiter("".join(lines[top : top + 1]))
-    header = next(read_rows(lines[top : top + 1], delimiter), (1, []))[1]
-    names = [name.strip() for name in header]
-    return names, _rows(collector, file, names, read_rows(lines, delimiter, first=top + 1))
+    if delimiter := headless("".join(lines[:1])):
+        names = ["image", "caption"]
+        rows = headless_rows(collector.place(file), lines, delimiter, collector.notes)
+    else:
+        names, _, rows = split_table(lines)
+    return names, _rows(collector, file, names, rows)
+
+
+def headless_rows(
+    place: str, lines: list[str], delimiter: str, notes: list[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, [image, caption]) of a table without column names."""
+    if delimiter == "\t":
+        yield from read_named(place, lines, notes)
+    else:
+        for number, [image, *rest] in read_rows(lines, delimiter):
+            yield number, [image, delimiter.join(rest)] if rest else [image]
 
 
 def _rows(

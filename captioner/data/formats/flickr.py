@@ -15,9 +15,10 @@ from pathlib import Path
 
 from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
-from captioner.system.escapes import unescape
+from captioner.data.formats.columns import headless
+from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import is_utf8, read_lines, read_rows
+from captioner.system.text_files import is_utf8, read_lines, read_named, read_rows
 
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 
@@ -26,13 +27,15 @@ _CAPTION_FILES = ("*.token.txt", "*.token", "captions.txt", "results.csv")
 _ARCHIVES = ("*/*.token.txt", "*/*.token", "flickr30k_images/results.csv")
 _SPLIT_LISTS = {split: f"*.{split}Images.txt" for split in ("train", "dev", "test")}
 _NUMBER = re.compile(r"#\d+$")
+_TEXTS = (".txt", ".token", "")
 _HEADER = re.compile(r'\s*"?(image|image_name|file_name|filename)"?\s*([,|\t])', re.IGNORECASE)
 
 
 def recognise(root: Path) -> bool:
     """Return whether this looks like a Flickr folder or its caption file."""
     if root.is_file():
-        return any(root.match(pattern) for pattern in _CAPTION_FILES)
+        name = root.with_name(root.name.lower())
+        return any(map(name.match, _CAPTION_FILES)) or _names_images(root)
     return _caption_file(root) is not None
 
 
@@ -58,7 +61,14 @@ def _caption_file(folder: Path) -> Path | None:
         files = [file for file in annotation_files(folder, pattern) if ".lemma." not in file.name]
         if files:
             return files[0]
-    return None
+    [*texts] = annotation_files(folder, "*.txt") if folder.is_dir() else ()
+    return texts[0] if len(texts) == 1 and _names_images(texts[0]) else None
+
+
+def _names_images(file: Path) -> bool:
+    """Return whether a text begins with the name of an image, or with a column of names."""
+    start = read_head(file).decode("utf-8", "replace") if file.suffix.lower() in _TEXTS else ""
+    return bool(_HEADER.match(start) or headless(start))
 
 
 def _read_split_lists(collector: Collector, folder: Path) -> bool:
@@ -94,11 +104,10 @@ def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]
     lines = read_lines(file)
     tokens = any(_NUMBER.search(line.partition("\t")[0]) for line in lines[:10])
     # `captioner caption` prints name, tab, caption.
-    plain = not _HEADER.match("".join(lines[:1])) and all("\t" in line for line in lines)
-    if plain and not tokens:
-        lines = [unescape(line) if line.count("\t") == 1 else line for line in lines]
-        tokens = True
-    for where, name, caption in (_token_lines if tokens else _table_rows)(collector, file, lines):
+    named = headless("".join(lines[:1])) == "\t" or all("\t" in line for line in lines)
+    named = named and not _HEADER.match("".join(lines[:1]))
+    read = _token_lines if tokens else _named_lines if named else _table_rows
+    for where, name, caption in read(collector, file, lines):
         if name:
             yield where, name, caption
         else:
@@ -121,12 +130,26 @@ def _token_lines(
             yield where, name, caption
 
 
+def _named_lines(
+    collector: Collector, file: Path, lines: list[str]
+) -> Iterator[tuple[str, str, str]]:
+    place = collector.place(file)
+    for number, (name, caption) in read_named(place, lines, collector.notes):
+        where = f"{place}:{number}"
+        if not is_utf8(name + caption):
+            collector.problem("not UTF-8", where, excerpt(lines[number - 1]))
+        elif "\t" not in lines[number - 1]:
+            collector.problem("malformed line", where, f"no tab in {excerpt(name)}")
+        else:
+            yield where, name.strip(), caption
+
+
 def _table_rows(
     collector: Collector, file: Path, lines: list[str]
 ) -> Iterator[tuple[str, str, str]]:
     place = collector.place(file)
     header = _HEADER.match(lines[0]) if lines else None
-    delimiter = header[2] if header else ","
+    delimiter = header[2] if header else headless("".join(lines[:1])) or ","
     width = lines[0].count(delimiter) + 1 if header else 2
     for number, cells in read_rows(lines, delimiter, first=1 if header else 0):
         where = f"{place}:{number}"

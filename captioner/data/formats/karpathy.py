@@ -27,7 +27,7 @@ def recognise(root: Path) -> bool:
     """Return whether this is a JSON file of a Karpathy split, or a folder with one."""
     if root.is_dir():
         return bool(_files(root))
-    return root.suffix == ".json" and _has_images(root, b'"sentences"')
+    return root.suffix.lower() == ".json" and _has_images(root, b'"sentences"')
 
 
 def load(root: Path, options: Options) -> Dataset:
