@@ -86,9 +86,14 @@ def _show_pairs(pairs: Pairs) -> None:
         cells = (value[number] for value in values.values())
         rows.append((label(number), *("-" if isnan(cell) else f"{cell:.3f}" for cell in cells)))
     _show_table(rows)
-    for name, score in pairs.scores[0, 1].items():
-        if score.note:
-            show(f"{name}: undefined ({score.note})")
+    notes = [
+        f"{name}: undefined ({score.note})"
+        for scores in pairs.scores.values()
+        for name, score in scores.items()
+        if score.note
+    ]
+    for note in dict.fromkeys(notes):
+        show(note)
     show()
     show_signatures(pairs.scores[0, 1])
     show("\nVerdicts, p-values corrected by Holm's method")

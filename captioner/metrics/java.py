@@ -51,20 +51,23 @@ class Meteor(Metric):
             for image, hypothesis in enumerate(hypotheses)
         ]
         command = ["java", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en"]
-        done = subprocess.run(
-            [*command, "-norm"],
-            cwd=_package() / "meteor",
-            input="\n".join(lines) + "\n",
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-        rows = [line.split() for line in done.stdout.splitlines()]
-        if len(rows) != len(lines) or any(len(row) != _METEOR_COLUMNS for row in rows):
-            self.note = f"METEOR failed: {_last_line(done.stderr or done.stdout)}"
+        try:
+            done = subprocess.run(
+                [*command, "-norm"],
+                cwd=_package() / "meteor",
+                input="\n".join(lines) + "\n",
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                check=False,
+            )
+            rows = [line.split() for line in done.stdout.splitlines()]
+            if len(rows) != len(lines) or any(len(row) != _METEOR_COLUMNS for row in rows):
+                raise ValueError(done.stderr or done.stdout)
+            table = np.array(rows, np.float64)
+        except (OSError, ValueError) as error:
+            self.note = f"METEOR failed: {_last_line(str(error))}"
             return undefined
-        table = np.array(rows, np.float64)
         # A caption that matches completely, in one chunk, has no fragmentation.
         whole = (table[:, 20] == 1) & (table[:, 21:23] == table[:, 0:2]).all(axis=1)
         table[whole, 20] = 0
@@ -114,8 +117,11 @@ class Spice(Metric):
             written = {image: [_text(hypothesis)] for image, hypothesis in enumerate(hypotheses)}
             try:
                 _, details = Official().compute_score(truths, written)
-                return np.array([detail["All"]["f"] for detail in details], np.float64)
-            except (OSError, subprocess.CalledProcessError) as error:
+                scores = np.array([detail["All"]["f"] for detail in details], np.float64)
+                if not (missing := int(np.isnan(scores).sum())):
+                    return scores
+                self.note = f"SPICE failed: no score for {missing:,} caption(s)"
+            except Exception as error:  # pycocoevalcap raises any type for output it cannot read
                 self.note = f"SPICE failed: {_last_line(str(error))}"
         return np.full(len(hypotheses), np.nan)
 

@@ -93,7 +93,6 @@ class Pairs:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file."""
-        undefined = {name for name, score in self.scores[0, 1].items() if score.note}
         return {
             "systems": [
                 {
@@ -101,7 +100,7 @@ class Pairs:
                     "file": system.name,
                     "decode": system.signature.get("decode"),
                     "scores": {
-                        name: None if name in undefined else values[number]
+                        name: None if math.isnan(values[number]) else values[number]
                         for name, values in self.values.items()
                     },
                 }

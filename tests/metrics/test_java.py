@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -76,16 +78,28 @@ def test_what_is_missing_is_said_and_other_scores_still_come(
     assert scores["bleu_1"].value > 0
 
 
-def test_meteor_that_fails_says_its_last_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("script", "mode", "note"),
+    [
+        ("cat > /dev/null\necho Error: no room >&2\nexit 1", 0o755, "Error: no room"),
+        (f"cat > /dev/null\nfor i in 1 2 3; do echo{' x' * 23}; done", 0o755, "could not convert"),
+        ("exit 0", 0o755, ""),  # closes its standard input at once
+        ("", 0o644, "ermission denied"),
+    ],
+)
+def test_meteor_that_fails_says_its_last_line(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, script: str, mode: int, note: str
+) -> None:
     (tmp_path / "meteor").mkdir()
     java = tmp_path / "java"
-    java.write_text("#!/bin/sh\ncat > /dev/null\necho Error: no room >&2\nexit 1\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(mode)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if mode == 0o755 else str(tmp_path))
     monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
     monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
     score = score_captions(HYPOTHESES, REFERENCES, metrics=["meteor"], resamples=10)["meteor"]
-    assert score.note == "METEOR failed: Error: no room"
+    assert score.note.startswith("METEOR failed: ")
+    assert note in score.note
     assert math.isnan(score.value)
 
 
@@ -95,6 +109,30 @@ def test_spice_without_its_models_says_how_to_get_them(
     monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
     monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
     assert "get_stanford_models" in Spice(REFERENCES).note
+
+
+@pytest.mark.parametrize("value", [math.nan, None, KeyError("All")])
+def test_spice_without_a_number_is_undefined_and_says_so(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, value
+) -> None:
+    class Stub:
+        def compute_score(self, truths, written):
+            if isinstance(value, Exception):
+                raise value
+            return 0.0, [{"All": {"f": f}} for f in (0.5, value, 0.0)]
+
+    package = types.ModuleType("pycocoevalcap.spice.spice")
+    package.Spice = Stub
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", types.ModuleType("pycocoevalcap"))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice", types.ModuleType("spice"))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", package)
+    (tmp_path / "spice" / "lib").mkdir(parents=True)
+    (tmp_path / "spice" / "lib" / "stanford-corenlp-3.6.0-models.jar").touch()
+    monkeypatch.setattr("captioner.metrics.java._missing", lambda _: "")
+    monkeypatch.setattr("captioner.metrics.java._package", lambda: tmp_path)
+    score = score_captions(HYPOTHESES, REFERENCES, metrics=["spice"])["spice"]
+    assert math.isnan(score.value)
+    assert score.note.startswith("SPICE failed: ")
 
 
 def test_spice_averages_the_official_f_scores(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
