@@ -107,7 +107,7 @@ class Ours:
     ) -> None:
         sizes = {"vocab_size": len(vocabulary), "feature_size": table.features.shape[1]}
         decoder = Decoder(config.decoder, **sizes)
-        dev = DevSplit(SplitTable((), table.features[:0], []), no_captioner, print)
+        dev = DevSplit(SplitTable((), table.features[:0], []), table, no_captioner, print)
         self.tokens = tokens_of(table)
         log = RunLog(folder / "run")
         decoder.to(device)

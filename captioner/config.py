@@ -228,10 +228,12 @@ class TrainingConfig(Section):
         0.0, description="moving average of the weights: decay per step; saves the average; 0: off"
     )
     metric: Literal["bleu_4", "cider_d"] = Field(
-        "cider_d", description="dev score that selects the best epoch"
+        "cider_d",
+        description="dev score that selects the best epoch; if undefined or equal, the lower dev "
+        "loss does",
     )
     patience: Count | None = Field(
-        None, description="epochs without a better dev score before training stops; null: no limit"
+        None, description="epochs without a better one before training stops; null: no limit"
     )
     accumulate: Few = Field(1, description="forward passes per batch, to save memory")
     save_every: Count = Field(

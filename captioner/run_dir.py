@@ -6,6 +6,7 @@ A run folder holds `model/`, `config.yaml`, `metrics.jsonl` and `checkpoints/`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -24,7 +25,7 @@ NUMBERS = {
     "step": ("loss", "grad_norm", "clipped", "learning_rate"),
     "epoch": ("bleu_4", "cider_d"),
 }
-OPTIONAL = ("train_loss", "reward", "seconds", "tokens_per_second")
+OPTIONAL = ("train_loss", "dev_loss", "reward", "seconds", "tokens_per_second")
 LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
@@ -101,9 +102,11 @@ def parse_metrics(text: bytes) -> dict[str, Any] | None:
     position = (line.get("epoch"), line.get("step"))
     if not all(type(value) is int and 0 <= value < 2**53 for value in position):
         return None
+    # JSON has no NaN: an undefined value is null.
+    line = {name: math.nan if value is None else value for name, value in line.items()}
     values = [line.get(name, 0.0) for name in OPTIONAL]
     values += [line.get(name) for name in NUMBERS[line["kind"]]]
-    for value in values:  # a score may be NaN
+    for value in values:
         if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
             return None
     return line

@@ -74,6 +74,11 @@ def _say_done(done: Summary) -> None:
 def best_line(done: Summary) -> str:
     """Return which epoch was kept, and why."""
     metric, progress = done.metric, done.progress
-    if math.isnan(progress.best_score):
-        return f"dev {metric} is undefined, so the last weights are kept: epoch {progress.epoch}"
-    return f"best dev {metric} {progress.best_score:.3f} after epoch {progress.best_epoch}"
+    score, epoch = progress.best_score, progress.best_epoch
+    if score > 0:
+        return f"best dev {metric} {score:.3f} after epoch {epoch}"
+    reason = "is undefined" if math.isnan(score) else "is 0 after every epoch"
+    return (
+        f"dev {metric} {reason}, so the lowest dev loss chose: "
+        f"{progress.best_loss:.3f} after epoch {epoch}"
+    )

@@ -72,6 +72,18 @@ class CaptionTable:
             images=self.images[first],
         )
 
+    def sample(self, most: int) -> CaptionTable:
+        """Return a table of at most `most` captions, evenly spaced."""
+        count = min(most, len(self))
+        chosen = torch.arange(count) * len(self) // count
+        return replace(
+            self,
+            token_ids=self.token_ids[chosen],
+            lengths=self.lengths[chosen],
+            rows=self.rows[chosen],
+            images=self.images[chosen],
+        )
+
     def image_features(self) -> Iterator[Tensor]:
         """Yield the mean of each image's views, float32 (up to 8192, F)."""
         for rows in self.rows[self._first_captions()].split(8192):

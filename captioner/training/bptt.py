@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captioner.data.caption_table import Batch
 from captioner.decoder.decoder import Decoder
@@ -44,8 +45,7 @@ def backward(
         piece = slice(start, start + width)
         outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
         targets = batch.targets[:, piece]
-        # The output layer is the widest, so padding skips it.
-        real = (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)
+        real = _real(targets)
         logits = decoder.to_logits(outputs.flatten(0, 1).index_select(0, real))
         weights = None
         if batch.weights is not None:  # the search sampled without these tokens
@@ -58,3 +58,20 @@ def backward(
         total += loss.detach()
         hidden = hidden.detach()
     return total
+
+
+@torch.no_grad()
+def total_loss(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+    """Return the loss of `backward`, summed over the tokens and without gradients, a scalar."""
+    outputs, _ = decoder.run_cell(batch.inputs, decoder.init_hidden(batch.features))
+    real = _real(batch.targets)
+    logits = decoder.to_logits(outputs.flatten(0, 1).index_select(0, real))
+    targets = batch.targets.flatten()[real]
+    return functional.cross_entropy(
+        logits.float(), targets, label_smoothing=label_smoothing, reduction="sum"
+    )
+
+
+def _real(targets: Tensor) -> Tensor:
+    """Return the places of all tokens but padding, which skips the output layer, the widest."""
+    return (targets != Vocabulary.pad_id).flatten().nonzero().squeeze(1)

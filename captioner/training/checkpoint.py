@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,8 +44,9 @@ class Progress:
     loss_sum: float = 0.0  # of the epoch so far, in nats
     token_sum: int = 0  # of the epoch so far
     tokens: int = 0  # since the start
-    best_score: float = -1.0  # best dev score so far; -1: none yet
-    best_epoch: int = 0  # of the best score, from 1; 0: none yet, or the initial weights
+    best_score: float = -1.0  # dev score of the best epoch so far; -1: none yet; NaN: undefined
+    best_loss: float = math.inf  # dev loss of the best epoch
+    best_epoch: int = 0  # from 1; 0: none yet, or the initial weights
     signature: str = ""  # describes how the dev score is computed
     seconds: float = 0.0  # of training, including the time before a resumption
 

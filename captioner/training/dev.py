@@ -1,32 +1,55 @@
-"""Captions and scores the dev split after every epoch."""
+"""Captions and scores the dev split after every epoch, and computes its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
+
 from captioner.captioner import SEARCH_BATCH, Captioner
+from captioner.data.caption_table import CaptionTable, iterate
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.text import tokenize
+from captioner.training.bptt import total_loss
+
+LOSS_CAPTIONS = 1000  # most captions for the loss: about 1% of the time of training on Flickr8k
+LOSS_BATCH = 256  # captions
 
 
 class DevSplit:
-    """Scores a decoder on the dev split."""
+    """Computes the loss and the scores of a decoder on the dev split."""
 
     def __init__(
         self,
         table: SplitTable,
+        targets: CaptionTable,  # of the split's references
         assemble: Callable[[Decoder], Captioner],  # on the device to search on
         say: Callable[[str], None],
     ):
         self.table = table
+        self.targets = targets.sample(LOSS_CAPTIONS)
         self.captions: list[str] = []  # of the last `score`, by image; "" if the search failed
         self._assemble = assemble
         self._say = say
         self._references: Future[PreparedReferences] | None = None
+
+    def loss(self, decoder: Decoder, label_smoothing: float) -> float:
+        """Return the mean loss of references, in nats per token; see `bptt.total_loss`.
+
+        At most `LOSS_CAPTIONS` references count, evenly spaced, always the same. The
+        decoder stays in evaluation mode.
+        """
+        decoder.eval()
+        table = self.targets.to(decoder.output.bias.device)
+        losses, tokens = [], 0
+        for batch in iterate(table, LOSS_BATCH, seed=0, epoch=0):
+            losses.append(total_loss(decoder, batch, label_smoothing=label_smoothing))
+            tokens += batch.tokens
+        return float(torch.stack(losses).cpu().double().sum()) / tokens
 
     def score(self, decoder: Decoder) -> dict[str, Score]:
         """Caption the split with a decoder's current weights; return BLEU and CIDEr-D, by name.

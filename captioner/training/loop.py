@@ -80,6 +80,8 @@ class Trainer:
         self.best = self.checkpoints / "best.safetensors"
         self.progress = Progress()
         self.saved_step = 0
+        self.undefined = ""  # reason why the last dev score is undefined
+        self.said_undefined = False
         self.norms: list[float] = []  # of the epoch's steps in this process
         self.steps_per_epoch = -(-len(table) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -257,29 +259,17 @@ class Trainer:
         return means | {"norm": f"{norm:.2f}", "tokens/s": f"{speed:,.0f}"}
 
     def _score_epoch(self) -> None:
-        """Score the dev split after `progress.epoch` epochs, and save the weights if they are best.
-
-        An undefined score (NaN) is never better than a number. Until there is a number, the newest
-        weights are saved.
-        """
+        """Score the dev split after `progress.epoch` epochs, and save the weights if best."""
         self._check_weights()
-        progress, metric = self.progress, self.config.metric
+        progress = self.progress
         started = time.perf_counter()
-        scores = self.world.broadcast(self._dev_scores() if self.world.leads else {})
+        measured = (self._dev_loss(), self._dev_scores()) if self.world.leads else (math.nan, {})
+        dev_loss, scores = self.world.broadcast(measured)
         progress.seconds += time.perf_counter() - started
-        best = progress.best_score
-        better = scores[metric] > best or best < 0 or math.isnan(best)
-        if math.isnan(scores[metric]):
-            kept = "these" if better else "the best earlier"
-            self.log.say(f"dev {metric} is undefined: {kept} weights are kept")
-        if better:
-            progress.best_score, progress.best_epoch = scores[metric], progress.epoch
-            if self.world.leads:
-                state = self.evaluated.state_dict()
-                write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
-        losses = {}
+        mark = self._keep_best(scores[self.config.metric], dev_loss)
+        losses = {"dev_loss": dev_loss}
         if progress.token_sum:  # none before the first epoch
-            losses = {"train_loss": progress.loss_sum / progress.token_sum}
+            losses = {"train_loss": progress.loss_sum / progress.token_sum} | losses
             progress.loss_sum, progress.token_sum = 0.0, 0
         self.log.record(
             kind="epoch",
@@ -295,14 +285,44 @@ class Trainer:
             self.log.board.epoch(progress.step, self.norms, examples, captions)
         self.norms = []
         self._save()
-        loss = f"loss {losses['train_loss']:.3f}  " if losses else ""
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        mark = "  (best so far)" if better else ""
-        self.log.say(f"epoch {progress.epoch}: {loss}dev {shown}{mark}")
+        loss = f"loss {losses['train_loss']:.3f}  " if "train_loss" in losses else ""
+        shown = "  ".join(f"{name} {_shown(value)}" for name, value in scores.items())
+        self.log.say(f"epoch {progress.epoch}: {loss}dev loss {_shown(dev_loss)}  {shown}{mark}")
+
+    def _keep_best(self, score: float, dev_loss: float) -> str:
+        """Save the weights if they are the best so far; return the mark of the epoch's message.
+
+        An undefined score (NaN) ranks below every number. Of equal or undefined scores, the lower
+        dev loss is better.
+        """
+        progress = self.progress
+        best = _rank(progress.best_score, progress.best_loss)
+        if math.isnan(score) and not self.said_undefined:
+            self.said_undefined = True
+            reason = f" ({self.undefined})" if self.undefined else ""
+            self.log.say(
+                f"dev {self.config.metric} is undefined{reason}; without a score, the lowest dev "
+                f"loss chooses the best epoch"
+            )
+        if not progress.best_score < 0 and _rank(score, dev_loss) <= best:  # not the first
+            return ""
+        progress.best_score, progress.best_loss = score, dev_loss
+        progress.best_epoch = progress.epoch
+        if self.world.leads:
+            state = self.evaluated.state_dict()
+            write_tensors(self.best, {k: v.clone() for k, v in state.items()}, {})
+        return "  (lowest dev loss so far)" if math.isnan(score) else "  (best so far)"
+
+    def _dev_loss(self) -> float:
+        config = self.config
+        smoothing = 0.0 if self.critic else config.label_smoothing
+        with self.autocast:
+            return self.dev.loss(self.evaluated, smoothing)
 
     def _dev_scores(self) -> dict[str, float]:
         scores = self.dev.score(self.evaluated)
-        self.progress.signature = scores[self.config.metric].signature
+        score = scores[self.config.metric]
+        self.progress.signature, self.undefined = score.signature, score.note
         return {name: scores[name].value for name in ("bleu_4", "cider_d")}
 
     def _ran_out_of_patience(self) -> bool:
@@ -314,6 +334,15 @@ class Trainer:
         self.saved_step = self.progress.step
         if self.world.leads:
             save_checkpoint(self.checkpoints, self.updater, self.progress, self.identity)
+
+
+def _shown(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+
+def _rank(score: float, dev_loss: float) -> tuple[float, float]:
+    """Return a key that grows with the quality of an epoch; scores are at least 0."""
+    return (-1 if math.isnan(score) else score, -math.inf if math.isnan(dev_loss) else -dev_loss)
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:

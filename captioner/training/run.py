@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
+from captioner.data.caption_table import CaptionTable
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import Neighbours, count_ngrams
@@ -120,7 +121,13 @@ class _Setup:
             "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
             **prepared.data,
         }
-        dev = DevSplit(prepared.dev, self.assemble, log.say)
+        targets = CaptionTable.build(
+            prepared.dev.features,
+            prepared.dev.references,
+            prepared.vocabulary,
+            max_length=config.text.max_length,
+        )
+        dev = DevSplit(prepared.dev, targets, self.assemble, log.say)
         table = prepared.train.per_image() if critic else prepared.train
         return Trainer(decoder, table, dev, config.training, log, identity, self.world, critic)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,9 @@ class RunLog:
             return
         if self.board:
             self.board.scalars(kind=kind, epoch=epoch, step=step, **values)
-        line = {"kind": kind, "epoch": epoch, "step": step} | values
+        line: dict[str, float | str | None] = {"kind": kind, "epoch": epoch, "step": step}
+        for name, value in values.items():
+            line[name] = None if isinstance(value, float) and math.isnan(value) else value
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

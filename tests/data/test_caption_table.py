@@ -33,6 +33,15 @@ def test_captions_are_framed_cut_and_padded():
     assert table.rows.squeeze(1).tolist() == [0, 0, 1, 2, 2, 2]
 
 
+@given(st.integers(1, 9))
+def test_a_sample_is_spread_evenly(most):
+    table, sampled = make_table(), make_table().sample(most)
+    chosen = [number * 6 // min(most, 6) for number in range(min(most, 6))]
+    assert len(set(chosen)) == len(sampled)
+    for name in ("token_ids", "lengths", "rows", "images"):
+        assert torch.equal(getattr(sampled, name), getattr(table, name)[chosen])
+
+
 @given(
     lengths=st.lists(st.integers(2, 30), min_size=1, max_size=200),
     batch_size=st.integers(1, 40),

@@ -12,7 +12,6 @@ import torch
 from test_world import ENVIRONMENT, command
 
 from captioner.captioner import Captioner
-from captioner.cli import train as verb
 from captioner.config import Config
 from captioner.errors import DivergedError
 from captioner.run_dir import read_metrics
@@ -151,38 +150,6 @@ def test_one_wait_for_the_device_an_interval_and_none_between(config, tmp_path, 
 
     train(change(config, epochs=1, save_every=100), tmp_path / "run", device="cpu")
     assert {step for step in reads if step} <= {2, 4, 6}
-
-
-@pytest.mark.parametrize(
-    ("scores", "best"),
-    [
-        ([0.4, math.nan, 0.3], (1, 0.4)),
-        ([math.nan, 0.2, math.nan], (2, 0.2)),
-        ([math.nan, 0.2, 0.3], (3, 0.3)),
-        ([math.nan, math.nan, math.nan], (3, math.nan)),
-    ],
-)
-def test_an_undefined_score_is_never_better_than_a_number(
-    config, tmp_path, monkeypatch, scores, best
-):
-    source = iter(scores)
-    states = []
-
-    def scripted(self):
-        states.append({k: v.clone() for k, v in self.evaluated.state_dict().items()})
-        return {"bleu_4": 0.0, "cider_d": next(source)}
-
-    monkeypatch.setattr(loop.Trainer, "_dev_scores", scripted)
-    done = train(config, tmp_path / "run", device="cpu")
-    assert (done.progress.best_epoch, done.progress.best_score) == (
-        best[0],
-        pytest.approx(best[1], nan_ok=True),
-    )
-    saved = Captioner.load(done.folder, "cpu").decoder.state_dict()
-    assert all(torch.equal(saved[name], states[best[0] - 1][name]) for name in saved)
-    said = (tmp_path / "run" / "train.log").read_text()
-    assert said.count("is undefined") == sum(map(math.isnan, scores))
-    assert "nan" not in verb.best_line(done)
 
 
 def test_dev_pictures_without_numbers_count_as_without_a_caption(config, tmp_path, monkeypatch):

@@ -296,14 +296,17 @@ def test_features_that_do_not_fit_the_memory_are_read_from_disk_and_teach_the_sa
 
     monkeypatch.setattr("captioner.data.feature_store.fits", too_large)
     monkeypatch.setattr("captioner.data.caption_table.fits", too_large)
-    kept = {}
+    tables = []  # of train, then of dev
     build = loop.CaptionTable.build
-    monkeypatch.setattr(
-        loop.CaptionTable, "build", lambda *args, **more: kept.setdefault("t", build(*args, **more))
-    )
+
+    def recorded(*args, **more):
+        tables.append(build(*args, **more))
+        return tables[-1]
+
+    monkeypatch.setattr(loop.CaptionTable, "build", recorded)
     on_disk = train(config, tmp_path / "disk", device="cpu").folder
     assert 48 * 512 * 2 in asked  # two views of 24 pictures
-    assert len(kept["t"].features) == 60  # the whole store: dev, mirrored too, is in it as well
+    assert len(tables[0].features) == 60  # the whole store: dev, mirrored too, is in it as well
     assert timeless(on_disk) == timeless(in_memory)
     for name in ("model.safetensors", "config.json"):
         assert (on_disk / "model" / name).read_bytes() == (in_memory / "model" / name).read_bytes()
