@@ -271,7 +271,7 @@ def test_nothing_is_opened_before_its_turn() -> None:
 def test_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "kinds"
     (folder / "sub").mkdir(parents=True)
-    names = ("IMG_1.HEIC", "IMG_2.heic", "b.jxl", "c.CR2", "sub/d.mov", "notes.txt", "._e.heic")
+    names = ("IMG_1.PSD", "IMG_2.psd", "b.jxl", "c.CR2", "sub/d.mov", "notes.txt", "._e.psd")
     for name in names:
         (folder / name).touch()
     with ZipFile(tmp_path / "kinds.zip", "w") as packed, TarFile(tmp_path / "k.tar", "w") as tar:
@@ -282,11 +282,11 @@ def test_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
         unread: Counter[str] = Counter()
         items = [*list_images(source, recursive=True, unread=unread)]
         times = 3 if "*" in source.name else 1
-        counts = {".heic": 2, ".jxl": 1, ".cr2": 1, ".mov": 1}
+        counts = {".psd": 2, ".jxl": 1, ".cr2": 1, ".mov": 1}
         assert unread == {ending: count * times for ending, count in counts.items()}
         assert len(items) == times
     [item] = list_images(folder)
-    assert "not read: 2 .heic, 1 .jxl, 1 .cr2" in str(item.source)
+    assert "not read: 2 .psd, 1 .jxl, 1 .cr2" in str(item.source)
 
 
 def test_names_with_a_dot_are_no_images(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_files_folders_and_globs_in_order(home):
 
 def test_a_path_listed_twice_is_captioned_once(home):
     (home / "twice").mkdir()
-    (home / "twice" / "a.heic").touch()
+    (home / "twice" / "a.psd").touch()
     (home / "twice.csv").write_text("image,caption\ndev_red_5.png,one\ndev_red_5.png,two\n")
     words = ("caption", "./dev_red_5.png", "twice.csv", "dev_blue_5.png", "dev_red_5.png")
     result = run(*words)
@@ -109,7 +109,7 @@ def test_a_path_listed_twice_is_captioned_once(home):
     assert "3 path(s) listed again and captioned once" in result.stderr
     result = run(*words, "twice", "--repeats")
     assert len(result.stdout.splitlines()) == 5
-    assert "1 file(s) passed over, captioner does not read their kind (1 .heic)" in result.stderr
+    assert "1 file(s) passed over, captioner does not read their kind (1 .psd)" in result.stderr
     shutil.rmtree(home / "twice")
     (home / "twice.csv").unlink()
 
