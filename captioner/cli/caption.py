@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.options import decoding_options, device_option, models_option, say
-from captioner.errors import DataError
+from captioner.cli.options import decoding_options, device_option, models_option, say, show
+from captioner.errors import DataError, ImageError
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class RunOptions:
     stop_on_error: bool
     retry_errors: bool
     salvage: bool
+    dry_run: bool
     recursive: bool
     repeats: bool
     image_column: str | None
@@ -99,6 +100,7 @@ def _bytes(context: click.Context, option: click.Parameter, size: str | None) ->
 )
 @click.option("--retry-errors", is_flag=True, help="Retry images that failed before.")
 @click.option("--salvage", is_flag=True, help="Keep the intact rows of a damaged journal.")
+@click.option("--dry-run", is_flag=True, help="Count the images by folder and kind, and stop.")
 @click.option("--recursive", is_flag=True, help="Also search subfolders.")
 @click.option("--repeats", is_flag=True, help="Caption a file again where it is listed again.")
 @click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
@@ -156,6 +158,9 @@ def command(
     how = RunOptions(models=[], output=output, format=format or default, **options)
     if problem := next(_problems(how), None):
         raise click.UsageError(problem)
+    if how.dry_run:
+        _count(images, how)
+        return
     how = replace(how, models=find_models(models))
     if not models:
         say(f"model: {how.models[0]}")
@@ -167,6 +172,24 @@ def command(
     ):
         _say_totals(totals, time.perf_counter() - started, output)
     if totals and totals.failed:
+        raise SystemExit(1)
+
+
+def _count(images: tuple[str, ...], how: RunOptions) -> None:
+    """Count the images by folder and kind, and open none."""
+    counts: Counter[tuple[str, str]] = Counter()
+    failed = 0
+    for item in _items(images, how, None):
+        if isinstance(item.source, ImageError):
+            failed += 1
+            say(f"captioner: {plain(item.name)}: {item.source}")
+        else:
+            path = Path(item.name)
+            counts[str(path.parent), path.suffix.lower()] += 1
+    for (folder, ending), count in sorted(counts.items()):
+        show(f"{count:,} {ending or 'without extension'} in {folder}")
+    say(f"{counts.total():,} image(s), {failed:,} failure(s); a dry run, nothing was captioned")
+    if failed:
         raise SystemExit(1)
 
 

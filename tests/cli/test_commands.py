@@ -132,6 +132,17 @@ def test_blank_pictures_are_noted_flagged_and_counted(home, tmp_path):
     assert [row["status"] for row in rows] == ["blank", "blank", "ok"]
 
 
+def test_a_dry_run_counts_and_loads_no_model(home, tmp_path):
+    for name in ("a/1.png", "a/2.PNG", "b/3.png"):
+        toys.draw(tmp_path / name, "red")
+    words = ("caption", str(tmp_path), "--recursive", "--dry-run", "--model", "nowhere")
+    result = run(*words)
+    assert result.exit_code == 0
+    assert result.stdout == f"2 .png in {tmp_path / 'a'}\n1 .png in {tmp_path / 'b'}\n"
+    assert "3 image(s), 0 failure(s); a dry run" in result.stderr
+    assert run(*words, "missing.png").exit_code == 1
+
+
 def test_paths_on_stdin():
     result = run("caption", "-", input="dev_red_5.png\ndev_blue_5.png\n")
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [
