@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.captioner import Captioner
-from captioner.captioning.failures import ERRORS, lines_of_others
+from captioner.captioning.failures import ERRORS, listed_failures
 from captioner.captioning.journal import (
     Done,
     Journal,
@@ -208,7 +208,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
         with FileLock(lock, blocking=False):
             try:
                 check_journals(output)
-                lines_of_others(output)  # an unreadable list fails now, not at the end
+                listed_failures(output)  # an unreadable list fails now, not at the end
                 sweep(output)
                 sweep(output.with_name(ERRORS))
                 if overwrite:

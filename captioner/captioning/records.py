@@ -123,6 +123,7 @@ class Totals:
     fresh: int  # images captioned or failed in this run; earlier runs did the others
     errors: Path | None = None  # file that lists the failures
     blank: int = 0  # images in which the CNN sees one colour only
+    new_failed: int = 0  # failures that the file did not list before this run
 
     @property
     def captioned(self) -> int:

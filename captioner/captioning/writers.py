@@ -198,7 +198,7 @@ def write_output(
     records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
 ) -> Totals:
     """Write the output of a job and its list of failures, each atomically; return the counts."""
-    images = failed = blank = 0
+    images = failed = blank = new = 0
     with (
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
@@ -209,8 +209,8 @@ def write_output(
             blank += record.status == "blank"
             if record.error:
                 failed += 1
-                add_failure(record.file_name, record.kind, record.error)
+                new += add_failure(record.file_name, record.kind, record.error)
             if images % LOOK_EVERY == 0 and not aside.exists():
                 raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
     errors = output.with_name(ERRORS) if failed else None
-    return Totals(images, failed, images, errors, blank)
+    return Totals(images, failed, images, errors, blank, new)

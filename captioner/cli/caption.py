@@ -171,7 +171,7 @@ def command(
         not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or output
     ):
         _say_totals(totals, time.perf_counter() - started, output)
-    if totals and totals.failed:
+    if totals and totals.failed and not _is_known(totals, how):
         raise SystemExit(1)
 
 
@@ -191,6 +191,17 @@ def _count(images: tuple[str, ...], how: RunOptions) -> None:
     say(f"{counts.total():,} image(s), {failed:,} failure(s); a dry run, nothing was captioned")
     if failed:
         raise SystemExit(1)
+
+
+def _is_known(totals: Totals, how: RunOptions) -> bool:
+    """Whether all failures are known from earlier runs; say so if nothing is new."""
+    if totals.new_failed or not how.output or how.engine == "ray":
+        return False
+    if how.overwrite or how.retry_errors or how.stop_on_error:
+        return False
+    if not totals.fresh:
+        say(f"nothing new; {totals.failed:,} known failure(s) in {totals.errors}")
+    return True
 
 
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:

@@ -107,7 +107,7 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
     )
     assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
     errors = output.with_name("errors.jsonl")
-    assert totals == Totals(images=25, failed=2, fresh=25, errors=errors)
+    assert totals == Totals(images=25, failed=2, fresh=25, errors=errors, new_failed=2)
     assert output.read_text(encoding="utf-8") == plain([model], items, 2)
     told = [json.loads(line) for line in errors.read_text(encoding="utf-8").splitlines()]
     assert [(row["path"], row["kind"]) for row in told] == [

@@ -441,7 +441,17 @@ def test_a_job_into_a_file_goes_on_lists_failures_and_tries_them_again(home, tmp
     before = output.read_text()
     assert before.splitlines()[2].endswith("1,,,error")
     again = run(*words)
+    assert again.exit_code == 0
     assert "3 in earlier runs" in again.stderr
+    assert f"nothing new; 1 known failure(s) in {tmp_path / 'errors.jsonl'}" in again.stderr
+    assert run(*words, "--retry-errors").exit_code == 1
+    toys.draw(folder / "3.png", "blue")
+    assert run(*words).exit_code == 0  # a new image, an old failure
+    (folder / "4.png").write_bytes(b"")
+    assert run(*words).exit_code == 1
+    for number in (3, 4):
+        (folder / f"{number}.png").unlink()
+    assert run(*words).exit_code == 0
     assert output.read_text() == before
     toys.draw(folder / "1.png", "blue")
     assert run(*words, "--retry-errors").exit_code == 0
