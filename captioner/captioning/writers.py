@@ -110,6 +110,8 @@ class CocoWriter(Writer):
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
         if image_id in self.taken:
+            image_id = utf8_name(record.file_name)  # of images of several folders with one name
+        if image_id in self.taken:
             return f"another image has the same COCO id, {image_id}; {ADVICE}"
         entry = to_json({"image_id": image_id, "caption": record.caption})
         self.file.write(f"{',' if self.taken else '['}\n{entry}")
