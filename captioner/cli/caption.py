@@ -8,11 +8,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 SHOW_RATE_FROM = 20  # images; with fewer, a rate means nothing
 BLANK = "blank: the CNN sees one colour only, so the caption says nothing about the image"
+MOST_FAILURES = 1000  # before the first image, without loading the model
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
 
 
@@ -206,34 +208,51 @@ def _is_known(totals: Totals, how: RunOptions) -> bool:
 
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
-    from captioner.captioning.records import Totals, caption_files
+    from captioner.captioning.records import Record, Totals, caption_files
     from captioner.captioning.writers import FORMATS, SidecarWriter
     from captioner.system.memory import Memory
 
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
     count = failed = blank = 0
-    with _started(images, how) as (captioner, _):
-        options = captioner.settings(n_best=how.n_best, **decoding)
-        with FORMATS[how.format](
-            sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
-        ) as writer:
-            if isinstance(writer, SidecarWriter):
-                items = writer.texts.missing(items)
+    writer = FORMATS[how.format](
+        sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
+    )
+    with ExitStack() as stack:
+        stack.enter_context(writer)
+        if isinstance(writer, SidecarWriter):
+            items = writer.texts.missing(items)
+        items, has_image = _until_image(items)
+        if has_image:
+            captioner, _ = stack.enter_context(_started(images, how))
+            options = captioner.settings(n_best=how.n_best, **decoding)
+            digests = how.format == "txt"
             records = caption_files(
-                captioner, items, options, how.job(), memory=memory, digests=how.format == "txt"
+                captioner, items, options, how.job(), memory=memory, digests=digests
             )
-            for record in map(writer.write, records):
-                sys.stdout.flush()
-                count += 1
-                failed += record.error is not None
-                blank += record.status == "blank"
-                _report(record)
-                if record.error and how.stop_on_error:
-                    break
+        else:  # no need for the model
+            records = (Record(i.name).complete(cast(ImageError, i.source)) for i in items)
+        for record in map(writer.write, records):
+            sys.stdout.flush()
+            count += 1
+            failed += record.error is not None
+            blank += record.status == "blank"
+            _report(record)
+            if record.error and how.stop_on_error:
+                break
     if isinstance(writer, SidecarWriter):
         _say_texts(writer.texts)
     return Totals(count, failed, count, blank=blank)
+
+
+def _until_image(items: Iterator[Item]) -> tuple[Iterator[Item], bool]:
+    """Look for an image among the first items; return all items and whether there may be one."""
+    first: list[Item] = []
+    for item in items:
+        first.append(item)
+        if not isinstance(item.source, ImageError) or len(first) == MOST_FAILURES:
+            return chain(first, items), True
+    return iter(first), False
 
 
 def _to_file(

@@ -143,6 +143,20 @@ def test_a_dry_run_counts_and_loads_no_model(home, tmp_path):
     assert run(*words, "missing.png").exit_code == 1
 
 
+def test_a_job_with_nothing_to_do_loads_no_model(home, tmp_path, monkeypatch):
+    toys.draw(tmp_path / "a.png", "red")
+    (tmp_path / "empty").mkdir()
+    words = ("caption", str(tmp_path), "--format", "txt")
+    assert run(*words).exit_code == 0
+    monkeypatch.setattr("captioner.captioner.Captioner.load", None)
+    again = run(*words)
+    assert again.exit_code == 0, again.output
+    assert "1 skipped, their .txt file is up to date" in again.stderr
+    empty = run("caption", str(tmp_path / "empty"))
+    assert empty.exit_code == 1
+    assert "no image in this folder" in empty.stderr
+
+
 def test_paths_on_stdin():
     result = run("caption", "-", input="dev_red_5.png\ndev_blue_5.png\n")
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == [
@@ -368,8 +382,16 @@ def test_features_are_filled_once(home):
         (["caption", "dev_red_5.png", "--device", "quantum"], 2, "--device quantum"),
         (["caption", "dev_red_5.png", "--beam-size", "0"], 2, "decoding.beam_size"),
         (["caption", "dev_red_5.png", "--top-p", "3"], 2, "decoding.top_p"),
-        (["caption", "x.png", "--temperature", "2"], 2, "decoding.temperature: needs decoding.se"),
-        (["caption", "x.png", "--search", "sample", "--beam-size", "2"], 2, "beam_size: needs dec"),
+        (
+            ["caption", "dev_red_5.png", "--temperature", "2"],
+            2,
+            "decoding.temperature: needs decoding.se",
+        ),
+        (
+            ["caption", "dev_red_5.png", "--search", "sample", "--beam-size", "2"],
+            2,
+            "beam_size: needs",
+        ),
         (["caption", "x.png", "--max-memory", "lots"], 2, "'lots': not a size in bytes"),
         (["caption", "x.png", "--salvage"], 2, "--salvage needs --output"),
         (["dream"], 2, "No such command"),
