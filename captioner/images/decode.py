@@ -1,21 +1,24 @@
 """One image file or byte string -> an upright RGB picture.
 
 Pillow decodes. EXIF rotation is applied, transparent pixels are drawn on white, the range that
-16-bit and float pixels use is scaled to 8 bits, and the first frame of an animation is used.
+16-bit, signed and float pixels use is scaled to 8 bits, and the first frame of an animation is
+used.
 Anything that cannot be decoded completely is an `ImageError`.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -58,10 +61,15 @@ HEIF_STARTS = tuple(
 PNG = b"\x89PNG\r\n\x1a\n"
 SIGNATURES = (b"\xff\xd8\xff", PNG, b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 NOT_AN_IMAGE = "not an image, or an unsupported image format"
-# The usual most of grey pixels: 8, 10, 12, 14 and 16 bits.
+# Ends of Pillow's names of 16-bit layouts, each with the one whose high byte is its low byte.
+OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+# The usual most of pixels: 8, 10, 12, 14 and 16 bits.
 WHITES = (255, 1023, 4095, 16383, 65535)
 OVERSHOOT = 1.5  # of float pixels above white, as from resampling
-MAX_SAMPLE = 2**20  # float pixels that decide the range
+# A value of this part of the pixels that is negative or this many times all others marks missing
+# pixels.
+MARK, FAR = 0.01, 1000
+MAX_SAMPLE = 2**20  # float or signed pixels that decide the range
 # Pillow warns about images that are refused below, and about metadata that is not used.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -97,13 +105,13 @@ def read_image(
     with _one_error(data, max_pixels):
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return _decoded(image, max_pixels, at_least, claim)
+                return _decoded(image, max_pixels, at_least, claim, data)
         except ValueError as error:  # Pillow refuses PNG texts and profiles above 1 MiB
             if "MAX_TEXT" not in str(error) or not data.startswith(PNG):
                 raise
             data = _without_texts(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decoded(image, max_pixels, at_least, claim)
+            return _decoded(image, max_pixels, at_least, claim, data)
 
 
 def _without_texts(png: bytes) -> bytes:
@@ -124,14 +132,25 @@ def read_opened(image: Image.Image) -> Image.Image:
 
 
 def _decoded(
-    image: Image.Image, max_pixels: int, at_least: int | None, claim: Callable[[int], None]
+    image: Image.Image,
+    max_pixels: int,
+    at_least: int | None,
+    claim: Callable[[int], None],
+    data: bytes = b"",
 ) -> Image.Image:
     _check_size(image, max_pixels)
     if at_least is not None:
         # Only JPEGs support drafts. A mode argument would change the picture's mode.
         image.draft(None, _draft_size(image.size, at_least))
     claim(image.width * image.height * _bytes_per_pixel(image))
+    has_low_bytes = (
+        data and image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
+    )
     image.load()
+    if has_low_bytes and _most(image) <= WHITES[-2] >> 8:  # Pillow decodes the high bytes
+        claim(image.width * image.height * 8)
+        with suppress(OSError, ValueError, TypeError):  # Pillow lacks the layout
+            image.paste(_of_fewer_bits(image, data))
     _check_size(image, max_pixels)  # the picture in an icon may differ from the declared size
     with suppress(Exception):  # a broken EXIF block says nothing about the pixels
         image = ImageOps.exif_transpose(image)
@@ -147,7 +166,8 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         if data.startswith(SIGNATURES):
-            raise ImageError("damaged image: its header cannot be read") from error
+            kind = ", or a kind of TIFF that is not read" if data[:1] in b"IM" else ""
+            raise ImageError(f"damaged image: its header cannot be read{kind}") from error
         mistaken = mistaken_for(data[:512])
         if data[4:12] in HEIF_STARTS and not READS_HEIF:
             mistaken = "HEIC needs pillow-heif; pip install 'captioner[heif]'"
@@ -233,6 +253,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _most(image: Image.Image) -> int:
+    """Return the highest value of the colours of an RGB or RGBA picture."""
+    return max(high for _, high in cast(tuple[tuple[int, int], ...], image.getextrema())[:3])
+
+
+def _of_fewer_bits(image: Image.Image, data: bytes) -> Image.Image:
+    """Scale a colour picture whose 16 bits per channel hold 8 to 14, from its high bytes."""
+
+    def other_byte(layout: Any) -> Any:
+        if not isinstance(layout, str):
+            return (other_byte(layout[0]), *layout[1:])
+        return re.sub("16[BLN]", lambda match: OTHER_BYTE[match[0]], layout)
+
+    with cast(Any, Image.open(io.BytesIO(data), formats=FORMATS)) as low:
+        low.tile = [(*place, other_byte(layout)) for *place, layout in low.tile]
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    white = np.full(values.shape[2], _range_of(values[..., :3])[1])
+    white[3:] = white[0] if values[..., 3:].max(initial=0) <= white[0] else WHITES[-1]  # of alpha
+    for row in values:
+        row[:] = np.rint(row * (255 / white))
+    return Image.fromarray(values.astype(np.uint8))
+
+
 def is_one_colour(image: Image.Image) -> bool:
     """Whether no channel of an RGB picture differs by more than 1 between its pixels."""
     extrema = cast(tuple[tuple[int, int], ...], image.getextrema())
@@ -258,27 +301,37 @@ def _on(rgba: Image.Image, colour: str) -> Image.Image:
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """Scale 16-bit, 32-bit and float grey values to 0..255."""
-    factor = 255 / _white_of(pixels)
+    black, white = _range_of(pixels)
+    factor = np.float64(255 / (white - black))
     # Row by row: a large picture in floating point would fill the memory.
     scaled = np.empty(pixels.shape, np.uint8)
     for row, values in zip(scaled, pixels, strict=True):
-        row[:] = np.rint(np.nan_to_num(values * np.float64(factor)).clip(0, 255))
+        row[:] = np.rint(np.nan_to_num((values - black) * factor).clip(0, 255))
     return scaled
 
 
-def _white_of(pixels: np.ndarray) -> float:
-    """Return the grey value that becomes white: the least usual one that covers the pixels.
+def _range_of(pixels: np.ndarray) -> tuple[float, float]:
+    """Return the values that become black and white.
 
-    Of float pixels, 1 of 100 may exceed it: highlights, hot pixels, or a mark for missing values.
+    Black is 0, unless negative values take much of the range. White is the least usual value that
+    covers the pixels. Of float and signed pixels, 1 of 100 may be outside the range: highlights,
+    hot pixels, or marks for missing values.
     """
-    if pixels.dtype.kind != "f":
+    if pixels.dtype.kind != "f" and pixels.min(initial=0) >= 0:
         top = float(pixels.max(initial=0))
-        return next((white for white in WHITES if top <= white), top)
+        return 0.0, next((white for white in WHITES if top <= white), top)
     sample = pixels.ravel()[:: pixels.size // MAX_SAMPLE + 1]
-    sample = sample[np.isfinite(sample)]
-    top = float(np.quantile(sample, 0.99)) if sample.size else 0.0
-    if top <= OVERSHOOT:
-        return 1.0
-    if top < WHITES[0] / 8:  # on a scale of 0 to 255 the picture would be nearly black
-        return top
-    return next((white for white in WHITES if top <= OVERSHOOT * white), top)
+    sample = sample[np.isfinite(sample)].astype(np.float64)
+    for end in (sample.min(initial=0), sample.max(initial=0)):
+        others = sample[sample != end]
+        is_far = end < 0 or end > FAR * others.max(initial=0)
+        if others.size and is_far and sample.size - others.size > MARK * sample.size:
+            sample = others
+    low, top = map(float, np.quantile(sample, (0.01, 0.99))) if sample.size else (0.0, 0.0)
+    if low < -abs(top) / 8 and low < top:
+        return low, top
+    if top <= 0:
+        return 0.0, 1.0
+    if WHITES[0] / 8 > top > OVERSHOOT or top < 1 / 8:
+        return 0.0, top  # on the usual scale the picture would be nearly black
+    return 0.0, next((white for white in (1, *WHITES) if top <= OVERSHOOT * white), top)

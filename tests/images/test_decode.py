@@ -252,6 +252,65 @@ def test_a_float_picture_on_a_scale_of_its_own_is_not_black() -> None:
         assert 120 < array(encode(Image.fromarray(values), "TIFF")).mean() < 135
 
 
+@pytest.mark.parametrize("black", [-30.0, -1.0, -1024.0, -1e5])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_negative_pixels_are_not_black(black: float, kind: type) -> None:
+    for white in (black / 8, 0, -black, -3 * black):
+        values = np.linspace(1000 * black, 1000 * white, 4096).astype(kind).reshape(64, 64)
+        pixels = array(encode(Image.fromarray(values), "TIFF"))
+        assert 120 < pixels.mean() < 135 and pixels.min() == 0 and pixels.max() == 255
+
+
+@pytest.mark.parametrize("mark", [-9999, -3.4e38, 3.4e38, 1e20, -np.inf, np.nan])
+@pytest.mark.parametrize("top", [1, 200])
+def test_marks_of_missing_pixels_do_not_count(mark: float, top: int) -> None:
+    values = np.linspace(0, top, 4096, dtype=np.float32).reshape(64, 64)
+    values[::3] = mark
+    pixels = array(encode(Image.fromarray(values), "TIFF"))[1::3]
+    assert 0.45 < pixels.mean() / (255 if top == 1 else top) < 0.55
+
+
+def test_a_white_page_of_floats_keeps_its_ink() -> None:
+    values = np.ones((64, 64), np.float32)
+    values[20:30] = np.linspace(0, 0.1, 640).reshape(10, 64)
+    pixels = array(encode(Image.fromarray(values), "TIFF"))
+    assert pixels[20:30].max() < 30 and pixels[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("white", [255, 1023, 4095, 16383])
+@pytest.mark.parametrize("layout", ["RGB", "RGBA"])
+@pytest.mark.parametrize("order", [">", "<"])
+def test_colours_of_10_to_14_bits_are_scaled(white: int, layout: str, order: str) -> None:
+    channels = [np.linspace(0, white, 256).reshape(16, 16)] * 3
+    channels[1] = channels[1][::-1]
+    if layout == "RGBA":
+        channels.append(np.full((16, 16), white))
+    values = np.rint(np.stack(channels, 2)).astype(np.uint16)
+    pixels = array(sixteen_bits(values, order))
+    np.testing.assert_allclose(pixels, values[..., :3] * (255 / white), atol=0.51)
+    full = np.rint(values * (65535 / white)).astype(np.uint16)
+    np.testing.assert_allclose(array(sixteen_bits(full, order)), pixels, atol=1)
+
+
+def sixteen_bits(values: np.ndarray, order: str) -> bytes:
+    """Write a PNG (big endian) or a TIFF of 16 bits per channel; Pillow writes neither."""
+    height, width, channels = values.shape
+    body = values.astype(f"{order}u2")
+    if order == ">":
+        header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+        rows = b"".join(b"\0" + row.tobytes() for row in body)
+        chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + chunks
+    tags = {256: width, 257: height, 259: 1, 262: 2, 273: 150, 277: channels, 278: height}
+    tags |= {258: 142, 279: body.nbytes} | ({338: 2} if channels == 4 else {})
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, channels if tag == 258 else 1, value)
+        for tag, value in sorted(tags.items())
+    )
+    start = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    return start.ljust(142, b"\0") + struct.pack("<4H", 16, 16, 16, 16) + body.tobytes()
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_that_is_padding_is_ignored(mode: str) -> None:
     picture = Image.fromarray(UPRIGHT)
