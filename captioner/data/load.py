@@ -82,6 +82,12 @@ def load_dataset(
     return _hold_out(dataset, holdout)
 
 
+def recognised(root: Path, format: str = "auto") -> Format | None:
+    """Return the first format that recognises a file or folder, or None."""
+    chosen = FORMATS.values() if format == "auto" else [FORMATS[format]]
+    return next((known for known in chosen if known.recognise(root)), None)
+
+
 def _choose(root: Path, format: str) -> Format:
     if format not in ("auto", *FORMATS):
         raise DataError(f"data.format {excerpt(format)} is none of: auto, {', '.join(FORMATS)}")
@@ -90,10 +96,8 @@ def _choose(root: Path, format: str) -> Format:
             raise DataError(f"{root}: no such file or folder; set data.root")
         if root.is_file() and format != "auto":
             return FORMATS[format]
-        candidates = {name: FORMATS[name] for name in FORMATS if format in ("auto", name)}
-        for known in candidates.values():
-            if known.recognise(root):
-                return known
+        if known := recognised(root, format):
+            return known
         what = not_text(read_head(root)) if root.is_file() else None
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
@@ -105,7 +109,8 @@ def _choose(root: Path, format: str) -> Format:
     elif what:
         raise DataError(f"{root}: {what}")
     unread = [f'{line} (columns "image", "caption")' for line in unread]
-    expected = [f"  {name}: {known.LOOKS_FOR}" for name, known in candidates.items()]
+    names = FORMATS if format == "auto" else [format]
+    expected = [f"  {name}: {FORMATS[name].LOOKS_FOR}" for name in names]
     raise DataError(f"{root}: no data set of a known format; expected one of", *expected, *unread)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from captioner.data.formats.coco import is_refused
@@ -18,8 +18,9 @@ from captioner.data.formats.columns import (
 )
 from captioner.data.formats.delimited import headless_rows
 from captioner.data.formats.jsonl import json_rows, parquet_rows
-from captioner.data.load import load_dataset
+from captioner.data.load import load_dataset, recognised
 from captioner.errors import DataError
+from captioner.images.decode import SUFFIXES
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import (
@@ -43,9 +44,9 @@ class Row:
     where: str  # file and line, for messages
     captions: tuple[str, ...]
     image_id: str = ""
-    file: str = ""  # name of the image file, without its folder
+    file: str = ""  # name of the image file, without its folder unless such names repeat
     references: tuple[str, ...] = ()
-    path: str = ""  # of the image file, as a table or object names it
+    path: str = ""  # of the image file, as the captions name it
     split: str = ""  # of a data set
 
     @property
@@ -57,8 +58,8 @@ class Row:
 def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
     """Read a caption file: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet` or text.
 
-    A text file with column names is a table. The path may be a pipe. A folder, and JSON of another
-    shape than captioner writes, is read like a data set without its images.
+    A text file with column names is a table. The path may be a pipe. A folder holds a data set, or
+    a text for each image. JSON of another shape than captioner writes is read like a data set.
 
     Args:
         path: file or folder.
@@ -68,33 +69,59 @@ def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if path.is_dir() and not recognised(path) and (texts := texts_of_images(path)):
+        yield from _text_file_rows(path, texts, notes)
+    elif path.is_dir():
         yield from _dataset_rows(path, notes)
     elif suffix == ".json":
         yield from _json_rows(path, read_json(path, stream=True), notes)
     elif suffix == ".parquet":
         for number, fields in enumerate(parquet_rows(path), start=1):
             yield _object_row(f"{path}: row {number}", fields)
-    else:
-        lines = read_lines(path, stream=True)
-        if suffix in (".jsonl", ".ndjson"):
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield _object_row(where, own_fields(parse_json(where, line)))
-        elif (delimiter := _headless(lines, suffix)) and delimiter != "\t":
-            for number, (image, *texts) in headless_rows(str(path), lines, delimiter, notes):
+    elif suffix in (".jsonl", ".ndjson"):
+        for number, line in enumerate(read_lines(path, stream=True), start=1):
+            if line.strip():
                 where = f"{path}:{number}"
-                yield Row(where, _captions(where, texts), file=base_name(image))
-        elif suffix == ".csv" or _has_header(lines):
-            yield from _table_rows(path, lines, strict=suffix in (".csv", ".tsv"))
-        else:
-            yield from _text_rows(path, lines, notes)
+                yield _object_row(where, own_fields(parse_json(where, line)))
+    else:
+        yield from _line_rows(path, read_lines(path, stream=True), suffix, notes)
+
+
+def _line_rows(path: Path, lines: list[str], suffix: str, notes: list[str]) -> Iterator[Row]:
+    if (delimiter := _headless(lines, suffix)) and delimiter != "\t":
+        for number, (image, *texts) in headless_rows(str(path), lines, delimiter, notes):
+            where = f"{path}:{number}"
+            yield Row(where, _captions(where, texts), file=base_name(image), path=image)
+    elif suffix == ".csv" or _has_header(lines):
+        yield from _table_rows(path, lines, strict=suffix in (".csv", ".tsv"))
+    else:
+        yield from _text_rows(path, lines, notes)
 
 
 def base_name(path: str) -> str:
     """Return the name without its folder, for paths of any system, with composed accents."""
-    return PurePath(unicodedata.normalize("NFC", path).replace("\\", "/")).name
+    return PurePosixPath(any_path(path)).name
+
+
+def any_path(path: str) -> str:
+    r"""Return a path of any system with `/` for `\`, without `./`, and with composed accents."""
+    return str(PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")))
+
+
+def texts_of_images(folder: Path) -> dict[Path, str]:
+    """Return the text files below a folder, each with the path of its image within the folder.
+
+    If there are images, only texts with the name of an image beside them count.
+    """
+    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
+    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in SUFFIXES}
+    texts = [file for file in files if file.suffix.lower() in (".txt", ".caption")]
+    if images:
+        texts = [file for file in texts if file.with_suffix("") in images]
+    return {
+        text: images.get(text.with_suffix(""), text.with_suffix("")).relative_to(folder).as_posix()
+        for text in texts
+    }
 
 
 def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
@@ -102,7 +129,7 @@ def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
         case {"annotations": [{"caption": _}, *_] as annotations, **rest}:
             images = rest.get("images")
             files = {
-                str(image["id"]): base_name(str(image.get("file_name", "")))
+                str(image["id"]): str(image.get("file_name", ""))
                 for image in (images if isinstance(images, list) else [])
                 if isinstance(image, dict) and "id" in image
             }
@@ -113,7 +140,8 @@ def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
                 where = f"{path}: annotations[{index}]"
                 # The `id` of an annotation is not an image id.
                 row = _object_row(where, annotation, id_columns=ID_COLUMNS[:1])
-                yield replace(row, file=files.get(row.image_id, ""))
+                file = files.get(row.image_id, "")
+                yield replace(row, file=base_name(file) if file else "", path=file)
         case _ if (rows := json_rows(document)) is not None:
             for place, row in rows:
                 yield _object_row(f"{path}: {plain(place)}", own_fields(row))
@@ -136,8 +164,17 @@ def _dataset_rows(path: Path, notes: list[str]) -> Iterator[Row]:
             f"(first at {first.where}: {first.kind}: {first.detail})"
         )
     for example in dataset.examples:
-        name = base_name(str(example.image))
-        yield Row(str(path), example.captions, example.image_id, name, split=example.split)
+        file = str(example.image)
+        row = Row(str(path), example.captions, example.image_id, base_name(file), path=file)
+        yield replace(row, split=example.split)
+
+
+def _text_file_rows(folder: Path, texts: dict[Path, str], notes: list[str]) -> Iterator[Row]:
+    """Read a text file for each image, with one caption a line; an empty file is one."""
+    for text, image in texts.items():
+        said = [line.strip() for line in read_lines(text) if line.strip()] or [""]
+        yield Row(str(text), _captions(str(text), said), file=base_name(image), path=image)
+    notes.append(f"{folder}: {len(texts):,} text files, each with the captions of one image")
 
 
 def _table_rows(path: Path, lines: list[str], *, strict: bool) -> Iterator[Row]:
@@ -190,7 +227,7 @@ def _text_rows(path: Path, lines: Sequence[str], notes: list[str]) -> Iterator[R
         )
     for number, (image, caption) in read_named(str(path), lines, notes):
         where = f"{path}:{number}"
-        yield Row(where, _captions(where, caption), file=base_name(image))
+        yield Row(where, _captions(where, caption), file=base_name(image), path=image)
 
 
 def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_COLUMNS) -> Row:
@@ -211,7 +248,7 @@ def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
     path = str(first(IMAGE_COLUMNS, ""))
     image_id = str(first(id_columns, ""))
-    return Row(where, captions, image_id, base_name(path), references, path)
+    return Row(where, captions, image_id, base_name(path) if path else "", references, path)
 
 
 def _captions(where: str, value: object) -> tuple[str, ...]:

@@ -181,10 +181,10 @@ def _read(
     matched = [match(first, other) for other in others]
     systems = [first, *(system for _, system in matched)]
     *systems, truth = cut_blank_ends([*systems, references_for(systems, references)])
+    _, truth = match(systems[0], truth)
     notes = [note for found in (*systems, truth) for note in found.notes]
     for number, other in enumerate(systems[1:], start=1):
         notes += _warnings(first, other, label(number))
-    _, truth = match(systems[0], truth)
     return systems, [how for how, _ in matched], truth, list(dict.fromkeys(notes))
 
 

@@ -47,8 +47,8 @@ def score_file(
     """
     system = read_hypotheses(hypotheses)
     system, truth = cut_blank_ends([system, references_for([system], references)])
-    notes = tuple(dict.fromkeys(system.notes + truth.notes))
     how, truth = match(system, truth, subset=subset)
+    notes = tuple(dict.fromkeys(system.notes + truth.notes))
     tokens = system.tokens()
     scores = score_captions(
         tokens,

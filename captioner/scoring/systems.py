@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypedDict
 
+from captioner.data.load import recognised
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
 from captioner.metrics import Signature, read_signature
-from captioner.scoring.caption_rows import Row, base_name, read_captions
+from captioner.scoring.caption_rows import (
+    Row,
+    any_path,
+    base_name,
+    read_captions,
+    texts_of_images,
+)
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
 from captioner.text import tokenize
@@ -55,8 +61,8 @@ class CaptionSet:
 def read_hypotheses(path: Path) -> CaptionSet:
     """Read the captions of a system: one for each image.
 
-    The path is a file of any format, an output folder of `captioner evaluate`, or a run folder
-    that holds one.
+    The path is a file of any format, an output folder of `captioner evaluate`, a run folder that
+    holds one, a folder with a text for each image, or a data set.
 
     Raises:
         DataError: if the file cannot be read, or an image has no caption or several.
@@ -84,7 +90,7 @@ def read_references(paths: Sequence[Path]) -> CaptionSet:
     """
     sets = []
     notes: list[str] = []
-    for path in (_predictions(path, or_dataset=True) for path in paths):
+    for path in map(_predictions, paths):
         rows = (replace(r, captions=r.references or r.captions) for r in read_captions(path, notes))
         sets.append(CaptionSet(str(path), _by_image(str(path), rows)))
     name = sets[0].name if len(sets) == 1 else f"{len(sets)} reference files"
@@ -134,7 +140,7 @@ def references_for(systems: Sequence[CaptionSet], paths: Sequence[Path]) -> Capt
 
 
 def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple[str, CaptionSet]:
-    """Return how the images match, a key of `_WAYS` or "line", and `right` in the order of `left`.
+    """Return how the images match, a key of `_WAYS`, and `right` in the order of `left`.
 
     Images that only `right` has are ignored with `subset`, or if no image of `left` is in their
     split of a data set.
@@ -168,7 +174,8 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
             if len(left.images) < len(right.images) and splits != {""}:
                 name = f"{right.name} (split {', '.join(sorted(map(plain, splits)))})"
                 right = replace(right, name=name)
-            return how, replace(right, images=tuple(theirs[key] for key in ours))
+            notes = _other_case(left.images, matched := tuple(theirs[key] for key in ours))
+            return how, replace(right, images=matched, notes=(*right.notes, *notes))
         failures.append((how, missing, extra))
     how, missing, extra = min(failures, key=lambda failure: len(failure[1]) + len(failure[2]))
     sides = [
@@ -208,17 +215,31 @@ def cut_blank_ends(sets: Sequence[CaptionSet]) -> list[CaptionSet]:
     ]
 
 
-def _predictions(path: Path, *, or_dataset: bool = False) -> Path:
-    """Return the path of the file, or of `predictions.jsonl` in an evaluation or run folder."""
+def _other_case(left: Sequence[Row], right: Sequence[Row]) -> list[str]:
+    """Note the images whose names differ in upper and lower case."""
+    names = [(_stem(one), _stem(two)) for one, two in zip(left, right, strict=True)]
+    differing = [(a, b) for a, b in names if a != b and a.casefold() == b.casefold()]
+    if not differing:
+        return []
+    first, second = map(plain, differing[0])
+    return [f"{len(differing):,} images match in another case (first: {first} is {second})"]
+
+
+def _predictions(path: Path) -> Path:
+    """Return the path, or that of `predictions.jsonl` in an evaluation or run folder."""
     if not path.is_dir():
         return path
     folders = ("", "evaluation/", "evaluation/*/")
     found = (sorted(path.glob(f"{folder}{PREDICTIONS}")) for folder in folders)
     files = next(filter(None, found), [])
-    if not files and or_dataset:
+    is_run = (path / "checkpoints").exists() or (path / "model.safetensors").exists()
+    if not files and not is_run and (recognised(path) or texts_of_images(path)):
         return path
     if not files:
-        raise DataError(f"{path}: no {PREDICTIONS} in it; write one with `captioner evaluate`")
+        raise DataError(
+            f"{path}: no {PREDICTIONS} in it, which `captioner evaluate` writes"
+            f"{'' if is_run else ', no texts with captions and no data set'}"
+        )
     if len(files) > 1:
         raise DataError(f"{path}: several {PREDICTIONS}; choose one: {', '.join(map(str, files))}")
     return files[0]
@@ -231,6 +252,7 @@ def _by_image(name: str, rows: Iterable[Row]) -> tuple[Row, ...]:
         raise DataError(f"{name}: no caption in the file")
     if _numbers_captions(rows):
         rows = [replace(row, image_id="") for row in rows]
+    rows = _with_folders(rows)
     bare = [row for row in rows if not row.key]
     if len(bare) == len(rows):
         return tuple(rows)
@@ -254,22 +276,43 @@ def _numbers_captions(rows: Sequence[Row]) -> bool:
     return "" not in ids | images and len(images) < len(ids) == len(rows)
 
 
+def _with_folders(rows: list[Row]) -> list[Row]:
+    """Name images with their folders if names repeat; drop ids that are such names."""
+    paths = {row.path: any_path(row.path) for row in rows if row.path}
+    if len({base_name(path) for path in paths}) == len(set(paths.values())):
+        return rows
+    rows = [replace(row, file=paths.get(row.path, row.file)) for row in rows]
+    named = all(PurePath(row.file).stem == row.image_id for row in rows)
+    return [replace(row, image_id="") for row in rows] if named else rows
+
+
 def _keys(found: CaptionSet, how: str) -> dict[str, Row]:
-    return {_WAYS[how](image): image for image in found.images}
+    if how != "path":
+        return {_WAYS[how](image): image for image in found.images}
+    paths = [PurePath(any_path(image.path or image.key)).parts for image in found.images]
+    levels = list(zip(*(path[:-1] for path in paths), strict=False))
+    common = next((n for n, level in enumerate(levels) if len(set(level)) > 1), len(levels))
+    inner = ("/".join(path[common:]) for path in paths)
+    return dict(zip(inner, found.images, strict=True))
+
+
+def _stem(image: Row) -> str:
+    return _ENDING.sub("", base_name(image.file or image.image_id))
 
 
 def _bare_name(image: Row) -> str:
     """Return the name without its ending, `COCO_val2014_` and leading zeros, in lower case."""
-    name = _ENDING.sub("", base_name(image.file or image.image_id)).lower()
+    name = _stem(image).casefold()
     return re.sub(r"(?:coco_\w+_)?0*(\d+)", r"\1", name) if _NUMBERED.fullmatch(name) else name
 
 
 _ENDING = re.compile(rf"\.({'|'.join(ending.strip('.') for ending in SUFFIXES)})\Z", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:coco_\w+_)?\d+", re.ASCII)
 _WAYS: dict[str, Callable[[Row], str]] = {
-    "image id": lambda image: unicodedata.normalize("NFC", image.key),
+    "image id": lambda image: any_path(image.key),
     "file name": lambda image: image.file or base_name(image.key),
     "file name without ending": _bare_name,
+    "path": lambda image: image.path,  # within the folder that all images share
 }
 
 

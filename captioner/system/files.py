@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import errno
 import hashlib
@@ -74,10 +75,14 @@ def mistaken_for(head: bytes) -> str | None:
 def not_text(head: bytes) -> str | None:
     """Return what a file is that is no text in UTF-8, from its first bytes; None for a text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    found = (what for magic, what in BINARY if re.match(magic, head, re.DOTALL))
-    return next(found, None) or next(
-        (what for magic, what in PAGES if start.startswith(magic)), None
-    )
+    found = [what for magic, what in PAGES if start.startswith(magic)]
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        found += [what for magic, what in BINARY if re.match(magic, head, re.DOTALL)]
+    return next(iter(found), None)
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def read_named(
     receives the number of the others.
     """
     texts = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1)]
-    texts = [(number, text) for number, text in texts if text.strip()]
+    # A line may be a name of white space without a caption.
+    texts = [(n, text) for n, text in texts if text.strip() or ("\t" in text and text.strip("\t"))]
     ranked = all(_N_BEST.fullmatch(text) for _, text in texts)
     known: set[str] = set()
     for number, text in texts:

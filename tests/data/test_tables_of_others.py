@@ -100,6 +100,7 @@ def test_what_caption_writes_can_be_trained_on(pictures: Path, format: str, n_be
     for ending in endings:
         output = pictures / f"out{ending}"
         write_output(records, output, format, n_best=n_best)
+        (pictures / "errors.jsonl").write_text('{"file_name": "0.jpg", "error": "empty file"}\n')
         for root in (output, pictures):
             dataset = load_dataset(root, holdout=0)
             assert [(e.image.name, e.captions) for e in dataset.examples] == [
@@ -108,6 +109,7 @@ def test_what_caption_writes_can_be_trained_on(pictures: Path, format: str, n_be
             assert dataset.problems == ()
             assert bool(dataset.notes) == (format == "text" and n_best > 1)
         output.unlink()
+        (pictures / "errors.jsonl").unlink()
 
 
 def test_numbered_columns_hold_the_captions_of_an_image(pictures: Path) -> None:

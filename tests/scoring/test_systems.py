@@ -168,14 +168,20 @@ def test_subset_passes_over_references_but_never_over_captions(write):
         match(other, references, subset=True)
 
 
-def test_file_names_that_repeat_match_nothing(write):
-    folders = [{"file_name": f"{f}/1.jpg", "image_id": f, "caption": "a dog"} for f in "ab"]
-    references = [row | {"image_id": row["image_id"] * 2} for row in folders]
+def test_names_that_repeat_match_with_their_folders_or_not_at_all(write):
+    folders = [{"file_name": f"{f}/1.jpg", "image_id": f, "caption": f"a {f}"} for f in "ab"]
+    system = read_hypotheses(write("h.jsonl", folders))
+    for start, how in (("", "file name"), ("/data/", "path"), ("C:\\d\\", "path")):
+        rows = [r | {"image_id": "x" + r["image_id"]} for r in folders[::-1]]
+        rows = [r | {"file_name": start + r["file_name"].replace("/", "\\")} for r in rows]
+        found, matched = match(system, read_references([write("r.jsonl", rows)]))
+        assert (found, captions(matched)) == (how, [("a a",), ("a b",)])
+    other = [
+        r | {"file_name": f"{r['image_id']}c/1.jpg", "image_id": "x" + r["caption"]}
+        for r in folders
+    ]
     with pytest.raises(DataError, match="by image id"):
-        match(
-            read_hypotheses(write("h.jsonl", folders)),
-            read_references([write("r.jsonl", references)]),
-        )
+        match(system, read_references([write("r.jsonl", other)]))
 
 
 @pytest.mark.parametrize(
@@ -429,28 +435,87 @@ def test_a_split_of_the_references_is_scored_whole(write):
     assert score_file(two, [karpathy], subset=True, resamples=0).images == 2
 
 
+@pytest.mark.parametrize("with_images", [True, False])
+def test_a_folder_of_texts_is_a_system_and_references(write, tmp_path, with_images):
+    for i, text in SAID.items():
+        write(f"s/{'sub/' if i == '3' else ''}{i}.txt", text + "\n")
+        if with_images:
+            write(f"s/{'sub/' if i == '3' else ''}{i}.JPG", b"\xff\xd8\xff")
+    if with_images:
+        write("s/README.txt", "no caption")
+    write("s/.captioner-texts.jsonl", "{}\n")
+    references = write("refs.json", {f"{i}.jpg": texts for i, texts in TRUE.items()})
+    expected = score_file(write("map.json", SAID), [references], metrics=["bleu"], resamples=0)
+    done = score_file(tmp_path / "s", [references], metrics=["bleu"], resamples=0)
+    assert str(done.scores) == str(expected.scores)
+    assert "3 text files" in done.notes[0]
+    pair = compare_files(
+        tmp_path / "s", tmp_path / "map.json", [tmp_path / "s"], metrics=["bleu"], resamples=10
+    )
+    assert pair.scores["bleu_1"].a == pair.scores["bleu_1"].b == pytest.approx(1)
+
+
+def test_a_run_that_was_not_evaluated_is_told_so(write, tmp_path):
+    write("run/checkpoints/x", "")
+    write("run/metrics.jsonl", [{"epoch": 1}])
+    with pytest.raises(DataError, match=r"which `captioner evaluate` writes$"):
+        read_hypotheses(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["IMG_{}.JPG", "img_{}.png"])
+def test_names_that_differ_only_in_case_match_with_a_note(write, name):
+    said = write("h.json", {name.format(i): text for i, text in SAID.items()})
+    references = write("r.json", {f"Img_{i}.jpg": texts for i, texts in TRUE.items()})
+    done = score_file(said, [references], metrics=["bleu"], resamples=0)
+    first = name.partition(".")[0].format(1)
+    assert done.notes == (f"3 images match in another case (first: {first} is Img_1)",)
+    pair = compare_files(said, said, [references], metrics=["bleu"], resamples=10)
+    assert pair.warnings == list(done.notes)
+
+
+@pytest.mark.parametrize(
+    "written", ["d\\e\u0301_{}.jpg", "./d/\u00e9_{}.jpg", "C:\\x\\d\\\u00e9_{}.jpg"]
+)
+def test_names_match_in_every_unicode_form_and_with_backslashes(write, written):
+    rows = [{"image": written.format(i), "caption": text} for i, text in SAID.items()]
+    references = write("r.json", {f"d/\u00e9_{i}.jpg": texts for i, texts in TRUE.items()})
+    done = score_file(write("h.jsonl", rows), [references], metrics=["bleu"], resamples=0)
+    assert done.images == 3 and not done.notes
+
+
+def test_rejected_captions_are_no_references(write):
+    document = coco_references()
+    rejected = {"image_id": 1, "caption": "spam", "is_rejected": True}
+    document["annotations"].append(rejected)
+    found = read_references([write("vizwiz.json", document)])
+    assert ("spam" not in captions(found)[0]) and "1 rejected" in found.notes[0]
+
+
 NAMES = ["7.jpg", "COCO_val2014_000000000042.jpg", "d/_b=x.PNG", "#a\tb.jpg", "e\u0301.jpg"]
 
 
 @pytest.mark.parametrize("n_best", [1, 2])
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "coco", "parquet"])
-def test_score_reads_what_caption_writes(write, tmp_path, format, n_best):
+@pytest.mark.parametrize("names", [NAMES, ["a/1.jpg", "b/1.jpg"]])
+def test_score_reads_what_caption_writes(write, tmp_path, format, n_best, names):
+    if format == "coco" and names is not NAMES:
+        pytest.skip("COCO results hold no names")
     if format == "parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / f"out.{ {'text': 'txt', 'coco': 'json'}.get(format, format) }"
-    said = [f"-a dog, number {k}" for k in range(len(NAMES))]
+    said = [f"-a dog, number {k}" for k in range(len(names))]
     other = Caption("a cat", -2.0, -0.7, finished=True)
     records = [
         Record(name, (Caption(text, -1.5, -0.5, finished=True), other))
-        for name, text in zip(NAMES, said, strict=True)
+        for name, text in zip(names, said, strict=True)
     ]
     write_output(records, path, format, n_best=n_best)
     references = "image,caption\n" + "".join(
         f"{unicodedata.normalize('NFC', name)},{text}\n"
-        for name, text in zip(NAMES, said, strict=True)
+        for name, text in zip(names, said, strict=True)
     )
     done = score_file(path, [write("captions.txt", references)], metrics=["bleu"], resamples=0)
-    assert done.images == len(NAMES)
+    assert done.images == len(names)
     assert done.scores["bleu_1"].value == pytest.approx(1.0)
     assert bool(done.notes) == (format == "text" and n_best > 1)
 

@@ -225,9 +225,13 @@ class Collector:
 
 
 def annotation_files(root: Path, pattern: str) -> list[Path]:
-    """Return the files that match in any case, sorted, without the `._name` files of macOS."""
+    """Return the files that match in any case, sorted, without hidden files and `errors.jsonl`.
+
+    `captioner caption` writes its errors there.
+    """
     pattern = re.sub("[a-zA-Z]", lambda c: f"[{c[0].lower()}{c[0].upper()}]", pattern)
-    return [file for file in sorted(root.glob(pattern)) if _own(file.name)]
+    files = sorted(root.glob(pattern))
+    return [file for file in files if not file.name.startswith(".") and file.name != "errors.jsonl"]
 
 
 def _own(name: str) -> bool:
