@@ -19,7 +19,7 @@ EDGES = {
     "model_dir.py",  # config.json
     "run_dir.py",  # lines of metrics.jsonl
     "text.py",  # vocab.json
-    "training/telemetry.py",  # lines of metrics.jsonl
+    "training/curves.py",  # lines of metrics.jsonl
 }
 
 

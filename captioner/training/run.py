@@ -89,7 +89,8 @@ def train(
         trainer.run()
         if world.leads:
             setup.assemble(trainer.decoder).save(folder / "model")
-            log.draw_curves()
+            best_epoch = trainer.progress.best_epoch
+            log.draw_curves(clip_norm=config.training.clip_norm, best_epoch=best_epoch)
     return Summary(folder, config.training.metric, trainer.progress, peak_memory(own_device))
 
 

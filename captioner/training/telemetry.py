@@ -8,7 +8,6 @@ import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from captioner.system.files import whole_file
 from captioner.system.foreign import message
 from captioner.system.ownership import begin
 from captioner.training.board import Board
+from captioner.training.curves import draw_curves
 
 LINE_START = b'{"kind": "'
 
@@ -81,11 +81,11 @@ class RunLog:
         if foreign:
             self.say(f"{self.metrics}: {ignored_lines(foreign)}; kept in the file")
 
-    def draw_curves(self) -> None:
+    def draw_curves(self, *, clip_norm: float, best_epoch: int) -> None:
         """Draw `curves.png` from `metrics.jsonl`."""
         lines = read_metrics(self.metrics, self.say)
         with whole_file(self.folder / "curves.png", "in run") as aside:
-            draw_curves(lines, aside)
+            draw_curves(lines, aside, clip_norm=clip_norm, best_epoch=best_epoch)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -98,38 +98,3 @@ def peak_memory(device: torch.device) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draw loss, gradient norm and dev scores over the steps of a run, as a PNG file."""
-    from matplotlib.figure import Figure  # slow to import
-
-    def plot(axes: Any, lines: list[dict[str, Any]], name: str, *style: str, **how: Any) -> None:
-        axes.plot([line["step"] for line in lines], [line[name] for line in lines], *style, **how)
-
-    steps = [line for line in lines if line["kind"] == "step"]
-    epochs = [line for line in lines if line["kind"] == "epoch"]
-    figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=120)
-    loss, norm, score = figure.subplots(1, 3)
-    if steps and all("reward" in line for line in steps):  # the loss of scst is no measure
-        plot(loss, steps, "reward", lw=0.8)
-        loss.set(title="reward of sampled captions", xlabel="step")
-    else:
-        plot(loss, steps, "loss", lw=0.8, alpha=0.5, label="steps")
-        trained = [line for line in epochs if "train_loss" in line]
-        plot(loss, trained, "train_loss", "o-", ms=3, label="epochs")
-        loss.set(title="training loss", xlabel="step", ylabel="nats per token")
-        loss.legend(frameon=False)
-    plot(norm, steps, "grad_norm", lw=0.8, color="tab:green")
-    norm.set(title="gradient norm before clipping", xlabel="step", yscale="log")
-    # BLEU is in 0..1 and CIDEr-D in 0..10, so each has its own axis.
-    sides = (("bleu_4", "tab:blue", score), ("cider_d", "tab:orange", score.twinx()))
-    for name, colour, side in sides:
-        plot(side, epochs, name, "o-", ms=3, color=colour)
-        side.set_ylabel(name, color=colour)
-        side.spines["top"].set_visible(False)
-    score.set(title="dev scores", xlabel="step")
-    for axes in (loss, norm, score):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.savefig(path, format="png")

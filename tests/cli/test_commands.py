@@ -296,7 +296,7 @@ def test_evaluate_scores_and_writes(home):
     assert len(lines) == 6
     assert len(lines[0]["references"]) == 2
     report = (folder / "report.html").read_text()
-    assert "Training loss over steps" in report
+    assert "Loss over steps" in report
     assert str(scores["bleu_1"]["signature"]).split("|")[-1] in report
     assert f"report: {Path('runs', 'toy', 'evaluation', 'report.html')}" in result.stderr
 

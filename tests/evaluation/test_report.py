@@ -246,8 +246,8 @@ def test_curves_come_from_the_run_around_the_model(plain, tmp_path):
     assert "no <code>metrics.jsonl</code>" in without
     text = report(plain, tmp_path, model=model_folder(tmp_path, epochs=4))
     page = Reader(text)
-    assert text.count('class="dot first"') == 4 + 4  # loss and CIDEr-D
-    assert text.count('class="dot second"') == 4  # BLEU-4
+    assert text.count('class="dot first"') == 4 + 4  # train loss and CIDEr-D
+    assert text.count('class="dot second"') == 4 + 4  # dev loss and BLEU-4
     assert "toy-run" in "".join(page.text)
     assert "0.375" in "".join(page.text)  # BLEU-4 of the last epoch
 

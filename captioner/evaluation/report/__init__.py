@@ -44,11 +44,12 @@ def write_report(
     epochs = [line for line in metrics if line.get("kind") == "epoch"]
     curves = {
         name: [(epoch["step"], epoch[name]) for epoch in epochs if name in epoch]
-        for name in ("train_loss", "cider_d", "bleu_4")
+        for name in ("train_loss", "dev_loss", "cider_d", "bleu_4")
     }
     loss = [
         Line("steps", [(step["step"], step["loss"]) for step in steps], "faint"),
-        Line("loss", curves["train_loss"], "first"),
+        Line("train loss", curves["train_loss"], "first"),
+        Line("dev loss", curves["dev_loss"], "second"),
     ]
     scores = [
         Line("CIDEr-D", curves["cider_d"], "first"),
@@ -68,7 +69,7 @@ def write_report(
         model=run.name if metrics else model.name,
         split_train=split_train,
         length_chart=length_chart(findings.lengths, findings.reference_lengths),
-        loss_chart=line_chart("Training loss over steps", loss, x_label="step"),
+        loss_chart=line_chart("Loss over steps", loss, x_label="step"),
         score_chart=line_chart("Dev scores over steps", scores, x_label="step", y_zero=True),
         epochs=epochs,
         gallery={
