@@ -69,8 +69,8 @@ def caption_to_file(
     is byte-identical to that of an uninterrupted job.
 
     All processes list the same images in the same order. A journal of another `model`, a
-    fingerprint, is refused. `tell` is called with each record of this run, `say` with a message for
-    each salvaged journal.
+    fingerprint, is refused. `tell` is called with each record of this run, `say` with
+    messages about salvaged journals and images of earlier runs.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.
@@ -93,6 +93,8 @@ def caption_to_file(
         counts = torch.tensor([fresh, listed], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
         totals = _write(journal, how, listed) if world.leads else None
+        if world.leads:
+            _say_absent(*journal.absent(fresh), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
 
 
@@ -241,6 +243,20 @@ def _own_batches(
             yield batch
         else:
             deque(batch, maxlen=0)  # skip the batch of another process
+
+
+def _say_absent(
+    gone: list[str], renamed: list[tuple[str, str]], say: Callable[[str], None]
+) -> None:
+    """Say which images of earlier runs the output lacks."""
+    if gone:
+        say(
+            f"{len(gone):,} image(s) of earlier runs are not among the images of this run, such as "
+            f"{plain(gone[0])}; the output does not have them any more"
+        )
+    if renamed:
+        was, now = map(plain, renamed[0])
+        say(f"{len(renamed):,} image(s) have another name than before, such as {now}, once {was}")
 
 
 def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:

@@ -46,6 +46,11 @@ DO UPDATE SET row = excluded.row, failed = excluded.failed, checksum = excluded.
 WHERE failed
 """
 LOOK_UP = "SELECT name, digest, row, failed, checksum FROM records WHERE name = ?"
+ABSENT = """
+SELECT old.name, min(new.name) FROM old
+LEFT JOIN new ON new.digest = old.digest AND new.digest > x''
+WHERE old.name NOT IN (SELECT name FROM new) GROUP BY old.name ORDER BY old.name
+"""
 # Errors of a database; those of an intact one: a lock, a full disk, a missing permission.
 ERRORS = (sqlite3.Error, OSError, ValueError)
 NOT_DAMAGE = (
@@ -166,10 +171,7 @@ class Journal:
                 belongs to another job.
         """
         with ExitStack() as stack:
-            databases = {}
-            for path in journals_of(self.output):
-                with _usable(path):
-                    databases[path] = stack.enter_context(closing(_connect(path)))
+            databases = self._all(stack)
             query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
             listing = heapq.merge(
                 *(_rows(path, db, self.listing_key, query) for path, db in databases.items())
@@ -197,6 +199,43 @@ class Journal:
                 f"{merged:,} of them in order: a journal was removed or replaced, or the list of "
                 f"images changed while the job ran; run the same command again"
             )
+
+    def absent(self, fresh: int) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return which images of earlier runs this run did not list, sorted by name.
+
+        Args:
+            fresh: number of records of this run; without any others, nothing is looked up.
+
+        Returns:
+            The old names of images that are gone, and old and new names of those that this run
+            lists under another name, with the same content.
+        """
+        with ExitStack() as stack:
+            both = stack.enter_context(closing(sqlite3.connect("")))  # SQLite's temporary file
+            both.executescript("CREATE TABLE old (name, digest); CREATE TABLE new (name, digest)")
+            databases, records = self._all(stack), 0
+            for path, db in databases.items():
+                with _usable(path):
+                    records += db.execute("SELECT count(*) FROM records").fetchone()[0]
+            if records <= fresh:
+                return [], []
+            for path, db in databases.items():
+                for table, source in (("old", "records"), ("new", "listing")):
+                    with _usable(path):
+                        rows = db.execute(f"SELECT CAST(name AS BLOB), digest FROM {source}")
+                        both.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
+            found = both.execute(ABSENT).fetchall()
+        pairs = [(os.fsdecode(was), now and os.fsdecode(now)) for was, now in found]
+        gone = [was for was, now in pairs if not now]
+        return gone, [(was, now) for was, now in pairs if now]
+
+    def _all(self, stack: ExitStack) -> dict[Path, sqlite3.Connection]:
+        """Open the journals of all processes, until the stack closes."""
+        databases = {}
+        for path in journals_of(self.output):
+            with _usable(path):
+                databases[path] = stack.enter_context(closing(_connect(path)))
+        return databases
 
     def close(self) -> None:
         """Close the databases."""

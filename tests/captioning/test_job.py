@@ -136,6 +136,28 @@ def test_done_once_it_costs_nothing_and_only_what_is_new_or_changed_is_done(
     )
 
 
+def test_renamed_and_deleted_images_are_told(model, pictures, tmp_path):
+    output, said = tmp_path / "out.jsonl", []
+    for number in range(3, IMAGES):
+        (pictures / f"{number:03}.png").unlink()
+    run(model, pictures, output, say=said.append)
+    run(model, pictures, output, say=said.append)
+    assert said == []
+    (pictures / "000.png").unlink()
+    (pictures / "001.png").rename(pictures / "one.png")
+    toys.draw(pictures / "002.png", "blue", 9)  # has other content under the same name
+    for _ in range(2):
+        said.clear()
+        run(model, pictures, output, say=said.append)
+        assert said == [
+            f"1 image(s) of earlier runs are not among the images of this run, such as "
+            f"{pictures / '000.png'}; the output does not have them any more",
+            f"1 image(s) have another name than before, such as {pictures / 'one.png'}, once "
+            f"{pictures / '001.png'}",
+        ]
+    assert len(rows(output)) == 2
+
+
 def test_captioning_without_a_journal_makes_no_digests(model, pictures, monkeypatch):
     captioner = Captioner.load(model, "cpu")
     monkeypatch.setattr("hashlib.blake2b", None)
