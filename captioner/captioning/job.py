@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
+from typing import NoReturn
 
 import torch
 from filelock import FileLock, Timeout
@@ -61,6 +63,7 @@ def caption_to_file(
     memory: Memory | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    count: Callable[[], int | None] = lambda: None,
 ) -> Totals:
     """Caption images into a file, in the order of the images.
 
@@ -70,7 +73,8 @@ def caption_to_file(
 
     All processes list the same images in the same order. A journal of another `model`, a
     fingerprint, is refused. `tell` is called with each record of this run, `say` with
-    messages about salvaged journals and images of earlier runs.
+    messages about salvaged journals and images of earlier runs. `count` counts the images for the
+    progress bar, and returns None if that takes long.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.
@@ -89,7 +93,8 @@ def caption_to_file(
         with closing(Journal(output, world.rank, identity, run_id)) as journal:
             world.wait()  # until every process has opened the existing journals
             batches = _caption_batches(captioner, items, options, how, journal, world, memory)
-            listed, fresh = _fill_journal(batches, journal, how, world, tell)
+            with progress(count, world) as bar:
+                listed, fresh = _fill_journal(batches, journal, how, bar, tell)
         counts = torch.tensor([fresh, listed], device=captioner.device)
         fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
         totals = _write(journal, how, listed) if world.leads else None
@@ -169,17 +174,33 @@ def _caption_batches(
         yield [image.position for image, _ in batch], done
 
 
+@contextmanager
+def progress(count: Callable[[], int | None], world: World) -> Iterator[tqdm[NoReturn]]:
+    """Show a progress bar on a terminal; a thread counts the images, for the time that is left."""
+    with tqdm(unit="image", disable=None if world.leads else True) as bar:
+
+        def add_total() -> None:
+            with suppress(Exception):  # the job itself reports it
+                if total := count():
+                    bar.total = -(-total // world.size)
+
+        if not bar.disable:
+            Thread(target=add_total, daemon=True).start()
+        yield bar
+
+
 def _fill_journal(
     batches: Iterator[tuple[list[int], list[Done]]],
     journal: Journal,
     how: JobOptions,
-    world: World,
+    bar: tqdm[NoReturn],
     tell: Callable[[Record], None],
 ) -> tuple[int, int]:
     """Add batches to the journal; return the number of images, and of new records."""
     listed = fresh = 0
-    for positions, batch in tqdm(batches, unit="batch", disable=None if world.leads else True):
+    for positions, batch in batches:
         journal.add(positions, batch)
+        bar.update(len(batch))
         records = [image.record for image in batch if image.record]
         listed += len(batch)
         fresh += len(records)

@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -279,6 +280,7 @@ def _to_file(
                 memory=memory,
                 tell=_report,
                 say=say,
+                count=partial(_total, images, how),
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
@@ -309,9 +311,24 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
     )
 
 
-def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> Iterator[Item]:
-    """List the images lazily."""
+def _total(images: tuple[str, ...], how: RunOptions) -> int | None:
+    """Count the images; None if that reads a compressed archive, a pipe or stdin."""
+    if _is_read_once(images) or any(name.startswith("pipe:") for name in images):
+        return None
+    total = 0
+    for item in _items(images, how, None, quiet=True):
+        if isinstance(item.source, bytes):
+            return None
+        total += 1
+    return total
+
+
+def _items(
+    images: tuple[str, ...], how: RunOptions, memory: Memory | None, *, quiet: bool = False
+) -> Iterator[Item]:
+    """List the images lazily; unless `quiet`, say at the end what was left out."""
     from captioner.captioning.sources import list_images
+    from captioner.captioning.sources.members import unread_kinds
 
     if "-" in images and sys.stdin is None:
         raise DataError("stdin is closed; pass the paths as arguments")
@@ -328,24 +345,18 @@ def _items(images: tuple[str, ...], how: RunOptions, memory: Memory | None) -> I
         memory=memory,
         unread=unread,
     )
-    return _once(items, unread, repeats=how.repeats)
-
-
-def _once(items: Iterable[Item], unread: Counter[str], *, repeats: bool) -> Iterator[Item]:
-    """Yield each file once, unless `repeats`; say at the end what was left out."""
-    from captioner.captioning.sources.members import unread_kinds
-
     seen: set[str] = set()
     repeated = 0
     for item in items:
         path = os.path.normpath(item.name)
-        if isinstance(item.source, Path) and not repeats:
+        if isinstance(item.source, Path) and not how.repeats:
             if path in seen:
                 repeated += 1
                 continue
             seen.add(path)
         yield item
-    if os.environ.get("RANK", "0") != "0":  # of the processes of `torchrun`, the first speaks
+    # Of the processes of `torchrun`, the first speaks.
+    if quiet or os.environ.get("RANK", "0") != "0":
         return
     if repeated:
         say(f"{repeated:,} path(s) listed again and captioned once (--repeats captions each)")
@@ -354,6 +365,10 @@ def _once(items: Iterable[Item], unread: Counter[str], *, repeats: bool) -> Iter
             f"{sum(unread.values()):,} file(s) passed over, captioner does not read their kind "
             f"({unread_kinds(unread)}); convert them to JPEG or PNG"
         )
+
+
+def _is_read_once(images: tuple[str, ...]) -> bool:
+    return any(name == "-" or Path(name).is_fifo() for name in images)
 
 
 @contextmanager
@@ -365,8 +380,7 @@ def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Caption
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
     # ends the others.
     with joined(choose_device(how.device), timedelta(days=365)) as (world, device):
-        is_read_once = any(name == "-" or Path(name).is_fifo() for name in images)
-        if world.size > 1 and (not how.output or is_read_once):
+        if world.size > 1 and (not how.output or _is_read_once(images)):
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )

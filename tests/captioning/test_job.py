@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,22 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def run(folder, pictures, output, *, model="toy", tell=print, say=print, world=None, **wish):
+def run(
+    folder,
+    pictures,
+    output,
+    *,
+    model="toy",
+    tell=print,
+    say=print,
+    world=None,
+    count=lambda: None,
+    **wish,
+):
     captioner = Captioner.load(folder, "cpu")
     options = toys.options(captioner, **{"batch_size": 4, "beam_size": 2} | wish)
-    items, others = list_images([str(pictures)]), {"tell": tell, "say": say, "world": world}
+    items = list_images([str(pictures)])
+    others = {"tell": tell, "say": say, "world": world, "count": count}
     return caption_to_file(captioner, items, output, *options, model=model, **others)
 
 
@@ -156,6 +169,14 @@ def test_renamed_and_deleted_images_are_told(model, pictures, tmp_path):
             f"{pictures / '001.png'}",
         ]
     assert len(rows(output)) == 2
+
+
+def test_a_terminal_shows_the_time_that_is_left(model, pictures, tmp_path, monkeypatch):
+    terminal = StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    run(model, pictures, tmp_path / "out.jsonl", count=lambda: 60)
+    assert "60/60 [" in terminal.getvalue()
 
 
 def test_captioning_without_a_journal_makes_no_digests(model, pictures, monkeypatch):

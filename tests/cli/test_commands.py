@@ -143,6 +143,24 @@ def test_a_dry_run_counts_and_loads_no_model(home, tmp_path):
     assert run(*words, "missing.png").exit_code == 1
 
 
+def test_images_are_counted_for_the_progress_bar(home, tmp_path, monkeypatch):
+    for name in ("1.png", "2.png"):
+        toys.draw(tmp_path / name, "red")
+    with ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.write(tmp_path / "1.png", "1.png")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "1.png", "1.png")
+    totals = []
+    monkeypatch.setattr(
+        "captioner.captioning.job.caption_to_file", lambda *_, count, **__: totals.append(count())
+    )
+    model = str(home / "runs" / "toy")
+    with toys.inside(tmp_path):
+        for names in (".", "*.png 1.png", "a.zip .", "a.tar.gz", "-", "pipe:false"):
+            run("caption", *names.split(), "--output", "o.jsonl", "--model", model)
+    assert totals == [2, 2, 3, None, None, None]
+
+
 def test_a_job_with_nothing_to_do_loads_no_model(home, tmp_path, monkeypatch):
     toys.draw(tmp_path / "a.png", "red")
     (tmp_path / "empty").mkdir()
