@@ -19,7 +19,15 @@ from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import Encoder, dtype_of
-from captioner.errors import ConfigError, ImageError, ModelError, must_be, within_memory
+from captioner.errors import (
+    ConfigError,
+    ImageError,
+    ModelError,
+    check_names,
+    checked_names,
+    must_be,
+    within_memory,
+)
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
@@ -61,6 +69,7 @@ class Caption:
     finished: bool
 
 
+@checked_names
 class Captioner:
     """Write captions for images.
 
@@ -263,7 +272,7 @@ class Captioner:
         try:
             options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
         except ValidationError as error:
-            raise ConfigError(first_mistake(error, within="decoding")) from error
+            raise ConfigError(first_mistake(error, within=("decoding",))) from error
         if idle := sorted(overrides.keys() & DecodingConfig.idle[options.search]):
             other = "beam" if options.search == "sample" else "sample"
             raise ConfigError(
@@ -348,6 +357,8 @@ class Captioner:
                 "n_best: `caption` returns the best caption only; for several, use "
                 "`captioner.caption_files` or `search(encode(images), n_best=...)`"
             )
+        known = ("batch_size", "on_error", *DecodingConfig.model_fields)
+        check_names("decoding.", overrides.keys() - {"sample"}, known)
         must_be("on_error", on_error, str)
         if on_error not in ("raise", "skip"):
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")

@@ -6,7 +6,6 @@ All mistakes are reported together, one a line: `section.key: what is wrong, giv
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -26,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from captioner.errors import ConfigError
+from captioner.errors import ConfigError, suggest
 from captioner.system.escapes import OBEYED
 from captioner.system.foreign import excerpt, plain
 
@@ -41,7 +40,22 @@ MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
 
 
-class Section(BaseModel):
+class _Checked(type(BaseModel)):  # type: ignore[misc]
+    """Turns pydantic's errors of a direct call into a `ConfigError`; validation calls no class."""
+
+    def __call__(cls, **settings: Any) -> Any:
+        try:
+            return super().__call__(**settings)
+        except ValidationError as error:
+            section = cls.__name__.removesuffix("Config").lower()
+            within = {"": (), "cnn": ("encoder", "cnns", "0")}.get(section, (section,))
+            raise ConfigError(first_mistake(error, within=within)) from error
+
+
+_CHECKED: Any = _Checked  # mypy would not see that it is pydantic's own metaclass
+
+
+class Section(BaseModel, metaclass=_CHECKED):  # type: ignore[metaclass]
     """Base class of all sections: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(
@@ -274,17 +288,7 @@ class DecodingOverrides(TypedDict, total=False):
     seed: int
 
 
-class _Public(type(BaseModel)):  # type: ignore[misc]
-    """Turns pydantic's errors of a direct call into a `ConfigError`; validation calls no class."""
-
-    def __call__(cls, **settings: Any) -> Any:
-        try:
-            return super().__call__(**settings)
-        except ValidationError as error:
-            raise ConfigError(first_mistake(error, within="decoding")) from error
-
-
-class DecodingConfig(Section, metaclass=_Public):
+class DecodingConfig(Section):
     """How captions are searched."""
 
     removed = {"decoding.consensus": 0, "decoding.draws": 1}
@@ -476,14 +480,13 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def first_mistake(error: ValidationError, *tags: str | int, within: str = "") -> str:
+def first_mistake(error: ValidationError, *tags: str | int, within: tuple[str, ...] = ()) -> str:
     """Return the first mistake, on one line.
 
     Tags are steps of pydantic's paths that are not keys of the file; `within` is the section.
     """
     item = error.errors(include_url=False)[0]
-    if within:
-        item["loc"] = (within, *item["loc"])
+    item["loc"] = (*within, *item["loc"])
     return _line(item, tags)
 
 
@@ -513,5 +516,4 @@ def _suggest(loc: tuple[int | str, ...]) -> str:
         fields = CnnConfig.model_fields
         if name in EncoderConfig.model_fields:
             return f" of one CNN: set encoder.{name}, for all CNNs"
-    close = difflib.get_close_matches(name, fields, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(fields)})"
+    return suggest(name, fields)

@@ -8,11 +8,17 @@ it printable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias, get_args
+from functools import wraps
+from types import FunctionType
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
-from captioner.system.foreign import bounded, excerpt
+from captioner.system.foreign import bounded, excerpt, plain
+
+T = TypeVar("T")
 
 ImageErrorKind: TypeAlias = Literal[
     "missing",  # no such file, or no match of a pattern
@@ -56,6 +62,66 @@ def must_be(name: str, value: object, *kinds: type) -> None:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise ConfigError(f"{name}: must be {names}, given {excerpt(value, 60)}")
+
+
+# Names of settings in other tools, and captioner's.
+SYNONYMS = {
+    "num_beams": "beam_size",
+    "max_new_tokens": "max_length",
+    "do_sample": "search",
+    "num_return_sequences": "n_best",
+    "lr": "learning_rate",
+}
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return the name that somebody meant, or all known names, in brackets."""
+    synonym = SYNONYMS.get(name)
+    close = [synonym] if synonym in known else difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+
+
+def check_names(where: str, given: Collection[str], known: Collection[str]) -> None:
+    """Check the names of the arguments of a call; `where` comes before a name in a message.
+
+    Raises:
+        ConfigError: if one is unknown, with a suggestion.
+    """
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{where}{plain(name)}: no such setting{suggest(name, known)}")
+
+
+def checked_names(public: T) -> T:
+    """Check the names of the arguments of a public function, or of the public methods of a class.
+
+    An unknown name is then a `ConfigError` with a suggestion instead of Python's TypeError.
+    """
+    if isinstance(public, type):
+        for name, member in list(vars(public).items()):
+            if name != "__init__" and name.startswith("_"):
+                continue
+            if isinstance(member, classmethod):
+                setattr(public, name, classmethod(_checked(member.__func__)))
+            elif isinstance(member, FunctionType):
+                setattr(public, name, _checked(member, public.__name__))
+        return public
+    return cast(T, _checked(cast(Any, public)))
+
+
+def _checked(call: Callable[..., Any], owner: str = "") -> Callable[..., Any]:
+    parameters = inspect.signature(call).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return call  # it checks the names itself
+    known = [name for name in parameters if name != "self"]
+    where = owner if call.__name__ == "__init__" else call.__name__
+
+    @wraps(call)
+    def checked(*args: Any, **named: Any) -> Any:
+        check_names(f"{where}: ", named, known)
+        return call(*args, **named)
+
+    return checked
 
 
 class DataError(CaptionerError):

@@ -15,8 +15,11 @@ from conftest import draw
 
 import captioner as public
 from captioner.captioner import Captioner
-from captioner.config import DecodingConfig
+from captioner.captioning.records import CaptioningOptions
+from captioner.config import CnnConfig, Config, DecodingConfig, TrainingConfig
 from captioner.errors import CaptionerError, ConfigError
+from captioner.evaluation.evaluate import evaluate
+from captioner.training.run import train
 
 import toys
 
@@ -84,15 +87,41 @@ def refuse(what: str, call: Callable[..., Any], given: dict[str, Any]) -> None:
         raise AssertionError(f"{what} raises {type(error).__name__}: {error}") from error
 
 
-@pytest.mark.parametrize("ask", ["caption", "settings", "DecodingConfig"])
-def test_a_misspelt_setting_gets_a_suggestion(captioner: Captioner, ask: str) -> None:
-    calls: dict[str, Callable[[], object]] = {
-        "caption": lambda: captioner.caption(draw(0), beamsize=3),  # type: ignore[call-overload]
-        "settings": lambda: captioner.settings(beamsize=3),  # type: ignore[call-arg]
-        "DecodingConfig": lambda: DecodingConfig(beamsize=3),
-    }
-    with pytest.raises(ConfigError, match=r"no such setting \(did you mean beam_size\?\)"):
-        calls[ask]()
+def test_a_misspelt_setting_gets_a_suggestion(captioner: Captioner) -> None:
+    def caption(**settings: Any) -> object:
+        return captioner.caption(draw(0), **settings)
+
+    calls: list[tuple[str, str, Callable[..., object]]] = [
+        *(("beamsize", "beam_size", call) for call in (caption, captioner.settings)),
+        *(("beamsize", "beam_size", call) for call in (DecodingConfig,)),
+        *(("num_beams", "beam_size", call) for call in (caption, DecodingConfig)),
+        ("batchsize", "batch_size", caption),
+        ("onerror", "on_error", caption),
+        ("pertoken", "per_token", captioner.score),
+        ("nbest", "n_best", captioner.search),
+        ("nbest", "n_best", CaptioningOptions),
+        ("devise", "device", Captioner.load),
+        ("beam_size", "known: captioner, items", public.caption_files),
+        ("option", "options", public.caption_files),
+        ("recursiv", "recursive", public.list_images),
+        ("formt", "format", public.load_dataset),
+        ("metric", "metrics", public.score_captions),
+        ("outputs", "output", public.caption_with_ray),
+        ("over_write", "overwrite", train),
+        ("nbest", "n_best", evaluate),
+        ("epoch", "epochs", TrainingConfig),
+        ("lr", "learning_rate", TrainingConfig),
+        ("bacbone", "backbone", CnnConfig),
+        ("trainning", "training", Config),
+    ]
+    for given, meant, call in calls:
+        with pytest.raises(ConfigError) as error:
+            call(**{given: 3})
+        assert len(error.value.args) == 1
+        what = meant if ":" in meant else f"did you mean {meant}?"
+        assert f"{given}: no such setting (" in str(error.value) and what in str(error.value)
+    with pytest.raises(ConfigError, match=r"^training\.epochs: "):
+        Config(training={"epochs": 0})
 
 
 def test_encode_takes_all_that_caption_takes(captioner: Captioner, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from captioner.captioning.sources import Item, Packed, Slice
 from captioner.captioning.uri import URI, UriFile, last_line
 from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig, DecodingOverrides
-from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
 from captioner.model_dir import model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit
@@ -32,6 +32,7 @@ BLOCKS_AHEAD = 2  # blocks that a worker has: one to caption, one to continue wi
 MOST_GPUS = 1024  # per worker
 
 
+@checked_names
 def caption_with_ray(
     model: str | Path | Sequence[str | Path],
     items: Iterable[Item],

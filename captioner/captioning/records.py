@@ -18,7 +18,7 @@ from captioner.captioner import Caption, Captioner
 from captioner.captioning.sources import Item
 from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import Preprocess
-from captioner.errors import ConfigError, ImageError, ImageErrorKind, must_be
+from captioner.errors import ConfigError, ImageError, ImageErrorKind, checked_names, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
@@ -29,6 +29,7 @@ DIGEST_BYTES = 16
 BATCH_SIZE = 256  # enough to keep a GPU busy
 
 
+@checked_names
 @dataclass(frozen=True, slots=True)
 class CaptioningOptions:
     """How to caption many images.
@@ -186,6 +187,7 @@ def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
+@checked_names
 def caption_files(
     captioner: Captioner,
     items: Iterable[Item],

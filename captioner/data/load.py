@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.errors import DataError, must_be
+from captioner.errors import DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt
 
@@ -42,6 +42,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
+@checked_names
 def load_dataset(
     root: str | Path,
     *,

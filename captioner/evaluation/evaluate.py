@@ -14,7 +14,7 @@ from captioner.captioner import SEARCH_BATCH, Caption, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
-from captioner.errors import DataError, ImageError, within_memory
+from captioner.errors import DataError, ImageError, checked_names, must_be, within_memory
 from captioner.metrics import PreparedReferences, Score, score_captions
 from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
@@ -37,6 +37,7 @@ class Evaluation:
 
 
 @within_memory("to evaluate")
+@checked_names
 def evaluate(
     captioner: Captioner,
     config: Config,
@@ -57,6 +58,7 @@ def evaluate(
         ConfigError: if the options do not fit the model, or the output path is taken.
         ImageError: if the model computes NaN or infinity for an image.
     """
+    must_be("config", config, Config)
     check_files(output, "evaluation")
     options = options or captioner.settings(n_best=n_best)
     dataset = open_dataset(config.data)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from captioner.errors import ConfigError, must_be
+from captioner.errors import ConfigError, checked_names, must_be
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD
@@ -78,6 +78,7 @@ class Comparison(_Result):
         return f"{difference}, p = {self.p_randomization:.3f}"
 
 
+@checked_names
 def score_captions(
     hypotheses: Sequence[Tokens],
     references: PreparedReferences | Sequence[Sequence[Tokens]],
@@ -130,6 +131,7 @@ def score_captions(
     return scores
 
 
+@checked_names
 def compare_captions(
     a: Sequence[Tokens],
     b: Sequence[Tokens],

@@ -18,7 +18,7 @@ from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.encoder import Encoder, dtype_of
-from captioner.errors import ConfigError, within_memory
+from captioner.errors import ConfigError, checked_names, must_be, within_memory
 from captioner.run_dir import identity_of, saved_steps
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
@@ -47,6 +47,7 @@ class Summary:
 
 
 @within_memory("to train")
+@checked_names
 def train(
     config: Config,
     folder: Path,
@@ -64,6 +65,7 @@ def train(
         CaptionerError: if the data, the weights or the folder cannot be used.
         Stopped: on SIGINT or SIGTERM, after the state is saved.
     """
+    must_be("config", config, Config)
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
             _check_folder(folder, config, resume, overwrite)

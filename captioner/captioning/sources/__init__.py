@@ -27,7 +27,7 @@ from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
-from captioner.errors import ImageError, must_be
+from captioner.errors import ImageError, checked_names, must_be
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "Slice", "list_images"]
@@ -37,6 +37,7 @@ BINARY_STARTS = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")
 LONGEST = 4096  # characters of a path; longer patterns match nothing and are slow to parse
 
 
+@checked_names
 def list_images(
     sources: str | Path | Sequence[str | Path],
     *,
