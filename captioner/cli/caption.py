@@ -347,7 +347,10 @@ def _items(
     )
     seen: set[str] = set()
     repeated = 0
+    respelled, first = 0, None
     for item in items:
+        respelled += bool(item.written)
+        first = first or (item if item.written else None)
         path = os.path.normpath(item.name)
         if isinstance(item.source, Path) and not how.repeats:
             if path in seen:
@@ -360,6 +363,11 @@ def _items(
         return
     if repeated:
         say(f"{repeated:,} path(s) listed again and captioned once (--repeats captions each)")
+    if first:
+        say(
+            f"{respelled:,} path(s) have another spelling or folder on disk "
+            f"(first: {plain(first.written)} is {plain(first.name)})"
+        )
     if unread:
         say(
             f"{sum(unread.values()):,} file(s) passed over, captioner does not read their kind "

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.captioning.sources import Item, list_images, tables
+from captioner.errors import ImageError
 from captioner.system.text_files import read_rows
 
 from source_toys import listed, memory_below, tar_bytes, write
@@ -49,6 +50,30 @@ def test_tables_as_people_write_them(name: str, text: str) -> None:
     write(f"t/{name}", text)
     found = [row for row in listed(f"t/{name}") if "!" not in row]
     assert found == ["t/a.jpg", "t/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("SUB\\C.JPG", "t/sub/c.jpg"),
+        ("sub/C", "t/sub/c.jpg"),
+        ("D:\\photos\\A.jpg", "t/a.jpg"),
+        ("./other/b.JPG", "t/b.jpg"),
+        ("a", "t/a.jpg"),
+        ("HERE.jpg", "here.jpg"),
+    ],
+)
+def test_a_name_of_another_system_is_found_and_said(written: str, on_disk: str) -> None:
+    write("t/list.jsonl", json.dumps({"image": written}))
+    assert list(list_images("t/list.jsonl")) == [Item(on_disk, Path(on_disk), written)]
+
+
+def test_a_name_that_fits_two_files_is_missing(here: Path) -> None:
+    write("t/A.JPG", b"x")
+    (here / "t/a.jpg").rename(here / "t/A.jpg")
+    write("t/list.csv", "image\na.jpg\n")
+    [item] = list_images("t/list.csv")
+    assert isinstance(item.source, ImageError)
 
 
 def test_the_column_may_be_named() -> None:

@@ -98,6 +98,16 @@ def test_files_folders_and_globs_in_order(home):
     assert "images per second" in result.stderr
 
 
+def test_a_name_in_another_spelling_is_captioned_and_said(home):
+    (home / "windows.csv").write_text("image\nC:\\photos\\DEV_RED_5.PNG\ndev_blue_5.png\n")
+    result = run("caption", "windows.csv")
+    (home / "windows.csv").unlink()
+    names = [line.split("\t")[0] for line in result.stdout.splitlines()]
+    assert names == ["dev_red_5.png", "dev_blue_5.png"]
+    first = "C:\\photos\\DEV_RED_5.PNG is dev_red_5.png"
+    assert f"1 path(s) have another spelling or folder on disk (first: {first})" in result.stderr
+
+
 def test_a_path_listed_twice_is_captioned_once(home):
     (home / "twice").mkdir()
     (home / "twice" / "a.psd").touch()

@@ -394,6 +394,8 @@ def test_hugging_face_dataset_infos_are_no_karpathy_split(tmp_path: Path) -> Non
         ("img_0.jpg", "images/IMG_0.JPG"),
         ("caf\u00e9.jpg", "images/cafe\u0301.jpg"),
         ("val2014/a.jpg", "images/a.jpg"),
+        ("Val2014\\A.JPG", "images/val2014/a.jpg"),
+        ("a", "images/a.jpg"),
         ("C:\\photos\\a.jpg", "a.jpg"),
     ],
 )

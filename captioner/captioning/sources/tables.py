@@ -6,12 +6,14 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
+from captioner.data.formats.collect import Pictures
 from captioner.data.formats.columns import IMAGE_COLUMNS, find_column, headless
-from captioner.errors import ImageError
+from captioner.errors import DataError, ImageError
 from captioner.system.escapes import own_cells, own_fields, unescape
 from captioner.system.files import no_stream, not_text, read_head
 from captioner.system.foreign import excerpt, plain
@@ -26,18 +28,20 @@ Row = tuple[int, object | ImageError]  # line number from 1; the path or the err
 
 
 def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
-    """List the files that a table names, and a failure for each row without a file.
+    r"""List the files that a table names, and a failure for each row without a file.
 
     Paths are in `image_column`, or in the first column with a common name. Relative paths are tried
-    from the table's folder, then from the current folder.
+    from the table's folder, then from the current folder; then in another case, Unicode form or
+    folder, or with `/` for `\`, if only one file fits.
     """
     table = Path(name)
+    pictures = Pictures([table.parent, Path()])
     rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
     has_rows = False
     try:
         for number, value in rows(table, image_column):
             has_rows = True
-            yield _item(table, f"{name}:{number}", value)
+            yield _item(table, f"{name}:{number}", value, pictures)
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
@@ -47,7 +51,7 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             yield failure(name, "no rows in this table", "missing")
 
 
-def _item(table: Path, where: str, value: object | ImageError) -> Item:
+def _item(table: Path, where: str, value: object | ImageError, pictures: Pictures) -> Item:
     if isinstance(value, ImageError):
         return Item(where, value)
     if not (isinstance(value, str) and value):
@@ -58,6 +62,10 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
         return failure(where, f"not a valid file name: {excerpt(value)}", "missing")
     if "://" in value:
         return unreachable(value)
+    return _file(table, where, value, pictures)
+
+
+def _file(table: Path, where: str, value: str, pictures: Pictures) -> Item:
     # A table may be untrusted: its names are only opened as files, never as patterns, archives or
     # commands.
     in_table_folder, here = table.parent / value, Path(value)
@@ -65,6 +73,10 @@ def _item(table: Path, where: str, value: object | ImageError) -> Item:
     for path, kind in kinds.items():
         if kind == "file":
             return Item(str(path), path)
+    if set(kinds.values()) == {"nothing"}:
+        with suppress(DataError):  # a folder that cannot be listed
+            if found := pictures.resembling(value):
+                return Item(str(found), found, written=value)
     kind = kinds[in_table_folder]
     reason = {"folder": "a folder, not a file", "nothing": "no such file"}.get(kind, NO_FILE)
     message = f"{reason} ({where})"

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ class Pictures:
         self._listings: dict[str, frozenset[str]] = {}
         self._found: dict[str, set[str]] = {}
         self._folded: dict[str, dict[str, list[str]]] = {}
+        self._almost: dict[str, str] = {}
 
     def find(self, name: str) -> Path | None:
         """Return the image file in the first folder that holds it, or None."""
@@ -44,22 +46,43 @@ class Pictures:
     def resembling(self, name: str) -> Path | None:
         r"""Return the one file with almost this name, or None.
 
-        It may differ in `\` for `/`, case and Unicode form, or lie in another of the folders.
+        It may differ in `\` for `/`, case and Unicode form, lack its ending, or lie in another of
+        the folders.
         """
         name = name.replace("\\", "/")
+        has_ending = os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
         for tail in (name, name.rpartition("/")[2]):
             for folder in self.folders:
-                inside, file = os.path.split(os.path.join(folder, tail))  # noqa: PTH118
+                parent, file = os.path.split(tail)
+                inside = self._resembling_folder(folder, parent)
                 if inside not in self._folded:
                     self._folded[inside] = {}
                     for known in self._listing(inside):
                         self._folded[inside].setdefault(_fold(known), []).append(known)
+                        stem, ending = os.path.splitext(known)  # noqa: PTH122
+                        if ending.lower() in SUFFIXES:
+                            self._folded[inside].setdefault(f"{_fold(stem)}/", []).append(known)
                 found = self._folded[inside].get(_fold(file), [])
+                if not found and not has_ending:
+                    found = self._folded[inside].get(f"{_fold(file)}/", [])
                 if file in found or len(found) == 1:
                     file = file if file in found else found[0]
                     self._found.setdefault(inside, set()).add(file)
                     return Path(inside, file)
         return None
+
+    def _resembling_folder(self, folder: str, inner: str) -> str:
+        """Return a folder inside another; case and Unicode form of `inner` may differ."""
+        path = os.path.join(folder, inner)  # noqa: PTH118
+        if path not in self._almost:
+            self._almost[path] = path
+            with suppress(OSError, ValueError):
+                for part in () if Path(path).is_dir() else Path(inner).parts:
+                    with os.scandir(folder) as entries:
+                        found = [e.name for e in entries if _fold(e.name) == _fold(part)]
+                    folder = os.path.join(folder, found[0] if len(found) == 1 else part)  # noqa: PTH118
+                    self._almost[path] = folder
+        return self._almost[path]
 
     def unnamed(self) -> list[Path]:
         """Return the unused images, sorted, from folders in which `find` found an image."""
