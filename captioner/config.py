@@ -7,7 +7,9 @@ All mistakes are reported together, one a line: `section.key: what is wrong, giv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from captioner.errors import ConfigError, suggest
 from captioner.system.escapes import OBEYED
 from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import owns
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Larger values are typing errors or attacks; smaller ones cannot overflow the arithmetic.
@@ -38,6 +41,8 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
+MAX_BYTES = 2**20  # of a config file; larger ones are data
+DATA_HINT = "; name data with --set data.root=PATH"
 
 
 class _Checked(type(BaseModel)):  # type: ignore[misc]
@@ -397,14 +402,37 @@ def find_config(name: str) -> Path:
         ConfigError: if the file does not exist.
     """
     path = home_path(name)
+    packaged = sorted(bundled("configs").glob("*.yaml"))
     if os.path.isfile(path):  # noqa: PTH113 pathlib raises for a name that is too long
         return path
-    packaged = sorted(bundled("configs").glob("*.yaml"))
-    for path in packaged:
-        if name in (path.stem, path.name, f"configs/{path.name}"):
-            return path
-    names = ", ".join(path.stem for path in packaged)
+    for config in packaged:
+        if name in (config.stem, config.name, f"configs/{config.name}"):
+            return config
+    if name and os.path.isdir(path):  # noqa: PTH112 as above
+        run = f"; its config is {plain(path / 'config.yaml')}"
+        hint = run if (path / "config.yaml").is_file() else DATA_HINT
+        raise ConfigError(f"{plain(name)}: a folder, not a config file{hint}")
+    names = ", ".join(config.stem for config in packaged)
     raise ConfigError(f"{plain(name)}: no such config file; give a path or a bundled name: {names}")
+
+
+def root_of(overrides: Iterable[str]) -> str | None:
+    """Return the `data.root` that overrides give; None if they give none."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        if override.partition("=")[0].strip() == "data.root":
+            _apply(tree, override)
+    root = tree.get("data", {}).get("root")
+    return root if isinstance(root, str) else None
+
+
+def holds_scenes(root: str) -> bool:
+    """Whether a `data.root` is a folder of drawn scenes, or its annotation file."""
+    place = resolve_path(root)
+    try:
+        return owns(place.parent if place.name == "captions.jsonl" else place, "scenes")
+    except (OSError, ValueError):  # no possible path
+        return False
 
 
 def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
@@ -417,7 +445,9 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
     """
     path = None if name is None else find_config(name)
     tree = _read_yaml(path) if path else {}
+    overrides = tuple(overrides)
     tree["encoder"] = list_cnns(tree.get("encoder", {}))  # overrides need the long form
+    _renew_cnns(tree["encoder"], overrides)
     mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
@@ -430,17 +460,44 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    hint = "" if path.suffix in (".yaml", ".yml") else DATA_HINT
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: too large for a config file{hint}")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {plain(error)}") from error
+        raise ConfigError(f"{path}: cannot be read: {plain(error)}{hint}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
-        raise ConfigError(f"{path}: not valid YAML: {plain(error)}") from error
+        raise ConfigError(f"{path}: not valid YAML: {plain(error)}{hint}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections such as `training:`, given {excerpt(tree)}")
+        given = excerpt(tree, 60)
+        raise ConfigError(f"{path}: must hold sections such as `training:`, given {given}{hint}")
     return {section: {} if values is None else values for section, values in tree.items()}
+
+
+def _renew_cnns(encoder: Any, overrides: Sequence[str]) -> None:
+    """Drop the weights and builder arguments of each CNN that overrides replace by another."""
+    cnns = encoder.get("cnns") if isinstance(encoder, dict) else None
+    for override in overrides:
+        key, _, name = map(str.strip, override.partition("="))
+        index = re.fullmatch(r"encoder\.(?:cnns\.([0-9]{1,3})\.)?backbone", key)
+        if not index or not isinstance(cnns, list) or int(index[1] or 0) >= len(cnns):
+            continue
+        cnn = cnns[int(index[1] or 0)]
+        if not isinstance(cnn, dict):
+            continue
+        theirs = cnn.get("backbone", CnnConfig.model_fields["backbone"].default)
+        if name == theirs:
+            continue
+        belong = ("builder_args",) if cnn.get("weights") == "none" else ("weights", "builder_args")
+        if dropped := [setting for setting in belong if setting in cnn]:
+            what, other = " and ".join(dropped), plain(name)
+            note = f"note: {key}: {what} of {plain(theirs)} do not apply to {other}"
+            print(note, file=sys.stderr)
+        for setting in dropped:
+            del cnn[setting]
 
 
 def _is_text(path: list[str]) -> bool:

@@ -194,6 +194,47 @@ def test_overrides_reach_each_of_several_cnns(tmp_path: Path, text: str) -> None
         assert line == f"--set encoder.cnns.{index}.weights=c.pth: cnns is not a section"
 
 
+TWO = """
+encoder:
+  cnns:
+    - {backbone: resnet18, weights: a.pth, builder_args: {dropout: 0.1}}
+    - {backbone: squeezenet1_1, weights: none, builder_args: {dropout: 0.1}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first", "second", "said"),
+    [
+        (["backbone=resnet34"], ("resnet34", "DEFAULT", {}), None, "weights and builder_args"),
+        (["backbone=resnet18"], None, None, ""),
+        (["backbone=resnet34", "weights=b.pth"], ("resnet34", "b.pth", {}), None, "weights and"),
+        (["weights=b.pth", "backbone=resnet34"], ("resnet34", "b.pth", {}), None, "weights and"),
+        (
+            ["builder_args.dropout=0.2", "cnns.0.backbone=resnet34"],
+            ("resnet34", "DEFAULT", {"dropout": 0.2}),
+            None,
+            "weights and builder_args",
+        ),
+        (["cnns.1.backbone=resnet34"], None, ("resnet34", "none", {}), "builder_args"),
+    ],
+)
+def test_another_backbone_drops_what_belongs_to_the_first(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    first: tuple[Any, ...] | None,
+    second: tuple[Any, ...] | None,
+    said: str,
+) -> None:
+    config = load_config(write(tmp_path, TWO), [f"encoder.{override}" for override in overrides])
+    found = [(cnn.backbone, cnn.weights, cnn.builder_args) for cnn in config.encoder.cnns]
+    assert found[0] == (first or ("resnet18", "a.pth", {"dropout": 0.1}))
+    assert found[1] == (second or ("squeezenet1_1", "none", {"dropout": 0.1}))
+    note = capsys.readouterr().err
+    assert note.count("note: encoder.") == bool(said)
+    assert said in note
+
+
 @pytest.mark.parametrize(
     ("encoder", "lines"),
     [
@@ -320,6 +361,19 @@ def test_a_missing_file_lists_the_bundled_ones(name: str) -> None:
     assert line.startswith(f"{plain(name)}: no such config file")
     assert BUNDLED
     assert all(path.stem in line for path in BUNDLED)
+
+
+def test_data_given_as_a_config_are_told_where_they_belong(tmp_path: Path) -> None:
+    hint = "name data with --set data.root=PATH"
+    table, large = tmp_path / "captions.csv", tmp_path / "coco.json"
+    table.write_text("image,caption\na.jpg,a dog\n")
+    large.write_text('{"images": [' + "1," * 2**19 + "1]}")
+    for place in (tmp_path, table, large):
+        [line] = mistakes(str(place))
+        assert line.endswith(hint)
+    (tmp_path / "config.yaml").touch()
+    [line] = mistakes(str(tmp_path))
+    assert line.endswith(f"its config is {tmp_path}/config.yaml")
 
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import config_argument, device_option, say, set_option, show
+from captioner.cli.options import (
+    choose_config,
+    config_argument,
+    device_option,
+    say,
+    set_option,
+    show,
+)
 
 if TYPE_CHECKING:
     from captioner.data.stores import Stored
@@ -53,7 +60,7 @@ def command(
     if len(chosen) > 1 or (chosen and (config or overrides)):
         raise click.UsageError(f"{', '.join(chosen)}: use alone, without CONFIG or --set")
     if not chosen:
-        _fill(config or "scenes", overrides, device)
+        _fill(config, overrides, device)
         return
 
     from captioner.data.stores import named, over_limit, stores
@@ -73,16 +80,17 @@ def command(
         _delete(over_limit(found))
 
 
-def _fill(config: str, overrides: tuple[str, ...], device: str) -> None:
+def _fill(config: str | None, overrides: tuple[str, ...], device: str) -> None:
     from captioner.config import load_config
 
-    settings = load_config(config, overrides)
+    settings = load_config(choose_config(config, overrides), overrides)
 
     from captioner.captioner import choose_device
-    from captioner.data.prepare import open_encoder, prepare
+    from captioner.data.prepare import open_dataset, open_encoder, prepare
 
+    dataset = open_dataset(settings.data)  # fails before weights are downloaded
     encoder = open_encoder(settings, choose_device(device))
-    prepared = prepare(settings, encoder, say)
+    prepared = prepare(settings, encoder, say, dataset=dataset)
     rows = len(prepared.train.features) + len(prepared.dev.features)
     say(f"features: {rows:,} rows of {encoder.feature_size:,} ready")
 

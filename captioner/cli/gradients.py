@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import config_argument, device_option, say, set_option, show
+from captioner.cli.options import (
+    choose_config,
+    config_argument,
+    device_option,
+    name_of_results,
+    say,
+    set_option,
+    show,
+)
 
 if TYPE_CHECKING:
     from captioner.gradients.study import Study
@@ -70,8 +78,8 @@ def command(
         check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)
     else:
-        settings = load_config(config or "scenes", overrides)
-        output = output or Path("gradients") / Path(config or "scenes").stem
+        settings = load_config(choose_config(config, overrides), overrides)
+        output = output or Path("gradients") / name_of_results(config, overrides)
         check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)
     show(describe_study(study))

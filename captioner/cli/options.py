@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -66,6 +67,35 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
     for flag, (kind, text) in reversed(_DECODING.items()):
         collected = click.option(flag, type=kind, help=text)(collected)
     return collected
+
+
+def choose_config(config: str | None, overrides: tuple[str, ...]) -> str:
+    """Return the configuration of a command whose CONFIG may be missing; say which, and why."""
+    from captioner.config import holds_scenes, root_of
+
+    root = root_of(overrides)
+    if config or root is None:
+        return config or "scenes"
+    if holds_scenes(root):
+        say("note: takes the configuration scenes: data.root holds drawn scenes")
+        return "scenes"
+    say(
+        "note: takes the configuration photos, as data.root holds no drawn scenes; "
+        "CONFIG --set data.root=PATH takes another"
+    )
+    return "photos"
+
+
+def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
+    """Return a name for a folder of results: that of CONFIG, or else that of the data."""
+    from captioner.config import resolve_path, root_of
+
+    root = root_of(overrides)
+    if config or root is None:
+        return Path(config or "scenes").stem
+    place = os.path.abspath(resolve_path(root))  # noqa: PTH100 "." has a name too
+    is_file = os.path.isfile(place)  # noqa: PTH113 pathlib raises for a name that is too long
+    return (Path(place).stem if is_file else Path(place).name) or "photos"
 
 
 def say(text: str) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import config_argument, device_option, say, set_option
+from captioner.cli.options import (
+    choose_config,
+    config_argument,
+    device_option,
+    name_of_results,
+    say,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from captioner.training.run import Summary
@@ -18,7 +25,9 @@ if TYPE_CHECKING:
 @config_argument
 @set_option
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<config name>]"
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/<name of the config, or of the data without one>]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in the folder.")
 @click.option(
@@ -35,19 +44,20 @@ def command(
 ) -> None:
     """Train a captioner.
 
-    CONFIG is a YAML file or the name of a bundled one: scenes (the default: drawn pictures, about
-    a minute), flickr8k, flickr30k or coco.
+    CONFIG is a YAML file or the name of a bundled one: scenes (drawn pictures, about a minute),
+    photos, flickr8k, flickr30k or coco. By default it is scenes, or photos with --set data.root.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    name = config or "scenes"
-    folder = output or Path("runs") / Path(name).stem
+    folder = output or Path("runs") / name_of_results(config, overrides)
 
     from captioner.config import load_config
 
     # A resumed run keeps its own settings, except those of --set.
     saved = folder / "config.yaml"
-    settings = load_config(str(saved) if resume and saved.is_file() else name, overrides)
+    if resume and saved.is_file():
+        config = str(saved)
+    settings = load_config(choose_config(config, overrides), overrides)
 
     from captioner.training.run import Stopped, train
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from captioner.config import Config, DataConfig, resolve_path
+from captioner.config import Config, DataConfig, holds_scenes, resolve_path
 from captioner.data.caption_table import CaptionTable
 from captioner.data.dataset import Dataset, Example, describe
 from captioner.data.feature_store import FeatureStore
@@ -26,6 +28,7 @@ from captioner.text import Vocabulary, tokenize
 
 Say: TypeAlias = Callable[[str], None]
 Tokens: TypeAlias = list[list[str]]  # of each caption of an image
+SCENES_CNN = "scenes_cnn.safetensors"  # weights that know drawn scenes only
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,13 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
     """Build the frozen CNNs of a config; see `FrozenEncoder.create` and `side_by_side`."""
     settings = config.encoder
     cnns: list[FrozenEncoder] = []
+    drawn = [cnn for cnn in settings.cnns if Path(cnn.weights).name == SCENES_CNN]
+    if drawn and not holds_scenes(config.data.root):
+        print(
+            "warning: encoder.weights: this CNN knows drawn scenes only; for photographs, use the "
+            "configuration photos, or set encoder.backbone and encoder.weights",
+            file=sys.stderr,
+        )
     for cnn in settings.cnns:
         frozen = FrozenEncoder.create(
             cnn.backbone,
@@ -77,13 +87,21 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
     return encoder
 
 
-def prepare(config: Config, encoder: Encoder, say: Say, world: World | None = None) -> Prepared:
-    """Load, tokenise and encode the data of a run, together with the other processes of a world.
+def prepare(
+    config: Config,
+    encoder: Encoder,
+    say: Say,
+    world: World | None = None,
+    dataset: Dataset | None = None,
+) -> Prepared:
+    """Tokenise and encode the data of a run, together with the other processes of a world.
+
+    Without a data set, load that of the config.
 
     Raises:
         DataError: if the data cannot be used.
     """
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data) if dataset is None else dataset
     train = _tokenized(dataset, config.data.split_train, say)
     dev = _tokenized(dataset, config.data.split_dev, say)
     min_count = config.text.min_count

@@ -98,8 +98,8 @@ def _download(entry: Any, origin: str) -> dict[str, Tensor]:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ModelError(
             f"encoder.weights: {origin} could not be downloaded ({plain(error)}); put "
-            f"{entry.url.rsplit('/', 1)[-1]} into {folder}, or set encoder.weights to the path of "
-            f"a state dict"
+            f"{entry.url.rsplit('/', 1)[-1]} into {folder} ({entry.url}), or set encoder.weights "
+            f"to the path of a state dict"
         ) from error
     return state_of(state)
 

@@ -69,10 +69,9 @@ def train(
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
             _check_folder(folder, config, resume, overwrite)
+        dataset = open_dataset(config.data)  # fails before weights are downloaded
         encoder = open_encoder(config, own_device)
         if world.leads:
-            if overwrite:
-                open_dataset(config.data)  # find errors in the data before a run is deleted
             _open_folder(folder, config, resume)
         world.wait()
         log = RunLog(folder, silent=not world.leads)
@@ -83,7 +82,7 @@ def train(
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
         if resume and world.leads and (saved := identity_of(checkpoints)):
             check_identity(saved, known, folder)  # encoding the images would take long
-        prepared = prepare(config, encoder, log.say, world)
+        prepared = prepare(config, encoder, log.say, world, dataset)
         setup = _Setup(config, prepared, encoder, own_device, log, world)
         trainer = setup.trainer(known, resume)
         if resume:
