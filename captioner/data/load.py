@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
+from captioner.data.formats.collect import texts_of_images
 from captioner.errors import DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt
@@ -102,17 +103,18 @@ def _choose(root: Path, format: str) -> Format:
         what = not_text(read_head(root)) if root.is_file() else None
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
-    unread = []
+    unread = ""
     if root.suffix.lower() == ".tar" or (root.is_dir() and any(root.glob("*.tar"))):
-        unread = ["  tar shards cannot be trained on yet: unpack them and write a captions.jsonl"]
-    elif root.is_dir() and (any(root.glob("*.txt")) or any(root.glob("*.caption"))):
-        unread = ["  texts beside images cannot be trained on yet: write them to a captions.csv"]
-    elif what:
+        unread = "tar shards cannot be trained on yet: unpack them and write a captions.jsonl"
+    elif root.is_dir() and any(Path(name).suffix for name in texts_of_images(root).values()):
+        unread = "texts beside images cannot be trained on yet: write them to a captions.csv"
+    if unread:
+        raise DataError(f'{root}: {unread} (columns "image", "caption")')
+    if what:
         raise DataError(f"{root}: {what}")
-    unread = [f'{line} (columns "image", "caption")' for line in unread]
     names = FORMATS if format == "auto" else [format]
     expected = [f"  {name}: {FORMATS[name].LOOKS_FOR}" for name in names]
-    raise DataError(f"{root}: no data set of a known format; expected one of", *expected, *unread)
+    raise DataError(f"{root}: no data set of a known format; expected one of", *expected)
 
 
 def _hold_out(dataset: Dataset, holdout: float) -> Dataset:

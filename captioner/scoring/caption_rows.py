@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from captioner.data.formats.coco import is_refused
+from captioner.data.formats.collect import texts_of_images
 from captioner.data.formats.columns import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
@@ -20,7 +21,6 @@ from captioner.data.formats.delimited import headless_rows
 from captioner.data.formats.jsonl import json_rows, parquet_rows
 from captioner.data.load import load_dataset, recognised
 from captioner.errors import DataError
-from captioner.images.decode import SUFFIXES
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import (
@@ -106,22 +106,6 @@ def base_name(path: str) -> str:
 def any_path(path: str) -> str:
     r"""Return a path of any system with `/` for `\`, without `./`, and with composed accents."""
     return str(PurePosixPath(unicodedata.normalize("NFC", path).replace("\\", "/")))
-
-
-def texts_of_images(folder: Path) -> dict[Path, str]:
-    """Return the text files below a folder, each with the path of its image within the folder.
-
-    If there are images, only texts with the name of an image beside them count.
-    """
-    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
-    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in SUFFIXES}
-    texts = [file for file in files if file.suffix.lower() in (".txt", ".caption")]
-    if images:
-        texts = [file for file in texts if file.with_suffix("") in images]
-    return {
-        text: images.get(text.with_suffix(""), text.with_suffix("")).relative_to(folder).as_posix()
-        for text in texts
-    }
 
 
 def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:

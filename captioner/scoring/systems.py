@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TypedDict
 
+from captioner.data.formats.collect import texts_of_images
 from captioner.data.load import recognised
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
@@ -17,7 +18,6 @@ from captioner.scoring.caption_rows import (
     any_path,
     base_name,
     read_captions,
-    texts_of_images,
 )
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json

@@ -52,14 +52,14 @@ _writing: set[str] = set()  # names of the temporary folders of this process
 MOVED = "not written: its folder was moved or removed while it was written"
 
 
-def read_head(path: Path) -> bytes:
+def read_head(path: Path, size: int = 512) -> bytes:
     """Return the first bytes of a regular file, enough to recognise it.
 
     Raises:
         OSError: if the file cannot be read, or is a pipe or a device.
     """
     with open(path, "rb", opener=no_stream) as file:
-        return file.read(512)
+        return file.read(size)
 
 
 def mistaken_for(head: bytes) -> str | None:

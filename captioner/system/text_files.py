@@ -58,9 +58,11 @@ def read_json(path: Path, *, stream: bool = False) -> Any:
     """Return the parsed document; a list if the file holds JSON Lines.
 
     Raises:
-        DataError: if the file cannot be read, or is not JSON.
+        DataError: if the file cannot be read, is empty, or is not JSON.
     """
     text = read_text(path, stream=stream)
+    if not text.strip():
+        raise DataError(f"{path}: empty file")
     first, _, rest = text.partition("\n")
     if rest.lstrip().startswith("{") and first.rstrip().endswith("}"):
         lines = enumerate(text.split("\n"), start=1)
@@ -81,13 +83,13 @@ def parse_json(where: str, text: str) -> Any:
 
 
 def read_rows(
-    lines: Iterable[str], delimiter: str, first: int = 0
+    lines: Iterable[str], delimiter: str, first: int = 0, *, spaced: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number from 1, cells) for each row of a delimited text, quoted or not.
 
     A row with invalid quotes (such as a caption that begins with a quotation) is split at every
     delimiter instead, so that a stray quote does not swallow the following rows. Blank lines, and
-    those before the index `first`, are skipped.
+    those before the index `first`, are skipped. If `spaced`, a space may precede a quote.
     """
     source = islice(lines, first, None)
     row: list[str] = []  # lines of the current row
@@ -100,7 +102,7 @@ def read_rows(
 
     begin, ended = first, False
     while not ended:
-        reader = csv.reader(following(), delimiter=delimiter, strict=True)
+        reader = csv.reader(following(), delimiter=delimiter, strict=True, skipinitialspace=spaced)
         try:
             for cells in reader:
                 if cells:
@@ -146,9 +148,12 @@ def guess_delimiter(header: str) -> str:
 def split_table(lines: list[str]) -> tuple[list[str], str, Iterator[tuple[int, list[str]]]]:
     """Return the column names, the delimiter, and (line number, cells) of each row below them."""
     top = next((index for index, line in enumerate(lines) if not is_preamble(line)), 0)
-    delimiter = guess_delimiter("".join(lines[top : top + 1]))
-    header = next(read_rows(lines[top : top + 1], delimiter), (1, []))[1]
-    return [name.strip() for name in header], delimiter, read_rows(lines, delimiter, first=top + 1)
+    header = "".join(lines[top : top + 1])
+    delimiter = guess_delimiter(header)
+    spaced = f"{delimiter} " in header
+    names = next(read_rows([header], delimiter, spaced=spaced), (1, []))[1]
+    rows = read_rows(lines, delimiter, first=top + 1, spaced=spaced)
+    return [name.strip() for name in names], delimiter, rows
 
 
 def is_preamble(line: str) -> bool:

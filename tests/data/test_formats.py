@@ -471,8 +471,25 @@ def test_json_list_of_objects(tmp_path: Path) -> None:
     ]
 
 
+def test_the_only_json_of_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    dump(tmp_path / "nocaps.json", coco(1, "a"))
+    assert clean(tmp_path).format == "coco"
+    write(tmp_path / "captions.csv", "image,caption", "a.jpg,A")
+    assert clean(tmp_path).format == "csv"
+
+
+def test_a_space_may_follow_the_delimiter(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    write(tmp_path / "x.csv", "image, caption", 'a.jpg, "A dog, brown"')
+    assert clean(tmp_path).examples[0].captions == ("A dog, brown",)
+
+
 @pytest.mark.parametrize(("name", "words"), [("a.txt", "texts beside"), ("0.tar", "tar shards")])
 def test_what_cannot_be_trained_on_yet_is_said(tmp_path: Path, name: str, words: str) -> None:
     touch(tmp_path, "a.jpg", name)
-    with pytest.raises(DataError, match=f"{words}.* cannot be trained on yet: .*captions"):
+    with pytest.raises(
+        DataError, match=f"{words}.* cannot be trained on yet: .*captions"
+    ) as caught:
         load_dataset(tmp_path)
+    assert "\n" not in str(caught.value)

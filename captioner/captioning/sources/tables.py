@@ -107,9 +107,11 @@ def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
             yield number + passed, name.strip()
         return
     delimiter = guess_delimiter(header)
-    names = [name.strip() for name in next(read_rows([header], delimiter), (1, []))[1]]
+    spaced = f"{delimiter} " in header
+    first_row = next(read_rows([header], delimiter, spaced=spaced), (1, []))[1]
+    names = [name.strip() for name in first_row]
     index = names.index(_column(names, image_column))
-    for place, cells in read_rows(chain([header], lines), delimiter, first=1):
+    for place, cells in read_rows(chain([header], lines), delimiter, first=1, spaced=spaced):
         number = place + passed
         if len(cells) != len(names):
             yield number, ImageError(f"{len(cells)} cells, expected {len(names)}")

@@ -5,17 +5,23 @@ Source: X. Chen et al., "Microsoft COCO captions: data collection and evaluation
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
-from captioner.data.formats.columns import is_rows
+from captioner.data.formats.columns import is_rows, is_table
 from captioner.errors import DataError
+from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import read_json
 
-LOOKS_FOR = "a JSON file (captions_*.json in a folder or its annotations/) with images, annotations"
+LOOKS_FOR = (
+    "a JSON file (captions_*.json or a single one in a folder or its annotations/) with images, "
+    "annotations"
+)
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 def recognise(root: Path) -> bool:
@@ -54,7 +60,14 @@ def _files(root: Path) -> list[Path]:
         if not all(is_rows(file, surely=True) for file in files):
             return files
     files = annotation_files(root, "annotations/*.json")  # VizWiz: train.json, val.json
-    return [f for f in files if f.stem.lower() in SPLIT_NAMES and not is_rows(f, surely=True)]
+    if named := [f for f in files if f.stem.lower() in SPLIT_NAMES and not is_rows(f, surely=True)]:
+        return named
+    files = [] if is_table(root, _TABLES) else annotation_files(root, "*.json") or files
+    return files if len(files) == 1 and _looks_like_coco(files[0]) else []
+
+
+def _looks_like_coco(file: Path) -> bool:
+    return {b'"images"', b'"file_name"'} <= set(re.findall(b'"[a-z_]+"', read_head(file, 1 << 16)))
 
 
 def _split(collector: Collector, file: Path) -> str:

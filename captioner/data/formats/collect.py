@@ -265,6 +265,22 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def texts_of_images(folder: Path) -> dict[Path, str]:
+    """Return the text files below a folder, each with the path of its image within the folder.
+
+    If there are images, only texts with the name of an image beside them count.
+    """
+    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
+    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in SUFFIXES}
+    texts = [file for file in files if file.suffix.lower() in (".txt", ".caption")]
+    if images:
+        texts = [file for file in texts if file.with_suffix("") in images]
+    return {
+        text: images.get(text.with_suffix(""), text.with_suffix("")).relative_to(folder).as_posix()
+        for text in texts
+    }
+
+
 def picture_folders(base: Path, images: Path | Literal[False] | None) -> list[Path]:
     """Return the folders to search for images: `images`, or else the usual ones that exist.
 

@@ -15,7 +15,7 @@ from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in, spli
 from captioner.data.formats.collect import Collector, Entry, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
-from captioner.system.files import no_stream
+from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
 
 # Names of columns, as `column_key` spells them.
@@ -83,12 +83,12 @@ def is_rows(path: Path, *, surely: bool = False) -> bool:
 
     Objects that are not `surely` a map of images count, unless they look like COCO's.
     """
-    with open(path, "rb", opener=no_stream) as file:
-        start = file.read(_PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = read_head(path, _PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
     if re.match(rb"\[\s*\{", start):
         return True
     if surely:
-        return bool(headless(start.lstrip(b"{ \r\n\t").partition(b":")[0].decode(errors="replace")))
+        key = start.lstrip(b"{ \r\n\t").partition(b":")[0].strip()
+        return headless(key.decode(errors="replace")) is not None
     return start.startswith(b"{") and not re.search(b'"(images|annotations)"', start)
 
 
@@ -234,6 +234,7 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
         if name is None or name == "":
             collector.problem("caption without image", where, excerpt(texts))
             continue
+        name = str(name) if isinstance(name, int) else name  # an image id
         if not (isinstance(name, str) and isinstance(split, str) and split):
             detail = f"image {excerpt(name)}, split {excerpt(split)}: both must be text"
             collector.problem("malformed line", where, detail)
