@@ -33,7 +33,7 @@ from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import RESIZING
 from captioner.errors import ConfigError, DataError
 from captioner.system.batches import in_turn
-from captioner.system.files import sweep
+from captioner.system.files import new_folder, sweep
 from captioner.system.foreign import plain
 from captioner.system.memory import Memory
 from captioner.system.ownership import check
@@ -222,26 +222,32 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
     if output.exists() and not output.is_file():
         raise ConfigError(f"{output}: not a regular file; to write to stdout, remove --output")
     check(output, "captions")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(output):
+        check_journals(output)
+        listed_failures(output)  # an unreadable list fails now, not at the end
+        sweep(output)
+        sweep(output.with_name(ERRORS))
+        if overwrite:
+            forget(output)
+        elif not journals_of(output) and output.exists() and output.stat().st_size:
+            raise ConfigError(
+                f"{output}: already exists ({output.stat().st_size:,} bytes) and has no journal to "
+                f"resume from; choose another --output, or --overwrite to replace it"
+            )
+        yield
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Hold the lock of an output; refuse a file of the lock's name that is not captioner's."""
     lock = output.with_name(f".{output.name}.captioner.lock")
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
         raise ConfigError(f"{lock}: not a lock file of captioner; move it away")
-    lock.touch()  # in an unwritable folder FileLock would only say that the lock is taken
+    with new_folder(output.parent):
+        lock.touch()  # in an unwritable folder FileLock would only say that the lock is taken
     try:
         with FileLock(lock, blocking=False):
             try:
-                check_journals(output)
-                listed_failures(output)  # an unreadable list fails now, not at the end
-                sweep(output)
-                sweep(output.with_name(ERRORS))
-                if overwrite:
-                    forget(output)
-                elif not journals_of(output) and output.exists() and output.stat().st_size:
-                    raise ConfigError(
-                        f"{output}: already exists ({output.stat().st_size:,} bytes) and has no "
-                        f"journal to resume from; choose another --output, or --overwrite to "
-                        f"replace it"
-                    )
                 yield
             finally:
                 lock.unlink(missing_ok=True)

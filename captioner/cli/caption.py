@@ -328,7 +328,6 @@ def _items(
 ) -> Iterator[Item]:
     """List the images lazily; unless `quiet`, say at the end what was left out."""
     from captioner.captioning.sources import list_images
-    from captioner.captioning.sources.members import unread_kinds
 
     if "-" in images and sys.stdin is None:
         raise DataError("stdin is closed; pass the paths as arguments")
@@ -345,6 +344,15 @@ def _items(
         memory=memory,
         unread=unread,
     )
+    return _once(items, unread, how, quiet=quiet)
+
+
+def _once(
+    items: Iterator[Item], unread: Counter[str], how: RunOptions, *, quiet: bool
+) -> Iterator[Item]:
+    """Yield each file once, unless `how.repeats`; say at the end what was left out."""
+    from captioner.captioning.sources.members import unread_kinds
+
     seen: set[str] = set()
     repeated = 0
     respelled, first = 0, None

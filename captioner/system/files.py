@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from captioner.errors import ConfigError
 from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
 
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
@@ -86,6 +87,26 @@ def not_text(head: bytes) -> str | None:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder; if the block fails, remove the folders created here that are empty.
+
+    Raises:
+        ConfigError: if a file is in its place.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, FileExistsError | NotADirectoryError) and not folder.is_dir():
+            raise ConfigError(f"{folder}: not a folder; choose another path") from error
+        raise
+
+
+@contextmanager
 def whole_file(path: Path, kind: str) -> Iterator[Path]:
     """Write a file atomically: give a temporary path, and move it into place on success.
 
@@ -101,10 +122,9 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     if kind != "sidecar":  # sweeping a folder of a million images is slow
         sweep(path)
-    with _aside(path) as folder:
+    with new_folder(path.parent), _aside(path) as folder:
         aside = folder / path.name
         yield aside
         if not aside.exists():
@@ -181,9 +201,8 @@ def whole_folder(path: Path, kind: str) -> Iterator[Path]:
     """
     path = _resolved(path)
     check(path, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    with _aside(path) as folder:
+    with new_folder(path.parent), _aside(path) as folder:
         new = folder / "new"
         new.mkdir()
         yield new

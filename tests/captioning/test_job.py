@@ -284,6 +284,16 @@ def test_an_output_without_its_journal_is_given_up_only_when_told(model, picture
     assert not list(output.parent.glob(".*"))
 
 
+def test_a_failed_start_leaves_no_folders(model, pictures, tmp_path):
+    (tmp_path / "file").touch()
+    for name in (f"new/deep/{'x' * 250}.jsonl", f"new/{'x' * 300}/o.jsonl", "new/errors.jsonl"):
+        with pytest.raises((ConfigError, OSError)):
+            run(model, pictures, tmp_path / name)
+        assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="file: not a folder"):
+        run(model, pictures, tmp_path / "file" / "o.jsonl")
+
+
 def test_a_lock_that_holds_something_is_not_ours(model, pictures, tmp_path):
     lock = tmp_path / ".out.jsonl.captioner.lock"
     lock.write_text("mine")
