@@ -133,7 +133,9 @@ class Tools:
                 patch.setattr(f"captioner.training.run.{name}", lambda *_: None)
             patch.setattr("captioner.training.run.open_encoder", lambda *_: eyes)
             patch.setattr("captioner.training.run._Setup", self._setup)
-            patch.setattr("captioner.training.telemetry.draw_curves", lambda _, to: to.touch())
+            patch.setattr(
+                "captioner.training.telemetry.draw_curves", lambda _, to, **how: to.touch()
+            )
             patch.setattr(scenes, "PICTURES", {"train": 1})
             yield
 
