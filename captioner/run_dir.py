@@ -55,6 +55,22 @@ def find_models(models: tuple[Path, ...]) -> list[Path]:
     return [find_model(model) for model in models or (None,)]
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Return the run folder of a seed, of several runs that differ in their seed."""
+    return folder.with_name(f"{folder.name}-seed{seed}")
+
+
+def first_seed_folder(folder: Path) -> Path | None:
+    """Return the run folder of the lowest seed; None if there is no run."""
+    pattern = re.compile(re.escape(folder.name) + "-seed(0|[1-9][0-9]{0,18})")
+    seeds = [
+        int(name[1])
+        for place in (folder.parent.iterdir() if folder.parent.is_dir() else ())
+        if (name := pattern.fullmatch(place.name)) and (place / "config.yaml").is_file()
+    ]
+    return seed_folder(folder, min(seeds)) if seeds else None
+
+
 def config_of_model(
     folder: Path, data: str | None = None, overrides: tuple[str, ...] = ()
 ) -> Config:

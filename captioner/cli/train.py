@@ -15,10 +15,13 @@ from captioner.cli.options import (
     name_of_results,
     say,
     set_option,
+    show,
 )
 
 if TYPE_CHECKING:
+    from captioner.config import Config
     from captioner.training.run import Summary
+    from captioner.training.sweep import Sweep
 
 
 @click.command("train")
@@ -33,6 +36,12 @@ if TYPE_CHECKING:
 @click.option(
     "--overwrite", is_flag=True, help="Delete the run in the folder, keep other files, start over."
 )
+@click.option(
+    "--seeds",
+    type=click.IntRange(2, 1000),
+    help="Train so many runs, with seeds from training.seed up, and sum them up. The run folders "
+    "end with -seed0, -seed1, ...",
+)
 @device_option
 def command(
     config: str | None,
@@ -40,6 +49,7 @@ def command(
     output: Path | None,
     resume: bool,
     overwrite: bool,
+    seeds: int | None,
     device: str,
 ) -> None:
     """Train a captioner.
@@ -51,22 +61,48 @@ def command(
         raise click.UsageError("--resume and --overwrite exclude each other")
     folder = output or Path("runs") / name_of_results(config, overrides)
 
-    from captioner.config import load_config
+    from captioner.run_dir import first_seed_folder
 
-    # A resumed run keeps its own settings, except those of --set.
-    saved = folder / "config.yaml"
-    if resume and saved.is_file():
-        config = str(saved)
-    settings = load_config(choose_config(config, overrides), overrides)
+    existing = (first_seed_folder(folder) if seeds else folder) if resume else None
+    settings = _settings(config, overrides, existing)
 
     from captioner.training.run import Stopped, train
+    from captioner.training.sweep import train_seeds
 
     try:
-        done = train(settings, folder, resume=resume, overwrite=overwrite, device=device)
+        if seeds is None:
+            _say_done(train(settings, folder, resume=resume, overwrite=overwrite, device=device))
+        else:
+            sweep = train_seeds(
+                settings, folder, seeds, resume=resume, overwrite=overwrite, device=device, say=say
+            )
+            _show_sweep(sweep)
     except Stopped:
-        say(f"stopped; to continue: captioner train --output {folder} --resume")
+        several = f" --seeds {seeds}" if seeds else ""
+        say(f"stopped; to continue: captioner train --output {folder}{several} --resume")
         raise SystemExit(1) from None
-    _say_done(done)
+
+
+def _settings(config: str | None, overrides: tuple[str, ...], existing: Path | None) -> Config:
+    """Load the config; a resumed run keeps its own settings, except those of --set."""
+    from captioner.config import load_config
+
+    if existing and (existing / "config.yaml").is_file():
+        config = str(existing / "config.yaml")
+    return load_config(choose_config(config, overrides), overrides)
+
+
+def _show_sweep(sweep: Sweep | None) -> None:
+    if sweep is None:  # another process reports
+        return
+    for run in sweep.runs:
+        say(f"{run.folder}: {best_line(run)}")
+    say(f"wrote {sweep.file}")
+    values = ", ".join(
+        f"{name} undefined" if math.isnan(mean) else f"{name} {mean:.3f} +- {sweep.std[name]:.3f}"
+        for name, mean in sweep.mean.items()
+    )
+    show(f"dev {values} (mean and standard deviation of {len(sweep.runs)} runs)")
 
 
 def _say_done(done: Summary) -> None:

@@ -309,9 +309,11 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
     "sidecar": _is_sidecar,
     "predictions": partial(_has_rows, (*COLUMNS, "references", "scores", "n_best")),
     "scores": _is_scores,
-    "comparison": partial(
-        _has_keys, {"systems", "matched_by", "ranked_by", "improved", "worsened"}
+    "comparison": lambda path: (
+        _has_keys({"systems", "matched_by", "ranked_by", "improved", "worsened"}, path)
+        or _has_keys({"systems", "matched_by", "pairs", "correction"}, path)
     ),
+    "summary": partial(_has_keys, {"metric", "runs", "mean", "std"}),
     "report": lambda path: (
         _has_signature(b'<meta name="generator" content="captioner">', path)
         or _has_signature("· captioner</title>".encode(), path)  # of version 0.1

@@ -82,7 +82,7 @@ class World:
 def joined(
     device: torch.device, patience: timedelta = PATIENCE
 ) -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that `torchrun` started; without `torchrun`, work alone.
+    """Join the processes that `torchrun` started; without `torchrun`, work alone. May be nested.
 
     Gives the world and this process's device: one GPU per process, or the CPU. `patience` is the
     timeout for waiting on another process.
@@ -101,14 +101,17 @@ def joined(
         gpus, hint = torch.cuda.device_count(), "start one process per GPU of this machine"
         device = torch.device("cuda", torchrun_number("LOCAL_RANK", "0", most=gpus - 1, hint=hint))
         torch.cuda.set_device(device)
-    with _lost_process():
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=patience
-        )
+    is_outermost = not distributed.is_initialized()
+    if is_outermost:
+        with _lost_process():
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", timeout=patience
+            )
     try:
         yield World(distributed.get_rank(), distributed.get_world_size()), device
     finally:
-        distributed.destroy_process_group()
+        if is_outermost:
+            distributed.destroy_process_group()
 
 
 @contextmanager

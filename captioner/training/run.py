@@ -68,7 +68,7 @@ def train(
     must_be("config", config, Config)
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
-            _check_folder(folder, config, resume, overwrite)
+            check_folder(folder, config, resume, overwrite)
         dataset = open_dataset(config.data)  # fails before weights are downloaded
         encoder = open_encoder(config, own_device)
         if world.leads:
@@ -186,7 +186,7 @@ class _Setup:
         return captioner
 
 
-def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
+def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
     """Refuse a folder with files that the run would overwrite without permission."""
     model = config.training.start_from
     if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
@@ -214,7 +214,7 @@ def _check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -
 
 
 def _open_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Prepare the run folder after `_check_folder`."""
+    """Prepare the run folder after `check_folder`."""
     begin(folder, "run")
     sweep(folder / "model")
     sweep_marked(folder, "run")

@@ -173,6 +173,8 @@ def test_compare_takes_any_number_of_systems(here):
         lines[-1] == "  B, C: " + json.loads((here / "c.json").read_text())["pairs"][2]["verdict"]
     )
     assert "  A, C: A and C score the same on every image." in lines
+    again = run("compare", "a", "b", "a", "--metrics", "bleu", "--output", "c.json")
+    assert again.exit_code == 0, again.output  # captioner replaces what it wrote
     alone = run("compare", "a")
     assert alone.exit_code == 2 and "two systems or more" in alone.stderr
 
