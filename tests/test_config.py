@@ -439,7 +439,9 @@ def test_a_removed_setting_loads_if_it_is_off_and_is_an_error_if_it_is_on(settin
     assert len(str(error.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("text", ["2017", "2017-01-01", "1e3", "yes", "@photos", "a: b: c", "~x"])
+@pytest.mark.parametrize(
+    "text", ["2017", "2017-01-01", "2020-99-99", "1e3", "yes", "@photos", "a: b: c", "~x"]
+)
 @pytest.mark.parametrize("key", ["data.root", "data.images"])
 def test_a_text_on_the_command_line_stays_a_text(key: str, text: str) -> None:
     config = load_config(None, [f"{key}={text}"])
