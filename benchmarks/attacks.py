@@ -1,13 +1,17 @@
-"""What captioner makes of attacks: files changed at random, processes killed, bits flipped.
+"""Attack captioner: change files at random, kill processes, flip bits.
 
     python benchmarks/attacks.py                      # all; about 25 minutes on two cores
     python benchmarks/attacks.py --share 0.05 models journals
 
-Each attack is made many times, from one seed, on a tiny captioner with random weights. What comes
-of one is `done` (a result, held against the right one where there is a right one), or `refused`
-(one error of captioner's own, of short lines without control characters), or else it failed:
-another exception, a wrong result, a process that hangs or dies. Prints a Markdown table, and each
-failure with what repeats it. Exits with code 1 if there is one.
+The script makes each attack many times, from one seed, on a tiny captioner with random weights.
+An attack ends in one of three ways:
+
+- `done`: there is a result, and it is correct where a correct one is known.
+- `refused`: captioner raised one error of its own, with short lines and no control characters.
+- failed: another exception, a wrong result, or a process that hangs or dies.
+
+The script prints a Markdown table, and how to repeat each failure. If there is a failure, it exits
+with code 1.
 """
 
 from __future__ import annotations
@@ -55,8 +59,8 @@ from captioner.training.run import train
 import toys
 from hostile_tars import sparse_member
 
-SECONDS = 60  # that one attack may take; all of them end within a few
-MAX_LINE, MAX_LINES = 1000, 40  # characters of a line, and lines, that an error may have
+SECONDS = 60  # limit for one attack; each usually takes a few seconds
+MAX_LINE, MAX_LINES = 1000, 40  # limits for an error: characters of a line, and lines
 PROCESSES = multiprocessing.get_context("forkserver")
 ODD = (
     *(None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1e-320, 1e308, -0.0),
@@ -67,7 +71,7 @@ ODD = (
 
 @dataclass
 class Tally:
-    """What came of one kind of attack."""
+    """The outcomes of one kind of attack."""
 
     name: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -76,11 +80,11 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Attacks made."""
+        """Number of attacks."""
         return self.outcomes.total()
 
     def row(self) -> str:
-        """As a line of the table."""
+        """Return a line of the table."""
         outcomes = ", ".join(f"{number:,} {what}" for what, number in self.outcomes.most_common())
         note = f"; {self.note}" if self.note else ""
         return f"| {self.name} | {self.count:,} | {outcomes}{note} |"
@@ -89,15 +93,15 @@ class Tally:
         """Make one attack.
 
         Args:
-            what: repeats it.
-            attack: returns what came of it; None: it is done.
+            what: says how to repeat the attack.
+            attack: makes the attack and returns the outcome; None: done.
         """
         try:
             with within(SECONDS):
                 outcome = attack() or "done"
         except CaptionerError as error:
             outcome = "refused"
-            if wrong := badly_said(str(error)):
+            if wrong := fault_in(str(error)):
                 outcome = "FAILED"
                 self.failures.append(f"{what}: {type(error).__name__} is {wrong}")
         except BaseException as error:
@@ -110,8 +114,8 @@ class Tally:
         self.outcomes[outcome] += 1
 
 
-def badly_said(message: str) -> str | None:
-    """Say what is wrong with an error message, if anything."""
+def fault_in(message: str) -> str | None:
+    """Return what is wrong with an error message, or None."""
     lines = message.splitlines()
     if len(lines) > MAX_LINES or max(map(len, lines), default=0) > MAX_LINE:
         return f"{len(lines)} lines, {len(message):,} characters"
@@ -121,7 +125,7 @@ def badly_said(message: str) -> str | None:
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in a block that takes longer."""
+    """Raise `TimeoutError` if the block takes longer."""
 
     def give_up(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds} seconds")
@@ -136,7 +140,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def peak_megabytes() -> int:
-    """The most memory this process has held."""
+    """Return the peak memory of this process, in megabytes."""
     status = Path("/proc/self/status").read_text()
     return (
         int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) >> 10
@@ -144,7 +148,7 @@ def peak_megabytes() -> int:
 
 
 def damage(data: bytes, dice: random.Random) -> bytes:
-    """Change bytes as disks, transfers and editors do, and as fuzzers do."""
+    """Change bytes at random: flip, cut, insert, double, zero or reverse some."""
     kind = dice.choice(("flip", "cut", "insert", "double", "zero", "swap"))
     changed = bytearray(data)
     if not changed:
@@ -189,7 +193,7 @@ def change_json(tree: Any, dice: random.Random) -> Any:
 
 
 class Marked:
-    """Runs a program when it is unpickled."""
+    """An object that runs a program when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -199,7 +203,7 @@ class Marked:
 
 
 def models(count: int, dice: random.Random, work: Path) -> Tally:
-    """Model directories of which something was changed."""
+    """Change a model directory, then load it and caption an image."""
     tally = Tally(
         "model directory: bytes, JSON values and tensors changed, files swapped or pickled"
     )
@@ -240,7 +244,7 @@ def models(count: int, dice: random.Random, work: Path) -> Tally:
         def load() -> None:
             text = Captioner.load(folder, "cpu").caption(picture)
             if not isinstance(text, str) or not all(c.isprintable() for c in text):
-                raise ValueError(f"captioned as {text!r:.100}")
+                raise ValueError(f"the caption is not printable: {text!r:.100}")
 
         return load
 
@@ -256,7 +260,7 @@ def models(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def change_tensors(path: Path, data: bytes, dice: random.Random) -> bytes:
-    """Change one tensor of a file: its values, type, shape or name."""
+    """Change the values, type, shape or name of one tensor in a file."""
     path.write_bytes(data)
     tensors = load_file(path)
     name = dice.choice(list(tensors))
@@ -289,12 +293,12 @@ def change_tensors(path: Path, data: bytes, dice: random.Random) -> bytes:
 
 
 def data(count: int, dice: random.Random, work: Path) -> Tally:
-    """Data sets whose annotations or pictures were changed."""
+    """Change annotations or images of a data set, then prepare it for training."""
     from captioner.config import Config
     from captioner.data.prepare import open_encoder, prepare
 
     tally = Tally(
-        "data set: annotations and pictures changed (Flickr, Karpathy, COCO, CSV, TSV, JSONL)"
+        "data set: annotations and images changed (Flickr, Karpathy, COCO, CSV, TSV, JSONL)"
     )
     config = toys.config(work / "weights_of")
     encoder = open_encoder(config, torch.device("cpu"))
@@ -335,7 +339,7 @@ def data(count: int, dice: random.Random, work: Path) -> Tally:
             finally:
                 for line in said:
                     if any(not c.isprintable() and c != "\n" for c in line):
-                        raise ValueError(f"said {line!r:.200}")
+                        raise ValueError(f"a message is not printable: {line!r:.200}")
 
         return read
 
@@ -347,11 +351,7 @@ def data(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def write_layouts(folder: Path) -> dict[str, str]:
-    """Write one data set in every layout.
-
-    Returns:
-        For each layout its annotation file.
-    """
+    """Write one data set in every layout; return the annotation file of each layout."""
     splits = {"train": range(3), "val": [5], "test": [6]}
     rows = [
         (
@@ -417,31 +417,31 @@ def write_layouts(folder: Path) -> dict[str, str]:
 
 
 def archives(count: int, dice: random.Random, work: Path) -> Tally:
-    """Archives that were changed, and bombs."""
+    """Change an archive, or take a bomb, and caption its images."""
     tally = Tally("archive: tar (plain, gzip, bzip2, xz, sparse) and ZIP, changed; and bombs")
     toys.captioner().save(work / "model")
     captioner = Captioner.load(work / "model", "cpu")
-    honest = honest_archives()
+    sound = sound_archives()
     bombs = dict(bombs_of(work))
 
     def attack(number: int) -> Callable[[], str | None]:
         if number < len(bombs):
             path = list(bombs.values())[number]
         else:
-            ending = dice.choice(list(honest))
+            ending = dice.choice(list(sound))
             path = work / f"archive{number}.{ending}"
-            path.write_bytes(damage(honest[ending], dice))
+            path.write_bytes(damage(sound[ending], dice))
 
         def read() -> str | None:
             small = CaptioningOptions(batch_size=8)
             records = list(caption_files(captioner, list_images([str(path)]), how=small))
             if not records:
-                raise ValueError("nothing came of it")
+                raise ValueError("there is no record")
             for record in records:
                 if bool(record.captions) == bool(record.error):
-                    raise ValueError(f"neither captioned nor failed: {record!r:.200}")
-                if record.error and (wrong := badly_said(record.error)):
-                    raise ValueError(f"error of {wrong}")
+                    raise ValueError(f"needs either captions or an error: {record!r:.200}")
+                if record.error and (wrong := fault_in(record.error)):
+                    raise ValueError(f"the error is {wrong}")
             return "with failures" if any(record.error for record in records) else None
 
         return read
@@ -455,8 +455,8 @@ def archives(count: int, dice: random.Random, work: Path) -> Tally:
     return tally
 
 
-def honest_archives() -> dict[str, bytes]:
-    """Archives of six pictures, by their endings."""
+def sound_archives() -> dict[str, bytes]:
+    """Return archives of six images, by file extension."""
     pictures = {f"{n}/{c}.png": toys_png(c, n) for n, c in enumerate(toys.COLOURS)}
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -482,13 +482,13 @@ def honest_archives() -> dict[str, bytes]:
 
 
 def toys_png(colour: str, shade: int) -> bytes:
-    """A picture of a colour, as PNG."""
+    """Return an image of one colour as PNG."""
     with tempfile.TemporaryDirectory() as folder:
         return toys.draw(Path(folder, "a.png"), colour, shade).read_bytes()
 
 
 def bombs_of(work: Path) -> Iterator[tuple[str, Path]]:
-    """Write small archives that hold, or claim, very much."""
+    """Write small archives that expand, or claim to expand, to much data."""
     sparse = b"".join(sparse_member(f"{number}.jpg", 500 * 2**20) for number in range(6))
     (work / "sparse.tar").write_bytes(sparse + bytes(1024))
     yield "sparse tar, 6 x 500 MB", work / "sparse.tar"
@@ -506,15 +506,15 @@ def bombs_of(work: Path) -> Iterator[tuple[str, Path]]:
                 with packed.open(f"{number}.png", "w") as member:
                     shutil.copyfileobj(Zeros(300 * 2**20), member, 2**20)
         yield f"ZIP ({name}), 3 x 300 MB of zeros", work / f"{name}.zip"
-    # The central directory claims what the members do not hold.
-    with zipfile.ZipFile(work / "lies.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+    # The central directory claims a size that the member does not have.
+    with zipfile.ZipFile(work / "claims.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.png", toys_png("red", 1))
-    lies = bytearray((work / "lies.zip").read_bytes())
-    at = lies.rindex(b"PK\1\2")
-    lies[at + 24 : at + 28] = struct.pack("<I", 400 * 2**20)
-    (work / "lies.zip").write_bytes(lies)
-    yield "ZIP that claims 400 MB", work / "lies.zip"
-    # Many entries of the central directory that are the same bytes.
+    claims = bytearray((work / "claims.zip").read_bytes())
+    at = claims.rindex(b"PK\1\2")
+    claims[at + 24 : at + 28] = struct.pack("<I", 400 * 2**20)
+    (work / "claims.zip").write_bytes(claims)
+    yield "ZIP that claims 400 MB", work / "claims.zip"
+    # Many entries of the central directory point at the same bytes.
     with zipfile.ZipFile(work / "overlap.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("a.png", bytes(2**24))
     whole = (work / "overlap.zip").read_bytes()
@@ -524,7 +524,7 @@ def bombs_of(work: Path) -> Iterator[tuple[str, Path]]:
     tail[8:12] = struct.pack("<HH", 200, 200)
     tail[12:16] = struct.pack("<I", 200 * len(entry))
     (work / "overlap.zip").write_bytes(whole[:at] + entry * 200 + bytes(tail))
-    yield "ZIP of 200 entries that are one", work / "overlap.zip"
+    yield "ZIP of 200 entries with the same bytes", work / "overlap.zip"
 
 
 class Zeros(io.RawIOBase):
@@ -534,7 +534,7 @@ class Zeros(io.RawIOBase):
         self.left = size
 
     def read(self, size: int = -1) -> bytes:
-        """Return some of them."""
+        """Return at most `size` bytes; -1: all."""
         size = self.left if size < 0 else min(size, self.left)
         self.left -= size
         return bytes(size)
@@ -551,31 +551,31 @@ def job(model: Path, pictures: Path, output: Path) -> None:
 
 
 def run_train(config: Any, folder: Path) -> None:
-    """Train, or go on."""
+    """Train, or resume a run."""
     torch.set_num_threads(1)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     train(config, folder, resume=True, device="cpu")
 
 
 def start_process(work: Callable[..., None], *arguments: Any) -> Any:
-    """Start a function in a process that has everything imported."""
+    """Start a function in a process that has imported all modules already."""
     process = PROCESSES.Process(target=work, args=arguments)
     process.start()
     return process
 
 
-def length_of(work: Callable[..., None], *arguments: Any) -> float:
-    """Return how many seconds a function takes in a process of its own."""
+def seconds_of(work: Callable[..., None], *arguments: Any) -> float:
+    """Run a function in its own process; return the seconds it took."""
     began = time.monotonic()
     process = start_process(work, *arguments)
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"it ends with {process.exitcode}")
+        raise RuntimeError(f"the process exited with {process.exitcode}")
     return time.monotonic() - began
 
 
 def draw_pictures(folder: Path, count: int) -> Path:
-    """Draw pictures, one of them broken."""
+    """Draw images; number 7 is no image."""
     for number in range(count):
         toys.draw(folder / f"{number:03}.png", list(toys.COLOURS)[number % 6], number)
     (folder / "007.png").write_bytes(b"no picture")
@@ -583,13 +583,13 @@ def draw_pictures(folder: Path, count: int) -> Path:
 
 
 def jobs(count: int, dice: random.Random, work: Path) -> Tally:
-    """Jobs that are killed again and again, and then end."""
+    """Kill a captioning job several times, then let it finish."""
     tally = Tally("captioning job: SIGKILL at a random moment, then the same command")
     toys.captioner().save(work / "model")
     pictures = draw_pictures(work / "pictures", 60)
     job_of = (job, work / "model", pictures)
-    length_of(*job_of, work / "warm.jsonl")
-    length = length_of(*job_of, work / "whole.jsonl")
+    seconds_of(*job_of, work / "warm.jsonl")
+    length = seconds_of(*job_of, work / "whole.jsonl")
     right = (work / "whole.jsonl").read_bytes()
     for number in range(count):
         output = work / f"killed{number % 8}" / "out.jsonl"
@@ -597,14 +597,14 @@ def jobs(count: int, dice: random.Random, work: Path) -> Tally:
         process.join(dice.uniform(0.1, 1) * length)
         process.kill()
         process.join()
-        if number < count - 8:  # each output is killed some times before it may end
+        if number < count - 8:  # each of the eight outputs finishes only in the last round
             tally.outcomes["done"] += 1
             continue
 
         def end(output: Path = output) -> None:
-            length_of(*job_of, output)
+            seconds_of(*job_of, output)
             if output.read_bytes() != right:
-                raise ValueError("other bytes")
+                raise ValueError("the result differs")
             left = {path.name for path in output.parent.iterdir()}
             left -= {path.name for path in journals_of(output)} | {"out.jsonl", "errors.jsonl"}
             if left := {n for n in left if not n.startswith("out.jsonl.journal")}:
@@ -616,11 +616,11 @@ def jobs(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def trainings(count: int, dice: random.Random, work: Path) -> Tally:
-    """A training that is killed again and again, and then ends."""
+    """Kill a training several times, then let it finish."""
     tally = Tally("training: SIGKILL at a random moment, then --resume")
     config = toys.config(work, save_every=4)
-    length_of(run_train, config, work / "warm")
-    length = length_of(run_train, config, work / "whole")
+    seconds_of(run_train, config, work / "warm")
+    length = seconds_of(run_train, config, work / "whole")
     files = {path.name: path.read_bytes() for path in (work / "whole" / "model").iterdir()}
     for number in range(count):
         process = start_process(run_train, config, work / "killed")
@@ -631,10 +631,10 @@ def trainings(count: int, dice: random.Random, work: Path) -> Tally:
             tally.outcomes["done"] += 1
 
     def end() -> None:
-        length_of(run_train, config, work / "killed")
+        seconds_of(run_train, config, work / "killed")
         model = work / "killed" / "model"
         if {path.name: path.read_bytes() for path in model.iterdir()} != files:
-            raise ValueError("other bytes")
+            raise ValueError("the result differs")
         if left := {p.name for p in (work / "killed").rglob("*")} ^ {
             p.name for p in (work / "whole").rglob("*")
         }:
@@ -648,13 +648,13 @@ def trainings(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def journals(count: int, dice: random.Random, work: Path) -> Tally:
-    """Journals of which one bit was flipped, before the job goes on."""
+    """Flip one bit of a journal, then continue the job."""
     tally = Tally("journal: one bit flipped, then the same command")
     toys.captioner().save(work / "model")
     pictures = draw_pictures(work / "pictures", 60)
     job(work / "model", pictures, work / "whole" / "out.jsonl")
     right = (work / "whole" / "out.jsonl").read_bytes()
-    # Half of the flips meet a job that was killed, and has a write-ahead log.
+    # Half of the flips hit the journal of a killed job, which has a write-ahead log.
     process = start_process(job, work / "model", pictures, work / "killed" / "out.jsonl")
     while process.is_alive() and not any(p.stat().st_size > 2**15 for p in journals_and_logs(work)):
         time.sleep(0.005)
@@ -673,9 +673,9 @@ def journals(count: int, dice: random.Random, work: Path) -> Tally:
 
         def go_on(output: Path = folder / "out.jsonl") -> None:
             job(work / "model", pictures, output)
-            # A flip can hide one image of a batch, which is then captioned without the others.
+            # The flip may hide one image of a batch, which is then captioned alone.
             if captions_in(output.read_bytes()) != captions_in(right):
-                raise ValueError("other captions")
+                raise ValueError("the captions differ")
 
         tally.add(f"bit {bit} of {path.name} ({'half' if number % 2 else 'whole'})", go_on)
         shutil.rmtree(folder)
@@ -684,13 +684,13 @@ def journals(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def captions_in(output: bytes) -> list[dict[str, Any]]:
-    """Return what an output says, with scores but for their last digits."""
+    """Return the rows of an output, with scores of four decimals."""
     rows = [json.loads(line) for line in output.splitlines()]
     return [row | {"score": row["score"] and round(row["score"], 4)} for row in rows]
 
 
 def journals_and_logs(work: Path) -> list[Path]:
-    """Return the files of a job that is under way."""
+    """Return the journal files of the job that will be killed."""
     folder = work / "killed"
     return [p for p in folder.iterdir() if ".journal" in p.name] if folder.is_dir() else []
 
@@ -730,7 +730,7 @@ CONTENTS = (
 
 
 def grow(folder: Path, dice: random.Random, real: list[Path], depth: int = 0) -> None:
-    """Make files, folders and links with names of captioner's own and others."""
+    """Make files, folders and links, with names that captioner uses and others."""
     for name in dice.sample(NAMES, dice.randrange(2, 9)):
         path = folder / name
         kind = dice.random()
@@ -747,7 +747,7 @@ def grow(folder: Path, dice: random.Random, real: list[Path], depth: int = 0) ->
 
 
 def picture_of(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Return what lies in a folder: of each path its mode, and its content or where it leads."""
+    """Return the mode and the content, or the target of a link, of each path in a folder."""
     found: dict[str, tuple[Any, ...]] = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -759,12 +759,12 @@ def picture_of(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def trees(count: int, dice: random.Random, work: Path) -> Tally:
-    """Folders of somebody's, which every command is told to write to."""
+    """Let each command write into a folder with files of others; no file may change."""
     from click.testing import CliRunner
 
     from captioner.cli import main as command
 
-    tally = Tally("writing command, told to write among somebody's files and folders")
+    tally = Tally("command that writes, into a folder with files of others")
     config = toys.config(work / "weights_of", epochs=1)
     (work / "toy.yaml").write_text(config.to_yaml())
     run = CliRunner()
@@ -775,7 +775,7 @@ def trees(count: int, dice: random.Random, work: Path) -> Tally:
     made = run.invoke(command, ["evaluate", "--model", "own", "--output", "scored"])
     if made.exit_code:
         raise RuntimeError(made.output)
-    # A user may well have copied real files of ours into a folder of his own.
+    # A user may have copied files that captioner wrote into another folder.
     real = [path for path in (work / "own").rglob("*") if path.is_file()]
     job_of = ["caption", str(pictures), "--model", "own", "--device", "cpu"]
     commands: list[list[str]] = [
@@ -840,7 +840,7 @@ def trees(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def settings(count: int, dice: random.Random, work: Path) -> Tally:
-    """Every setting at its bounds, just outside, and far outside: from YAML, API and model."""
+    """Give every setting values at its bounds, outside, far outside, and of other types."""
     from captioner.config import Config, load_config
 
     tally = Tally("setting of the config: at, just outside and far outside its bounds")
@@ -873,7 +873,7 @@ def settings(count: int, dice: random.Random, work: Path) -> Tally:
 
 
 def captioner_picture(path: Path) -> Any:
-    """Return a picture as Pillow has it."""
+    """Return an image as a Pillow image."""
     from PIL import Image
 
     return Image.open(path).convert("RGB")
@@ -892,7 +892,7 @@ ATTACKS: dict[str, tuple[int, Callable[[int, random.Random, Path], Tally]]] = {
 
 
 def one_kind(name: str, count: int, seed: int, pipe: Any) -> None:
-    """Make one kind of attack in a process of its own, so that its peak memory is its own."""
+    """Make one kind of attack in its own process, to measure its peak memory."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
         os.environ["CAPTIONER_CACHE"] = str(Path(folder, "cache"))
@@ -908,10 +908,12 @@ def main() -> int:
     """Make the attacks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", choices=[*ATTACKS, []], help="default: all")
-    parser.add_argument("--share", type=float, default=1.0, help="of the attacks; default 1")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="fraction of the attacks; default 1"
+    )
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    print(describe_machine(), "\n\n| attack | count | what came of it |\n|---|---|---|", sep="")
+    print(describe_machine(), "\n\n| attack | count | outcome |\n|---|---|---|", sep="")
     failures: list[str] = []
     for name in asked.kinds or ATTACKS:
         receive, send = multiprocessing.Pipe(duplex=False)
@@ -927,7 +929,7 @@ def main() -> int:
             failures += [f"{name}: {failure}" for failure in tally.failures]
         except EOFError:
             process.join()
-            failures.append(f"{name}: its process ended with {process.exitcode}")
+            failures.append(f"{name}: its process exited with {process.exitcode}")
         process.join()
     print("", *failures, sep="\n")
     return int(bool(failures))

@@ -85,9 +85,17 @@ def load_dataset(
 
 
 def recognised(root: Path, format: str = "auto") -> Format | None:
-    """Return the first format that recognises a file or folder, or None."""
+    """Return the first format that recognises a file or folder, or None.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
     chosen = FORMATS.values() if format == "auto" else [FORMATS[format]]
-    return next((known for known in chosen if known.recognise(root)), None)
+    try:
+        return next((known for known in chosen if known.recognise(root)), None)
+    except OSError as error:
+        place = error.filename or root
+        raise DataError(f"{place}: cannot be read: {error.strerror}") from error
 
 
 def _choose(root: Path, format: str) -> Format:
