@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import ConfigError
 from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
 
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
@@ -91,7 +90,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     """Create a folder; if the block fails, remove the folders created here that are empty.
 
     Raises:
-        ConfigError: if a file is in its place.
+        NotADirectoryError: if a file is in its place.
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -102,7 +101,8 @@ def new_folder(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.rmdir()
         if isinstance(error, FileExistsError | NotADirectoryError) and not folder.is_dir():
-            raise ConfigError(f"{folder}: not a folder; choose another path") from error
+            reason = "not a folder; choose another path"
+            raise NotADirectoryError(errno.ENOTDIR, reason, str(folder)) from error
         raise
 
 

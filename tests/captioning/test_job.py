@@ -290,7 +290,7 @@ def test_a_failed_start_leaves_no_folders(model, pictures, tmp_path):
         with pytest.raises((ConfigError, OSError)):
             run(model, pictures, tmp_path / name)
         assert not (tmp_path / "new").exists()
-    with pytest.raises(ConfigError, match="file: not a folder"):
+    with pytest.raises(NotADirectoryError, match="not a folder; choose another path"):
         run(model, pictures, tmp_path / "file" / "o.jsonl")
 
 
