@@ -170,7 +170,8 @@ def _caption_batches(
         for image, captions in batch:
             is_done = captions is None and image.is_known and skip
             record = None if is_done else image.record.complete(captions)
-            done.append(Done(image.record.file_name, image.record.digest, record))
+            known = image.record
+            done.append(Done(known.file_name, known.digest, record, known.given_id))
         yield [image.position for image, _ in batch], done
 
 

@@ -16,7 +16,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS records (
     name BLOB, digest BLOB, row TEXT, failed INTEGER, checksum BLOB, PRIMARY KEY (name, digest)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS listing (
-    position INTEGER PRIMARY KEY, name BLOB, digest BLOB, checksum BLOB
+    position INTEGER PRIMARY KEY, name BLOB, digest BLOB, given_id TEXT, checksum BLOB
 );
 """
 
@@ -69,6 +69,7 @@ class Done:
     name: str
     digest: bytes  # of its content; empty if it could not be read
     record: Record | None  # None: the journal holds it already
+    given_id: str = ""  # see `Record`
 
 
 def journals_of(output: Path) -> list[Path]:
@@ -120,8 +121,7 @@ class Journal:
                 _check_identity(path, db, identity)
                 # Each run lists the images again; an earlier run may have had more processes.
                 if rank == 0 or path == self.own:
-                    with db:
-                        db.execute("DELETE FROM listing")
+                    db.executescript(f"DROP TABLE IF EXISTS listing; {SCHEMA}")
         self.places = {path: _place(path) for path in self.journals}
 
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
@@ -142,14 +142,14 @@ class Journal:
             if done.record
         ]
         listing = [
-            _sealed(self.listing_key, position, *key)
-            for position, key in zip(positions, keys, strict=True)
+            _sealed(self.listing_key, position, *key, done.given_id)
+            for position, key, done in zip(positions, keys, batch, strict=True)
         ]
         with _usable(self.own):
             try:
                 with self.journals[self.own] as db:
                     db.executemany(ADD, rows)
-                    db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", listing)
+                    db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?, ?)", listing)
             finally:
                 self.check_place()
 
@@ -172,12 +172,12 @@ class Journal:
         """
         with ExitStack() as stack:
             databases = self._all(stack)
-            query = "SELECT position, name, digest, checksum FROM listing ORDER BY position"
+            query = "SELECT * FROM listing ORDER BY position"
             listing = heapq.merge(
                 *(_rows(path, db, self.listing_key, query) for path, db in databases.items())
             )
             merged = 0
-            for position, name, digest in listing:
+            for position, name, digest, given_id in listing:
                 rows = (
                     row
                     for path, db in databases.items()
@@ -190,7 +190,7 @@ class Journal:
                 if position != merged or row is None:
                     break
                 merged += 1
-                yield Record.from_json(os.fsdecode(name), row)
+                yield replace(Record.from_json(os.fsdecode(name), row), given_id=given_id)
             else:
                 if merged == listed:
                     return

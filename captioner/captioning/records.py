@@ -71,6 +71,7 @@ class Record:
         kind: error code for programs, if the image failed.
         blank: the CNN sees one colour only, so the captions say nothing about the image.
         digest: 16 bytes that identify the content of the file, if asked for.
+        given_id: id of the image in a table; empty if there is none.
     """
 
     file_name: str
@@ -79,11 +80,12 @@ class Record:
     kind: ImageErrorKind | None = None
     blank: bool = False
     digest: bytes = field(default=b"", compare=False)
+    given_id: str = ""
 
     @property
     def image_id(self) -> str:
-        """The file name without folder and extension."""
-        return Path(self.file_name).stem
+        """The id in the table; without a table, the file name without folder and extension."""
+        return self.given_id or Path(self.file_name).stem
 
     @property
     def caption(self) -> str:
@@ -125,6 +127,7 @@ class Totals:
     errors: Path | None = None  # file that lists the failures
     blank: int = 0  # images in which the CNN sees one colour only
     new_failed: int = 0  # failures that the file did not list before this run
+    renamed: int = 0  # see `Writer`
 
     @property
     def captioned(self) -> int:
@@ -166,7 +169,7 @@ class ItemReader:
         claim: Callable[[int], None],
         is_wanted: Callable[[bytes], bool] | None,
     ) -> tuple[Record, Tensor | None]:
-        record = Record(item.name)
+        record = Record(item.name, given_id=item.image_id)
         try:
             content = _content(item, claim)
             if is_wanted:

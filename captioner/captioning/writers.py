@@ -20,7 +20,7 @@ from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_n
 from captioner.system.files import MOVED, whole_file
 from captioner.system.version import __version__
 
-COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d+)", re.ASCII)
+COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,18})", re.ASCII)
 ROW_GROUP = 2**16  # rows per row group of a Parquet file
 LOOK_EVERY = 2**16  # records between checks that the output was not moved away
 
@@ -40,6 +40,7 @@ class Writer(ABC):
         self.file, self.n_best = file, n_best
         self.extension, self.overwrite = extension, overwrite
         self.taken: set[int | str] = set()  # ids that an image has
+        self.renamed = 0  # images with their path as id, because another has their id
 
     def write(self, record: Record) -> Record:
         """Write a record; return it, or a failure if its caption would replace another one.
@@ -109,7 +110,8 @@ class CocoWriter(Writer):
             return None
         number = COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
-        if image_id in self.taken:
+        if image_id in self.taken and not record.given_id:
+            self.renamed += 1
             image_id = utf8_name(record.file_name)  # of images of several folders with one name
         if image_id in self.taken:
             return f"another image has the same COCO id, {image_id}; {ADVICE}"
@@ -215,4 +217,4 @@ def write_output(
             if images % LOOK_EVERY == 0 and not aside.exists():
                 raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
     errors = output.with_name(ERRORS) if failed else None
-    return Totals(images, failed, images, errors, blank, new)
+    return Totals(images, failed, images, errors, blank, new, writer.renamed)

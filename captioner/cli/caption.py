@@ -149,7 +149,7 @@ def command(
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
     Archives are ZIP and tar files; pipe:COMMAND reads the tar stream that a command writes. Tables
-    are CSV, TSV and JSON Lines files with a column of paths.
+    are CSV, TSV, JSON Lines and JSON files with a column of paths.
 
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported, the
     rest are captioned, and the exit code is 1. With --output, the same command given again
@@ -174,6 +174,8 @@ def command(
         not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or output
     ):
         _say_totals(totals, time.perf_counter() - started, output)
+    if totals and totals.renamed:
+        say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
     if totals and totals.failed and not _is_known(totals, how):
         raise SystemExit(1)
 
@@ -243,7 +245,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
                 break
     if isinstance(writer, SidecarWriter):
         _say_texts(writer.texts)
-    return Totals(count, failed, count, blank=blank)
+    return Totals(count, failed, count, blank=blank, renamed=writer.renamed)
 
 
 def _until_image(items: Iterator[Item]) -> tuple[Iterator[Item], bool]:

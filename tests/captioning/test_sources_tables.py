@@ -111,6 +111,52 @@ def test_a_table_that_cannot_be_used_is_one_failure(
     assert good == "here.jpg"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "ids"),
+    [
+        ("t/list.csv", "id,image\n7,a.jpg\nx9,b.jpg\n", ["7", "x9"]),
+        ("t/list.csv", "Image ID,image\n7.0,a.jpg\n,b.jpg\n", ["7", ""]),
+        ("t/list.csv", "id,image,caption\n7,a.jpg,one\n8,b.jpg,two\n", ["", ""]),
+        ("t/list.jsonl", '{"image_id": 7, "file": "a.jpg"}\n{"file": "b.jpg"}\n', ["7", ""]),
+        ("t/list.json", '{"image_id": 7, "file": "a.jpg"}\n{"file": "b.jpg"}\n', ["7", ""]),
+        ("t/list.json", '[{"id": 0, "image": "a.jpg"}, {"id": true, "image": "b.jpg"}]', ["0", ""]),
+        (
+            "t/info.json",
+            '{"images": [{"id": 0, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}',
+            ["0", "1"],
+        ),
+        (
+            "annotations/info.json",
+            '{"images": [{"id": 3, "file_name": "a.jpg"}, {"id": "q", "file_name": "b.jpg"}]}',
+            ["3", "q"],
+        ),
+        (
+            "karpathy.json",
+            '{"images": [{"filepath": "t", "filename": "a.jpg", "imgid": 0, "cocoid": 9},'
+            '{"filepath": "t", "filename": "b.jpg", "imgid": 1, "cocoid": 8}]}',
+            ["9", "8"],
+        ),
+    ],
+)
+def test_a_table_may_give_image_ids(name: str, text: str, ids: list[str]) -> None:
+    write("t/b.jpg", b"x")
+    write(name, text)
+    items = list(list_images(name))
+    assert [(Path(item.name).name, item.image_id) for item in items] == [
+        ("a.jpg", ids[0]),
+        ("b.jpg", ids[1]),
+    ]
+    assert all(isinstance(item.source, Path) for item in items)
+
+
+def test_json_without_images_is_one_failure() -> None:
+    for text in ("{}", '{"images": []}', "[]", '{"annotations": [1]}', "3"):
+        write("list.json", text)
+        assert listed("list.json") == [
+            "list.json! not a table: expected a list of objects, or one in images, as in COCO"
+        ]
+
+
 def test_bad_rows_cost_themselves() -> None:
     write("list.csv", "image,id\nhere.jpg,1\n,2\nhere.jpg\nnone.jpg,4\nt,5\nboth.jpg,6\n")
     assert listed("list.csv") == [

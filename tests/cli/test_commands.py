@@ -142,6 +142,32 @@ def test_blank_pictures_are_noted_flagged_and_counted(home, tmp_path):
     assert [row["status"] for row in rows] == ["blank", "blank", "ok"]
 
 
+def test_coco_results_have_the_ids_of_the_table(home, tmp_path):
+    for name in ("a1b.png", "a/7.png", "b/7.png"):
+        toys.draw(tmp_path / name, "red")
+    rows = [{"id": 10, "file_name": "a1b.png"}, {"id": 7, "file_name": "b/7.png"}]
+    (tmp_path / "info.json").write_text(json.dumps({"images": rows}))
+    results = tmp_path / "results.json"
+    for ids in ([10, 7], [10, 7], [10, 8]):  # a new run, a later run, a run with another id
+        rows[1]["id"] = ids[1]
+        (tmp_path / "info.json").write_text(json.dumps({"images": rows}))
+        result = run("caption", str(tmp_path / "info.json"), "--output", str(results))
+        assert result.exit_code == 0
+        assert [row["image_id"] for row in json.loads(results.read_text())] == ids
+    lines = run("caption", str(tmp_path / "info.json"), "--format", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["image_id"] for line in lines] == ["10", "8"]
+    (tmp_path / "info.json").unlink()
+    (tmp_path / "ids.csv").write_text("image_id,file\n3,a/7.png\n3,b/7.png\n")
+    result = run("caption", str(tmp_path / "ids.csv"), "--format", "coco")
+    assert result.exit_code == 1
+    assert "another image has the same COCO id, 3" in result.stderr
+    result = run("caption", str(tmp_path), "--recursive", "--format", "coco")
+    assert [row["image_id"] for row in json.loads(result.stdout)] == [
+        *("a1b", 7, str(tmp_path / "b" / "7.png"))
+    ]
+    assert "1 image(s) have their path as COCO id" in result.stderr
+
+
 def test_a_dry_run_counts_and_loads_no_model(home, tmp_path):
     for name in ("a/1.png", "a/2.PNG", "b/3.png"):
         toys.draw(tmp_path / name, "red")

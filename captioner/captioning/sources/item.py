@@ -58,6 +58,7 @@ class Item:
     name: str  # the path that the user or a table gave, or `archive/member`
     source: Path | bytes | Remote | ImageError  # the error if there is no image
     written: str = ""  # the name in a table, if the file has another spelling
+    image_id: str = ""  # in a table
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:

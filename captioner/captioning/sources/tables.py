@@ -1,30 +1,34 @@
-"""CSV, TSV and JSON Lines tables with a column of paths -> images, row by row."""
+"""CSV, TSV, JSON Lines and JSON tables with a column of paths -> images, row by row."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
 from captioner.data.formats.collect import Pictures
-from captioner.data.formats.columns import IMAGE_COLUMNS, find_column, headless
+from captioner.data.formats.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, headless
+from captioner.data.formats.jsonl import json_rows
 from captioner.errors import DataError, ImageError
 from captioner.system.escapes import own_cells, own_fields, unescape
-from captioner.system.files import no_stream, not_text, read_head
+from captioner.system.files import no_stream, not_text, read_head, read_json
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import guess_delimiter, is_preamble, read_rows
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*DELIMITED, *JSON_LINES)
+SUFFIXES = (*DELIMITED, *JSON_LINES, ".json")
+IMAGE_IDS = ("cocoid", "imageid", "imgid")  # as `column_key` spells them
 MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 
-Row = tuple[int, object | ImageError]  # line number from 1; the path or the error
+# Line number from 1; the path or the error; the image id, if any.
+Row = tuple[int, object | ImageError, object]
 
 
 def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
@@ -35,13 +39,19 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
     folder, or with `/` for `\`, if only one file fits.
     """
     table = Path(name)
-    pictures = Pictures([table.parent, Path()])
-    rows = _delimited if table.suffix.lower() in DELIMITED else _json_lines
+    folders = [table.parent, Path()]
+    if table.parent.name == "annotations":  # as in COCO, with images in the folders beside it
+        with suppress(OSError):
+            folders += sorted(path for path in table.parent.parent.iterdir() if path.is_dir())
+    pictures = Pictures(folders)
+    suffix = table.suffix.lower()
+    rows = _delimited if suffix in DELIMITED else _json_lines if suffix in JSON_LINES else _json
     has_rows = False
     try:
-        for number, value in rows(table, image_column):
+        for number, value, image_id in rows(table, image_column):
             has_rows = True
-            yield _item(table, f"{name}:{number}", value, pictures)
+            item = _item(table, f"{name}:{number}", value, pictures)
+            yield replace(item, image_id=_text(image_id))
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except ImageError as error:
@@ -49,6 +59,13 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
     else:
         if not has_rows:
             yield failure(name, "no rows in this table", "missing")
+
+
+def _text(image_id: object) -> str:
+    """Return an image id as text; pandas writes whole numbers as `12.0`."""
+    if not isinstance(image_id, str | int | float) or isinstance(image_id, bool):
+        return ""
+    return re.sub(r"\A(\d+)\.0\Z", r"\1", str(image_id).strip())
 
 
 def _item(table: Path, where: str, value: object | ImageError, pictures: Pictures) -> Item:
@@ -104,37 +121,77 @@ def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
     if image_column is None and (first := headless(header)) is not None:
         for number, cells in read_rows(chain([header], lines), first or ","):
             name = cells[0] if first != "\t" else unescape(re.sub(r"#\d+\Z", "", cells[0]))
-            yield number + passed, name.strip()
+            yield number + passed, name.strip(), None
         return
     delimiter = guess_delimiter(header)
     spaced = f"{delimiter} " in header
     first_row = next(read_rows([header], delimiter, spaced=spaced), (1, []))[1]
     names = [name.strip() for name in first_row]
-    index = names.index(_column(names, image_column))
+    column = _column(names, image_column)
+    index, id_column = names.index(column), _id_column(names, column)
     for place, cells in read_rows(chain([header], lines), delimiter, first=1, spaced=spaced):
         number = place + passed
         if len(cells) != len(names):
-            yield number, ImageError(f"{len(cells)} cells, expected {len(names)}")
+            yield number, ImageError(f"{len(cells)} cells, expected {len(names)}"), None
         else:
             own = own_cells(names, cells)
-            yield number, own[index] if own else cells[index].strip()
+            row = dict(zip(names, own or cells, strict=True))
+            value = own[index] if own else cells[index].strip()
+            yield number, value, row[id_column] if id_column else None
+
+
+def _json(table: Path, image_column: str | None) -> Iterator[Row]:
+    try:
+        document = read_json(table)
+    except ValueError:  # perhaps JSON Lines; else their lines say what is wrong
+        yield from _json_lines(table, image_column)
+        return
+    match document:
+        case {"images": [*rows]}:  # of COCO, nocaps or Karpathy
+            pass
+        case _:
+            rows = [row for _, row in json_rows(document) or ()]
+    if not rows:
+        raise ImageError("not a table: expected a list of objects, or one in images, as in COCO")
+    yield from _objects(enumerate(rows, 1), image_column)
 
 
 def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
-    column = None
+    yield from _objects(_parsed(table), image_column)
+
+
+def _parsed(table: Path) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(_lines(table), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
             yield number, ImageError(f"not JSON: {plain(error)}")
-            continue
+
+
+def _objects(rows: Iterable[tuple[int, object]], image_column: str | None) -> Iterator[Row]:
+    """Read the path and the image id of each object; the first one's keys are the columns."""
+    column, id_column = None, None
+    for number, row in rows:
         if isinstance(row, dict):
-            column = column or _column(row, image_column)
-            yield number, own_fields(row).get(column)
+            if column is None:
+                column = _column(row, image_column)
+                id_column = _id_column(row, column)
+            own = own_fields(row)
+            value, folder = own.get(column), own.get("filepath")
+            if column == "filename" and isinstance(value, str) and isinstance(folder, str):
+                value = f"{folder}/{value}"  # as in Karpathy's files
+            yield number, value, own.get(id_column) if id_column else None
         else:
-            yield number, ImageError(f"not a JSON object: {excerpt(row)}")
+            error = ImageError(f"not a JSON object: {excerpt(row)}")
+            yield number, row if isinstance(row, ImageError) else error, None
+
+
+def _id_column(names: Collection[str], column: str) -> str | None:
+    """Return the column of image ids; in a table of captions, `id` may number the captions."""
+    usual = IMAGE_IDS if find_column(names, CAPTION_COLUMNS) else (*IMAGE_IDS, "id")
+    return find_column((name for name in names if name != column), usual)
 
 
 def _column(names: Collection[str], given: str | None) -> str:
