@@ -40,8 +40,8 @@ from captioner.encoder.preprocess import (
 )
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
+from captioner.system.disk import advice
 from captioner.system.files import (
-    advice,
     check_regular,
     mistaken_for,
     no_stream,

@@ -33,6 +33,7 @@ from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import RESIZING
 from captioner.errors import ConfigError, DataError
 from captioner.system.batches import in_turn
+from captioner.system.disk import writing
 from captioner.system.files import new_folder, sweep
 from captioner.system.foreign import plain
 from captioner.system.memory import Memory
@@ -244,7 +245,7 @@ def _locked(output: Path) -> Iterator[None]:
     lock = output.with_name(f".{output.name}.captioner.lock")
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
         raise ConfigError(f"{lock}: not a lock file of captioner; move it away")
-    with new_folder(output.parent):
+    with new_folder(output.parent), writing(output):
         lock.touch()  # in an unwritable folder FileLock would only say that the lock is taken
     try:
         with FileLock(lock, blocking=False):

@@ -16,6 +16,7 @@ from captioner.captioning.records import Record, digest_of
 from captioner.captioning.sources.item import Item, failure
 from captioner.errors import ConfigError, DataError, ImageError
 from captioner.images.decode import read_file
+from captioner.system.disk import writing
 from captioner.system.escapes import to_json
 from captioner.system.files import no_stream, write_text
 from captioner.system.foreign import plain
@@ -152,6 +153,7 @@ class Sidecars:
         key = (place.name, digest_of(text.encode()).hex())
         path, known = place.parent / JOURNAL, self._journal(place.parent)
         row = dict(zip(FIELDS, (*key, origin.image, origin.digest), strict=True))
-        with path.open("ab") as file:  # a line feed in front ends a line that a power failure cut
+        with writing(path), path.open("ab") as file:
+            # A line feed in front ends a line that a power failure cut.
             file.write(f"\n{to_json(row)}".encode())
         known[key] = origin

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from captioner.errors import CaptionerError, ConfigError, within_memory
+from captioner.system.disk import STDOUT, advice
 from captioner.system.foreign import MAX_LINE, message, plain
 from captioner.system.version import __version__
 
@@ -85,8 +86,9 @@ def _expected_errors() -> Iterator[None]:
         if not error.filename:  # of stdout: Python would flush it again at exit
             _discard_stdout()
         if not isinstance(error, BrokenPipeError):
-            where = f"{plain(error.filename)}: " if error.filename else ""
-            _say(f"error: {where}{error.strerror or plain(error)}")
+            where = error.filename or ("stdout" if error.errno in STDOUT else "")
+            reason = f"{error.strerror or plain(error)}{advice(error)}"
+            _say(f"error: {plain(where)}{': ' if where else ''}{reason}")
         raise SystemExit(1) from error
 
 

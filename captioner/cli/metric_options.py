@@ -68,11 +68,7 @@ def metric_options(
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
             content = command(scoring=scoring, **rest)
             if output:
-                try:
-                    write_text(output, to_json(content, indent=2) + "\n", kind)
-                except OSError as error:
-                    error.filename = error.filename or str(output)  # a full disk names no file
-                    raise
+                write_text(output, to_json(content, indent=2) + "\n", kind)
                 say(f"wrote {output}")
 
         for option in reversed(_OPTIONS):

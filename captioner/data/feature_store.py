@@ -28,6 +28,7 @@ from captioner.encoder.encoder import Encoder
 from captioner.encoder.preprocess import one_or_list
 from captioner.errors import DataError, ModelError
 from captioner.system.batches import batched
+from captioner.system.disk import writing
 from captioner.system.files import write_text
 from captioner.system.memory import fits
 from captioner.system.ownership import begin
@@ -219,7 +220,7 @@ def _tail(path: Path, start: int) -> bytes:
 
 def _write(path: Path, end: int, content: bytes) -> None:
     """Write at `end`, after the last row with a key; overwrite rows that a crash left."""
-    with path.open("ab") as file:
+    with writing(path), path.open("ab") as file:
         file.truncate(end)
         file.write(content)
         file.flush()

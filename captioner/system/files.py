@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from captioner.system.disk import writing
 from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
 
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
@@ -120,7 +121,8 @@ def whole_file(path: Path, kind: str) -> Iterator[Path]:
     path = _resolved(path)
     check(path, kind)
     if path.exists() and not path.is_file():
-        yield path
+        with writing(path):
+            yield path
         return
     if kind != "sidecar":  # sweeping a folder of a million images is slow
         sweep(path)
@@ -159,12 +161,6 @@ def read_json(path: Path, **options: Any) -> Any:
             return json.loads(file.read(), **options)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def advice(error: Exception) -> str:
-    """Return advice if a write error means that the disk is full; else an empty string."""
-    full = ("No space left", "quota", "File too large", "is full")
-    return "; free some space" if any(words in str(error) for words in full) else ""
 
 
 def check_regular(path: Path) -> None:
@@ -250,17 +246,15 @@ def _leftovers(folder: Path) -> Iterator[tuple[Path, str]]:
 def _aside(path: Path) -> Iterator[Path]:
     """Give a temporary folder next to a path, with a marker and a unique name."""
     prefix = f"{_hidden(path.name)}.captioner-{os.getpid()}-"
-    try:
+    with writing(path):
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=path.parent))
-    except OSError as error:  # report the final path, not the temporary name
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    _writing.add(folder.name)
-    try:
-        mark(folder, "part")
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _writing.discard(folder.name)
+        _writing.add(folder.name)
+        try:
+            mark(folder, "part")
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _writing.discard(folder.name)
 
 
 def _hidden(name: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError, ConfigError
+from captioner.system.disk import writing
 from captioner.system.escapes import COLUMNS
 from captioner.system.foreign import plain
 from captioner.system.version import __version__
@@ -128,7 +129,8 @@ def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) ->
 
 def mark(folder: Path, kind: str) -> None:
     """Write the marker file that `owns` looks for."""
-    with (folder / MARKER).open("w", encoding="utf-8") as file:
+    path = folder / MARKER
+    with writing(path), path.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"kind": kind, "captioner_version": __version__}) + "\n")
         if kind != "part":  # the marker of a temporary folder need not survive a power failure
             file.flush()

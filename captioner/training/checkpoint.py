@@ -24,7 +24,8 @@ from torch import Tensor
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import CheckpointError, ConfigError
 from captioner.run_dir import saved_steps
-from captioner.system.files import advice, whole_file
+from captioner.system.disk import advice
+from captioner.system.files import whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin
 from captioner.training.update import Updater
@@ -181,9 +182,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str]
         with whole_file(path, "in checkpoints") as aside:
             save_file(tensors, aside, metadata=header)
     except (OSError, SafetensorError, ConfigError) as error:
-        raise CheckpointError(
-            f"{path}: could not be written: {plain(error)}{advice(error)}"
-        ) from error
+        reason = getattr(error, "strerror", None) or plain(error)
+        raise CheckpointError(f"{path}: could not be written: {reason}{advice(error)}") from error
 
 
 def read_tensors(path: Path) -> Saved:

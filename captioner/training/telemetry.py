@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from captioner.run_dir import LINES, ignored_lines, parse_metrics, read_metrics
+from captioner.system.disk import writing
 from captioner.system.files import whole_file
 from captioner.system.foreign import message
 from captioner.system.ownership import begin
@@ -48,7 +49,7 @@ class RunLog:
         text = message(text)
         tqdm.write(text, file=sys.stderr)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-        with self.text.open("a", encoding="utf-8") as file:
+        with writing(self.text), self.text.open("a", encoding="utf-8") as file:
             file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
 
     def record(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
@@ -60,7 +61,7 @@ class RunLog:
         line: dict[str, float | str | None] = {"kind": kind, "epoch": epoch, "step": step}
         for name, value in values.items():
             line[name] = None if isinstance(value, float) and math.isnan(value) else value
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def forget_after(self, step: int) -> None:

@@ -69,7 +69,12 @@ def test_caption_prints_path_and_caption_and_nothing_else_on_stdout():
         ("caption łódź.png > out; r=$?; cat out; exit $r", 0, "łódź.png\ta red", ""),
         ("caption - <&-", 1, "", "error: stdin is closed; pass the paths as arguments"),
         ("caption łódź.png >&-", 1, "", "error: stdout is closed; redirect it to a file"),
-        ("caption łódź.png > /dev/full", 1, "", "error: No space left on device"),
+        (
+            "caption łódź.png > /dev/full",
+            1,
+            "",
+            "error: stdout: No space left on device; free some space",
+        ),
         ("--version >&-", 1, "", "error: stdout is closed; redirect it to a file"),
         ("caption łódź.png 2>&-", 0, "łódź.png\ta red", ""),
         ("caption łódź.png --output closed.jsonl <&- >&-", 0, "", "1 captioned"),
