@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +23,20 @@ from captioner.data.feature_store import FeatureStore
 from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
 from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
-from captioner.errors import DataError
-from captioner.system.foreign import plain
+from captioner.errors import ConfigError, DataError
+from captioner.system.foreign import excerpt, plain
 from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize
 
 Say: TypeAlias = Callable[[str], None]
 Tokens: TypeAlias = list[list[str]]  # of each caption of an image
+LEAST_COVERAGE = 0.5  # of the words in the captions
+NEARLY_ALL = 0.9  # of the words: a good coverage
+# Scripts that are written without spaces between words: Thai to Lao, Burmese, Khmer, kana, Han.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
+PHRASE = 7  # characters of a token that is hardly one word of these scripts
 SCENES_CNN = "scenes_cnn.safetensors"  # weights that know drawn scenes only
 
 
@@ -100,18 +109,12 @@ def prepare(
 
     Raises:
         DataError: if the data cannot be used.
+        ConfigError: if the vocabulary covers too few words.
     """
     dataset = open_dataset(config.data) if dataset is None else dataset
     train = _tokenized(dataset, config.data.split_train, say)
     dev = _tokenized(dataset, config.data.split_dev, say)
-    min_count = config.text.min_count
-    vocabulary = Vocabulary.build(chain.from_iterable(train.values()), min_count)
-    covered = [
-        f"{vocabulary.coverage(chain.from_iterable(split.values())):.1%}" for split in (train, dev)
-    ]
-    entries = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
-    coverage = f"{covered[0]} of the words in train, {covered[1]} in dev"
-    say(describe(dataset, [("vocabulary", entries), ("coverage", coverage)]))
+    vocabulary = _build_vocabulary(dataset, train, dev, config.text.min_count, say)
     size, strict = config.encoder.batch_size, config.data.strict
     encode = partial(_encoded, encoder, batch_size=size, strict=strict, say=say, world=world)
     train, features, rows, images = encode(train, flip=config.encoder.flip)
@@ -129,6 +132,65 @@ def prepare(
     return Prepared(vocabulary, table, references, _split_table(dev, features, rows), data)
 
 
+def _build_vocabulary(
+    dataset: Dataset,
+    train: dict[Example, Tokens],
+    dev: dict[Example, Tokens],
+    min_count: int,
+    say: Say,
+) -> Vocabulary:
+    """Build the vocabulary of the train split; print it with the numbers of the data set.
+
+    Raises:
+        ConfigError: if the vocabulary covers too few words.
+        DataError: if this is because there are no spaces between words.
+    """
+    captions = [[*chain.from_iterable(split.values())] for split in (train, dev)]
+    vocabulary = Vocabulary.build(captions[0], min_count)
+    covered = [vocabulary.coverage(split) for split in captions]
+    entries = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
+    coverage = f"{covered[0]:.1%} of the words in train, {covered[1]:.1%} in dev"
+    say(describe(dataset, [("vocabulary", entries), ("coverage", coverage)]))
+    if min(covered) < LEAST_COVERAGE:
+        _check_spaces(captions[0])
+    if covered[0] < LEAST_COVERAGE or not vocabulary.words:
+        raise ConfigError(
+            f"text.min_count: the vocabulary covers {covered[0]:.0%} of the words in train, too "
+            f"few to learn captions; {_better_count(captions[0], min_count)}"
+        )
+    if covered[1] < LEAST_COVERAGE:
+        say("warning: most words in dev do not occur in train, so dev scores mean little")
+    return vocabulary
+
+
+def _check_spaces(captions: Tokens) -> None:
+    """Refuse captions in a script without spaces whose words are not separated.
+
+    Raises:
+        DataError: if most tokens of these scripts are as long as phrases.
+    """
+    tokens = [token for caption in captions for token in caption]
+    unspaced = [token for token in tokens if UNSPACED.search(token)]
+    phrases = [token for token in unspaced if len(token) >= PHRASE]
+    if len(phrases) * 2 > len(unspaced) > len(tokens) / 2:
+        raise DataError(
+            f"captions: no spaces between words, as in {excerpt(phrases[0], 40)}; separate the "
+            f"words by spaces first, with a word segmenter of the language"
+        )
+
+
+def _better_count(captions: Tokens, min_count: int) -> str:
+    """Return advice on the largest `text.min_count` that covers nearly all words, or else 1."""
+    counts = Counter(chain.from_iterable(captions)).values()
+    if min_count == 1 or not counts:
+        return "check the captions"
+    least = NEARLY_ALL * sum(counts)
+    fits = (n for n in range(min_count - 1, 1, -1) if sum(c for c in counts if c >= n) >= least)
+    best = next(fits, 1)
+    covered = sum(count for count in counts if count >= best) / sum(counts)
+    return f"--set text.min_count={best} covers {covered:.0%}"
+
+
 def read_split(
     dataset: Dataset, split: str, encoder: Encoder, *, batch_size: int, say: Say
 ) -> SplitTable:
@@ -141,7 +203,11 @@ def read_split(
 
 
 def _tokenized(dataset: Dataset, split: str, say: Say) -> dict[Example, Tokens]:
-    """Tokenise the captions of a split; leave out, and count, captions without a word."""
+    """Tokenise the captions of a split; leave out, and count, captions without a word.
+
+    Raises:
+        DataError: if there is no such split, or it has no word.
+    """
     captions = {
         example: [tokens for caption in example.captions if (tokens := tokenize(caption))]
         for example in dataset.split(split)
@@ -149,7 +215,10 @@ def _tokenized(dataset: Dataset, split: str, say: Say) -> dict[Example, Tokens]:
     wordless = sum(len(example.captions) - len(kept) for example, kept in captions.items())
     if wordless:
         say(f"skipped: {wordless:,} caption(s) without a word")
-    return {example: kept for example, kept in captions.items() if kept}
+    worded = {example: kept for example, kept in captions.items() if kept}
+    if captions and not worded:
+        raise DataError(f"split {plain(split)}: no caption has a word")
+    return worded
 
 
 def _encoded(
