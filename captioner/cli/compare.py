@@ -81,10 +81,14 @@ def _show_pairs(pairs: Pairs) -> None:
     from captioner.scoring.compare import conclusion, label
 
     values = pairs.values
+    table = {
+        label(number): [scores[number] for scores in values.values()]
+        for number in range(len(pairs.systems))
+    }
+    table |= {name: [*scores.values()] for name, scores in pairs.spread.items()}
     rows: list[tuple[str, ...]] = [("", *values)]
-    for number in range(len(pairs.systems)):
-        cells = (value[number] for value in values.values())
-        rows.append((label(number), *("-" if isnan(cell) else f"{cell:.3f}" for cell in cells)))
+    for name, scores in table.items():
+        rows.append((name, *("-" if isnan(score) else f"{score:.3f}" for score in scores)))
     _show_table(rows)
     notes = [
         f"{name}: undefined ({score.note})"

@@ -9,6 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+
 from captioner.metrics import (
     Comparison,
     PreparedReferences,
@@ -91,6 +93,15 @@ class Pairs:
             for name, score in others[0].items()
         }
 
+    @property
+    def spread(self) -> dict[str, dict[str, float]]:
+        """Return the mean and the standard deviation (n - 1) of each score over the systems."""
+        values = self.values.items()
+        return {
+            "mean": {name: float(np.mean(scores)) for name, scores in values},
+            "std": {name: float(np.std(scores, ddof=1)) for name, scores in values},
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file."""
         return {
@@ -99,13 +110,11 @@ class Pairs:
                     "name": label(number),
                     "file": system.name,
                     "decode": system.signature.get("decode"),
-                    "scores": {
-                        name: None if math.isnan(values[number]) else values[number]
-                        for name, values in self.values.items()
-                    },
+                    "scores": _nulls({name: one[number] for name, one in self.values.items()}),
                 }
                 for number, system in enumerate(self.systems)
             ],
+            **{name: _nulls(scores) for name, scores in self.spread.items()},
             "pairs": [
                 {
                     "a": label(a),
@@ -120,6 +129,11 @@ class Pairs:
             "correction": "holm",
             "warnings": self.warnings,
         }
+
+
+def _nulls(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON does not have."""
+    return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
 
 def label(number: int) -> str:

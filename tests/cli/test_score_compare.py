@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -173,6 +174,12 @@ def test_compare_takes_any_number_of_systems(here):
         lines[-1] == "  B, C: " + json.loads((here / "c.json").read_text())["pairs"][2]["verdict"]
     )
     assert "  A, C: A and C score the same on every image." in lines
+    shown = {line.split()[0]: line.split()[1:] for line in lines[4:10]}
+    bleu = [float(shown[name][3]) for name in "ABC"]
+    assert float(shown["mean"][3]) == pytest.approx(np.mean(bleu), abs=1e-3)
+    assert float(shown["std"][3]) == pytest.approx(np.std(bleu, ddof=1), abs=1e-3)
+    saved = json.loads((here / "c.json").read_text())
+    assert saved["std"]["bleu_4"] == pytest.approx(float(shown["std"][3]), abs=1e-3)
     again = run("compare", "a", "b", "a", "--metrics", "bleu", "--output", "c.json")
     assert again.exit_code == 0, again.output  # captioner replaces what it wrote
     alone = run("compare", "a")
