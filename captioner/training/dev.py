@@ -17,7 +17,6 @@ from captioner.text import tokenize
 from captioner.training.bptt import total_loss
 
 LOSS_CAPTIONS = 1000  # most captions for the loss: about 1% of the time of training on Flickr8k
-LOSS_BATCH = 256  # captions
 
 
 class DevSplit:
@@ -37,7 +36,7 @@ class DevSplit:
         self._say = say
         self._references: Future[PreparedReferences] | None = None
 
-    def loss(self, decoder: Decoder, label_smoothing: float) -> float:
+    def loss(self, decoder: Decoder, *, label_smoothing: float, batch_size: int) -> float:
         """Return the mean loss of references, in nats per token; see `bptt.total_loss`.
 
         At most `LOSS_CAPTIONS` references count, evenly spaced, always the same. The
@@ -46,7 +45,7 @@ class DevSplit:
         decoder.eval()
         table = self.targets.to(decoder.output.bias.device)
         losses, tokens = [], 0
-        for batch in iterate(table, LOSS_BATCH, seed=0, epoch=0):
+        for batch in iterate(table, batch_size, seed=0, epoch=0):
             losses.append(total_loss(decoder, batch, label_smoothing=label_smoothing))
             tokens += batch.tokens
         return float(torch.stack(losses).cpu().double().sum()) / tokens

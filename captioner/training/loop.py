@@ -316,8 +316,9 @@ class Trainer:
     def _dev_loss(self) -> float:
         config = self.config
         smoothing = 0.0 if self.critic else config.label_smoothing
+        size = -(-config.batch_size // (config.accumulate * self.world.size))  # fits the memory
         with self.autocast:
-            return self.dev.loss(self.evaluated, smoothing)
+            return self.dev.loss(self.evaluated, label_smoothing=smoothing, batch_size=size)
 
     def _dev_scores(self) -> dict[str, float]:
         scores = self.dev.score(self.evaluated)
