@@ -82,13 +82,13 @@ def _show_pairs(pairs: Pairs) -> None:
 
     values = pairs.values
     table = {
-        label(number): [scores[number] for scores in values.values()]
+        label(number): [column[number] for column in values.values()]
         for number in range(len(pairs.systems))
     }
-    table |= {name: [*scores.values()] for name, scores in pairs.spread.items()}
+    table |= {name: [*row.values()] for name, row in pairs.spread.items()}
     rows: list[tuple[str, ...]] = [("", *values)]
-    for name, scores in table.items():
-        rows.append((name, *("-" if isnan(score) else f"{score:.3f}" for score in scores)))
+    for name, cells in table.items():
+        rows.append((name, *("-" if isnan(cell) else f"{cell:.3f}" for cell in cells)))
     _show_table(rows)
     notes = [
         f"{name}: undefined ({score.note})"
