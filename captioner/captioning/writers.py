@@ -70,12 +70,12 @@ class Writer(ABC):
 
 
 class TextWriter(Writer):
-    """Path, tab, caption; with n-best, also a tab and the caption's log-probability."""
+    """Path, tab, caption; with n-best, also a tab and the caption's score."""
 
     def _write(self, record: Record) -> None:
         name = escape(record.file_name, LINE_NAME)
         for caption in record.captions[: self.n_best]:
-            detail = f"\t{caption.log_prob:.4f}" if self.n_best > 1 else ""
+            detail = f"\t{caption.score:.4f}" if self.n_best > 1 else ""
             self.file.write(f"{name}\t{escape(caption.text)}{detail}\n")
 
 
@@ -180,7 +180,7 @@ FORMATS: dict[str, type[Writer]] = {
 
 
 def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
-    """Return a record as a JSONL object; `n_best` above 1 lists captions with log-probabilities."""
+    """Return a record as a JSONL object; `n_best` above 1 lists captions with scores."""
     row: dict[str, object] = {
         "file_name": utf8_name(record.file_name),
         "image_id": utf8_name(record.image_id),

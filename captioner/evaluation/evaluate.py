@@ -125,7 +125,12 @@ def _write(result: Evaluation) -> None:
             "references": list(example.captions),
             "scores": {name: round(v, 6) for name, v in zip(result.scores, values, strict=True)},
             "n_best": [
-                {"caption": c.text, "log_prob": round(c.log_prob, 6), "finished": c.finished}
+                {
+                    "caption": c.text,
+                    "log_prob": round(c.log_prob, 6),
+                    "score": round(c.score, 6),
+                    "finished": c.finished,
+                }
                 for c in captions
             ],
         }

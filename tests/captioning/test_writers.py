@@ -55,10 +55,10 @@ def test_text_is_path_tab_caption_of_what_worked() -> None:
     )
 
 
-def test_text_n_best_has_log_probabilities() -> None:
+def test_text_n_best_has_the_scores_that_rank() -> None:
     name = "photos/COCO_val2014_000000000042.jpg"
     assert written([GOOD], "text", n_best=2) == (
-        f"{name}\ta dog runs\t-1.2500\n{name}\ta cat\t-2.0000\n"
+        f"{name}\ta dog runs\t-0.7500\n{name}\ta cat\t-1.1235\n"
     )
 
 

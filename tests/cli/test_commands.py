@@ -272,8 +272,9 @@ def test_a_broken_file_costs_itself(home):
     (home / "broken.jpg").unlink()
 
 
-def test_n_best_lists_captions_with_falling_log_probabilities():
-    result = run("caption", "dev_red_5.png", "--n-best", "4", "--length-penalty", "0")
+@pytest.mark.parametrize("penalty", ["0", "2"])
+def test_n_best_lists_captions_with_falling_scores(penalty):
+    result = run("caption", "dev_red_5.png", "--n-best", "4", "--length-penalty", penalty)
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert len(rows) == 4
     values = [float(row[2]) for row in rows]

@@ -154,8 +154,11 @@ def test_numbers_are_those_of_the_scores(plain, tmp_path):
     for i, row in enumerate(data["rows"]):
         wanted = [score.per_image[i] for score in plain.scores.values()]
         assert row["scores"] == pytest.approx(wanted, abs=5e-5)
-    assert data["rows"][0]["captions"] == [["a red square", -1.25, True], ["a square", -2.5, True]]
-    assert data["rows"][2]["captions"] == [["square in in", -7.0, False]]
+    assert data["rows"][0]["captions"] == [
+        ["a red square", -1.25, True, -0.4167],
+        ["a square", -2.5, True, -1.25],
+    ]
+    assert data["rows"][2]["captions"] == [["square in in", -7.0, False, -2.3333]]
     assert "2 different captions" in shown
     assert "3.0 words on average, 2.5 in the references" in shown
 

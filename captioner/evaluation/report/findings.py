@@ -128,7 +128,9 @@ def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]
     return [
         {
             "name": example.image.name,
-            "captions": [[c.text, _finite(c.log_prob), c.finished] for c in captions],
+            "captions": [
+                [c.text, _finite(c.log_prob), c.finished, _finite(c.score)] for c in captions
+            ],
             "references": example.captions,
             "scores": list(map(_finite, scores)),
             "flags": flags,

@@ -100,11 +100,11 @@
     details.open = open.checked;
     details.querySelector("summary").textContent =
       row.captions.length > 1 ? `${row.captions.length} best captions` : `log-probability ${number(row.captions[0][1])}`;
-    for (const [text, logProb, finished] of row.captions) {
+    for (const [text, , finished, score] of row.captions) {
       const line = element("tr");
       const caption = element("td", finished ? text : `${text} …`);
       caption.dir = "auto";
-      line.append(element("td", number(logProb), "number"), caption);
+      line.append(element("td", number(score), "number"), caption);
       details.querySelector("tbody").append(line);
     }
   }
