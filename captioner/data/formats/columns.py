@@ -31,6 +31,7 @@ CAPTION_COLUMNS = (
 ID_COLUMNS = ("imageid", "imgid", "id")
 _INNER = "annotations"
 _PEEK = 1 << 16  # bytes
+_MOST_JSON = 100  # files of a data set
 _USUAL = {*SPLIT_NAMES.values(), "restval"}
 _ENDINGS = "|".join(sorted(ending.strip(".") for ending in SUFFIXES))
 _DATA = re.compile(rf'\s*"?[^"\t,;|]+\.(?:{_ENDINGS})(?:#\d+)?"?\s*([,\t;|]|\Z)', re.IGNORECASE)
@@ -129,15 +130,12 @@ def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     if root.is_file():
         return [root]
-    tables = [
-        file
-        for ending in suffixes
-        for file in (
-            *annotation_files(root, f"*{ending}"),
-            *annotation_files(root, f"{_INNER}/*{ending}"),
-        )
-        if ending != ".json" or is_rows(file, surely=True)
-    ]
+    patterns = [f"{inner}*{ending}" for ending in suffixes for inner in ("", f"{_INNER}/")]
+    tables = [file for pattern in patterns for file in annotation_files(root, pattern)]
+    if ".json" in suffixes:
+        # img2dataset writes one JSON file for each image.
+        few = len(tables) <= _MOST_JSON
+        tables = [file for file in tables if few and is_rows(file, surely=True)]
     for stem in ("metadata", "captions"):
         if named := [file for file in tables if file.stem.lower() == stem]:
             return named[:1]
