@@ -112,11 +112,26 @@ def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerEr
         if foreign := sorted(path.name for path in place.iterdir() if path.name not in _MODEL):
             reason += f": it contains {plain(foreign[0])}"
     elif place.is_dir():
-        reason = f"not marked as captioner's {kind} folder"
+        reason = f"not marked as captioner's {kind} folder by the hidden file {MARKER}"
     return error(
         f"{place}: {reason}; nothing was changed; choose another path, or move the existing one "
         f"away"
     )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that could not be created or written to; creates nothing.
+
+    Raises:
+        ConfigError: if a file is in the way, or a permission is missing.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"{place}: not a folder; choose another path")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{place}: no permission to write; choose another path")
 
 
 def begin(folder: Path, kind: str, error: type[CaptionerError] = ConfigError) -> None:

@@ -22,7 +22,7 @@ from captioner.errors import ConfigError, checked_names, must_be, within_memory
 from captioner.run_dir import identity_of, saved_steps
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
-from captioner.system.ownership import begin, check, clear
+from captioner.system.ownership import begin, check, check_writable, clear
 from captioner.system.world import World, joined
 from captioner.training.checkpoint import Progress, check_identity, left_alone
 from captioner.training.dev import DevSplit
@@ -71,10 +71,7 @@ def train(
             check_folder(folder, config, resume, overwrite)
         dataset = open_dataset(config.data)  # fails before weights are downloaded
         encoder = open_encoder(config, own_device)
-        if world.leads:
-            _open_folder(folder, config, resume)
-        world.wait()
-        log = RunLog(folder, silent=not world.leads)
+        log = RunLog(folder, silent=not world.leads, waiting=True)
         checkpoints = folder / "checkpoints"
         if foreign := left_alone(checkpoints):
             names = plain(", ".join(foreign))
@@ -85,6 +82,10 @@ def train(
         prepared = prepare(config, encoder, log.say, world, dataset)
         setup = _Setup(config, prepared, encoder, own_device, log, world)
         trainer = setup.trainer(known, resume)
+        if world.leads:  # only now, so that a failed start deletes and leaves nothing
+            _open_folder(folder, config, resume)
+            log.open()
+        world.wait()
         if resume:
             trainer.resume()
         trainer.run()
@@ -189,12 +190,14 @@ class _Setup:
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
     """Refuse a folder with files that the run would overwrite without permission."""
     model = config.training.start_from
-    if overwrite and model and home_path(model).resolve().is_relative_to(folder.resolve()):
+    inside = bool(model) and home_path(str(model)).resolve().is_relative_to(folder.resolve())
+    if overwrite and inside:
         raise ConfigError(
             f"training.start_from: {model} is in {folder}, which --overwrite deletes; "
             f"write to another folder with --output DIR"
         )
     check(folder, "run")
+    check_writable(folder)
     for kind in ("checkpoints", "tensorboard", "model"):
         check(folder / kind, kind)
     for place in (folder / name for name in RUN_FILES):
@@ -207,10 +210,12 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         if resume:
             raise ConfigError(f"{folder}: config.yaml of the run is missing; restore the file")
         length = f" of {int(steps[-1].stem[5:]):,} steps" if steps else ""
-        raise ConfigError(
-            f"{folder}: already holds a run{length}; --resume continues the run, --output DIR "
-            f"writes elsewhere, --overwrite deletes the run and starts over"
-        )
+        ways = ["--output DIR writes elsewhere"]
+        if (folder / "config.yaml").is_file():
+            ways.insert(0, "--resume continues the run")
+        if not inside:
+            ways.append("--overwrite deletes the run and starts over")
+        raise ConfigError(f"{folder}: already holds a run{length}; {', '.join(ways)}")
 
 
 def _open_folder(folder: Path, config: Config, resume: bool) -> None:

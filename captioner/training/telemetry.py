@@ -24,16 +24,25 @@ LINE_START = b'{"kind": "'
 
 
 class RunLog:
-    """The log of one run folder; a silent one prints and writes nothing."""
+    """The log of one run folder; a silent one prints and writes nothing.
 
-    def __init__(self, folder: Path, *, silent: bool = False):
+    One that is waiting only prints, and writes to the folder from `open` on.
+    """
+
+    def __init__(self, folder: Path, *, silent: bool = False, waiting: bool = False):
         self.folder = folder
         self.silent = silent
-        if not silent:
+        self.waiting: list[str] | None = [] if waiting else None  # lines of `train.log` so far
+        if not silent and not waiting:
             folder.mkdir(parents=True, exist_ok=True)
         self.text = folder / "train.log"
         self.metrics = folder / "metrics.jsonl"
         self.board: Board | None = None  # if TensorBoard is installed
+
+    def open(self) -> None:
+        """Write what was said so far, and everything from now on, to the folder."""
+        lines, self.waiting = self.waiting or [], None
+        self._write("".join(lines))
 
     def open_board(self, step: int) -> None:
         """Also write to TensorBoard, if it is installed, after `step` steps."""
@@ -49,8 +58,14 @@ class RunLog:
         text = message(text)
         tqdm.write(text, file=sys.stderr)
         stamp = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        self._write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
+
+    def _write(self, text: str) -> None:
+        if self.waiting is not None:
+            self.waiting.append(text)
+            return
         with writing(self.text), self.text.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines()))
+            file.write(text)
 
     def record(self, *, kind: str, epoch: int, step: int, **values: float | str) -> None:
         """Append one line to `metrics.jsonl`, and its numbers to TensorBoard."""

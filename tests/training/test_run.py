@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from captioner.captioner import Captioner
 from captioner.config import Config
 from captioner.data.prepare import open_encoder, prepare
 from captioner.encoder.encoder import FrozenEncoder
-from captioner.errors import CheckpointError, ConfigError, DataError, ModelError
+from captioner.errors import CaptionerError, CheckpointError, ConfigError, DataError, ModelError
 from captioner.run_dir import read_metrics
 from captioner.training import loop
 from captioner.training.run import Stopped, train
@@ -228,6 +229,59 @@ def test_a_run_that_failed_before_it_began_is_not_in_the_way(config, tmp_path):
     with pytest.raises(ModelError, match=r"nowhere\.pth"):
         train(wrong, tmp_path / "run", device="cpu")
     assert train(config, tmp_path / "run", device="cpu").progress.epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("data", {"root": "nowhere"}),
+        ("data", {"split_dev": "other"}),
+        ("text", {"min_count": 1000}),
+        ("training", {"start_from": "nowhere"}),
+        ("decoder", {"hidden_size": 60_000, "num_layers": 100}),
+    ],
+)
+def test_a_failed_start_deletes_and_leaves_nothing(config, tmp_path, section, values):
+    wrong = change(config, section, **values)
+    with pytest.raises(CaptionerError):
+        train(wrong, tmp_path / "new" / "run", device="cpu")
+    assert not (tmp_path / "new").exists()
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(CaptionerError):
+        train(wrong, folder, device="cpu", overwrite=True)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_the_log_holds_what_was_said_before_the_folder_was_there(config, tmp_path, capsys):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    log = (folder / "train.log").read_text()
+    assert log.index("vocabulary") < log.index("training 0.") < log.index("epoch 1:")
+    said = [line.partition("  ")[2] for line in log.splitlines()]
+    assert [line for line in capsys.readouterr().err.splitlines() if line in said] == said
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("captioner.training.run.open_dataset", None)  # never called
+    with pytest.raises(ConfigError, match=r"file: not a folder; choose another path"):
+        train(config, tmp_path / "file" / "run", device="cpu")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"no permission to write; choose another path"):
+        train(config, tmp_path / "run", device="cpu")
+
+
+def test_advice_on_a_run_in_the_way_is_never_refused_next(config, tmp_path):
+    folder = train(config, tmp_path / "run", device="cpu").folder
+    onward = change(config, "training", start_from=str(folder))
+    for settings, ways in ((config, "resume, output, overwrite"), (onward, "resume, output")):
+        with pytest.raises(ConfigError) as caught:
+            train(settings, folder, device="cpu")
+        assert ", ".join(re.findall(r"--(\w+)", str(caught.value))) == ways
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ConfigError) as caught:
+        train(config, folder, device="cpu")
+    assert "--resume" not in str(caught.value)
 
 
 def test_broken_images_cost_themselves_unless_strict(config, tmp_path):
