@@ -40,6 +40,7 @@ class Sidecars:
     def __init__(self, extension: str = ".txt", *, overwrite: bool = False):
         self.extension, self.overwrite = extension, overwrite
         self.journals: dict[Path, dict[tuple[str, str], _Origin]] = {}
+        self.read_to: dict[Path, int] = {}  # bytes of each journal
         self.written: set[Path] = set()
         self.skipped = 0  # images whose text is up to date
         self.kept: list[Path] = []  # the user's text files
@@ -90,6 +91,17 @@ class Sidecars:
             ) from error
         return None
 
+    def orphans(self) -> list[Path]:
+        """Return the texts whose image is gone, from the folders of this run."""
+        return sorted(
+            {
+                folder / text
+                for folder, known in self.journals.items()
+                for (text, _), origin in [*known.items()]
+                if not (folder / origin.image).exists() and self._origin(folder / text) == origin
+            }
+        )
+
     def _place(self, name: str) -> Path:
         return Path(name).with_suffix(self.extension)
 
@@ -121,33 +133,37 @@ class Sidecars:
         return self._journal(place.parent).get((place.name, digest_of(content).hex()))
 
     def _journal(self, folder: Path) -> dict[tuple[str, str], _Origin]:
-        """Return the journal of a folder; lines that a power failure cut are ignored.
+        """Return the journal of a folder, with what other jobs added since.
+
+        Lines that a power failure cut are ignored.
 
         Raises:
             ConfigError: if the file is not a journal.
             DataError: if the file cannot be read.
         """
-        if folder in self.journals:
-            return self.journals[folder]
         path, rows = folder / JOURNAL, []
+        start, known = self.read_to.get(folder, 0), self.journals.setdefault(folder, {})
         try:
             with open(path, "rb", opener=no_stream) as file:
-                lines = file.read().splitlines()
+                file.seek(start)
+                lines = file.read().splitlines(keepends=True)
         except (FileNotFoundError, NotADirectoryError):
             lines = []
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({plain(error)}); move it away") from error
         for line in lines:
+            start += len(line)
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in FIELDS):
                 rows.append([row[key] for key in FIELDS])
-        if lines and not rows:
+                self.read_to[folder] = start  # another job may still write what follows
+        if lines and not (rows or known):
             raise ConfigError(f"{path}: not a journal of captioner; move it away")
-        self.journals[folder] = {(text, of): _Origin(*image) for text, of, *image in rows}
-        return self.journals[folder]
+        known.update({(text, of): _Origin(*image) for text, of, *image in rows})
+        return known
 
     def _note(self, place: Path, text: str, origin: _Origin) -> None:
         key = (place.name, digest_of(text.encode()).hex())

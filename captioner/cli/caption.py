@@ -459,6 +459,8 @@ def _say_texts(texts: Sidecars) -> None:
             f"file or it was edited since, such as {plain(texts.kept[0])}; to caption them, move "
             f"it away or choose another --extension"
         )
+    if orphans := texts.orphans():
+        say(f"{len(orphans):,} text file(s) whose image is gone, such as {plain(orphans[0])}; kept")
 
 
 def _report(record: Record) -> None:

@@ -328,6 +328,34 @@ def test_two_images_with_one_text_fail_in_every_run(tmp_path: Path) -> None:
         assert (found, texts.skipped) == (["a.png: place_taken"], 1)
 
 
+def test_two_jobs_at_once_know_the_texts_of_each_other(tmp_path: Path) -> None:
+    jobs = Sidecars(), Sidecars()
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+        for job in jobs:
+            digest = digest_of(name.encode())
+            assert job.write(Record(str(tmp_path / f"{name}.jpg"), (DOG,), digest=digest)) is None
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('\n{"text": "d.t')  # a line that the other job is writing
+    (tmp_path / "d.jpg").write_bytes(b"d")
+    assert caption(tmp_path, "d.jpg") == [None]
+    assert missing(tmp_path)[1].skipped == 4
+
+
+def test_texts_of_images_that_are_gone_are_named(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    caption(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "b.jpg").rename(tmp_path / "b.png")
+    (tmp_path / "c.jpg").unlink()
+    (tmp_path / "c.txt").write_text("my notes\n")
+    caption(tmp_path, "b.png")
+    (tmp_path / "d.jpg").write_bytes(b"d")
+    caption(tmp_path, "d.jpg")
+    assert missing(tmp_path)[1].orphans() == [tmp_path / "a.txt"]
+
+
 def test_the_journal_of_texts_survives_cut_lines_and_moves(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
