@@ -137,6 +137,7 @@ class Captioner:
         self.neighbours = self.neighbours and self.neighbours.to(self.device)
         return self
 
+    @within_memory("to encode")
     def encode(self, images: ImageLike | Iterable[ImageLike]) -> Tensor:
         """Compute the features of images.
 
@@ -173,6 +174,7 @@ class Captioner:
             for row in rows
         ]
 
+    @within_memory("to caption")
     def search(
         self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
     ) -> list[list[Caption]]:
@@ -364,8 +366,7 @@ class Captioner:
             raise ConfigError(f"on_error: must be 'raise' or 'skip', given {excerpt(on_error)}")
         options = self.settings(**overrides)
         if is_one(images):
-            with within_memory("to caption"):
-                return self.search(self.encode(images), options)[0][0].text
+            return self.search(self.encode(images), options)[0][0].text
         batches = in_turn(map(snapshot, iterate(cast(Iterable[ImageLike], images))), batch_size)
         return self._captions(batches, on_error == "skip", options)
 
@@ -429,6 +430,7 @@ class Captioner:
         *,
         per_token: bool = True,
     ) -> Tensor: ...
+    @within_memory("to score")
     @torch.inference_mode()
     def score(
         self,
@@ -475,6 +477,7 @@ class Captioner:
         lengths = torch.tensor([len(ids) + 1 if per_token else 1 for ids in token_ids])
         return torch.cat(scores) / lengths
 
+    @within_memory("to embed captions")
     def embed(self, captions: str | Iterable[str]) -> Tensor:
         """Compute a vector for each caption: the hidden state after the caption's last word.
 
@@ -590,6 +593,6 @@ def choose_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         known = ", ".join(dict.fromkeys(("cpu", best)))
         raise ConfigError(
-            f"--device {device!s:.60}: not available here; choose auto or one of {known}"
+            f"device {device!s:.60}: not available here; choose auto or one of {known}"
         ) from error
     return torch.device("cpu") if chosen.type == "cpu" else chosen

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType
@@ -74,10 +74,19 @@ SYNONYMS = {
 }
 
 
+# Options that delete or replace files: no typing error may lead to them.
+DESTRUCTIVE = {"overwrite", "clear", "prune", "salvage"}
+
+
+def harmless(names: Iterable[str]) -> list[str]:
+    """Return the names of options or arguments without those that delete or replace."""
+    return [name for name in names if name.lstrip("-") not in DESTRUCTIVE]
+
+
 def suggest(name: str, known: Collection[str]) -> str:
     """Return the name that somebody meant, or all known names, in brackets."""
     synonym = SYNONYMS.get(name)
-    close = [synonym] if synonym in known else difflib.get_close_matches(name, known, n=1)
+    close = [synonym] if synonym in known else difflib.get_close_matches(name, harmless(known), n=1)
     return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
 
 

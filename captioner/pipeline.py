@@ -50,15 +50,14 @@ def run(
         Exception: any exception of the iterator of batches, after the captions of earlier batches.
     """
     encoding, searching = WithinMemory(encode), WithinMemory(search)
-    with workers(num_workers, device) as crew:
+    with within_memory("to caption"), workers(num_workers, device) as crew:
         for batch in crew.map_ahead(read, batches):
             wanted = needed([result for result, _ in batch])
             stack = [pixels for _, pixels in batch if wanted and pixels is not None]
             captions: Iterator[C] = iter(())
             if stack:
-                with within_memory("to caption"):
-                    features = crew.compute(encoding, torch.stack(stack), images_per_pass)
-                    captioned = crew.compute(searching, torch.cat(features), IMAGES_PER_SEARCH)
+                features = crew.compute(encoding, torch.stack(stack), images_per_pass)
+                captioned = crew.compute(searching, torch.cat(features), IMAGES_PER_SEARCH)
                 captions = chain.from_iterable(captioned)
             yield [
                 (result, next(captions) if wanted and pixels is not None else None)

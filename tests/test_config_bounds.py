@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import config_edges
 import pytest
@@ -21,6 +23,7 @@ from captioner.captioning.sources import list_images
 from captioner.cli import main
 from captioner.config import Config
 from captioner.data.caption_table import epoch_order
+from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageError, within_memory
 from captioner.metrics.bootstrap import paired_test, resampled_sums
 from captioner.system import world
@@ -339,6 +342,31 @@ def test_a_shortage_of_memory_is_one_line(error, model, picture, monkeypatch):
     for images in (picture, [picture]):
         with pytest.raises(CaptionerError, match="not enough memory"):
             list(captioner.caption(images))
+    monkeypatch.undo()
+    features = torch.zeros(1, captioner.encoder.feature_size)
+    monkeypatch.setattr("captioner.encoder.preprocess.Preprocess.pixels", fail)
+    monkeypatch.setattr(type(captioner.decoder.init_hidden), "forward", fail)
+    monkeypatch.setattr("captioner.captioner.embeddings", fail)
+    calls: list[Callable[[], object]] = [
+        lambda: captioner.encode(picture),
+        lambda: captioner.search(features),
+        lambda: captioner.score(picture, "a"),
+        lambda: captioner.embed("a"),
+        lambda: list(captioner.caption([picture])),
+        lambda: list(caption_files(captioner, list_images([picture]))),
+    ]
+    for call in calls:
+        with pytest.raises(ShortageError, match="not enough memory to"):
+            call()
+
+
+def test_a_shortage_while_a_cnn_is_built_is_not_blamed_on_its_arguments(monkeypatch):
+    error = RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    monkeypatch.setattr("torchvision.models.get_model", Mock(side_effect=error))
+    with pytest.raises(ShortageError, match="not enough memory to build the CNN alexnet"):
+        FrozenEncoder.create("alexnet", "none")
 
 
 def test_other_errors_are_no_shortage():

@@ -107,7 +107,7 @@ def test_a_misspelt_setting_gets_a_suggestion(captioner: Captioner) -> None:
         ("formt", "format", public.load_dataset),
         ("metric", "metrics", public.score_captions),
         ("outputs", "output", public.caption_with_ray),
-        ("over_write", "overwrite", train),
+        ("over_write", "known: config, folder, ", train),
         ("nbest", "n_best", evaluate),
         ("epoch", "epochs", TrainingConfig),
         ("lr", "learning_rate", TrainingConfig),

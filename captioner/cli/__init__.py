@@ -6,6 +6,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from captioner.errors import CaptionerError, ConfigError, within_memory
+from captioner.errors import CaptionerError, ConfigError, harmless, within_memory
 from captioner.system.disk import STDOUT, advice
 from captioner.system.foreign import MAX_LINE, message, plain
 from captioner.system.version import __version__
@@ -31,6 +32,9 @@ COMMANDS = {
     "features": "Fill the feature store ahead of training; check, clear or prune stores.",
 }
 
+WORDS = "captioner.words"
+# The argument of the Python API that a message begins with.
+ARGUMENT = re.compile(r"(?:decoding\.)?(\w+)(?=:)|(device)(?= )")
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -60,11 +64,26 @@ class Commands(click.Group):
             with _expected_errors(), within_memory(f"to {ctx.invoked_subcommand or 'start'}"):
                 return super().invoke(ctx)
         except CaptionerError as error:
-            _say(f"error: {error}")
+            _say(f"error: {self._as_typed(str(error), ctx)}")
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
         except KeyboardInterrupt as stop:  # click prints only "Aborted!"
             _say(f"{stop if stop.args else 'stopped'}")
             ctx.exit(INTERRUPTED)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words of the command line for messages."""
+        ctx.meta[WORDS] = {word.partition("=")[0] for word in args}
+        return super().parse_args(ctx, args)
+
+    def _as_typed(self, text: str, ctx: click.Context) -> str:
+        """Name the option that the user typed instead of the argument of the Python API."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        argument = ARGUMENT.match(text)
+        for option in command.params if command and argument else ():
+            if argument and option.name in argument.groups():
+                typed = next((name for name in option.opts if name in ctx.meta[WORDS]), None)
+                return f"{typed}{text[argument.end() :]}" if typed else text
+        return text
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Prepare the streams and parse the options before the command name."""
@@ -79,6 +98,8 @@ def _expected_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            vars(error).update(possibilities=harmless(error.possibilities or ()))
         text = plain(error.format_message(), MAX_LINE)
         error.format_message = lambda: text  # type: ignore[method-assign]
         raise

@@ -23,7 +23,7 @@ from captioner.data.feature_store import FeatureStore
 from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
 from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError, DataError, ModelError
 from captioner.system.foreign import excerpt, plain
 from captioner.system.world import World
 from captioner.text import Vocabulary, tokenize
@@ -37,6 +37,8 @@ UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
 PHRASE = 7  # characters of a token that is hardly one word of these scripts
+# Settings of the first CNN, as its error messages name them.
+OF_A_CNN = re.compile(r"\bencoder\.(backbone|weights|builder_args)\b")
 SCENES_CNN = "scenes_cnn.safetensors"  # weights that know drawn scenes only
 
 
@@ -80,16 +82,21 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
             "configuration photos, or set encoder.backbone and encoder.weights",
             file=sys.stderr,
         )
-    for cnn in settings.cnns:
-        frozen = FrozenEncoder.create(
-            cnn.backbone,
-            cnn.weights,
-            builder_args=cnn.builder_args,
-            image_size=settings.image_size,
-            # With an explicit image_size, all CNNs use the interpolation of the first.
-            interpolation=cnns[0].preprocess.interpolation if cnns else None,
-            precision=settings.precision,
-        )
+    for number, cnn in enumerate(settings.cnns):
+        try:
+            frozen = FrozenEncoder.create(
+                cnn.backbone,
+                cnn.weights,
+                builder_args=cnn.builder_args,
+                image_size=settings.image_size,
+                # With an explicit image_size, all CNNs use the interpolation of the first.
+                interpolation=cnns[0].preprocess.interpolation if cnns else None,
+                precision=settings.precision,
+            )
+        except ModelError as error:
+            if not cnns:
+                raise
+            raise ModelError(OF_A_CNN.sub(rf"encoder.cnns.{number}.\1", str(error))) from error
         cnns.append(frozen)
     encoder = side_by_side(cnns).to_device(device)
     encoder.mirrored = settings.flip

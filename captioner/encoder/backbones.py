@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from captioner.errors import ModelError
+from captioner.errors import ModelError, is_shortage
 from captioner.system.foreign import excerpt, plain
 
 MAX_CALLS = 100_000  # torch calls to build a network; torchvision's deepest needs 11,215
@@ -70,6 +70,8 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
             network: nn.Module = models.get_model(name, weights=None, **args)
     # Builders check little: invalid arguments raise many types.
     except Exception as error:
+        if is_shortage(error) and device != "meta":  # there, only impossible shapes run short
+            raise
         message = f"encoder.builder_args: {name} refuses {excerpt(args)}: {plain(error)}"
         raise ModelError(message) from error
     finally:

@@ -22,7 +22,7 @@ from captioner.encoder.backbones import build_backbone, check_backbone, remove_h
 from captioner.encoder.folding import fast_form
 from captioner.encoder.preprocess import RESIZING, Preprocess
 from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
-from captioner.errors import ModelError
+from captioner.errors import ModelError, within_memory
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -142,7 +142,8 @@ class FrozenEncoder(Encoder):
             ModelError: if the backbone is invalid, or the weights are unavailable or do not fit.
         """
         check_backbone(backbone)
-        spec, state = fetch_weights(backbone, weights, dict(builder_args or {}))
+        with within_memory(f"to build the CNN {backbone}"):
+            spec, state = fetch_weights(backbone, weights, dict(builder_args or {}))
         if image_size is not None:
             preprocess = replace(
                 spec.preprocess,
