@@ -16,7 +16,7 @@ def draw_curves(lines: Lines, path: Path, *, clip_norm: float, best_epoch: int) 
 
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    figure = Figure(figsize=(13, 3.9), layout="constrained", dpi=120)
+    figure = Figure(figsize=(13, 4.2), layout="constrained", dpi=120)
     loss, norm, score = figure.subplots(1, 3)
     if steps and all("reward" in line for line in steps):  # the loss of scst is no measure
         loss.set_title("reward and loss")
@@ -44,9 +44,11 @@ def draw_curves(lines: Lines, path: Path, *, clip_norm: float, best_epoch: int) 
         axes.spines["top"].set_visible(False)
         axes.grid(alpha=0.25)
         if best is not None:
-            axes.axvline(best, color="black", ls=":", lw=1.2, label=f"best epoch: {best_epoch}")
+            named = {"label": f"best epoch: {best_epoch}"} if axes is score else {}
+            axes.axvline(best, color="black", ls=":", lw=1.2, **named)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small", edgecolor="none", framealpha=0.9)
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+            axes.legend(**below, ncols=2, fontsize="small", frameon=False, handlelength=1.5)
     figure.savefig(path, format="png")
 
 
@@ -92,7 +94,7 @@ def _draw_norms(axes: Any, steps: Lines, clip_norm: float) -> None:
 
     _plot(axes, steps, "grad_norm", lw=0.8, color="dimgrey")
     clipped = sum(line["clipped"] for line in steps) / max(1, len(steps))
-    label = f"clip_norm {clip_norm:g}: {clipped:.0%} of the steps clipped"
+    label = f"clip_norm {clip_norm:g}, {clipped:.0%} of the steps clipped"
     axes.axhline(clip_norm, color="tab:orange", lw=1.2, label=label)
     axes.set(title="gradient norm before clipping", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
