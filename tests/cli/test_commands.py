@@ -182,6 +182,16 @@ def test_a_dry_run_counts_and_loads_no_model(home, tmp_path):
     assert result.stdout == f"2 .png in {tmp_path / 'a'}\n1 .png in {tmp_path / 'b'}\n"
     assert "3 image(s), 0 failure(s); a dry run" in result.stderr
     assert run(*words, "missing.png").exit_code == 1
+    with tarfile.open(tmp_path / "c.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "a", "in")
+    (tmp_path / "t.csv").write_text("image\na/1.png\na/1.png\nnone.png\n")
+    words = ("caption", f"{tmp_path}/c.tgz", f"{tmp_path}/t.csv", "--dry-run", "--output", "new/o")
+    result = run(*words)
+    assert result.exit_code == 1
+    assert result.stdout == f"1 .png in {tmp_path / 'a'}\n2 .png in {tmp_path / 'c.tgz' / 'in'}\n"
+    assert "none.png: no such file" in result.stderr
+    assert "3 image(s), 1 failure(s); a dry run" in result.stderr
+    assert not (home / "new").exists()
 
 
 def test_images_are_counted_for_the_progress_bar(home, tmp_path, monkeypatch):
