@@ -232,10 +232,16 @@ class Vocabulary:
         object.__setattr__(self, "_ids", {token: i for i, token in enumerate(tokens)})
 
     @classmethod
-    def build(cls, captions_tokens: Iterable[Sequence[str]], min_count: int = 5) -> Vocabulary:
+    def build(
+        cls,
+        captions_tokens: Iterable[Sequence[str]],
+        min_count: int = 5,
+        base: Vocabulary | None = None,
+    ) -> Vocabulary:
         """Build the vocabulary of captions: most frequent words first, ties in alphabetical order.
 
         Words of fewer than `min_count` occurrences or more than `longest` characters are left out.
+        All words of `base` stay, with their ids and counts, and new words follow.
         """
         counts = Counter(token for tokens in captions_tokens for token in tokens)
         kept = [
@@ -243,7 +249,8 @@ class Vocabulary:
             for word, count in counts.items()
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
-        return cls(dict(sorted(kept, key=lambda item: (-item[1], item[0]))), min_count)
+        ordered = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
+        return cls(ordered if base is None else base.counts | ordered | base.counts, min_count)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""

@@ -109,10 +109,11 @@ def prepare(
     say: Say,
     world: World | None = None,
     dataset: Dataset | None = None,
+    base: Vocabulary | None = None,
 ) -> Prepared:
     """Tokenise and encode the data of a run, together with the other processes of a world.
 
-    Without a data set, load that of the config.
+    Without a data set, load that of the config. The words of `base` are kept, and new ones added.
 
     Raises:
         DataError: if the data cannot be used.
@@ -121,7 +122,7 @@ def prepare(
     dataset = open_dataset(config.data) if dataset is None else dataset
     train = _tokenized(dataset, config.data.split_train, say)
     dev = _tokenized(dataset, config.data.split_dev, say)
-    vocabulary = _build_vocabulary(dataset, train, dev, config.text.min_count, say)
+    vocabulary = _build_vocabulary(dataset, train, dev, config.text.min_count, base, say)
     size, strict = config.encoder.batch_size, config.data.strict
     encode = partial(_encoded, encoder, batch_size=size, strict=strict, say=say, world=world)
     train, features, rows, images = encode(train, flip=config.encoder.flip)
@@ -144,18 +145,24 @@ def _build_vocabulary(
     train: dict[Example, Tokens],
     dev: dict[Example, Tokens],
     min_count: int,
+    base: Vocabulary | None,
     say: Say,
 ) -> Vocabulary:
     """Build the vocabulary of the train split; print it with the numbers of the data set.
+
+    The words of `base` are kept.
 
     Raises:
         ConfigError: if the vocabulary covers too few words.
         DataError: if this is because there are no spaces between words.
     """
     captions = [[*chain.from_iterable(split.values())] for split in (train, dev)]
-    vocabulary = Vocabulary.build(captions[0], min_count)
+    vocabulary = Vocabulary.build(captions[0], min_count, base)
     covered = [vocabulary.coverage(split) for split in captions]
-    entries = f"{len(vocabulary):,} entries (words that occur {min_count} times or more)"
+    words = f"words that occur {min_count} times or more"
+    if base is not None:
+        words = f"{len(base):,} of the model to start from, and {words}"
+    entries = f"{len(vocabulary):,} entries ({words})"
     coverage = f"{covered[0]:.1%} of the words in train, {covered[1]:.1%} in dev"
     say(describe(dataset, [("vocabulary", entries), ("coverage", coverage)]))
     if min(covered) < LEAST_COVERAGE:

@@ -24,11 +24,12 @@ from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin, check, check_writable, clear
 from captioner.system.world import World, joined
+from captioner.text import Vocabulary
 from captioner.training.checkpoint import Progress, check_identity, left_alone
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer
 from captioner.training.self_critical import SelfCritical
-from captioner.training.start import start_weights
+from captioner.training.start import start_vocabulary, start_weights
 from captioner.training.telemetry import RunLog, peak_memory
 from captioner.training.update import check_room
 
@@ -79,7 +80,8 @@ def train(
         known = {"encoder": encoder.fingerprint(), "arithmetic": encoder.arithmetic}
         if resume and world.leads and (saved := identity_of(checkpoints)):
             check_identity(saved, known, folder)  # encoding the images would take long
-        prepared = prepare(config, encoder, log.say, world, dataset)
+        base = _known_words(config, checkpoints, resume, world)
+        prepared = prepare(config, encoder, log.say, world, dataset, base)
         setup = _Setup(config, prepared, encoder, own_device, log, world)
         trainer = setup.trainer(known, resume)
         if world.leads:  # only now, so that a failed start deletes and leaves nothing
@@ -94,6 +96,16 @@ def train(
             best_epoch = trainer.progress.best_epoch
             log.draw_curves(clip_norm=config.training.clip_norm, best_epoch=best_epoch)
     return Summary(folder, config.training.metric, trainer.progress, peak_memory(own_device))
+
+
+def _known_words(
+    config: Config, checkpoints: Path, resume: bool, world: World
+) -> Vocabulary | None:
+    """Return the vocabulary of the model that the run starts from, if it starts from one."""
+    folder, words = config.training.start_from, None
+    if folder and world.leads:  # other machines may not have the folder
+        words = start_vocabulary(folder, resumed=bool(resume and saved_steps(checkpoints)))
+    return world.broadcast(words)
 
 
 @dataclass(frozen=True)

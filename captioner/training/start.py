@@ -1,4 +1,4 @@
-"""Loads the initial weights of a run from a trained model."""
+"""Loads the initial weights and the words of a run from a trained model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,28 @@ from torch import Tensor
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import Encoder
 from captioner.errors import ConfigError, ModelError
-from captioner.model_dir import read_model
-from captioner.system.foreign import excerpt
+from captioner.model_dir import model_folder, read_model
+from captioner.system.foreign import excerpt, plain
 from captioner.text import Vocabulary
 
 FREE = ("dropout", "feature_dropout")  # settings that weights do not depend on
+PER_WORD = ("embedding.weight", "output.weight", "output.bias")  # one row for each word
+
+
+def start_vocabulary(folder: str, *, resumed: bool) -> Vocabulary | None:
+    """Return the vocabulary of the model in a model or run directory.
+
+    A resumed run has its weights already, so its model may be gone: None.
+
+    Raises:
+        ConfigError: if there is no usable model.
+    """
+    try:
+        return Vocabulary.load(model_folder(folder) / "vocab.json")
+    except ModelError as error:
+        if resumed:
+            return None
+        raise ConfigError(f"training.start_from: {error}") from error
 
 
 def start_weights(
@@ -19,22 +36,24 @@ def start_weights(
 ) -> dict[str, Tensor]:
     """Return the state dict of the decoder in a model or run directory.
 
-    The decoder, encoder and vocabulary are those of the new run.
+    The decoder, encoder and vocabulary are those of the new run. Words that the model does not
+    know keep the weights that they have in the decoder.
 
     Raises:
         ConfigError: if there is no usable model, or the model does not fit the run.
     """
     try:
         model = read_model(folder)
+        own_config = model_folder(folder).parent / "config.yaml"
     except ModelError as error:
         raise ConfigError(f"training.start_from: {error}") from error
     misfits = []
     # Precision may differ: the arithmetic is the same word in both fingerprints.
     if model.encoder.fingerprint("any") != encoder.fingerprint("any"):
         misfits.append(f"the model has another CNN ({model.encoder.name})")
-    if model.vocabulary.words != vocabulary.words:
-        theirs, ours = len(model.vocabulary), len(vocabulary)
-        misfits.append(f"the model has another vocabulary ({theirs:,} entries, the run {ours:,})")
+    known = len(model.vocabulary)
+    if model.vocabulary.words != vocabulary.words[: len(model.vocabulary.words)]:
+        misfits.append(f"the model has other words ({known:,} entries)")
     settings = model.decoder.config.model_dump()
     misfits += [
         f"decoder.{name} is {excerpt(settings[name])}, the run has {value!r}"
@@ -42,7 +61,13 @@ def start_weights(
         if name not in FREE and settings[name] != value
     ]
     if misfits:
+        hint = f"; {plain(own_config)} has its settings" if own_config.is_file() else ""
         raise ConfigError(
-            f"training.start_from: model {folder} does not fit this run: {'; '.join(misfits)}"
+            f"training.start_from: model {folder} does not fit this run: {'; '.join(misfits)}{hint}"
         )
-    return dict(model.decoder.state_dict())
+    weights = dict(model.decoder.state_dict())
+    for name, initial in decoder.state_dict().items():
+        if name in PER_WORD:
+            theirs, weights[name] = weights[name], initial.clone()
+            weights[name][:known] = theirs
+    return weights
