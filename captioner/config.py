@@ -446,13 +446,15 @@ def load_config(name: str | None, overrides: Iterable[str] = ()) -> Config:
     path = None if name is None else find_config(name)
     tree = _read_yaml(path) if path else {}
     overrides = tuple(overrides)
-    tree["encoder"] = list_cnns(tree.get("encoder", {}))  # overrides need the long form
+    typed = tree.get("encoder", {})
+    tree["encoder"] = list_cnns(typed)  # overrides need the long form
     _renew_cnns(tree["encoder"], overrides)
     mistakes = [mistake for override in overrides if (mistake := _apply(tree, override))]
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        mistakes += map(_line, error.errors(include_url=False))
+        lines = map(_line, error.errors(include_url=False))
+        mistakes += [_as_typed(line, typed, overrides) for line in lines]
     if mistakes:
         source = f"{path or 'defaults'}{' with --set' if overrides else ''}"
         raise ConfigError(f"{source}: {len(mistakes)} mistake(s)", *mistakes)
@@ -523,6 +525,8 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
         value = text
     if value is not None and not isinstance(value, str) and _is_text(path):
         value = text.strip()  # data.root=2017 is a name
+    if path[:2] == ["encoder", "beside"]:
+        return f"{shown}: the CNNs are a list since captioner 0.2: set encoder.cnns.1 and so on"
     if path[0] == "encoder" and path[1] in CnnConfig.model_fields:
         path[1:1] = ["cnns", "0"]
     node: Any = tree
@@ -561,6 +565,19 @@ def _line(item: ErrorDetails, tags: tuple[str | int, ...] = ()) -> str:
         case "extra_forbidden":
             mistake = f"no such setting{_suggest(item['loc'])}"
     return f"{key}{': ' if key else ''}{mistake}, given {excerpt(item['input'])}"
+
+
+def _as_typed(line: str, encoder: Any, overrides: Sequence[str]) -> str:
+    """Name the settings of a CNN as the file or the command line does, not by `encoder.cnns`."""
+    index = re.match(r"encoder\.cnns\.([0-9]+)\b\.?", line)
+    if not index or not isinstance(encoder, dict):
+        return line
+    rest, number = line[index.end() :], int(index[1])
+    if number and "beside" in encoder:
+        return f"encoder.beside.{number - 1}{'' if rest.startswith(':') else '.'}{rest}"
+    short = f"encoder.{re.split('[:.=]', rest)[0]}"
+    given = any(override.strip().startswith(short) for override in overrides)
+    return f"encoder.{rest}" if not number and ("cnns" not in encoder or given) else line
 
 
 def _suggest(loc: tuple[int | str, ...]) -> str:

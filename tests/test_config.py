@@ -256,6 +256,14 @@ def test_another_backbone_drops_what_belongs_to_the_first(
         ("[{}, resnet18]", ["encoder.cnns.1: must hold keys and values"]),
         ("{cnns: yes}", ["encoder.cnns: should not be true or false, given True"]),
         ("{cnns: {backbone: resnet18}}", ["encoder.cnns: input should be a valid list"]),
+        (
+            "{backbone: resnet18, builder_args: 5, beside: [{wieghts: x}, 3]}",
+            [
+                "encoder.builder_args: input should be a valid dictionary",
+                "encoder.beside.0.wieghts: no such setting (did you mean weights?)",
+                "encoder.beside.1: must hold keys and values",
+            ],
+        ),
         ("{beside: yes}", ["encoder.beside: no such setting (known: cnns, "]),
         ("{cnns: [{}], weights: x}", ["encoder.weights: no such setting (known: cnns, "]),
     ],
@@ -361,6 +369,15 @@ def test_a_missing_file_lists_the_bundled_ones(name: str) -> None:
     assert line.startswith(f"{plain(name)}: no such config file")
     assert BUNDLED
     assert all(path.stem in line for path in BUNDLED)
+
+
+@pytest.mark.parametrize("text", [CNNS, "encoder: {backbone: resnet18}"])
+def test_a_mistake_names_the_setting_that_was_typed(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    [_, line] = mistakes(path, "encoder.builder_args=5")
+    assert line.startswith("encoder.builder_args: ")
+    [_, line] = mistakes(path, "encoder.beside=[{backbone: resnet18}]")
+    assert line.endswith("the CNNs are a list since captioner 0.2: set encoder.cnns.1 and so on")
 
 
 def test_data_given_as_a_config_are_told_where_they_belong(tmp_path: Path) -> None:
