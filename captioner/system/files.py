@@ -77,6 +77,8 @@ def not_text(head: bytes) -> str | None:
     """Return what a file is that is no text in UTF-8, from its first bytes; None for a text."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     found = [what for magic, what in PAGES if start.startswith(magic)]
+    if b"\t" in start.partition(b"\n")[0]:  # an image of such a name, tab, caption
+        found = []
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:

@@ -95,6 +95,8 @@ def written(name: str, caption: str, format: str) -> str:
 @example("\\\udcff", "")
 @example("[1]", '["a", "b"]')
 @example(" a ", " b ")
+@example("<html", "")
+@example("GIF87a", "")
 def test_scoring_reads_back_every_name_and_caption(
     tmp_path_factory: pytest.TempPathFactory, format: str, suffix: str, name: str, caption: str
 ) -> None:
