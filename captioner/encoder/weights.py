@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import pickle
 import re
 import sys
@@ -130,10 +131,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{HOW_TO_WRITE}"
         ) from error
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or plain(error)}") from error
+        is_cut = error.errno == errno.EINVAL and not error.filename  # torch looks before its start
+        reason = (
+            "damaged: it is cut off"
+            if is_cut
+            else f"cannot be read: {error.strerror or plain(error)}"
+        )
+        raise ModelError(f"{path}: {reason}") from error
     # torch raises many types for a damaged file (IndexError, KeyError, ...).
     except Exception as error:
-        raise ModelError(f"{path}: damaged: {plain(error)}") from error
+        foreign = any(words in str(error) for words in ("TorchScript", "legacy .tar", "archive is"))
+        what = "not a state dict of PyTorch" if foreign else f"damaged: {plain(error)}"
+        raise ModelError(f"{path}: {what}{f'; {HOW_TO_WRITE}' if foreign else ''}") from error
     state = _unwrapped(state, path)
     # A tensor with stride 0 claims any shape from one stored number; the conversion allocates all.
     if any(t.nbytes > t.untyped_storage().nbytes() for t in state.values()):

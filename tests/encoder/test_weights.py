@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -157,6 +158,18 @@ def test_a_file_that_is_mistaken_for_weights_is_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=said):
         read_state_dict(tmp_path / name)
+
+
+def test_archives_of_something_else_and_cut_files_are_named(
+    tmp_path: Path, make_state: MakeState
+) -> None:
+    np.savez(tmp_path / "w.npz", a=np.zeros(3))
+    torch.save(make_state(TINY), tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(whole[:5000])
+    for name, said in (("w.npz", "not a state dict of PyTorch; "), ("w.pth", "damaged: ")):
+        with pytest.raises(ModelError, match=f"{name}: {said}"):
+            read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
