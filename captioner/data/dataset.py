@@ -29,7 +29,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("eval", "evaluation", "devset"), "dev"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
-_FILLERS = ("set", "split", "data", "images")
+_FILLERS = ("set", "split", "data", "images", "public", "private")  # Kaggle: PublicTest
 
 
 @dataclass(frozen=True, slots=True)

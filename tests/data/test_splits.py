@@ -58,6 +58,8 @@ def test_holdout_never_touches_a_data_set_that_names_a_dev_split(tmp_path: Path)
         ("training", "train"),
         ("testing", "test"),
         ("TEST", "test"),
+        ("PublicTest", "test"),
+        ("private_test", "test"),
         ("restval", "restval"),
         ("Mine", "Mine"),
     ],
