@@ -196,6 +196,8 @@ def test_csv(tmp_path: Path) -> None:
         *(("image without captions", f"images/{name}.jpg") for name in ("b", "c", "unnamed")),
     ]
     assert load_dataset(tmp_path).examples[0].captions == ("A dog", "two\nlines")
+    details = {p.where: p.detail for p in load_dataset(tmp_path).problems}
+    assert details["data.csv:12"] == "image 'c.jpg': has no split"
     # A single file is a data set of its own: pictures it does not name are none of its business.
     assert not any(where.startswith("images") for _, where in problems(tmp_path / "data.csv"))
 
@@ -246,6 +248,20 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
 
     (tmp_path / "x.csv").write_text("image,caption\na.jpg,A\n")
     assert load_dataset(tmp_path, strict=True).notes, "the note on the held-out share is no problem"
+
+
+def test_a_row_says_which_of_its_cells_is_wrong(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    rows: list[tuple[object, object]] = [("a.jpg", "train"), ({"bytes": "x" * 999}, "train")]
+    rows += [("a.jpg", None), ("a.jpg", 3)]
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps({"image": i, "caption": "A", "split": s}) + "\n" for i, s in rows)
+    )
+    image, none, number = [p.detail for p in load_dataset(tmp_path, holdout=0).problems]
+    assert image.startswith("the image is not a file name: {'bytes': 'xxx")
+    assert len(image) < 100
+    assert none == "image 'a.jpg': has no split"
+    assert number == "image 'a.jpg': split 3 is not text"
 
 
 @pytest.mark.parametrize(

@@ -233,9 +233,14 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
             collector.problem("caption without image", where, excerpt(texts))
             continue
         name = str(name) if isinstance(name, int) else name  # an image id
-        if not (isinstance(name, str) and isinstance(split, str) and split):
-            detail = f"image {excerpt(name)}, split {excerpt(split)}: both must be text"
+        if not isinstance(name, str):
+            detail = f"the image is not a file name: {excerpt(name, 60)}"
             collector.problem("malformed line", where, detail)
+            continue
+        if not isinstance(split, str) or not split:
+            missing = split is None or split == ""
+            detail = "has no split" if missing else f"split {excerpt(split)} is not text"
+            collector.problem("malformed line", where, f"image {excerpt(name)}: {detail}")
             continue
         given = row.get(columns.image_id) if columns.image_id else None
         image_id = str(given) if isinstance(given, int | str) else ""
