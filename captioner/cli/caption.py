@@ -170,8 +170,9 @@ def command(
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)
+    to_files = output or how.format == "txt"
     if totals and (
-        not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or output
+        not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or to_files
     ):
         _say_totals(totals, time.perf_counter() - started, output)
     if totals and totals.renamed:
