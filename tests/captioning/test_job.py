@@ -555,7 +555,7 @@ def test_a_flipped_bit_never_ends_in_other_captions_and_salvage_goes_on(
             assert not output.exists()
             run(model, pictures, output, salvage=True)
         same_captions(output, whole)
-    assert len(said) > 5 or ending  # SQLite itself drops what its log holds from a flip on
+    assert len(said) > 3 or ending  # SQLite itself drops what its log holds from a flip on
 
 
 def test_salvage_keeps_the_sound_rows_and_the_damaged_file(model, pictures, tmp_path):

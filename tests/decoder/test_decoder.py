@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
+
+from captioner.errors import ConfigError
 
 import toys
 
@@ -120,5 +121,5 @@ def test_tied_weights_are_one_matrix_and_fewer_parameters():
 
 
 def test_an_unknown_cell_is_refused():
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match="cell: input should be"):
         toys.decoder(cell="transformer")
