@@ -241,7 +241,7 @@ def _captions(where: str, value: object) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise DataError(f"{where}: a caption must be text, was {excerpt(text)}")
         if not is_utf8(text):
-            raise DataError(f"{where}: not UTF-8: {excerpt(text)}")
+            raise DataError(f"{where}: not UTF-8: {excerpt(text)}; save the file as UTF-8")
         if len(text) > MAX_CAPTION:
             raise DataError(
                 f"{where}: a caption of {len(text):,} characters, more than {MAX_CAPTION:,}"

@@ -250,6 +250,27 @@ def test_strict_lists_ten_problems_and_their_number(tmp_path: Path) -> None:
     assert load_dataset(tmp_path, strict=True).notes, "the note on the held-out share is no problem"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("x.jsonl", b'{"image": "a.jpg", "caption": 3}', ""),
+        ("x.csv", b"image,caption\ngone.jpg,A\n", "data.images names the folder of the images"),
+        ("x.csv", b"image,caption\na.jpg,caf\xe9\n", "save the file as UTF-8"),
+    ],
+)
+def test_a_data_set_without_images_gives_the_advice_that_fits(
+    tmp_path: Path, name: str, text: bytes, advice: str
+) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    advices = ("data.images names the folder of the images", "save the file as UTF-8")
+    assert [given for given in advices if given in str(caught.value)] == (
+        [advice] if advice else []
+    )
+
+
 def test_a_row_says_which_of_its_cells_is_wrong(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     rows: list[tuple[object, object]] = [("a.jpg", "train"), ({"bytes": "x" * 999}, "train")]

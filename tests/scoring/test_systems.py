@@ -198,7 +198,7 @@ def test_names_that_repeat_match_with_their_folders_or_not_at_all(write):
         ("a.json", [1], r"a.json: \[0\]: not an object"),
         ("a.json", "[", "not valid JSON"),
         ("a.csv", "image_id,caption\n1,a,b\n", "a.csv:2: 3 cells, but the header has 2"),
-        ("a.txt", b"a dog\na caf\xe9\n", "a.txt:2: not UTF-8"),
+        ("a.txt", b"a dog\na caf\xe9\n", "a.txt:2: not UTF-8: .*; save the file as UTF-8"),
     ],
 )
 def test_mistakes_are_one_line_with_file_and_line(write, name, content, says):

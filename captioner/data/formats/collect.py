@@ -200,7 +200,11 @@ class Collector:
             self.problem("empty split", self._splits[split], f"no usable image in {split}")
         if not examples:
             first = "".join(f"; {p.kind} at {p.where}: {p.detail}" for p in self._problems[:1])
-            first += "; data.images names the folder of the images" if self.entries else ""
+            kinds = {p.kind for p in self._problems}
+            if "missing image" in kinds:
+                first += "; data.images names the folder of the images"
+            if "not UTF-8" in kinds:
+                first += "; save the file as UTF-8"
             raise DataError(f"{self.root}: no usable image with a caption ({self.format}){first}")
         place = self.root.resolve()
         return Dataset(
