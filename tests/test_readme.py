@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from captioner.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+EXTRA = re.compile(r"captioner\[([a-z, ]+)\]")
 
 
 def commands() -> list[list[str]]:
@@ -75,6 +77,17 @@ def test_every_link_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_extra_that_is_advised_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pages = [*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("captioner/**/*.py")]
+    # The changelog names extras that went.
+    texts = [page.read_text() for page in pages if page.name != "CHANGELOG.md"]
+    lists = [found for text in texts for found in EXTRA.findall(text)]
+    advised = {extra.strip() for names in lists for extra in names.split(",")}
+    assert "ray" in advised
+    assert advised <= set(project["optional-dependencies"])
 
 
 def test_every_file_that_contributing_names_is_there():
