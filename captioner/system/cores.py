@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from captioner.errors import ConfigError
 from captioner.system.foreign import excerpt
 
 MOST_RANKS = 10**6
+FEW_SPINS = "1000"  # as OpenMP itself with more threads than cores
+MANY_SPINS = "30000"  # half a millisecond: programs that start later lose less by it
+LOOKS = 5
 
 
 def cores() -> int:
@@ -54,19 +58,35 @@ def allowed_cores(root: Path = Path("/")) -> int:
     return max(1, min([allowed, *map(math.ceil, _quotas(root))]))
 
 
-def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+def share_cores(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
     """Set how PyTorch's threads count and wait; works until torch is imported.
 
-    By default, a thread of GNU OpenMP that waits for another one spins for milliseconds. Beside
-    other programs it takes the core that the other thread needs: training beside one busy process
-    per core ran at a third of its fair speed. 1,000 spins are what OpenMP itself chooses when it
-    starts more threads than there are cores. Values that the user set stay.
+    A thread of GNU OpenMP that waits for another one spins, by default 300,000 times: milliseconds.
+    Beside other programs it takes the core that the other thread needs. On free cores it saves the
+    time to wake up. So threads spin briefly if other programs run now or the cores have a quota.
+    Values that the user set stay.
     """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "1000")
     affinity = getattr(os, "sched_getaffinity", None)
-    if affinity and allowed_cores() < len(affinity(0)):
-        environment.setdefault("OMP_NUM_THREADS", str(allowed_cores()))
+    allowed = allowed_cores(root)
+    limited = affinity is not None and allowed < len(affinity(0))
+    if "OMP_WAIT_POLICY" not in environment:
+        crowded = limited or _others(root) + allowed > (os.cpu_count() or 1)
+        environment.setdefault("GOMP_SPINCOUNT", FEW_SPINS if crowded else MANY_SPINS)
+    if limited:
+        environment.setdefault("OMP_NUM_THREADS", str(allowed))
+
+
+def _others(root: Path) -> int:
+    """Return the number of other threads that run or wait for a core; 0 where it is not shown."""
+    seen = []
+    for _ in range(LOOKS):
+        try:
+            running = (root / "proc/loadavg").read_text().split()[3].split("/")[0]
+            seen.append(int(running) - 1)
+        except (OSError, ValueError, IndexError):
+            return 0
+        time.sleep(0.001)  # a program that only starts or answers soon sleeps again
+    return min(seen)
 
 
 def _quotas(root: Path) -> Iterator[float]:
