@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.metric_options import show_scores, show_signatures
+from captioner.cli.metric_options import show_scores, show_signatures, show_word_use
 from captioner.cli.options import (
     decoding_options,
     device_option,
@@ -76,4 +76,5 @@ def _show(result: Evaluation, by: str) -> None:
         others["truth"] = f"{result.truth:.3f} of the captions are true in every attribute"
     show_scores(result.scores, **others)
     show_signatures(result.scores)
+    show_word_use(result.word_use)
     say(f"wrote {result.output / 'predictions.jsonl'} and {result.output / 'scores.json'}")

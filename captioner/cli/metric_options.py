@@ -12,7 +12,7 @@ import click
 from captioner.cli.options import say, show
 
 if TYPE_CHECKING:
-    from captioner.metrics import Comparison, Score
+    from captioner.metrics import Comparison, Score, WordUse
 
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
 _OPTIONS = (
@@ -83,6 +83,12 @@ def show_scores(scores: Mapping[str, object], **others: str) -> None:
     width = max(map(len, scores))
     for name, score in {**scores, **others}.items():
         show(f"{name:{width}}  {score}")
+
+
+def show_word_use(word_use: Mapping[str, WordUse]) -> None:
+    """Print one line for each number of `WordUse`, of captions and of first references."""
+    captions, first = (use.as_text() for use in word_use.values())
+    show_scores({key: f"{text} (first references: {first[key]})" for key, text in captions.items()})
 
 
 def show_signatures(scores: Mapping[str, Score] | Mapping[str, Comparison]) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.metric_options import metric_options, show_scores, show_signatures
+from captioner.cli.metric_options import (
+    metric_options,
+    show_scores,
+    show_signatures,
+    show_word_use,
+)
 from captioner.cli.options import say
 
 if TYPE_CHECKING:
@@ -43,4 +49,6 @@ def command(
         say(f"{done.empty:,} captions are empty and score 0")
     show_scores(done.scores)
     show_signatures(done.scores)
-    return {name: score.as_dict() for name, score in done.scores.items()}
+    show_word_use(done.word_use)
+    scores: dict[str, Any] = {name: score.as_dict() for name, score in done.scores.items()}
+    return scores | {"word_use": {name: asdict(use) for name, use in done.word_use.items()}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.errors import DataError, ImageError, checked_names, must_be, within_memory
-from captioner.metrics import PreparedReferences, Score, score_captions
+from captioner.metrics import (
+    PreparedReferences,
+    Score,
+    WordUse,
+    compare_word_use,
+    score_captions,
+)
 from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
@@ -32,6 +38,7 @@ class Evaluation:
     table: SplitTable
     captions: list[list[Caption]]  # n-best of each image
     scores: dict[str, Score]
+    word_use: dict[str, WordUse]  # of the captions and of the first references
     truth: float | None  # fraction of captions that are true of their image; drawn scenes only
     output: Path  # folder with `predictions.jsonl` and `scores.json`
 
@@ -75,8 +82,9 @@ def evaluate(
     captions = caption_split(captioner, table, options, n_best=n_best)
     texts = [best[0].text for best in captions]
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
+    tokens = [tokenize(text) for text in texts]
     scores = score_captions(
-        [tokenize(text) for text in texts],
+        tokens,
         PreparedReferences(table.references),
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
@@ -87,7 +95,8 @@ def evaluate(
     if dataset.judge:
         pairs = zip(table.examples, texts, strict=True)
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
-    result = Evaluation(dataset, split, table, captions, scores, truth, output)
+    words = compare_word_use(tokens, table.references)
+    result = Evaluation(dataset, split, table, captions, scores, words, truth, output)
     _write(result)
     return result
 
@@ -139,6 +148,7 @@ def _write(result: Evaluation) -> None:
     text = "".join(f"{to_json(line)}\n" for line in lines)
     write_text(result.output / "predictions.jsonl", text, "predictions")
     scores: dict[str, Any] = {name: score.as_dict() for name, score in result.scores.items()}
+    scores["word_use"] = {name: asdict(use) for name, use in result.word_use.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
     write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n", "scores")

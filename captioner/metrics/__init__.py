@@ -12,6 +12,7 @@ from captioner.metrics.scores import (
     score_captions,
 )
 from captioner.metrics.signature import Signature, compatible, differences, read_signature
+from captioner.metrics.word_use import WordUse, compare_word_use, word_use
 
 __all__ = [
     "METRICS",
@@ -23,9 +24,12 @@ __all__ = [
     "RougeL",
     "Score",
     "Signature",
+    "WordUse",
     "compare_captions",
+    "compare_word_use",
     "compatible",
     "differences",
     "read_signature",
     "score_captions",
+    "word_use",
 ]

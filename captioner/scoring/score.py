@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
-from captioner.metrics import Score, score_captions
+from captioner.metrics import Score, WordUse, compare_word_use, score_captions
 from captioner.scoring.systems import (
     MetricOptions,
     cut_blank_ends,
@@ -23,6 +23,7 @@ class ScoredFile:
     """The scores of a caption file, by name."""
 
     scores: dict[str, Score]
+    word_use: dict[str, WordUse]  # of the captions and of the first references
     images: int  # number of scored images
     empty: int  # number of captions without a word
     matched_by: str  # "image id", "file name", "line" or "own references"
@@ -49,16 +50,17 @@ def score_file(
     system, truth = cut_blank_ends([system, references_for([system], references)])
     how, truth = match(system, truth, subset=subset)
     notes = tuple(dict.fromkeys(system.notes + truth.notes))
-    tokens = system.tokens()
+    tokens, true_tokens = system.tokens(), reference_tokens(truth)
     scores = score_captions(
         tokens,
-        reference_tokens(truth),
+        true_tokens,
         decode=system.signature.get("decode"),
         split=system.signature.get("split"),
         **options,
     )
     return ScoredFile(
         scores=scores,
+        word_use=compare_word_use(tokens, true_tokens),
         images=len(tokens),
         empty=tokens.count([]),
         matched_by=how if references else "own references",

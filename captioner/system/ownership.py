@@ -272,7 +272,7 @@ def _is_sidecar(path: Path) -> bool:
 
 
 def _is_scores(path: Path) -> bool:
-    scores = _json(path).values()
+    scores = [score for name, score in _json(path).items() if name != "word_use"]
     return bool(scores) and all(
         isinstance(score, dict) and "value" in score and "|" in str(score.get("signature"))
         for score in scores

@@ -364,6 +364,9 @@ def test_evaluate_scores_and_writes(home):
         assert "split:dev" in scores[name]["signature"]
         assert "n:6" in scores[name]["signature"]
     assert scores["bleu_1"]["value"] > 0.8
+    words = scores["word_use"]
+    assert (words["captions"]["captions"], words["first_references"]["captions"]) == (6, 6)
+    assert f"words          {words['captions']['words']} different (first" in result.stdout
     lines = [json.loads(t) for t in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert len(lines[0]["references"]) == 2

@@ -54,6 +54,14 @@ def test_score_prints_aligned_scores_with_intervals_and_signatures(here):
     assert any(line.startswith("bleu1,bleu2,bleu3,bleu4|refs:2|tok:ptb") for line in lines)
     assert "3 images matched by line with 2 reference files" in result.stderr
     stored = json.loads((here / "scores.json").read_text())
+    words = stored.pop("word_use")
+    assert words["captions"] == {
+        **{"captions": 3, "different_captions": 3, "words": 13, "content_words": 5},
+        **{"content_words_used": 5, "distinct_1": 13 / 17, "distinct_2": 1.0},
+    }
+    assert words["first_references"]["content_words"] == 0  # one other reference an image
+    assert "captions       3 of 3 different (first references: 3 of 3 different)" in lines
+    assert lines[-1].startswith("content_words  5 of 5, 100.0% (first references: ")
     assert stored.keys() == scores.keys()
     for name, entry in stored.items():
         assert scores[name].startswith(f"{entry['value']:.3f}")

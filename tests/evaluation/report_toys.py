@@ -19,7 +19,7 @@ from captioner.data.load import load_dataset
 from captioner.data.prepare import SplitTable
 from captioner.evaluation.evaluate import Evaluation
 from captioner.evaluation.report import write_report
-from captioner.metrics import score_captions
+from captioner.metrics import compare_word_use, score_captions
 from captioner.text import Vocabulary, tokenize
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -73,15 +73,17 @@ def evaluation(
     root = output / "toys"
     dataset = Dataset("toys", "csv", root, (*learned, *examples), (), judge)
     references = [[tokenize(text) for text in example.captions] for example in examples]
+    tokens = [tokenize(best[0].text) for best in captions]
     scores = score_captions(
-        [tokenize(best[0].text) for best in captions],
+        tokens,
         references,
         resamples=resamples,
         decode="beam2,lp0.0",
         split="dev",
     )
     table = SplitTable(tuple(examples), torch.empty(len(examples), 0), references)
-    return Evaluation(dataset, "dev", table, captions, scores, None, output)
+    words = compare_word_use(tokens, references)
+    return Evaluation(dataset, "dev", table, captions, scores, words, None, output)
 
 
 def vocabulary(result: Evaluation, *more: str) -> Vocabulary:

@@ -160,6 +160,12 @@ def test_numbers_are_those_of_the_scores(plain, tmp_path):
     ]
     assert data["rows"][2]["captions"] == [["square in in", -7.0, False, -2.3333]]
     assert "2 different captions" in shown
+    own, first = plain.word_use.values()
+    assert (own.different_captions, first.different_captions) == (2, 1)
+    assert f"Captions {own.as_text()['captions']} {first.as_text()['captions']}" in shown
+    assert f"Distinct-1 {own.distinct_1:.3f} {first.distinct_1:.3f}" in shown
+    assert f"Distinct-2 {own.distinct_2:.3f} {first.distinct_2:.3f}" in shown
+    assert "Content words used 2 of 2, 100.0% 1 of 1, 100.0%" in shown
     assert "3.0 words on average, 2.5 in the references" in shown
 
 
@@ -196,9 +202,10 @@ def test_flags_of_known_captions(tmp_path):
     ]
     assert [found.count(flag) for flag in ("unk", "repetition", "untrue")] == [1, 2, 1]
     assert found.lengths == [3, 5, 3, 5, 0, 1]
-    assert found.words == len({"a", "red", "square", "<", "unk", ">", "dog", "and"})
-    assert found.vocabulary_size == found.words + 1
-    assert found.distinct == 6
+    used = result.word_use["captions"]
+    assert used.words == len({"a", "red", "square", "<", "unk", ">", "dog", "and"})
+    assert found.vocabulary_size == used.words + 1
+    assert used.different_captions == 6
     assert found.repeated == []
 
 

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
 
 HERE = Path(__file__).parent
+WORD_USE = {
+    "captions": "Captions",
+    "words": "Words",
+    "distinct_1": "Distinct-1",
+    "distinct_2": "Distinct-2",
+    "content_words": "Content words used",
+}
 
 
 def write_report(
@@ -64,6 +71,7 @@ def write_report(
         findings=findings,
         flags=FLAGS,
         labels=labels,
+        word_use_labels=WORD_USE,
         signatures=joined(score.signature for score in result.scores.values()),
         confidence=f"{CONFIDENCE:.0%}",
         model=run.name if metrics else model.name,

@@ -44,9 +44,7 @@ class Findings:
     known: dict[str, str]  # the flags that this data set allows, with a description
     lengths: list[int]  # words of each caption
     reference_lengths: list[int]  # words of each reference
-    words: int  # number of distinct words in the captions
     vocabulary_size: int
-    distinct: int  # number of distinct captions
     repeated: list[tuple[str, int]]  # the most frequent captions and their numbers of images
 
     def count(self, flag: str) -> int:
@@ -68,9 +66,7 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
         known={flag: description for flag, (description, _) in checks.items()},
         lengths=[len(words) for words in tokens],
         reference_lengths=[len(words) for image in result.table.references for words in image],
-        words=len({word for words in tokens for word in words}),
         vocabulary_size=len(vocabulary.words),
-        distinct=len(counts),
         repeated=[(text, n) for text, n in counts.most_common(MAX_REPEATED) if n > 1],
     )
 
