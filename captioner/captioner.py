@@ -18,6 +18,7 @@ from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
+from captioner.decoder.stepping import Stepping
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import (
     ConfigError,
@@ -31,7 +32,7 @@ from captioner.errors import (
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
-from captioner.search import Hypotheses, Step, beam_search, sample
+from captioner.search import Hypotheses, beam_search, sample
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
 from captioner.text import Vocabulary, detokenize, tokenize
@@ -111,7 +112,7 @@ class Captioner:
         self.neighbours = neighbours
         self.device = torch.device("cpu")
         self.name = "the model"
-        self._steps: dict[torch.dtype, Step] = {}
+        self._steps: dict[torch.dtype, Stepping] = {}
 
     @property
     def num_models(self) -> int:
@@ -215,9 +216,10 @@ class Captioner:
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         features = features.to(self.device)
-        hidden = self.decoder.init_hidden(features)
         voters = self.neighbours if options.search == "beam" and options.neighbours else None
-        hypotheses = self._hypotheses(hidden, options, options.beam_size if voters else n_best)
+        hidden, hypotheses = self._hypotheses(
+            features, options, options.beam_size if voters else n_best
+        )
         # Before the votes, which may turn NaN scores into numbers.
         errors = self._errors(
             (FEATURES, features.isfinite().all(1)),
@@ -229,19 +231,21 @@ class Captioner:
         captions = self._to_captions(hypotheses, n_best)
         return [error or best for error, best in zip(errors, captions, strict=True)]
 
-    def _hypotheses(self, hidden: Tensor, options: DecodingConfig, n_best: int) -> Hypotheses:
-        """Search from initial hidden states, (L, B, H)."""
+    def _hypotheses(
+        self, features: Tensor, options: DecodingConfig, n_best: int
+    ) -> tuple[Tensor, Hypotheses]:
+        """Search from features, (B, F); return also the initial hidden states, (L, B, H)."""
         precision = options.precision
         if precision == "auto" and self.decoder.hidden_size < MIN_ROUNDED_SIZE:
             precision = "fp32"
-        step = self._step(dtype_of(precision, self.device))
+        hidden, step = self._step(dtype_of(precision, self.device)).start(features)
         if options.search == "beam":
-            return beam_search(step, hidden, SPECIAL_IDS, options, n_best)
+            return hidden, beam_search(step, hidden, SPECIAL_IDS, options, n_best)
         generator = torch.Generator(self.device).manual_seed(options.seed)
-        return sample(step, hidden, SPECIAL_IDS, options, n_best, generator)
+        return hidden, sample(step, hidden, SPECIAL_IDS, options, n_best, generator)
 
-    def _step(self, dtype: torch.dtype) -> Step:
-        """Return the decoder's step function, cached per dtype: the weights never change."""
+    def _step(self, dtype: torch.dtype) -> Stepping:
+        """Return what starts a search, cached per dtype: the weights never change."""
         if dtype not in self._steps:
             self._steps[dtype] = self.decoder.stepper(dtype)
         return self._steps[dtype]
@@ -469,8 +473,8 @@ class Captioner:
         token_ids = self._token_ids(captions)
         scores = [torch.empty(0, len(token_ids))]
         for batch in batched(map(to_picture, iterate(many)), BATCH_SIZE):
-            hidden = self.decoder.init_hidden(self.encode(batch))
-            log_probs = log_likelihoods(self._step(torch.float32), hidden, token_ids)
+            hidden, step = self._step(torch.float32).start(self.encode(batch))
+            log_probs = log_likelihoods(step, hidden, token_ids)
             states = hidden.isfinite().all(2).all(0)
             _raise_first(self._errors((STATES, states), (SCORES, ~log_probs.isnan().any(1))))
             scores.append(log_probs.cpu())

@@ -152,6 +152,16 @@ class EncoderConfig(Section):
     precision: Precision = Field(
         "auto", description="number format of the CNNs; auto: bf16 if the hardware supports it"
     )
+    grid: int = Field(
+        7, ge=1, le=32, description="for decoder.attention: places per side of the last feature map"
+    )
+    grid_channels: int = Field(
+        256,
+        ge=1,
+        le=2**16,
+        description="for decoder.attention: numbers of a place and CNN; channels beyond are added "
+        "to these with random signs",
+    )
     flip: bool = Field(
         False, description="train on mirrored images too; else average the features of both views"
     )
@@ -192,6 +202,11 @@ class DecoderConfig(Section):
     dropout: Fraction = Field(0.5, description="on word vectors, between layers, on outputs")
     feature_dropout: Fraction = Field(0.0, description="dropout on the image features")
     tie_weights: bool = Field(True, description="output layer reuses the word vectors")
+    attention: Literal["none", "spatial"] = Field(
+        "none",
+        description="spatial: before each word, look at places of the image; see encoder.grid",
+    )
+    place_dropout: Fraction = Field(0.2, description="places that are dropped whole; for attention")
     feature_norm: Literal["standardize", "none"] = Field(
         "standardize", description="scale each feature to mean 0 and standard deviation 1 on train"
     )

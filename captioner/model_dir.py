@@ -30,7 +30,13 @@ from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours
-from captioner.encoder.encoder import Encoder, FrozenEncoder, Precision, side_by_side
+from captioner.encoder.encoder import (
+    Encoder,
+    FrozenEncoder,
+    Precision,
+    side_by_side,
+    side_by_side_features,
+)
 from captioner.encoder.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.encoder.preprocess import (
     Preprocess,
@@ -73,6 +79,8 @@ class SizedDecoderConfig(DecoderConfig):
 
     vocab_size: int
     feature_size: int
+    places: int = 0
+    channels: int = 0
 
 
 class ModelConfig(BaseModel):
@@ -86,6 +94,8 @@ class ModelConfig(BaseModel):
         Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
     ]
     mirrored: bool = False
+    grid: int = 0
+    grid_channels: int = 0
     decoder: SizedDecoderConfig
     decoding: DecodingConfig
 
@@ -171,9 +181,13 @@ def _write(folder: Path, model: Model) -> None:
     config = ModelConfig(
         encoder=one_or_list(cnns),
         mirrored=encoder.mirrored,
+        grid=encoder.grid,
+        grid_channels=encoder.grid_channels,
         decoder=SizedDecoderConfig(
             vocab_size=decoder.vocab_size,
             feature_size=decoder.feature_size,
+            places=decoder.places,
+            channels=decoder.channels,
             **decoder.config.model_dump(),
         ),
         decoding=decoding,
@@ -211,9 +225,12 @@ def read_model(folder: str | Path) -> Model:
     _check_size(folder, "words", sizes.vocab_size, len(vocabulary), "vocab.json")
     weights = folder / "model.safetensors"
     tensors = _read_weights(weights)
-    encoder = _load_encoder(cnns, preprocess, tensors, weights)
+    encoder = _load_encoder(config, preprocess, tensors, weights)
     encoder.mirrored = config.mirrored
-    _check_size(folder, "features", sizes.feature_size, encoder.feature_size, encoder.name)
+    found = encoder.sizes
+    _check_size(folder, "features", sizes.feature_size, found["feature_size"], encoder.name)
+    _check_size(folder, "places", sizes.places, found["places"], encoder.name)
+    _check_size(folder, "channels", sizes.channels, found["channels"], encoder.name)
     decoder = _load_decoder(config.decoder, _take(tensors, "decoder"), weights)
     neighbours = None
     if stored := _take(tensors, "neighbours"):
@@ -271,11 +288,12 @@ def _take(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:
 
 
 def _load_encoder(
-    cnns: dict[str, CnnConfig],
+    config: ModelConfig,
     preprocess: list[Preprocess],
     tensors: dict[str, Tensor],
     where: Path,
 ) -> Encoder:
+    cnns = config.cnns()
     states = {prefix: _take(tensors, prefix) for prefix in cnns}
     for name in tensors:
         if name.startswith("encoder."):
@@ -285,7 +303,8 @@ def _load_encoder(
     networks = []
     for (prefix, cnn), transform in zip(cnns.items(), preprocess, strict=True):
         spec = EncoderSpec(cnn.backbone, cnn.builder_args, transform, cnn.weights)
-        networks.append(FrozenEncoder(spec, state_of(states.pop(prefix)), cnn.precision))
+        grid = config.grid, config.grid_channels
+        networks.append(FrozenEncoder(spec, state_of(states.pop(prefix)), cnn.precision, *grid))
     try:
         return side_by_side(networks)
     except ModelError as error:
@@ -301,7 +320,8 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ModelError(f"{misfit}: {plain(name)} is {tensor.dtype}, not a float")
-    sizes = {"vocab_size": config.vocab_size, "feature_size": config.feature_size}
+    names = ("vocab_size", "feature_size", "places", "channels")
+    sizes = {name: getattr(config, name) for name in names}
     settings = DecoderConfig(**config.model_dump(exclude=set(sizes)))
     try:
         # First on "meta", so that wrong sizes in config.json allocate nothing.
@@ -315,6 +335,14 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
         reason = " ".join(line.strip() for line in lines[1:4] or lines)
         raise ModelError(f"{misfit}: {plain(reason)}") from error
     return decoder
+
+
+def _columns(cnns: Sequence[FrozenEncoder]) -> list[Tensor]:
+    """Return where the features of each CNN stand among those of all, int64 (F,) each."""
+    sizes = [cnn.feature_size for cnn in cnns]
+    numbers = torch.arange(sum(sizes))
+    order = side_by_side_features([each[None] for each in numbers.split(sizes)], cnns)[0]
+    return list(order.argsort().split(sizes))
 
 
 def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble]:
@@ -337,11 +365,13 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
                     f"were trained with the same {what}"
                 )
     cnns = {cnn.fingerprint(): cnn for _, model in models for cnn in model.encoder.cnns}
-    sizes = [cnn.feature_size for cnn in cnns.values()]
-    columns = dict(zip(cnns, torch.arange(sum(sizes)).split(sizes), strict=True))
-    inputs = [
-        torch.cat([columns[cnn.fingerprint()] for cnn in model.encoder.cnns]) for _, model in models
-    ]
     encoder = side_by_side(list(cnns.values()))
+    columns = dict(zip(cnns, _columns(list(cnns.values())), strict=True))
+    inputs = [
+        side_by_side_features(
+            [columns[cnn.fingerprint()][None] for cnn in model.encoder.cnns], model.encoder.cnns
+        )[0]
+        for _, model in models
+    ]
     encoder.mirrored = first.encoder.mirrored
     return encoder, Ensemble([model.decoder for _, model in models], inputs)

@@ -254,11 +254,14 @@ def _step(config: Config) -> str | None:
 
 def _build(config: Config) -> str | None:
     """Build without memory; say how much it would take where that is too much."""
-    sizes = {"vocab_size": 20, "feature_size": 6}
+    features = {"feature_size": 6, "places": 2, "channels": 2}
+    sizes = {"vocab_size": 20, **features}
     with torch.device("meta"):
         Decoder(config.decoder, **sizes)
     try:
-        check_room(config.decoder, config.training, torch.device("cpu"), **sizes)
+        check_room(
+            config.decoder, config.training, torch.device("cpu"), vocab_size=20, features=features
+        )
     except ConfigError as error:
         return None if " GB are free" in str(error) and "\n" not in str(error) else str(error)
     if max(config.decoder.hidden_size, config.decoder.embed_size) <= 2**10:

@@ -127,19 +127,19 @@ def test_a_decoder_that_cannot_be_allocated_is_refused_before_it_is(tmp_path, mo
 
 
 def test_the_room_a_decoder_takes_is_that_of_its_weights_gradients_and_moments(monkeypatch):
-    about, sizes = toys.decoder().config, {"vocab_size": 20, "feature_size": 6}
+    about, features = toys.decoder().config, {"feature_size": 6, "places": 0, "channels": 0}
     weights = sum(p.numel() for p in toys.decoder().parameters())
     for decay, copies in ((0.0, 4), (0.9, 5)):
         training = Config.model_validate({"training": {"ema_decay": decay}}).training
         monkeypatch.setattr(
             "captioner.training.update.free_memory", lambda _, n=copies: 4 * n * weights
         )
-        check_room(about, training, torch.device("cpu"), **sizes)
+        check_room(about, training, torch.device("cpu"), vocab_size=20, features=features)
         monkeypatch.setattr(
             "captioner.training.update.free_memory", lambda _, n=copies: 4 * n * weights - 1
         )
         with pytest.raises(ConfigError, match="GB are free"):
-            check_room(about, training, torch.device("cpu"), **sizes)
+            check_room(about, training, torch.device("cpu"), vocab_size=20, features=features)
 
 
 # ---------------------------------------------------------------------- the command line

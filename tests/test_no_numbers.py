@@ -144,7 +144,7 @@ def test_a_step_without_numbers_spoils_its_image_alone(value, at, place):
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(3, 6, 8, generator=generator)
 
-    def step(token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def step(_ids: Tensor, hidden: Tensor, _images: Tensor) -> tuple[Tensor, Tensor]:
         time, image = hidden[0, :, 0].long(), hidden[0, :, 1].long()
         logits = table[image, time]
         logits[(image == 1) & (time == at), place] = value

@@ -48,17 +48,20 @@ def encoder_state(seed: int = 0) -> dict[str, Tensor]:
         return dict(build_backbone("squeezenet1_1", {}).state_dict())
 
 
-def encoder(seed: int = 0) -> FrozenEncoder:
-    spec = EncoderSpec("squeezenet1_1", {}, Preprocess(SIZE, SIZE), "toy")
-    return FrozenEncoder(spec, encoder_state(seed), "fp32")
+def encoder(seed: int = 0, grid: int = 0, grid_channels: int = 256) -> FrozenEncoder:
+    size = 2 * SIZE if grid else SIZE  # at 32 pixels the last map is a single place
+    spec = EncoderSpec("squeezenet1_1", {}, Preprocess(size, size), "toy")
+    return FrozenEncoder(spec, encoder_state(seed), "fp32", grid, grid_channels)
 
 
 def decoder(
     *, seed: int = 0, vocab_size: int = 20, feature_size: int = 6, **changes: Any
 ) -> Decoder:
     torch.manual_seed(seed)
-    config = DecoderConfig(**{"hidden_size": 8, "embed_size": 5, "dropout": 0.0} | changes)
-    return Decoder(config, vocab_size=vocab_size, feature_size=feature_size)
+    sizes = {name: changes.pop(name, 0) for name in ("places", "channels")}
+    small = {"hidden_size": 8, "embed_size": 5, "dropout": 0.0, "place_dropout": 0.0}
+    config = DecoderConfig(**small | changes)
+    return Decoder(config, vocab_size=vocab_size, feature_size=feature_size, **sizes)
 
 
 def pair() -> Encoder:
@@ -71,7 +74,7 @@ def pair() -> Encoder:
 
 def captioner(eyes: Encoder | None = None, **changes: Any) -> Captioner:
     eyes, words = eyes or encoder(), vocabulary()
-    writer = decoder(vocab_size=len(words), feature_size=eyes.feature_size, **changes)
+    writer = decoder(vocab_size=len(words), **eyes.sizes, **changes)
     return Captioner(eyes, writer, words)
 
 

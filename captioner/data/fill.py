@@ -96,7 +96,7 @@ def _encode(
     """Store the features of images; return the errors of those that cannot be decoded."""
     broken: Broken = {}
     blank: list[Path] = []
-    encode = WithinMemory(encoder)
+    encoders = [WithinMemory(encoder), WithinMemory(encoder.mirror)]
     pixels_of = _or_error(lambda path: encoder.preprocess.pixels(read_image(path)))
     with tqdm(
         total=len(images), desc="encoding", unit="image", smoothing=0.05, disable=None
@@ -110,8 +110,9 @@ def _encode(
                 new = {keys[path][view]: path for path in good if keys[path][view] not in store}
                 if new:
                     pixels = torch.stack([good[path] for path in new.values()])
-                    pixels = pixels.flip(-1) if view else pixels
-                    features = torch.cat(crew.compute(encode, pixels, encoder.images_per_pass))
+                    features = torch.cat(
+                        crew.compute(encoders[view], pixels, encoder.images_per_pass)
+                    )
                     store.append(list(new), _storable(features, list(new.values())))
             bar.update(len(batch))
     if blank:

@@ -92,6 +92,8 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
                 # With an explicit image_size, all CNNs use the interpolation of the first.
                 interpolation=cnns[0].preprocess.interpolation if cnns else None,
                 precision=settings.precision,
+                grid=settings.grid if config.decoder.attention != "none" else 0,
+                grid_channels=settings.grid_channels,
             )
         except ModelError as error:
             if not cnns:

@@ -1,48 +1,25 @@
 """The RNN that writes the caption; the image gives its initial hidden state.
 
 `init_hidden` turns features into the initial hidden state. `forward` reads whole captions
-(teacher forcing). `step` advances by one token. An LSTM's h and c are concatenated over layers,
-so every cell has one hidden state tensor.
+(teacher forcing). `stepper` advances many captions by one token. With `decoder.attention`, the
+features of an image are its pooled vector and then its places, and each output looks at the places.
+An LSTM's h and c are concatenated over layers, so every cell has one hidden state tensor.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captioner.config import DecoderConfig
+from captioner.decoder.attention import Attention
+from captioner.decoder.dropout import Dropout
 from captioner.decoder.recurrence import Elman
-from captioner.decoder.stepping import Stepper
+from captioner.decoder.stepping import Stepper, Stepping
 from captioner.search import SpecialIds, Step
 from captioner.text import Vocabulary
 
 SPECIAL_IDS = SpecialIds(Vocabulary.bos_id, Vocabulary.eos_id, Vocabulary.unwritable)
-
-
-class Dropout(nn.Module):
-    """Dropout that draws one 64-bit random number for four values on a CPU.
-
-    `nn.Dropout` draws one for each, and takes a seventh of a training step.
-
-    Source: Srivastava et al. (2014), "Dropout: A Simple Way to Prevent Neural Networks from
-    Overfitting".
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Zero values at random in training mode; scale the others by 1 / (1 - rate)."""
-        if not self.training or not self.rate:
-            return values
-        if values.device.type != "cpu":
-            return functional.dropout(values, self.rate)
-        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        draws = draws.view(torch.int16)[: values.numel()].view_as(values)
-        kept = draws >= round(self.rate * 2**16) - 2**15
-        return values * kept.to(values.dtype).div_(1 - self.rate)
 
 
 class InitialState(nn.Module):
@@ -65,28 +42,12 @@ class InitialState(nn.Module):
         self.register_buffer("mean", torch.zeros(feature_size))
         self.register_buffer("std", torch.ones(feature_size))
 
-    def measure(self, features: Tensor, rows: Tensor | None = None) -> None:
-        """Store the mean and standard deviation of each feature over the training images.
-
-        Args:
-            features: (R, F); read in pieces, so the tensor may exceed the memory.
-            rows: the rows of the training split, int64 (N,); None: all.
-        """
-        pieces = (torch.arange(len(features)) if rows is None else rows).split(8192)
-        count = sum(map(len, pieces))
-        mean, variance = torch.zeros(2, features.shape[1], dtype=torch.float64)
-        for piece in pieces:
-            mean += features[piece].double().sum(0) / count
-        for piece in pieces:
-            variance += (features[piece].double() - mean).square().sum(0) / count
-        self.mean.copy_(mean)
-        # Dividing a constant feature by its deviation of almost 0 would amplify rounding errors.
-        std = variance.sqrt()
-        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F) to (L, B, H), or (2L, B, H) for an LSTM: all h, then all c."""
-        features = features.float()
+        """Map features to (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
+
+        Of features, (B, F or more), only the pooled vector counts, which comes first.
+        """
+        features = features[:, : self.projection.in_features].float()
         if self.norm == "standardize":
             features = (features - self.mean) / self.std
         projected = self.projection(self.dropout(features))
@@ -99,19 +60,39 @@ class InitialState(nn.Module):
 class Decoder(nn.Module):
     """Word vectors -> recurrent cell -> logits of the next word."""
 
-    def __init__(self, config: DecoderConfig, *, vocab_size: int, feature_size: int):
-        """Build a decoder with random weights for V words and F features."""
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        vocab_size: int,
+        feature_size: int,
+        places: int = 0,
+        channels: int = 0,
+    ):
+        """Build a decoder with random weights.
+
+        Args:
+            config: its settings.
+            vocab_size: words V.
+            feature_size: numbers of an image, F: the pooled vector, then the places one by one.
+            places: P; `attention` needs them.
+            channels: numbers of a place, C.
+        """
         super().__init__()
         self.config = config
         self.vocab_size, self.feature_size = vocab_size, feature_size
+        self.places, self.channels = places, channels
         self.hidden_size, self.num_layers = config.hidden_size, config.num_layers
         self.is_lstm = config.cell == "lstm"
         self.num_states = 2 * self.num_layers if self.is_lstm else self.num_layers
         embed_size, tie_weights = config.embed_size, config.tie_weights
         self.embedding = nn.Embedding(vocab_size, embed_size, padding_idx=Vocabulary.pad_id)
         self.cell = _build_cell(config)
-        self.init_hidden = InitialState(config, feature_size)
+        self.init_hidden = InitialState(config, feature_size - places * channels)
         self.dropout = Dropout(config.dropout)
+        self.attention = None
+        if config.attention == "spatial":
+            self.attention = Attention(config, channels)
         self.output = nn.Linear(embed_size if tie_weights else self.hidden_size, vocab_size)
         # Tied weights: the logits are products of this projection with the word vectors.
         self.to_embed = nn.Linear(self.hidden_size, embed_size, bias=False) if tie_weights else None
@@ -141,37 +122,101 @@ class Decoder(nn.Module):
         outputs, state = self.cell(words, (h.contiguous(), c.contiguous()))
         return outputs, torch.cat(state)
 
+    def keys(self, features: Tensor) -> Tensor | None:
+        """Compute the keys of the places, (B, P, H), from features, (B, F); None if it has none."""
+        if self.attention is None:
+            return None
+        return self.attention.keys(features[:, -self.places * self.channels :])
+
+    def look(self, outputs: Tensor, keys: Tensor | None) -> Tensor:
+        """Let each output, (B, T, H), look at the places of its image."""
+        if self.attention is None or keys is None:
+            return outputs
+        looked: Tensor = self.attention(outputs, keys)[0]
+        return looked
+
     def to_logits(self, outputs: Tensor) -> Tensor:
-        """Compute logits, (..., V), from outputs of the last layer, (..., H)."""
+        """Compute logits, (..., V), from outputs that have looked, (..., H)."""
         outputs = self.dropout(outputs)
         if self.to_embed is not None:
             outputs = self.dropout(self.to_embed(outputs))
         logits: Tensor = self.output(outputs)
         return logits
 
-    def forward(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, token_ids: Tensor, hidden: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute the logits (B, T, V) that follow each token (B, T), and the last hidden state."""
         outputs, hidden = self.run_cell(token_ids, hidden)
-        return self.to_logits(outputs), hidden
+        return self.to_logits(self.look(outputs, keys)), hidden
 
-    def step(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, token_ids: Tensor, hidden: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute the logits (B, V) that follow tokens (B,), and the hidden state after them.
 
         Without gradients, `stepper` is faster.
         """
-        logits, hidden = self(token_ids.unsqueeze(1), hidden)
+        logits, hidden = self(token_ids.unsqueeze(1), hidden, keys)
         return logits.squeeze(1), hidden
 
-    @torch.no_grad()
-    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return a fast `step` for the current weights, with matrix products in a dtype.
+    def measure(self, features: Tensor, rows: Tensor | None = None) -> None:
+        """Store the mean and standard deviation of each feature over the training images.
 
-        Building it takes as long as several steps: reuse it until the weights change. The cell
-        `elman` stays in float32.
+        Args:
+            features: (R, F); read in pieces, so the tensor may exceed the memory.
+            rows: the rows of the training split, int64 (N,); None: all.
+        """
+        pieces = (torch.arange(len(features)) if rows is None else rows).split(1024)
+        count = sum(map(len, pieces))
+        mean, variance = torch.zeros(2, features.shape[1], dtype=torch.float64)
+        for piece in pieces:
+            mean += features[piece].double().sum(0) / count
+        for piece in pieces:
+            variance += (features[piece].double() - mean).square().sum(0) / count
+        pooled = self.feature_size - self.places * self.channels
+        _keep_moments(self.init_hidden, mean[:pooled], variance[:pooled])
+        if self.attention is not None:
+            means = mean[pooled:].view(self.places, self.channels)
+            spread = means.var(0, correction=0)  # between the places
+            of_places = variance[pooled:].view_as(means).mean(0) + spread
+            _keep_moments(self.attention, means.mean(0), of_places)
+
+    @torch.no_grad()
+    def stepper(self, dtype: torch.dtype = torch.float32) -> Stepping:
+        """Return a fast way to advance many captions, for the current weights.
+
+        Building it takes as long as several steps: reuse it until the weights change. Matrix
+        products have the dtype; the cell `elman` stays in float32.
         """
         if not isinstance(self.cell, nn.RNNBase):
-            return self.step
-        return Stepper(self.embedding, self.cell, self.to_embed, self.output, dtype)
+            return self
+        layers = self.embedding, self.cell, self.attention, self.to_embed, self.output
+        return Stepper(self.begin, *layers, dtype)
+
+    def begin(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the initial hidden states of images, from features (A, F), and their keys."""
+        return self.init_hidden(features), self.keys(features)
+
+    def start(self, features: Tensor) -> tuple[Tensor, Step]:
+        """Return the initial hidden states of images, from features (A, F), and their step."""
+        hidden, keys = self.begin(features)
+
+        def step(token_ids: Tensor, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+            if keys is None:
+                return self.step(token_ids, hidden)
+            return self.step(
+                token_ids, hidden, keys[images.repeat_interleave(len(token_ids) // len(images))]
+            )
+
+        return hidden, step
+
+
+def _keep_moments(module: InitialState | Attention, mean: Tensor, variance: Tensor) -> None:
+    module.mean.copy_(mean)
+    # Dividing a constant feature by its deviation of almost 0 would amplify rounding errors.
+    std = variance.sqrt()
+    module.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
 
 def _build_cell(config: DecoderConfig) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.neighbours import flat
+from captioner.decoder.stepping import Stepping
 from captioner.search import Step
 
 
@@ -38,23 +39,48 @@ class Ensemble(nn.Module):
             member.init_hidden(features[:, columns.to(features.device)])
             for member, columns in zip(self._members, self._columns, strict=True)
         ]
-        return torch.cat([flat(state) for state in states], dim=1)[None]
+        return _joined(states)
 
-    def stepper(self, dtype: torch.dtype = torch.float32) -> Step:
-        """Return a function that advances all members by one token; see `Decoder.stepper`."""
-        steps = [member.stepper(dtype) for member in self._members]
-        depths = [member.num_states for member in self._members]
-        widths = [member.num_states * member.hidden_size for member in self._members]
+    def stepper(self, dtype: torch.dtype = torch.float32) -> Stepping:
+        """Return what starts a search of all members; see `Decoder.stepper`."""
+        return _Together(
+            [member.stepper(dtype) for member in self._members],
+            self._columns,
+            [member.num_states for member in self._members],
+        )
 
-        def step(token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+
+class _Together:
+    """Advances all members by one token; the hidden state holds all of theirs."""
+
+    def __init__(self, members: Sequence[Stepping], columns: Sequence[Tensor], depths: list[int]):
+        self._members, self._columns, self._depths = members, columns, depths
+
+    def start(self, features: Tensor) -> tuple[Tensor, Step]:
+        """Return the initial hidden states of images, from features (A, F), and their step."""
+        starts, steps = zip(
+            *(
+                member.start(features[:, columns.to(features.device)])
+                for member, columns in zip(self._members, self._columns, strict=True)
+            ),
+            strict=True,
+        )
+        widths = [len(state) * state.shape[2] for state in starts]
+
+        def step(token_ids: Tensor, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
             probs: list[Tensor] = []
             next_states: list[Tensor] = []
             states = hidden[0].split(widths, dim=1)
-            for member_step, depth, flat_state in zip(steps, depths, states, strict=True):
+            for member_step, depth, flat_state in zip(steps, self._depths, states, strict=True):
                 state = flat_state.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
-                logits, state = member_step(token_ids, state)
+                logits, state = member_step(token_ids, state, images)
                 probs.append(logits.softmax(dim=-1, dtype=torch.float32))
-                next_states.append(flat(state))
-            return torch.stack(probs).mean(0).log_(), torch.cat(next_states, dim=1)[None]
+                next_states.append(state)
+            return torch.stack(probs).mean(0).log_(), _joined(next_states)
 
-        return step
+        return _joined(starts), step
+
+
+def _joined(states: Sequence[Tensor]) -> Tensor:
+    """Concatenate the states of the members, each (S, B, H), to (1, B, sum of S * H)."""
+    return torch.cat([flat(state) for state in states], dim=1)[None]

@@ -36,12 +36,14 @@ def log_likelihoods(step: Step, hidden: Tensor, captions: Sequence[Sequence[int]
     ids = [torch.tensor([Vocabulary.bos_id, *words, Vocabulary.eos_id]) for words in captions]
     tokens = pad_sequence(ids, batch_first=True, padding_value=Vocabulary.pad_id).to(device)
     sums = []
-    for batch in hidden.split(max(1, ROWS // len(captions)), dim=1):
+    places = torch.arange(images, device=device).split(max(1, ROWS // len(captions)))
+    for numbers in places:
+        batch = hidden[:, numbers]
         rows = tokens.repeat(batch.shape[1], 1)  # all captions for each image
         states = batch.repeat_interleave(len(captions), dim=1)
         total = torch.zeros(len(rows), device=device)
         for token, target in zip(rows.T, rows.T[1:], strict=False):
-            logits, states = step(token, states)
+            logits, states = step(token, states, numbers)
             log_probs = logits.float().log_softmax(-1).gather(1, target[:, None])[:, 0]
             log_probs.masked_fill_(no_numbers(logits), torch.nan)
             total += log_probs.masked_fill(target == Vocabulary.pad_id, 0)

@@ -1,4 +1,4 @@
-"""A fast step of one token for search: recurrent cell and output layer.
+"""A fast step of one token for search: recurrent cell, attention and output layer.
 
 On one token, `nn.LSTM` spends more time on set-up than on arithmetic, and multiplies the word
 vector by the input weights in every step. Here a table holds these products for every word, and
@@ -7,9 +7,24 @@ the matrices may have a faster dtype. States and activations stay in float32.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from captioner.decoder.attention import Attention
+from captioner.search import Step
+
+
+class Stepping(Protocol):
+    """What starts a search: a decoder, its `Stepper`, or an ensemble's."""
+
+    def start(self, features: Tensor) -> tuple[Tensor, Step]:
+        """Return the initial hidden states of images, from features (A, F), and their step."""
+        ...
 
 
 class Stepper:
@@ -20,13 +35,16 @@ class Stepper:
 
     def __init__(
         self,
+        begin: Callable[[Tensor], tuple[Tensor, Tensor | None]],
         embedding: nn.Embedding,
         cell: nn.RNNBase,
+        attention: Attention | None,
         to_embed: nn.Linear | None,
         output: nn.Linear,
         dtype: torch.dtype,
     ):
-        """Prepare the weights of a cell of one direction; `dtype` is that of the matrices."""
+        """Prepare the weights of a decoder; `begin` is its method, `dtype` that of the matrices."""
+        self._begin = begin
         self._kind, self._layers = cell.mode, cell.num_layers
         self._dtype = dtype
         self._input: list[tuple[Tensor, Tensor]] = []  # W and b from the layer below
@@ -45,18 +63,41 @@ class Stepper:
                 self._input.append((w_ih.to(dtype), b_ih.to(dtype)))
             else:
                 self._table = functional.linear(embedding.weight.detach(), w_ih, b_ih).to(dtype)
+        self._attention = copy.deepcopy(attention)
+        if self._attention:
+            self._attention.eval().to(dtype)
         self._to_embed = None if to_embed is None else to_embed.weight.detach().to(dtype)
         self._output = output.weight.detach().to(dtype), output.bias.detach().to(dtype)
 
-    def __call__(self, token_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, features: Tensor) -> tuple[Tensor, Step]:
+        """Return the initial hidden states of images, from features (A, F), and their step."""
+        hidden, keys = self._begin(features)
+        if keys is None:
+            return hidden, lambda token_ids, hidden, _: self.step(token_ids, hidden)
+        all_keys = keys.to(self._dtype)
+        of: tuple[Tensor, Tensor] | None = None  # images, and their keys
+
+        def step(token_ids: Tensor, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal of
+            if of is None or of[0] is not images:  # a search changes them rarely
+                of = images, all_keys[images]
+            return self.step(token_ids, hidden, of[1])
+
+        return hidden, step
+
+    def step(
+        self, token_ids: Tensor, hidden: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Advance by one token per row.
 
         Args:
-            token_ids: int64 (B,).
-            hidden: float32 (L, B, H), or (2L, B, H) for an LSTM: all h, then all c.
+            token_ids: int64 (N,).
+            hidden: float32 (L, N, H), or (2L, N, H) for an LSTM: all h, then all c.
+            keys: of the places of A images, (A, P, H), each for N / A rows, in the dtype of the
+                matrices; None: no attention.
 
         Returns:
-            Logits (B, V) of the next token, in the dtype of the matrices, and the hidden state.
+            Logits (N, V) of the next token, in the dtype of the matrices, and the hidden state.
         """
         states = hidden.unbind(0)
         after_h: list[Tensor] = []
@@ -79,6 +120,9 @@ class Stepper:
                     h = gates.relu_() if self._kind == "RNN_RELU" else _tanh_of_half(gates)
             after_h.append(h)
         outputs = after_h[-1].to(self._dtype)
+        if keys is not None and self._attention is not None:
+            grouped = outputs.unflatten(0, (len(keys), -1))
+            outputs = self._attention(grouped, keys)[0].flatten(0, 1)
         if self._to_embed is not None:
             outputs = functional.linear(outputs, self._to_embed)
         return functional.linear(outputs, *self._output), torch.stack(after_h + after_c)

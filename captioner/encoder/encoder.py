@@ -13,13 +13,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
 from captioner.encoder.folding import fast_form
+from captioner.encoder.grid import with_grid
 from captioner.encoder.preprocess import RESIZING, Preprocess
 from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
 from captioner.errors import ModelError, within_memory
@@ -30,14 +31,26 @@ CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fi
 MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
 
 
-class Encoder(nn.Module):
-    """Turns an image into one feature vector, with one frozen CNN or several side by side.
+class FeatureSizes(TypedDict):
+    """The sizes of the features of an image."""
 
-    The feature is the concatenation of the CNNs' features. CNNs of different families or training
-    make different mistakes; the decoder learns from the features of all of them.
+    feature_size: int  # numbers F: the vector and all places
+    places: int  # P
+    channels: int  # numbers C of a place
+
+
+class Encoder(nn.Module):
+    """Turns an image into features, with one frozen CNN or several side by side.
+
+    The features are the concatenation of the CNNs' vectors. CNNs of different families or training
+    make different mistakes; the decoder learns from the features of all of them. With a grid, the
+    features of S x S places follow the vector, row by row; each place has those of all CNNs.
     """
 
-    feature_size: int  # width F of the vector
+    feature_size: int  # numbers F of an image
+    grid: int = 0  # places S in a row and in a column; 0: the vector alone
+    channels: int = 0  # numbers C of a place
+    grid_channels: int = 0  # the most numbers of a place and CNN
     device: torch.device
     dtype: torch.dtype  # of the computation
     mirrored = False  # whether `see` averages both views, as after training with `encoder.flip`
@@ -49,6 +62,8 @@ class Encoder(nn.Module):
         self._cnns = tuple(cnns)
         self.networks = nn.ModuleList(cnns)
         self.feature_size = sum(cnn.feature_size for cnn in cnns)
+        self.grid, self.grid_channels = cnns[0].grid, cnns[0].grid_channels
+        self.channels = sum(cnn.channels for cnn in cnns)
         self.device, self.dtype = cnns[0].device, cnns[0].dtype
 
     @property
@@ -92,12 +107,37 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels, uint8 (B, 3, S, S) on any device, to features, float32 (B, F)."""
         pixels = pixels.to(self.device, non_blocking=True)  # one copy for all CNNs
-        return torch.cat([cnn(pixels) for cnn in self.cnns], dim=1)
+        return side_by_side_features([cnn(pixels) for cnn in self.cnns], self.cnns)
+
+    @property
+    def sizes(self) -> FeatureSizes:
+        """The sizes that a decoder needs to know."""
+        return {
+            "feature_size": self.feature_size,
+            "places": self.grid**2,
+            "channels": self.channels,
+        }
+
+    @property
+    def vector_size(self) -> int:
+        """Numbers of the vector."""
+        return self.feature_size - self.grid**2 * self.channels
+
+    def mirror(self, pixels: Tensor) -> Tensor:
+        """Encode the mirror images of a batch; each place keeps its position in the image."""
+        features: Tensor = self(pixels.flip(-1))
+        if not self.grid:
+            return features
+        vectors, places = features.split(
+            (self.vector_size, features.shape[1] - self.vector_size), 1
+        )
+        rows = places.unflatten(1, (self.grid, self.grid, self.channels))
+        return torch.cat((vectors, rows.flip(2).flatten(1)), dim=1)
 
     def see(self, pixels: Tensor) -> Tensor:
         """Encode a batch for captioning; if `mirrored`, average the image and its mirror image."""
         features: Tensor = self(pixels)
-        return torch.lerp(features, self(pixels.flip(-1)), 0.5) if self.mirrored else features
+        return torch.lerp(features, self.mirror(pixels), 0.5) if self.mirrored else features
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
         """Return 32 hex digits that change with the features, by default in its own arithmetic."""
@@ -109,10 +149,16 @@ class FrozenEncoder(Encoder):
     """One frozen CNN."""
 
     def __init__(
-        self, spec: EncoderSpec, state: Mapping[str, Tensor], precision: Precision = "auto"
+        self,
+        spec: EncoderSpec,
+        state: Mapping[str, Tensor],
+        precision: Precision = "auto",
+        grid: int = 0,
+        grid_channels: int = 256,
     ):
         """Build a CNN from torchvision's state dict in fp32; a `ModelError` if it does not fit."""
         nn.Module.__init__(self)
+        self.grid, self.grid_channels = grid, grid_channels
         self.spec = spec
         self.precision = precision
         self._build(state, torch.device("cpu"))
@@ -127,6 +173,8 @@ class FrozenEncoder(Encoder):
         image_size: int | None = None,
         interpolation: str | None = None,
         precision: Precision = "auto",
+        grid: int = 0,
+        grid_channels: int = 256,
     ) -> Self:
         """Build a CNN and load its weights.
 
@@ -137,6 +185,8 @@ class FrozenEncoder(Encoder):
             image_size: pixels of the shorter side and the centre crop; None: set by the weights.
             interpolation: of the resizing to `image_size`; None: set by the weights.
             precision: of the computation.
+            grid: places in a row and in a column; 0: the vector alone.
+            grid_channels: the most numbers of a place.
 
         Raises:
             ModelError: if the backbone is invalid, or the weights are unavailable or do not fit.
@@ -152,7 +202,7 @@ class FrozenEncoder(Encoder):
                 interpolation=interpolation or spec.preprocess.interpolation,
             )
             spec = replace(spec, preprocess=preprocess)
-        return cls(spec, state, precision)
+        return cls(spec, state, precision, grid, grid_channels)
 
     def _build(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Build torchvision's network, and from it the fast form for a device."""
@@ -160,6 +210,10 @@ class FrozenEncoder(Encoder):
         self.feature_size = remove_head(network)
         load_strictly(network, state, where=self.spec.weights)
         self.state = dict(network.state_dict())
+        if self.grid:
+            side = self.spec.preprocess.crop_size
+            network, self.channels = with_grid(network, self.grid, side, self.grid_channels)
+            self.feature_size += self.grid**2 * self.channels
         self.device, self.dtype = device, dtype_of(self.precision, device)
         self.network = fast_form(network, self.dtype).to(device)
 
@@ -185,7 +239,10 @@ class FrozenEncoder(Encoder):
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
         """Return 32 hex digits that change whenever the features change; see `Encoder`."""
-        how = {"weights": "", "arithmetic": arithmetic or self.arithmetic, "resizing": RESIZING}
+        how: dict[str, object] = {"weights": "", "resizing": RESIZING}
+        how["arithmetic"] = arithmetic or self.arithmetic
+        if self.grid:
+            how["grid"] = [self.grid, self.grid_channels]
         digest = hashlib.blake2b(self._digest, digest_size=16)
         digest.update(json.dumps(asdict(self.spec) | how, sort_keys=True).encode())
         return digest.hexdigest()
@@ -197,6 +254,16 @@ class FrozenEncoder(Encoder):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.digest()
+
+
+def side_by_side_features(features: Sequence[Tensor], cnns: Sequence[Encoder]) -> Tensor:
+    """Concatenate features of CNNs, (B, F) each: all vectors, then all CNNs' numbers of a place."""
+    vectors, places = [], []
+    for each, cnn in zip(features, cnns, strict=True):
+        vectors.append(each[:, : cnn.vector_size])
+        if cnn.grid:
+            places.append(each[:, cnn.vector_size :].unflatten(1, (-1, cnn.channels)))
+    return torch.cat((*vectors, *([torch.cat(places, dim=2).flatten(1)] if places else [])), dim=1)
 
 
 def side_by_side(cnns: Sequence[FrozenEncoder]) -> Encoder:

@@ -102,6 +102,7 @@ def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 
     twin = copy.deepcopy(decoder).cpu().eval()
     hidden = twin.init_hidden(batch.features.cpu()).detach().double().requires_grad_()
     twin.double()
+    keys = twin.keys(batch.features.cpu().double())
     states = [hidden]
     for token_ids in batch.inputs.cpu().split(1, dim=1):
         _, hidden = twin.run_cell(token_ids, hidden)
@@ -110,7 +111,7 @@ def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 
     outputs = torch.stack([state[twin.num_layers - 1] for state in states])  # (T + 1, B, H)
     lengths, indices = caption_lengths(batch), torch.arange(len(batch.targets))
     loss = functional.cross_entropy(
-        twin.to_logits(outputs[lengths, indices]),
+        twin.to_logits(twin.look(outputs[lengths, indices][:, None], keys)[:, 0]),
         batch.targets.cpu()[indices, lengths - 1],
         reduction="sum",  # captions do not share states
         label_smoothing=label_smoothing,

@@ -17,6 +17,7 @@ from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.data.prepare import Prepared, open_encoder, prepare
 from captioner.decoder.decoder import Decoder
+from captioner.encoder.encoder import FeatureSizes
 from captioner.errors import DataError
 from captioner.gradients.measure import (
     Cut,
@@ -103,14 +104,14 @@ def study_cells(
     prepared = prepare(config, encoder, say)
     training = config.training
     table, batch = _table(prepared, config, length)
-    sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": encoder.feature_size}
+    words, sizes = len(prepared.vocabulary), encoder.sizes
     cells = []
     with tqdm(total=len(CELLS) * steps, unit="step", disable=None) as bar:
         for kind in CELLS:
             settings = config.decoder.model_copy(update=kind)
             bar.set_description(_name(settings))
-            check_room(settings, training, chosen, **sizes)
-            decoder = _fresh(settings, sizes["vocab_size"], table, training.seed).to(chosen)
+            check_room(settings, training, chosen, vocab_size=words, features=sizes)
+            decoder = _fresh(settings, words, sizes, table, training.seed).to(chosen)
             before = _stage(decoder, batch, training)
             log = _train(decoder, table.to(chosen), training, steps, bar)
             cells.append(CellStudy(_name(settings), before, _stage(decoder, batch, training), log))
@@ -135,7 +136,8 @@ def study_model(
     training = config.training
     table, batch = _table(prepared, config, length)
     decoder = captioner.single_decoder("studied; study its models one by one")
-    fresh = _fresh(decoder.config, decoder.vocab_size, table, training.seed)
+    sizes = captioner.encoder.sizes
+    fresh = _fresh(decoder.config, decoder.vocab_size, sizes, table, training.seed)
     cell = CellStudy(
         name=_name(decoder.config),
         before=_stage(fresh, batch, training),
@@ -156,10 +158,12 @@ def _name(settings: DecoderConfig) -> str:
     return f"{settings.cell} {settings.nonlinearity}" if plain else settings.cell
 
 
-def _fresh(config: DecoderConfig, vocab_size: int, table: CaptionTable, seed: int) -> Decoder:
+def _fresh(
+    config: DecoderConfig, vocab_size: int, sizes: FeatureSizes, table: CaptionTable, seed: int
+) -> Decoder:
     torch.manual_seed(seed)
-    decoder = Decoder(config, vocab_size=vocab_size, feature_size=table.features.shape[1])
-    decoder.init_hidden.measure(table.features, table.rows.unique())
+    decoder = Decoder(config, vocab_size=vocab_size, **sizes)
+    decoder.measure(table.features, table.rows.unique())
     return decoder
 
 

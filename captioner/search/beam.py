@@ -72,7 +72,7 @@ def beam_search(
     results: list[tuple[Tensor, _Sentences, Tensor]] = []  # images, sentences, finished
     length = 0
     while len(images) and length < max_length:
-        logits, hidden = step(written[:, :, length].flatten(), hidden)
+        logits, hidden = step(written[:, :, length].flatten(), hidden, images)
         broken = no_numbers(logits).view(len(images), -1).any(1, keepdim=True)
         log_probs = token_log_probs(logits, suppressed)
         if options.no_repeat_ngram_size:

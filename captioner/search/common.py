@@ -8,8 +8,11 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-Step: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps (token_ids int64 (N,), hidden (L, N, H)) to (logits (N, V), hidden (L, N, H))."""
+Step: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps (token_ids int64 (N,), hidden (L, N, H), images int64 (A,)) to (logits (N, V), hidden).
+
+`images` holds the A images of the rows, by their number at the start: N / A rows each, together.
+"""
 
 
 class SpecialIds(NamedTuple):
@@ -63,16 +66,22 @@ def no_numbers(scores: Tensor) -> Tensor:
 
 
 def roll_out(
-    step: Step, hidden: Tensor, ids: SpecialIds, max_length: int, choose: Callable[[Tensor], Tensor]
+    step: Step,
+    hidden: Tensor,
+    ids: SpecialIds,
+    max_length: int,
+    choose: Callable[[Tensor], Tensor],
+    copies: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Write tokens in each row until every row has its end token or `max_length` tokens.
 
     Args:
         step: the decoder's step.
-        hidden: initial decoder state, (L, N, H).
+        hidden: initial decoder state, (L, N, H), with `copies` rows of each image.
         ids: the special tokens.
         max_length: at least 1.
         choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
+        copies: rows of an image.
 
     Returns:
         Token ids padded with the end token, int64 (N, T), and the sum of their log-probabilities,
@@ -83,10 +92,11 @@ def roll_out(
     written = torch.full((rows, max_length), ids.eos_id, device=device)
     totals = torch.zeros(rows, device=device)
     active = torch.arange(rows, device=device)
+    images = active // copies
     token_ids = torch.full((rows,), ids.bos_id, device=device)
     length = 0
     while active.numel() and length < max_length:
-        logits, hidden = step(token_ids, hidden)
+        logits, hidden = step(token_ids, hidden, images)
         log_probs = token_log_probs(logits, suppressed)
         broken = no_numbers(log_probs)
         # A broken row ends here; `choose` still needs probabilities in it.
@@ -98,6 +108,6 @@ def roll_out(
         length += 1
         going = (token_ids != ids.eos_id).nonzero().squeeze(1)
         if going.numel() < active.numel():  # finished rows take no further steps
-            active, token_ids = active[going], token_ids[going]
+            active, images, token_ids = active[going], images[going], token_ids[going]
             hidden = hidden.index_select(1, going)
     return written[:, :length], totals

@@ -44,6 +44,7 @@ def sample(
         ids,
         options.max_length,
         lambda log_probs: _draw(log_probs, options, generator),
+        copies=n_best,
     )
     token_ids = token_ids.view(hidden.shape[1], n_best, token_ids.shape[1])
     log_probs = log_probs.view(-1, n_best)

@@ -44,6 +44,8 @@ def backward(
     for start in range(0, batch.inputs.shape[1], width):
         piece = slice(start, start + width)
         outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
+        # Keys of their own for each piece, because `backward` frees what they were computed from.
+        outputs = decoder.look(outputs, decoder.keys(batch.features))
         targets = batch.targets[:, piece]
         real = _real(targets)
         logits = decoder.to_logits(outputs.flatten(0, 1).index_select(0, real))

@@ -149,12 +149,12 @@ class _Setup:
     def _decoder(self, resumed: bool) -> Decoder:
         """Build the decoder with random weights or the weights of `training.start_from`."""
         training, prepared = self.config.training, self.prepared
-        sizes = {"vocab_size": len(prepared.vocabulary), "feature_size": self.encoder.feature_size}
-        check_room(self.config.decoder, training, self.device, **sizes)
+        words, sizes = len(prepared.vocabulary), self.encoder.sizes
+        check_room(self.config.decoder, training, self.device, vocab_size=words, features=sizes)
         torch.manual_seed(training.seed)
-        decoder = Decoder(self.config.decoder, **sizes)
+        decoder = Decoder(self.config.decoder, vocab_size=words, **sizes)
         if training.start_from is None:
-            decoder.init_hidden.measure(prepared.train.features, prepared.train.rows.unique())
+            decoder.measure(prepared.train.features, prepared.train.rows.unique())
         elif not resumed:  # a checkpoint replaces the weights, and start_from may be gone
             start: dict[str, Tensor] = {}
             if self.world.leads:  # other machines may not have the folder

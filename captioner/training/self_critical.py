@@ -85,13 +85,8 @@ class SelfCritical:
         was_training = decoder.training
         decoder.eval()
         with torch.no_grad():
-            sampled = sample(
-                decoder.stepper(self.dtype),
-                decoder.init_hidden(batch.features),
-                SPECIAL_IDS,
-                self.options,
-                n_best=self.samples,
-            )
+            hidden, step = decoder.stepper(self.dtype).start(batch.features)
+            sampled = sample(step, hidden, SPECIAL_IDS, self.options, n_best=self.samples)
         decoder.train(was_training)
         targets = sampled.token_ids.flatten(0, 1).clone()  # autograd refuses inference tensors
         ends = targets == Vocabulary.eos_id

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from captioner.config import DecoderConfig, TrainingConfig
 from captioner.decoder.decoder import Decoder
+from captioner.encoder.encoder import FeatureSizes
 from captioner.errors import ConfigError
 from captioner.system.memory import free_memory
 
@@ -20,7 +21,7 @@ def check_room(
     device: torch.device,
     *,
     vocab_size: int,
-    feature_size: int,
+    features: FeatureSizes,
 ) -> None:
     """Refuse a decoder that needs more memory to train than is free.
 
@@ -28,7 +29,7 @@ def check_room(
         ConfigError: with the memory that training needs and the memory that is free.
     """
     with torch.device("meta"):
-        empty = Decoder(decoder, vocab_size=vocab_size, feature_size=feature_size)
+        empty = Decoder(decoder, vocab_size=vocab_size, **features)
     weights = sum(p.numel() for p in empty.parameters())
     copies = 5 if training.ema_decay else 4  # weights, gradients, two moments, average
     needed, free = 4 * copies * weights, free_memory(device)

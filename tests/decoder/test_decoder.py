@@ -31,20 +31,22 @@ def test_steps_and_teacher_forcing_share_weights_and_answers(cell, num_layers, t
 )
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("tie_weights", [True, False])
-def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, tie_weights):
+@pytest.mark.parametrize("looks", [{}, {"attention": "spatial", "places": 2, "channels": 2}])
+def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, tie_weights, looks):
     decoder = toys.decoder(
-        cell=cell, num_layers=num_layers, nonlinearity=phi, tie_weights=tie_weights
+        cell=cell, num_layers=num_layers, nonlinearity=phi, tie_weights=tie_weights, **looks
     ).eval()
     with torch.no_grad():  # biases start at zero, where a lost one would not show
         for weight in decoder.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
         ids = torch.randint(decoder.vocab_size, (9, 4))
-        hidden = start = decoder.init_hidden(torch.randn(9, 6))
-        logits, last = decoder(ids, start)
+        features = torch.randn(9, decoder.feature_size)
+        logits, last = decoder(ids, decoder.init_hidden(features), decoder.keys(features))
+        images = torch.arange(9)
         for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
-            step, hidden = decoder.stepper(dtype), start
+            hidden, step = decoder.stepper(dtype).start(features)
             for t in range(4):
-                step_logits, hidden = step(ids[:, t], hidden)
+                step_logits, hidden = step(ids[:, t], hidden, images)
                 assert hidden.dtype == torch.float32
                 torch.testing.assert_close(step_logits.float(), logits[:, t], atol=near, rtol=near)
             torch.testing.assert_close(hidden, last, atol=near, rtol=near)
@@ -52,19 +54,22 @@ def test_steps_of_search_are_those_of_teacher_forcing(cell, num_layers, phi, tie
 
 def test_a_stepper_has_the_weights_of_the_moment_it_is_made():
     decoder = toys.decoder(cell="lstm").eval()
-    ids, hidden = torch.tensor([4, 5]), decoder.init_hidden(torch.randn(2, 6)).detach()
+    ids, features = torch.tensor([4, 5]), torch.randn(2, 6)
+    hidden = decoder.init_hidden(features).detach()
     with torch.no_grad():
         for name, weight in decoder.named_parameters():
             weight.add_(torch.randn_like(weight))
-            found, expected = decoder.stepper()(ids, hidden)[0], decoder.step(ids, hidden)[0]
+            _, step = decoder.stepper().start(features)
+            found, expected = step(ids, hidden, ids)[0], decoder.step(ids, hidden)[0]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_weights_made_in_inference_mode_are_searched_too():
     with torch.inference_mode():
         decoder = toys.decoder(cell="gru").eval()
-        ids, hidden = torch.zeros(9, dtype=torch.int64), decoder.init_hidden(torch.randn(9, 6))
-        found, _ = decoder.stepper()(ids, hidden)
+        ids = torch.zeros(9, dtype=torch.int64)
+        hidden, step = decoder.stepper().start(torch.randn(9, 6))
+        found, _ = step(ids, hidden, ids)
         torch.testing.assert_close(found, decoder.step(ids, hidden)[0], atol=1e-6, rtol=1e-5)
 
 
@@ -86,7 +91,7 @@ def test_h_is_bounded_by_tanh_and_c_is_not():
 def test_standardised_features_have_mean_zero_and_deviation_one_per_dimension():
     features = torch.randn(500, 6) * torch.tensor([1, 10, 0.1, 5, 0, 2]) + torch.arange(6.0)
     decoder = toys.decoder(cell="gru")
-    decoder.init_hidden.measure(features)
+    decoder.measure(features)
     seen = []
     decoder.init_hidden.projection.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     decoder.init_hidden(features)

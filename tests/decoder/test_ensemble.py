@@ -37,10 +37,10 @@ def test_a_step_averages_the_distributions_and_keeps_every_state():
     ensemble = Ensemble(members, columns)
     features, ids = torch.randn(5, width), torch.randint(4, 20, (5, 3))
     with torch.inference_mode():
-        hidden, step = ensemble.init_hidden(features), ensemble.stepper()
+        hidden, step = ensemble.stepper().start(features)
         own = [m.init_hidden(features[:, c]) for m, c in zip(members, columns, strict=True)]
         for t in range(3):
-            log_probs, hidden = step(ids[:, t], hidden)
+            log_probs, hidden = step(ids[:, t], hidden, torch.arange(5))
             wanted = torch.zeros_like(log_probs)
             for k, member in enumerate(members):
                 logits, own[k] = member.step(ids[:, t], own[k])

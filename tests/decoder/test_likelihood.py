@@ -34,7 +34,8 @@ def hidden():
     """Of five images, for any decoder."""
 
     def make(decoder):
-        return decoder.init_hidden(torch.randn(5, 6, generator=torch.Generator().manual_seed(1)))
+        generator = torch.Generator().manual_seed(1)
+        return decoder.stepper().start(torch.randn(5, decoder.feature_size, generator=generator))
 
     return make
 
@@ -44,8 +45,8 @@ def hidden():
 def test_it_is_the_sum_of_the_steps(cell, layers, hidden):
     decoder = toys.decoder(cell=cell, num_layers=layers).eval()
     with torch.inference_mode():
-        states = hidden(decoder)
-        found = log_likelihoods(decoder.stepper(), states, CAPTIONS)
+        states, step = hidden(decoder)
+        found = log_likelihoods(step, states, CAPTIONS)
         assert found.shape == (5, len(CAPTIONS))
         for image in range(5):
             for i, caption in enumerate(CAPTIONS):
@@ -59,8 +60,7 @@ def test_it_is_the_sum_of_the_steps(cell, layers, hidden):
 def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
     decoder = toys.decoder().eval()
     with torch.inference_mode():
-        states = hidden(decoder)
-        step = decoder.stepper()
+        states, step = hidden(decoder)
         whole = log_likelihoods(step, states, CAPTIONS)
         monkeypatch.setattr(likelihood, "ROWS", rows)
         assert torch.allclose(log_likelihoods(step, states, CAPTIONS), whole, atol=1e-5)
@@ -73,11 +73,12 @@ def test_how_much_is_read_together_changes_nothing(rows, hidden, monkeypatch):
 )
 def test_the_company_of_other_captions_changes_nothing(captions, i):
     decoder = toys.decoder(cell="gru").eval()
-    states = decoder.init_hidden(torch.ones(2, 6)).detach()
-    together = log_likelihoods(decoder.stepper(), states, captions)
+    states, step = decoder.stepper().start(torch.ones(2, 6))
+    states = states.detach()
+    together = log_likelihoods(step, states, captions)
     assert together.shape == (2, len(captions))
     if i < len(captions):
-        alone = log_likelihoods(decoder.stepper(), states, [captions[i]])
+        alone = log_likelihoods(step, states, [captions[i]])
         assert torch.allclose(together[:, i : i + 1], alone, atol=1e-5)
 
 
@@ -91,8 +92,8 @@ def test_the_probabilities_of_all_captions_add_up():
     captions = [[]]
     for _ in range(7):
         captions += [[*c, w] for c in captions if len(c) == len(captions[-1]) for w in (3, 4, 5)]
-    hidden = decoder.init_hidden(torch.ones(1, 6)).detach()
-    found = log_likelihoods(decoder.stepper(), hidden, captions)
+    hidden, step = decoder.stepper().start(torch.ones(1, 6))
+    found = log_likelihoods(step, hidden.detach(), captions)
     assert found.exp().sum().item() == pytest.approx(1, abs=2e-3)
     assert found.exp().sum() <= 1 + 1e-5
 
@@ -101,8 +102,8 @@ def test_long_captions_are_read_to_their_end():
     decoder = toys.decoder().eval()
     torch.manual_seed(0)
     caption = torch.randint(4, 20, (300,)).tolist()
-    states = decoder.init_hidden(torch.ones(1, 6)).detach()
-    (found,) = log_likelihoods(decoder.stepper(), states, [caption])[0].tolist()
+    states, step = decoder.stepper().start(torch.ones(1, 6))
+    (found,) = log_likelihoods(step, states.detach(), [caption])[0].tolist()
     with torch.inference_mode():
         logits, _ = decoder(torch.tensor([[Vocabulary.bos_id, *caption]]), states)
         expected = logits[0].log_softmax(-1)[range(301), [*caption, Vocabulary.eos_id]].sum()
@@ -124,7 +125,7 @@ def embed_one_by_one(decoder):
 @pytest.mark.parametrize("cell", CELLS)
 def test_an_embedding_is_the_state_after_the_last_word(cell, layers):
     decoder = toys.decoder(cell=cell, num_layers=layers).eval()
-    decoder.init_hidden.measure(torch.randn(20, 6) + 3)
+    decoder.measure(torch.randn(20, 6) + 3)
     found = embeddings(decoder, CAPTIONS)
     assert found.shape == (len(CAPTIONS), layers * 8)
     assert torch.allclose(found, embed_one_by_one(decoder), atol=1e-6)
@@ -137,7 +138,7 @@ def test_embeddings_start_from_the_average_image():
     # norm "none": the state depends on where the average lies
     decoder = toys.decoder(feature_norm="none").eval()
     before = embeddings(decoder, CAPTIONS)
-    decoder.init_hidden.measure(torch.randn(20, 6) + 3)
+    decoder.measure(torch.randn(20, 6) + 3)
     assert (embeddings(decoder, CAPTIONS) - before).abs().min() > 0
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.search.common import SpecialIds, Step, roll_out
+from captioner.search.common import SpecialIds, roll_out
 
-from search_toys import BOS, EOS
+from search_toys import BOS, EOS, PlainStep, of_any_image
 
 
 @torch.inference_mode()
 def greedy_search(
-    step: Step, hidden: Tensor, *, max_length: int, suppress_ids: tuple[int, ...] = ()
+    step: PlainStep, hidden: Tensor, *, max_length: int, suppress_ids: tuple[int, ...] = ()
 ) -> Tensor:
     """Pick the most probable token at each step, the lowest id among equals.
 
@@ -28,6 +28,6 @@ def greedy_search(
     """
     ids = SpecialIds(BOS, EOS, suppress_ids)
     token_ids, _ = roll_out(
-        step, hidden, ids, max_length, lambda log_probs: log_probs.argmax(dim=1)
+        of_any_image(step), hidden, ids, max_length, lambda log_probs: log_probs.argmax(dim=1)
     )
     return token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,12 +13,13 @@ from captioner import search
 from captioner.config import DecodingConfig
 from captioner.search import Hypotheses, SpecialIds, Step
 
+PlainStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # the hidden state knows the image
 BOS, EOS = 0, 1
 NEUTRAL = DecodingConfig(length_penalty=0)
 
 
 def beam_search(
-    step: Step,
+    step: PlainStep,
     hidden: Tensor,
     *,
     suppress_ids: tuple[int, ...] = (),
@@ -26,11 +28,13 @@ def beam_search(
 ) -> Hypotheses:
     """Beam search with some settings; without a length penalty unless one is given."""
     ids = SpecialIds(BOS, EOS, suppress_ids)
-    return search.beam_search(step, hidden, ids, NEUTRAL.model_copy(update=options), n_best)
+    return search.beam_search(
+        of_any_image(step), hidden, ids, NEUTRAL.model_copy(update=options), n_best
+    )
 
 
 def sample(
-    step: Step,
+    step: PlainStep,
     hidden: Tensor,
     *,
     suppress_ids: tuple[int, ...] = (),
@@ -41,12 +45,17 @@ def sample(
     """Sampling with some settings, also with such that a config refuses."""
     ids = SpecialIds(BOS, EOS, suppress_ids)
     chosen = NEUTRAL.model_copy(update=options)
-    return search.sample(step, hidden, ids, chosen, n_best, generator)
+    return search.sample(of_any_image(step), hidden, ids, chosen, n_best, generator)
+
+
+def of_any_image(step: PlainStep) -> Step:
+    """The step in the form that a search calls."""
+    return lambda token_ids, hidden, _: step(token_ids, hidden)
 
 
 def random_model(
     seed: int, *, vocab_size: int = 6, num_images: int = 3, sharpness: float = 2.0
-) -> tuple[Step, Tensor]:
+) -> tuple[PlainStep, Tensor]:
     """A small recurrent step whose logits depend on the token and the state, and its images."""
     rng = torch.Generator().manual_seed(seed)
     embedding, recurrent, output, hidden = (
@@ -62,7 +71,7 @@ def random_model(
     return step, hidden
 
 
-def tied_model(seed: int, *, vocab_size: int = 6, num_images: int = 3) -> tuple[Step, Tensor]:
+def tied_model(seed: int, *, vocab_size: int = 6, num_images: int = 3) -> tuple[PlainStep, Tensor]:
     """A step with logits of 0, 1 or 2 by token and image, so that most scores are tied."""
     rng = torch.Generator().manual_seed(seed)
     shape = (num_images, vocab_size, vocab_size)
@@ -114,7 +123,7 @@ def repeats_ngram(token_ids: tuple[int, ...], size: int) -> bool:
 
 
 def plain_beam_search(
-    step: Step,
+    step: PlainStep,
     hidden: Tensor,
     *,
     beam_size: int,
