@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +92,9 @@ class Dataset:
             splits = ", ".join(f"{split} ({count:,})" for split, count in self.splits.items())
             hint = "; data.holdout takes dev images from two or more train images"
             hint = hint if wanted == "dev" else ""
+            if skipped := _summary(self.problems):
+                hint += f"; skipped: {'; '.join(skipped)}"
+            hint += "".join(f"; {each}" for each in typing_errors([*self.splits, wanted]).values())
             raise DataError(
                 f"{self.root}: no images in split {excerpt(name)}; splits: {splits or 'none'}{hint}"
             )
@@ -113,6 +117,18 @@ def split_in(name: str, *, only: bool = False) -> str | None:
     if only and not set(words) <= {*SPLIT_NAMES, *_FILLERS}:
         return None
     return splits.pop() if len(splits) == 1 else None
+
+
+def typing_errors(splits: Iterable[str]) -> dict[str, str]:
+    """Return a sentence for each split whose name is almost a usual one."""
+    sentences = {}
+    for split in splits:
+        name = split.lower()
+        letters = [usual for usual in SPLIT_NAMES if sorted(usual) == sorted(name)]
+        meant = [*letters, *get_close_matches(name, SPLIT_NAMES, n=1, cutoff=0.8)]
+        if meant and split_name(split) not in SPLIT_NAMES.values():
+            sentences[split] = f"split {excerpt(split)} looks like a typing error of {meant[0]}"
+    return sentences
 
 
 def describe(dataset: Dataset, extra: Sequence[tuple[str, str]] = ()) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from captioner.data import scenes
-from captioner.data.dataset import Dataset, Options, refuse_problems
+from captioner.data.dataset import Dataset, Options, refuse_problems, typing_errors
 from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.data.formats.collect import texts_of_images
+from captioner.data.formats.collect import caption_files, listed, texts_of_images
 from captioner.errors import DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt
@@ -81,6 +81,13 @@ def load_dataset(
     dataset = _choose(root, format).load(root, options)
     if strict:
         refuse_problems(dataset)
+    typos = typing_errors(dataset.splits)
+    notes = (
+        f"{typo}; correct it, or set data.split_train, .split_dev or .split_test, else its "
+        f"{dataset.splits[split]:,} images are not used"
+        for split, typo in typos.items()
+    )
+    dataset = replace(dataset, notes=(*dataset.notes, *notes))
     return _hold_out(dataset, holdout)
 
 
@@ -108,7 +115,11 @@ def _choose(root: Path, format: str) -> Format:
             return FORMATS[format]
         if known := recognised(root, format):
             return known
-        what = not_text(read_head(root)) if root.is_file() else None
+        files = caption_files(root) if root.is_dir() else []
+        texts = (
+            file for file in files or [root] if file.is_file() and file.suffix.lower() != ".parquet"
+        )
+        faults = {file: what for file in texts if (what := _fault(read_head(file)))}
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
     unread = ""
@@ -118,11 +129,21 @@ def _choose(root: Path, format: str) -> Format:
         unread = "texts beside images cannot be trained on yet: write them to a captions.csv"
     if unread:
         raise DataError(f'{root}: {unread} (columns "image", "caption")')
-    if what:
-        raise DataError(f"{root}: {what}")
+    if faults and len(faults) >= len(files):
+        raise DataError("; ".join(f"{file}: {what}" for file, what in faults.items()))
     names = FORMATS if format == "auto" else [format]
     expected = [f"  {name}: {FORMATS[name].LOOKS_FOR}" for name in names]
+    if files and format == "auto":
+        raise DataError(
+            f"{root}: no data set of a known format; found {listed(file.name for file in files)}; "
+            f"name one, as data.root={files[0]}, or call them train and dev"
+        )
     raise DataError(f"{root}: no data set of a known format; expected one of", *expected)
+
+
+def _fault(head: bytes) -> str | None:
+    """Return why a file holds no captions in a known format, from its first bytes, if they tell."""
+    return not_text(head) if head.strip() else "empty file"
 
 
 def _hold_out(dataset: Dataset, holdout: float) -> Dataset:

@@ -69,6 +69,8 @@ def evaluate(
     check_files(output, "evaluation")
     options = options or captioner.settings(n_best=n_best)
     dataset = open_dataset(config.data)
+    for note in dataset.notes:
+        say(f"note: {note}")
     usual = (config.data.split_test, config.data.split_dev)
     split = split or next((name for name in usual if name in dataset.splits), None)
     if split is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,10 @@ from captioner.errors import DataError
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import (
+    is_list,
+    is_missing,
     is_utf8,
+    json_line,
     parse_json,
     read_json,
     read_lines,
@@ -56,6 +60,25 @@ class Row:
 
 
 def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
+    """Read a caption file; captions such as pandas' `nan` count as empty, with a note; see `_rows`.
+
+    Raises:
+        DataError: if the file cannot be read or a caption is invalid; the message names the line.
+    """
+    missing = Counter[str]()
+    for row in _rows(path, notes):
+        bad = [
+            text for text in (*row.captions, *row.references) if text.strip() and is_missing(text)
+        ]
+        missing.update(bad)
+        kept = [tuple("" if t in bad else t for t in ts) for ts in (row.captions, row.references)]
+        yield replace(row, captions=kept[0], references=kept[1]) if bad else row
+    if missing:
+        words = ", ".join(map(excerpt, sorted(missing)))
+        notes.append(f"{path}: {missing.total():,} captions count as empty: {words}")
+
+
+def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """Read a caption file: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet` or text.
 
     A text file with column names is a table. The path may be a pipe. A folder holds a data set, or
@@ -79,8 +102,12 @@ def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
         for number, fields in enumerate(parquet_rows(path), start=1):
             yield _object_row(f"{path}: row {number}", fields)
     elif suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(read_lines(path, stream=True), start=1):
-            if line.strip():
+        lines = read_lines(path, stream=True)
+        if is_list("".join(lines[:1])):
+            yield from _json_rows(path, parse_json(str(path), "".join(lines)), notes)
+            return
+        for number, line in enumerate(map(json_line, lines), start=1):
+            if line:
                 where = f"{path}:{number}"
                 yield _object_row(where, own_fields(parse_json(where, line)))
     else:
@@ -141,6 +168,7 @@ def _json_rows(path: Path, document: Any, notes: list[str]) -> Iterator[Row]:
 def _dataset_rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """Read a data set of any format as training does, without its images."""
     dataset = load_dataset(path, images=False, holdout=0)
+    notes.extend(f"{path}: {note}" for note in dataset.notes)
     if dataset.problems:
         first = dataset.problems[0]
         notes.append(

@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 import warnings
 from collections import deque
@@ -28,6 +29,10 @@ from captioner.system.foreign import plain
 _N_BEST = re.compile(r"([^\t]*\t.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")  # a score after the caption
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)
 _TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+# Cells without a value as pandas, R and Excel write them; no caption consists of such a word.
+_NO_VALUE = frozenset(
+    ("", "nan", "-nan", "nat", "null", "none", "na", "n/a", "<na>", "#na", "#n/a", "#name?")
+)
 _LIST = re.compile(rf"[\[(][\s,]*(?:(?:{_TEXT.pattern})[\s,]*)+[\])]|\[\s*\]")
 
 
@@ -54,6 +59,24 @@ def read_lines(path: Path, *, stream: bool = False) -> list[str]:
     return io.StringIO(read_text(path, stream=stream), newline="").readlines()
 
 
+def filled_lines(path: Path) -> list[str]:
+    """Return the lines of a file; a `DataError` if all are blank; see `read_lines`."""
+    lines = read_lines(path)
+    if not any(map(str.strip, lines)):
+        raise DataError(f"{path}: empty file")
+    return lines
+
+
+def json_line(line: str) -> str:
+    """Return the text of a line of JSON Lines, without the comma of a list of objects."""
+    return line.strip().removesuffix(",")
+
+
+def is_list(start: str) -> bool:
+    """Return whether JSON is one list instead of JSON Lines, from its start."""
+    return start.removeprefix("\ufeff").lstrip().startswith("[")
+
+
 def read_json(path: Path, *, stream: bool = False) -> Any:
     """Return the parsed document; a list if the file holds JSON Lines.
 
@@ -64,9 +87,9 @@ def read_json(path: Path, *, stream: bool = False) -> Any:
     if not text.strip():
         raise DataError(f"{path}: empty file")
     first, _, rest = text.partition("\n")
-    if rest.lstrip().startswith("{") and first.rstrip().endswith("}"):
-        lines = enumerate(text.split("\n"), start=1)
-        return [parse_json(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    if rest.lstrip().startswith("{") and first.rstrip().endswith(("}", "},")):
+        lines = enumerate(map(json_line, text.split("\n")), start=1)
+        return [parse_json(f"{path}:{number}", line) for number, line in lines if line]
     return parse_json(str(path), text)
 
 
@@ -171,6 +194,13 @@ def unpack_list(cell: str) -> object:
     with suppress(ValueError, SyntaxError), warnings.catch_warnings(action="ignore"):
         return [ast.literal_eval(text) for text in _TEXT.findall(cell)]
     return cell
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a cell or a JSON value says nothing: null, blank, or a word such as `nan`."""
+    if isinstance(value, str):
+        return value.strip().casefold() in _NO_VALUE
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_utf8(text: str) -> bool:

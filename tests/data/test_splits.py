@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.data.dataset import Dataset, Example, describe, split_name
+from captioner.data.dataset import Dataset, Example, describe, split_name, typing_errors
 from captioner.data.load import load_dataset
 from captioner.errors import DataError
 
@@ -116,3 +116,29 @@ def test_one_image_cannot_be_held_out(tmp_path: Path) -> None:
     assert held_out(tmp_path, 1) == set()
     with pytest.raises(DataError, match=r"data\.holdout"):
         load_dataset(tmp_path).split("dev")
+
+
+def test_typing_errors_in_splits_are_named(tmp_path: Path) -> None:
+    usual = [
+        "train",
+        "val2014",
+        "test_set",
+        "restval",
+        "trainval",
+        "minival",
+        "extra",
+        "fold1",
+        "A",
+    ]
+    assert typing_errors(usual) == {}
+    assert len(typing_errors(["trian", "VAILD", "tset", "vla", "traning", "tain"])) == 6
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").touch()
+    table = "image,caption,split\na.jpg,A,train\nb.jpg,B,vaild\nc.jpg,C,train\n"
+    (tmp_path / "x.csv").write_text(table)
+    dataset = load_dataset(tmp_path)
+    assert dataset.notes[0].startswith("split 'vaild' looks like a typing error of valid; ")
+    with pytest.raises(
+        DataError, match=r"'vaild' looks like .*'tset' looks like a typing error of test"
+    ):
+        dataset.split("tset")

@@ -15,6 +15,7 @@ from captioner.captioning.writers import write_output
 from captioner.data.load import load_dataset
 from captioner.errors import DataError, ImageError
 from captioner.scoring.systems import CaptionSet, read_hypotheses, read_references
+from captioner.system.text_files import is_missing
 
 NAMES = ["1.jpg", "2.jpg", "3.jpg"]
 PLAIN = ["a dog", "a sign", "two men"]
@@ -45,6 +46,11 @@ TABLES = {
     "bom.json": "\ufeff" + json.dumps(OBJECTS, indent=1),
     "lines.json": LINES,
     "lines.JSONL": LINES,
+    "commas.jsonl": LINES.replace("}\n", "},\n"),
+    "commas.json": LINES.replace("}\n", "},\n"),
+    "list.jsonl": json.dumps(OBJECTS, indent=1),
+    "colons.txt": rows(": "),
+    "colons.csv": rows(": "),
     "map.json": json.dumps(dict(zip(NAMES, PLAIN, strict=True))),
     "kohya.json": json.dumps({n: {"caption": c} for n, c in zip(NAMES, PLAIN, strict=True)}),
     "textcaps.json": json.dumps(
@@ -137,6 +143,109 @@ def test_a_folder_of_json_lists_is_a_data_set(pictures: Path, folder: str) -> No
     assert len(read_references([pictures]).images) == 3
     (pictures / "captions.csv").write_text("image,caption\n1.jpg,a dog\n")
     assert load_dataset(pictures, holdout=0).format == "csv"
+
+
+EMPTY = ["nan", "NaN", "null", "None", "N/A", "<NA>", "#NAME?", " ", "..."]
+
+
+@pytest.mark.parametrize("word", EMPTY)
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "txt"])
+def test_words_of_empty_cells_are_no_captions(pictures: Path, word: str, ending: str) -> None:
+    file = pictures / f"captions.{ending}"
+    captions = dict(zip(NAMES, ["a dog", word, "nan and a sign"], strict=True))
+    lines = [f"{name},{text}\n" for name, text in captions.items()]
+    objects = [json.dumps({"image": n, "caption": c}) + "\n" for n, c in captions.items()]
+    file.write_text("".join(objects if ending == "jsonl" else ["image,caption\n", *lines]))
+    dataset = load_dataset(pictures, holdout=0)
+    assert [e.captions[0] for e in dataset.examples] == ["a dog", "nan and a sign"]
+    first = dataset.problems[0]
+    assert (first.kind, first.detail) == ("empty caption", f"2.jpg {word}".strip())
+    for read in (read_hypotheses, lambda path: read_references([path])):
+        found = read(file)
+        said = [text for image in found.images for text in image.captions]
+        if word in (" ", "..."):
+            assert (said[1], found.notes) == (word, ())
+        else:
+            assert said == ["a dog", "", "nan and a sign"]
+            assert found.notes == (f"{file}: 1 captions count as empty: {word!r}",)
+
+
+def test_empty_cells_of_numbers_splits_and_names() -> None:
+    assert [is_missing(x) for x in (None, float("nan"), 0, 0.0, [], "no")] == [True] * 2 + [
+        False
+    ] * 4
+
+
+def test_missing_names_splits_and_numbered_captions(pictures: Path) -> None:
+    table = "image,split,caption_1,caption_2\n1.jpg,train,a dog,nan\nnan,train,a cat,a\n"
+    (pictures / "captions.csv").write_text(table + "2.jpg,nan,a cat,a\n3.jpg,train,nan,nan\n")
+    dataset = load_dataset(pictures, holdout=0)
+    assert [(e.image.name, e.captions) for e in dataset.examples] == [("1.jpg", ("a dog",))]
+    assert [(p.kind, p.where) for p in dataset.problems][:3] == [
+        ("caption without image", "captions.csv:3"),
+        ("malformed line", "captions.csv:4"),
+        ("empty caption", "captions.csv:5"),
+    ]
+
+
+BESIDE = [
+    ("captions.jsonl", "captions.csv"),
+    ("captions.csv", "captions.tsv"),
+    ("metadata.csv", "captions.csv"),
+    ("captions.csv", "train.csv"),
+    ("captions.txt", "captions.csv"),
+    ("captions_train.json", "more.csv"),
+    ("dataset_x.json", "captions.csv"),
+    ("x.token.txt", "captions.jsonl"),
+    ("captions.csv", "annotations/captions.json"),
+    ("train.csv", "old.csv"),
+]
+
+
+@pytest.mark.parametrize(("kept", "left_out"), BESIDE)
+def test_a_table_beside_another_is_named(pictures: Path, kept: str, left_out: str) -> None:
+    image = {"id": 1, "file_name": "1.jpg"}
+    karpathy = {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "a dog"}]}
+    contents = {
+        "captions_train.json": json.dumps(
+            {"images": [image], "annotations": [{"image_id": 1, "caption": "a dog"}]}
+        ),
+        "dataset_x.json": json.dumps({"images": [karpathy]}),
+        "x.token.txt": "1.jpg#0\ta dog\n",
+    }
+    (pictures / "annotations").mkdir()
+    for name in (kept, left_out):
+        content = (
+            LINES if "json" in name else rows("\t" if "tsv" in name else ",", "image", "caption")
+        )
+        (pictures / name).write_text(contents.get(name, content))
+    for name in ("errors.jsonl", "package.json", ".hidden.csv"):
+        (pictures / name).write_text("{}")
+    note = f"read: {kept}; left out: {left_out}; data.root=FILE reads another"
+    assert [n for n in load_dataset(pictures, holdout=0).notes if "left out" in n] == [note]
+    assert f"{pictures}: {note}" in read_references([pictures]).notes
+    alone = load_dataset(pictures / kept, images=pictures / "images", holdout=0)
+    assert not [n for n in alone.notes if "left out" in n]
+
+
+def test_tables_in_a_folder_without_a_usual_name_are_named(pictures: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (pictures / name).write_text(rows(",", "image", "caption"))
+    with pytest.raises(DataError, match=r"found a.csv, b.csv; .*data.root=.*a.csv.* train and dev"):
+        load_dataset(pictures)
+    (pictures / "a.csv").unlink()
+    (pictures / "b.csv").rename(pictures / "b.json")
+    for content, says in ((json.dumps(OBJECTS).encode("utf-16"), "UTF-16"), (b"\n", "empty file")):
+        (pictures / "b.json").write_bytes(content)
+        with pytest.raises(DataError, match=rf"b.json: .*{says}"):
+            load_dataset(pictures)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.txt", "x.token.txt", "captions.tsv"])
+def test_an_empty_table_is_one_line(pictures: Path, name: str) -> None:
+    (pictures / name).write_text("\n")
+    with pytest.raises(DataError, match=rf"{name}: empty file\Z"):
+        load_dataset(pictures)
 
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"

@@ -19,7 +19,13 @@ from captioner.errors import DataError, ImageError
 from captioner.system.escapes import own_cells, own_fields, unescape
 from captioner.system.files import no_stream, not_text, read_head, read_json
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import guess_delimiter, is_preamble, read_rows
+from captioner.system.text_files import (
+    guess_delimiter,
+    is_list,
+    is_preamble,
+    json_line,
+    read_rows,
+)
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -144,7 +150,7 @@ def _json(table: Path, image_column: str | None) -> Iterator[Row]:
     try:
         document = read_json(table)
     except ValueError:  # perhaps JSON Lines; else their lines say what is wrong
-        yield from _json_lines(table, image_column)
+        yield from _objects(_parsed(table), image_column)
         return
     match document:
         case {"images": [*rows]}:  # of COCO, nocaps or Karpathy
@@ -157,15 +163,18 @@ def _json(table: Path, image_column: str | None) -> Iterator[Row]:
 
 
 def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
-    yield from _objects(_parsed(table), image_column)
+    if is_list(read_head(table).decode(errors="replace")):
+        yield from _json(table, image_column)
+    else:
+        yield from _objects(_parsed(table), image_column)
 
 
 def _parsed(table: Path) -> Iterator[tuple[int, object]]:
     for number, line in enumerate(_lines(table), start=1):
-        if not line.strip():
+        if not (text := json_line(line)):
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(text)
         except (ValueError, RecursionError) as error:
             yield number, ImageError(f"not JSON: {plain(error)}")
 

@@ -42,6 +42,7 @@ def load(root: Path, options: Options) -> Dataset:
     names = [file.stem.removeprefix("captions_") for file in files]
     inner = [folder / name for folder in folders for name in names if (folder / name).is_dir()]
     collector = Collector(root, "coco", [*inner, *folders])
+    collector.note_others(files)
     several = len(files) > 1
     for file in files:
         document = read_json(file)

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,19 @@ from captioner.data.dataset import Dataset, Example, Kind, Problem, split_name
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import is_utf8
+from captioner.system.text_files import is_missing, is_utf8
 
 PICTURE_FOLDERS = (
     *("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images"),
     "flickr30k-images",
 )
+
+# Files that may hold captions, and JSON that likely does.
+_MAY_HOLD = (
+    *("*.csv", "*.tsv", "*.jsonl", "*.ndjson", "*.parquet", "*.json", "captions.txt"),
+    *("*.token.txt", "*.token"),
+)
+_LIKELY = re.compile(r"caption|metadata|\Adataset_(?!infos?\.)", re.IGNORECASE)
 
 
 class Pictures:
@@ -97,7 +104,9 @@ class Pictures:
         if folder not in self._listings:
             try:
                 with os.scandir(folder) as entries:
-                    names = frozenset(e.name for e in entries if e.is_file() and _own(e.name))
+                    names = frozenset(
+                        e.name for e in entries if e.is_file() and not is_hidden(e.name)
+                    )
             except PermissionError as error:
                 raise DataError(f"{folder}: no permission to list the images") from error
             except (OSError, ValueError):  # no such folder, or an impossible name
@@ -170,15 +179,29 @@ class Collector:
 
     def caption(self, entry: Entry, text: object, where: str) -> None:
         """Add a caption to an image; add a problem if it is unusable."""
-        text = "" if text is None else text
-        if not isinstance(text, str):
+        if is_missing(text):
+            self.problem("empty caption", where, f"{entry.image_id} {text or ''}".strip())
+        elif not isinstance(text, str):
             self.problem("malformed line", where, f"the caption is not text: {excerpt(text)}")
         elif not is_utf8(text):
             self.problem("not UTF-8", where, excerpt(text))
-        elif stripped := text.strip():
-            entry.captions.append(stripped)
+        elif any(map(str.isalnum, text)):
+            entry.captions.append(text.strip())
         else:
-            self.problem("empty caption", where, entry.image_id)
+            self.problem("empty caption", where, f"{entry.image_id} {text.strip()}")
+
+    def note_others(self, read: Collection[Path]) -> None:
+        """Note the files of a folder that may hold captions too, but are not read."""
+        others = [
+            file
+            for file in caption_files(self.root)
+            if file not in read and (file.suffix.lower() != ".json" or _LIKELY.search(file.name))
+        ]
+        if others:
+            is_read, left_out = (listed(map(self.place, files)) for files in (read, others))
+            self.notes.append(
+                f"read: {is_read}; left out: {left_out}; data.root=FILE reads another"
+            )
 
     def dataset(self, *, report_unnamed: bool = False) -> Dataset:
         """Build the data set; may report the images in the folders that no annotation names.
@@ -258,11 +281,27 @@ def annotation_files(root: Path, pattern: str) -> list[Path]:
     """
     pattern = re.sub("[a-zA-Z]", lambda c: f"[{c[0].lower()}{c[0].upper()}]", pattern)
     files = sorted(root.glob(pattern))
-    return [file for file in files if not file.name.startswith(".") and file.name != "errors.jsonl"]
+    return [file for file in files if not is_hidden(file.name) and file.name != "errors.jsonl"]
 
 
-def _own(name: str) -> bool:
-    return not name.startswith("._")
+def is_hidden(name: str) -> bool:
+    """Return whether a file is passed over, such as `._name.jpg`, which macOS writes."""
+    return name.startswith(".")
+
+
+def caption_files(folder: Path) -> list[Path]:
+    """Return the files in a folder, or its `annotations/`, that may hold captions by their name."""
+    patterns = [f"{inner}{pattern}" for inner in ("", "annotations/") for pattern in _MAY_HOLD]
+    files = [file for pattern in patterns for file in annotation_files(folder, pattern)]
+    # Flickr8k has a file with lemmatised captions, too.
+    return [file for file in files if file.is_file() and ".lemma." not in file.name]
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first names, and the number of the others."""
+    shown = list(map(plain, names))
+    more = f" and {len(shown) - most:,} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
 
 
 def _fold(name: str) -> str:

@@ -17,6 +17,7 @@ from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
 from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
+from captioner.system.text_files import is_missing
 
 # Names of columns, as `column_key` spells them.
 IMAGE_COLUMNS = (
@@ -34,7 +35,7 @@ _PEEK = 1 << 16  # bytes
 _MOST_JSON = 100  # files of a data set
 _USUAL = {*SPLIT_NAMES.values(), "restval"}
 _ENDINGS = "|".join(sorted(ending.strip(".") for ending in SUFFIXES))
-_DATA = re.compile(rf'\s*"?[^"\t,;|]+\.(?:{_ENDINGS})(?:#\d+)?"?\s*([,\t;|]|\Z)', re.IGNORECASE)
+_DATA = re.compile(rf'\s*"?[^"\t,;|]+\.(?:{_ENDINGS})(?:#\d+)?"?\s*([,\t;|:]|\Z)', re.IGNORECASE)
 
 Row: TypeAlias = Mapping[str, object]
 Rows: TypeAlias = Iterable[tuple[str, Row]]  # where, cells by column
@@ -112,7 +113,9 @@ def load_tables(
     """
     base = root if root.is_dir() else root.parent
     collector = Collector(root, format, picture_folders(base, options.images))
-    for file in _table_files(root, suffixes):
+    files = _table_files(root, suffixes)
+    collector.note_others(files)
+    for file in files:
         names, rows = read(collector, file)
         columns = _choose_columns(names, options, str(file))
         scan = read(Collector(root, format, ()), file)[1]  # its problems come again below
@@ -229,7 +232,7 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
     for where, row in rows:
         name, texts = row.get(columns.image), _captions(row, columns)
         split = row.get(columns.split) if columns.split else file_split
-        if name is None or name == "":
+        if is_missing(name):
             collector.problem("caption without image", where, excerpt(texts))
             continue
         name = str(name) if isinstance(name, int) else name  # an image id
@@ -237,13 +240,13 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
             detail = f"the image is not a file name: {excerpt(name, 60)}"
             collector.problem("malformed line", where, detail)
             continue
-        if not isinstance(split, str) or not split:
-            missing = split is None or split == ""
+        if not isinstance(split, str) or is_missing(split):
+            missing = is_missing(split)
             detail = "has no split" if missing else f"split {excerpt(split)} is not text"
             collector.problem("malformed line", where, f"image {excerpt(name)}: {detail}")
             continue
         given = row.get(columns.image_id) if columns.image_id else None
-        image_id = str(given) if isinstance(given, int | str) else ""
+        image_id = str(given) if isinstance(given, int | str) and not is_missing(given) else ""
         new = Entry(image_id or prefix + name, prefix + name, split, where)
         if entry := _entry(collector, entries, new):
             for text in texts:
@@ -253,7 +256,7 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
 def _captions(row: Row, columns: Columns) -> list[object]:
     """Return the captions of a row; of several columns, the empty ones do not count."""
     values = [row.get(name) for name in columns.captions]
-    values = [value for value in values if value not in (None, "")] or values[:1]
+    values = [value for value in values if not is_missing(value)] or values[:1]
     return [text for value in values for text in (value if isinstance(value, list) else [value])]
 
 

@@ -14,8 +14,8 @@ from captioner.data.formats.columns import Row, headless, is_table, load_tables
 from captioner.system.escapes import own_cells
 from captioner.system.foreign import excerpt
 from captioner.system.text_files import (
+    filled_lines,
     is_utf8,
-    read_lines,
     read_named,
     read_rows,
     split_table,
@@ -40,7 +40,7 @@ def load(root: Path, options: Options) -> Dataset:
 
 
 def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[str, Row]]]:
-    lines = read_lines(file)
+    lines = filled_lines(file)
     if delimiter := headless("".join(lines[:1])):
         names = ["image", "caption"]
         rows = headless_rows(collector.place(file), lines, delimiter, collector.notes)
@@ -57,7 +57,7 @@ def headless_rows(
         yield from read_named(place, lines, notes)
     else:
         for number, [image, *rest] in read_rows(lines, delimiter):
-            yield number, [image, delimiter.join(rest)] if rest else [image]
+            yield number, [image, delimiter.join(rest).strip()] if rest else [image]
 
 
 def _rows(

@@ -18,7 +18,7 @@ from captioner.data.formats.collect import Collector, annotation_files, picture_
 from captioner.data.formats.columns import headless
 from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import is_utf8, read_lines, read_named, read_rows
+from captioner.system.text_files import filled_lines, is_utf8, read_lines, read_named, read_rows
 
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 
@@ -45,6 +45,7 @@ def load(root: Path, options: Options) -> Dataset:
     collector = Collector(root, "flickr", picture_folders(file.parent, options.images))
     listed = _read_split_lists(collector, file.parent)
     left_out = _read_captions(collector, file, listed=listed)
+    collector.note_others([file])
     for name in left_out:
         collector.pictures.find(name)  # else it would count as an image without captions
     if left_out:
@@ -101,7 +102,7 @@ def _read_captions(collector: Collector, file: Path, *, listed: bool) -> dict[st
 
 def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (where, name, caption) of every line with a name."""
-    lines = read_lines(file)
+    lines = filled_lines(file)
     tokens = any(_NUMBER.search(line.partition("\t")[0]) for line in lines[:10])
     # `captioner caption` prints name, tab, caption.
     named = headless("".join(lines[:1])) == "\t" or all("\t" in line for line in lines)
@@ -159,7 +160,9 @@ def _table_rows(
             collector.problem("not UTF-8", where, excerpt(delimiter.join(cells)))
         elif len(cells) < width:
             collector.problem(
-                "malformed line", where, f"{len(cells)} cells, expected at least {width}"
+                "malformed line",
+                where,
+                f"{len(cells)} cells, expected at least {width}: image{delimiter}caption",
             )
         else:
             yield where, cells[0].strip(), caption

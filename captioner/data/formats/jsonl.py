@@ -14,7 +14,7 @@ from captioner.data.formats.columns import Row, is_table, load_tables
 from captioner.errors import DataError
 from captioner.system.escapes import own_fields
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import read_json, read_lines
+from captioner.system.text_files import is_list, json_line, read_json, read_lines
 
 LOOKS_FOR = (
     "a .jsonl file, a list of objects in JSON, Parquet, or a folder with metadata.jsonl, "
@@ -103,7 +103,9 @@ def _objects(collector: Collector, file: Path) -> Iterator[tuple[str, Any]]:
     place, suffix = collector.place(file), file.suffix.lower()
     if suffix == ".parquet":
         yield from ((f"{place}: row {n}", row) for n, row in enumerate(parquet_rows(file), start=1))
-    elif suffix == ".json":
+        return
+    lines = [] if suffix == ".json" else read_lines(file)
+    if suffix == ".json" or is_list("".join(lines[:1])):
         rows = json_rows(read_json(file))
         if rows is None:
             raise DataError(
@@ -112,8 +114,8 @@ def _objects(collector: Collector, file: Path) -> Iterator[tuple[str, Any]]:
             )
         yield from ((f"{place}: {plain(name)}", row) for name, row in rows)
     else:
-        for where, line in collector.lines(file, read_lines(file)):
+        for where, line in collector.lines(file, lines):
             try:
-                yield where, json.loads(line)
+                yield where, json.loads(json_line(line))
             except (ValueError, RecursionError) as error:
                 collector.problem("malformed line", where, f"not JSON: {plain(error)}")

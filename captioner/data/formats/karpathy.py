@@ -42,6 +42,7 @@ def load(root: Path, options: Options) -> Dataset:
     if not isinstance(images, list):
         raise DataError(f"{file}: not a Karpathy split: expected images[].sentences[]")
     collector = Collector(root, "karpathy", picture_folders(file.parent, options.images))
+    collector.note_others(files)
     place = collector.place(file)
     numbers: dict[str, str] = {}
     for index, image in enumerate(images):

@@ -65,6 +65,7 @@ def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
     """Read a folder of `generate`; missing and damaged items are problems."""
     index = root / INDEX
     collector = Collector(root, "scenes", [root])
+    collector.note_others([index])
     truths: dict[str, Scene] = {}
     for where, line in collector.lines(index, read_lines(index)):
         try:
