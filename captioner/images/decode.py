@@ -65,6 +65,7 @@ NOT_AN_IMAGE = "not an image, or an unsupported image format"
 OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 # The usual most of pixels: 8, 10, 12, 14 and 16 bits.
 WHITES = (255, 1023, 4095, 16383, 65535)
+DEEP = re.compile(f";16|, {WHITES[-1]}[)]")  # of a tile's layout, or the maximum of a PPM
 OVERSHOOT = 1.5  # of float pixels above white, as from resampling
 # A value of this part of the pixels that is negative or this many times all others marks missing
 # pixels.
@@ -144,7 +145,7 @@ def _decoded(
         image.draft(None, _draft_size(image.size, at_least))
     claim(image.width * image.height * _bytes_per_pixel(image))
     has_low_bytes = (
-        data and image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
+        data and image.mode in ("RGB", "RGBA") and DEEP.search(str(getattr(image, "tile", "")))
     )
     image.load()
     if has_low_bytes and _most(image) <= WHITES[-2] >> 8:  # Pillow decodes the high bytes
@@ -267,8 +268,19 @@ def _of_fewer_bits(image: Image.Image, data: bytes) -> Image.Image:
         return re.sub("16[BLN]", lambda match: OTHER_BYTE[match[0]], layout)
 
     with cast(Any, Image.open(io.BytesIO(data), formats=FORMATS)) as low:
-        low.tile = [(*place, other_byte(layout)) for *place, layout in low.tile]
-        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        codec, _, offset, layout = low.tile[0]
+        if codec == "ppm":
+            values = np.frombuffer(data, ">u2", low.width * low.height * 3, offset).astype("u2")
+        elif codec == "ppm_plain":
+            text = re.sub(rb"#[^\r\n]*", b"", data[offset:])
+            values = np.fromstring(text, "u2", low.width * low.height * 3, sep=" ")
+        elif layout == "LA;16B":  # each pixel has 4 bytes, as in RGBA
+            low.tile = [(*place, "RGBA") for *place, _ in low.tile]
+            values = np.asarray(low).view(">u2")[..., [0, 0, 0, 1]].astype("u2")
+        else:
+            low.tile = [(*place, other_byte(layout)) for *place, layout in low.tile]
+            values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    values = values.reshape(image.height, image.width, -1)
     white = np.full(values.shape[2], _range_of(values[..., :3])[1])
     white[3:] = white[0] if values[..., 3:].max(initial=0) <= white[0] else WHITES[-1]  # of alpha
     for row in values:

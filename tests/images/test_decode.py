@@ -292,12 +292,31 @@ def test_colours_of_10_to_14_bits_are_scaled(white: int, layout: str, order: str
     np.testing.assert_allclose(array(sixteen_bits(full, order)), pixels, atol=1)
 
 
+@pytest.mark.parametrize("white", [255, 1023, 4095, 16383])
+@pytest.mark.parametrize("kind", ["LA", "P6", "P3", "P5", "P2"])
+def test_grey_with_alpha_and_ppm_of_10_to_14_bits_are_scaled(white: int, kind: str) -> None:
+    values = np.rint(np.linspace(0, white, 256)).astype(np.uint16).reshape(16, 16, 1)
+    pixels = np.repeat(values * (255 / white), 3, 2)
+    if kind == "LA":
+        data = sixteen_bits(np.dstack([values, np.full_like(values, 65535)]), ">")
+    else:
+        colours = np.repeat(values, 3 if kind in ("P6", "P3") else 1, 2)
+        text = "\n".join(" ".join(map(str, row)) for row in colours.reshape(16, -1))
+        body = (
+            f"{text} # {kind}\n".encode()
+            if kind in ("P3", "P2")
+            else colours.astype(">u2").tobytes()
+        )
+        data = f"{kind}\n16 16\n65535\n".encode() + body
+    np.testing.assert_allclose(array(data), pixels, atol=0.51)
+
+
 def sixteen_bits(values: np.ndarray, order: str) -> bytes:
     """Write a PNG (big endian) or a TIFF of 16 bits per channel; Pillow writes neither."""
     height, width, channels = values.shape
     body = values.astype(f"{order}u2")
     if order == ">":
-        header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+        header = struct.pack(">IIBBBBB", width, height, 16, (4, 2, 6)[channels - 2], 0, 0, 0)
         rows = b"".join(b"\0" + row.tobytes() for row in body)
         chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
         return b"\x89PNG\r\n\x1a\n" + chunks
