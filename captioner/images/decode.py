@@ -148,7 +148,7 @@ def _decoded(
         data and image.mode in ("RGB", "RGBA") and DEEP.search(str(getattr(image, "tile", "")))
     )
     image.load()
-    if has_low_bytes and _most(image) <= WHITES[-2] >> 8:  # Pillow decodes the high bytes
+    if has_low_bytes and _most(image) <= (WHITES[-2] >> 8) + 1:  # Pillow rounds to the high bytes
         claim(image.width * image.height * 8)
         with suppress(OSError, ValueError, TypeError):  # Pillow lacks the layout
             image.paste(_of_fewer_bits(image, data))
