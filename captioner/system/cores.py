@@ -16,8 +16,8 @@ from captioner.errors import ConfigError
 from captioner.system.foreign import excerpt
 
 MOST_RANKS = 10**6
-FEW_SPINS = "1000"  # as OpenMP itself with more threads than cores
-MANY_SPINS = "30000"  # half a millisecond: programs that start later lose less by it
+FEW_SPINS = "1000"  # OpenMP itself takes 100 to 1,000 for more threads than cores
+MANY_SPINS = "30000"  # a tenth of the default: programs that start later lose less by it
 LOOKS = 5
 
 
