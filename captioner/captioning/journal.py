@@ -24,6 +24,7 @@ from typing import Any
 from captioner.captioning.records import Record
 from captioner.encoder.encoder import other_arithmetic
 from captioner.errors import ConfigError, DataError
+from captioner.system.disk import is_full
 from captioner.system.files import no_stream, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, check, owns
@@ -92,8 +93,12 @@ def check_journals(output: Path) -> None:
 def forget(output: Path) -> None:
     """Delete all journals next to an output file."""
     for path in journals_of(output):
-        for ending in (*ENDINGS, ""):
-            Path(f"{path}{ending}").unlink(missing_ok=True)
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    for ending in (*ENDINGS, ""):
+        Path(f"{path}{ending}").unlink(missing_ok=True)
 
 
 class Journal:
@@ -350,7 +355,18 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path, identity: Mapping[str, Any]) -> sqlite3.Connection:
-    """Open a journal; create what it lacks."""
+    """Open a journal; create what it lacks. A new one that cannot be filled is deleted again."""
+    is_new = not os.path.lexists(path)
+    try:
+        return _filled(path, identity)
+    except ERRORS:
+        if is_new:
+            with suppress(OSError):
+                _delete(path)
+        raise
+
+
+def _filled(path: Path, identity: Mapping[str, Any]) -> sqlite3.Connection:
     connection = _connect(path)
     # Set first, so that `owns` recognises a journal whose process was killed early.
     if connection.execute("PRAGMA application_id").fetchone() != (JOURNAL_ID,):
@@ -378,10 +394,12 @@ def _usable(path: Path) -> Iterator[None]:
                 f"{path}: damaged journal ({plain(error)}); --salvage keeps its intact rows, "
                 f"captions the other images again, and renames the damaged file"
             ) from error
-        reason = getattr(error, "strerror", None) or plain(error)
+        reason, remedy = getattr(error, "strerror", None) or plain(error), "fix the cause"
+        if is_full(error, path.parent):
+            reason, remedy = "the disk is full", "free some space"
         raise DataError(
             f"{path}: cannot be used as this job's journal ({reason}); results so far are kept; "
-            f"fix the cause and run the same command to continue"
+            f"{remedy} and run the same command to continue"
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from captioner.captioning.records import Record, digest_of
 from captioner.captioning.sources.item import Item, failure
 from captioner.errors import ConfigError, DataError, ImageError
 from captioner.images.decode import read_file
-from captioner.system.disk import writing
+from captioner.system.disk import is_full, writing
 from captioner.system.escapes import to_json
 from captioner.system.files import no_stream, write_text
 from captioner.system.foreign import plain
@@ -86,9 +87,10 @@ class Sidecars:
             self._note(place, text, _Origin(image.name, record.digest.hex()))
             write_text(place, text, "sidecar")
         except OSError as error:
-            raise DataError(
-                f"{place}: cannot be written: {error.strerror}; choose a --format other than txt"
-            ) from error
+            remedy = (
+                "free some space" if is_full(error, place.parent) else "choose another --format"
+            )
+            raise DataError(f"{place}: cannot be written: {error.strerror}; {remedy}") from error
         return None
 
     def orphans(self) -> list[Path]:
@@ -169,7 +171,13 @@ class Sidecars:
         key = (place.name, digest_of(text.encode()).hex())
         path, known = place.parent / JOURNAL, self._journal(place.parent)
         row = dict(zip(FIELDS, (*key, origin.image, origin.digest), strict=True))
-        with writing(path), path.open("ab") as file:
-            # A line feed in front ends a line that a power failure cut.
-            file.write(f"\n{to_json(row)}".encode())
+        try:
+            with writing(path), path.open("ab") as file:
+                # A line feed in front ends a line that a power failure cut.
+                file.write(f"\n{to_json(row)}".encode())
+        except OSError:
+            with suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()
+            raise
         known[key] = origin

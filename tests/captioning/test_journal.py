@@ -184,7 +184,7 @@ CORRUPT.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (FULL, "cannot be used as this job's journal (database or disk is full); results so far"),
+        (FULL, "cannot be used as this job's journal (the disk is full); results so far"),
         (
             BUSY,
             "cannot be used as this job's journal (database is locked); results so far are kept",

@@ -152,7 +152,7 @@ def test_txt_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     record = Record(str(tmp_path / "file" / "a.jpg"), (DOG,))
     with pytest.raises(
-        DataError, match=r"file/a\.txt: cannot be written: .*choose a --format other than txt"
+        DataError, match=r"file/a\.txt: cannot be written: .*choose another --format"
     ):
         written([record], "txt")
 

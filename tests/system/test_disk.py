@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from captioner.captioner import Caption
+from captioner.captioning.journal import Journal
+from captioner.captioning.records import Record
 from captioner.captioning.sidecars import JOURNAL, Sidecars, _Origin
 from captioner.data.feature_store import _write
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, DataError
 from captioner.system.disk import writing
 from captioner.system.files import whole_folder, write_text
 from captioner.system.ownership import MARKER, begin
@@ -63,6 +66,17 @@ def test_a_full_disk_names_the_file(
     shown = getattr(error.value, "filename", None) or str(error.value)
     assert str(path) in shown
     assert ".part" not in shown
+
+
+def test_a_full_disk_is_told_and_no_empty_journal_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, image = Sidecars(), Record(str(tmp_path / "a.jpg"), (Caption("x", -1, -1, True),))
+    monkeypatch.setattr("captioner.system.disk.LEAST_FREE", 2**70)  # SQLite says: disk I/O error
+    for write in (lambda: Journal(tmp_path / "out.jsonl", 0, {}), lambda: texts.write(image)):
+        with full_disk(), pytest.raises(DataError, match="free some space"):
+            write()
+        assert not any(tmp_path.iterdir())
 
 
 def test_the_first_name_stays_but_not_a_temporary_one() -> None:
