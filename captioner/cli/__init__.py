@@ -15,7 +15,14 @@ from typing import Any
 
 import click
 
-from captioner.errors import CaptionerError, ConfigError, harmless, within_memory
+from captioner.errors import (
+    SYNONYMS,
+    CaptionerError,
+    ConfigError,
+    harmless,
+    suggest,
+    within_memory,
+)
 from captioner.system.disk import STDOUT, advice
 from captioner.system.foreign import MAX_LINE, message, plain
 from captioner.system.version import __version__
@@ -98,9 +105,11 @@ def _expected_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        hint = _hint(error) if isinstance(error, click.UsageError) else ""
         if isinstance(error, click.NoSuchOption):
-            vars(error).update(possibilities=harmless(error.possibilities or ()))
-        text = plain(error.format_message(), MAX_LINE)
+            found = [] if hint else harmless(error.possibilities or ())
+            vars(error).update(possibilities=found)
+        text = plain(error.format_message(), MAX_LINE) + hint
         error.format_message = lambda: text  # type: ignore[method-assign]
         raise
     except OSError as error:  # a folder that cannot be written to, a full disk, a closed pipe
@@ -111,6 +120,32 @@ def _expected_errors() -> Iterator[None]:
             reason = f"{error.strerror or plain(error)}{advice(error)}"
             _say(f"error: {plain(where)}{': ' if where else ''}{reason}")
         raise SystemExit(1) from error
+
+
+def _hint(error: click.UsageError) -> str:
+    """Return what the user may have meant by an unknown command, option or argument."""
+    names = error.ctx.command.params if error.ctx else ()
+    options = {name for parameter in names for name in parameter.opts}
+    if isinstance(error, click.NoSuchOption):
+        from captioner.config import Config
+
+        name = error.option_name.lstrip("-").replace("-", "_")
+        name = SYNONYMS.get(name, name)
+        if (option := f"--{name.replace('_', '-')}") in options:
+            return f" Did you mean {option}?"
+        paths = [
+            f"--set {section}.{name}=VALUE"
+            for section, field in Config.model_fields.items()
+            if name in getattr(field.annotation, "model_fields", ())
+        ]
+        return f" Did you mean {' or '.join(paths)}?" if paths and "--set" in options else ""
+    if command := re.match("No such command '(.*)'", error.message):
+        return suggest(command[1], COMMANDS)
+    if (extra := re.match(r"Got unexpected extra arguments? \(([^\s)]+)", error.message)) and (
+        "--model" in options and "images" not in options
+    ):
+        return f"; did you mean --model {plain(extra[1])}?"
+    return ""
 
 
 class _Closed(io.StringIO):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from captioner.cli.options import decoding_options, device_option, models_option, say, show
-from captioner.errors import DataError, ImageError
+from captioner.errors import ConfigError, DataError, ImageError
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class RunOptions:
         return JobOptions(**options | {"max_pixels": self.max_pixels or MAX_PIXELS})
 
 
-def _bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:  # noqa: ARG001
+def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int | None:
     from captioner.system.memory import bytes_of
 
-    return None if size is None else bytes_of(size)
+    try:
+        return None if size is None else bytes_of(size)
+    except ConfigError as error:
+        raise ConfigError(f"{option.opts[0]}: {error}") from error
 
 
 @click.command("caption")

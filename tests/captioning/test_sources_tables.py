@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.captioning.sources import Item, list_images, tables
+from captioner.captioning.sources.tables import table_images
 from captioner.errors import ImageError
 from captioner.system.text_files import read_rows
 
@@ -276,3 +277,13 @@ def test_a_stray_quote_swallows_no_rows() -> None:
         (4, ["d", "3"]),
         (5, ["two\nlines", "4"]),
     ]
+
+
+def test_results_that_name_images_by_number_are_one_line(tmp_path: Path) -> None:
+    table = tmp_path / "out.json"
+    table.write_text(json.dumps([{"image_id": n, "caption": "a dog"} for n in (7, 8)]))
+    (item,) = table_images(str(table))
+    assert (item.name, "by number (7)" in str(item.source)) == (str(table), True)
+    for n in (7, 8):
+        (tmp_path / f"{n}.jpg").touch()
+    assert [Path(item.name).name for item in table_images(str(table))] == ["7.jpg", "8.jpg"]

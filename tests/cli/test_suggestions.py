@@ -38,6 +38,21 @@ def test_no_suggestion_deletes_or_replaces(command: str) -> None:
     assert "--device" in suggested or "--seed" in suggested  # others are still suggested
 
 
+def test_what_was_meant_is_suggested() -> None:
+    for words, hint in (
+        ("capton", "did you mean caption?"),
+        ("train --epochs 3", "Did you mean --set training.epochs=VALUE?"),
+        ("train --lr 0.1", "Did you mean --set training.learning_rate=VALUE?"),
+        ("train --batch-size 3", "encoder.batch_size=VALUE or --set training.batch_size=VALUE?"),
+        ("evaluate RUN", "did you mean --model RUN?"),
+        ("doctor RUN", "did you mean --model RUN?"),
+        ("caption x --num-beams 3", "Did you mean --beam-size?"),
+        ("caption x --max-memory 2X", "--max-memory: '2X': not a size"),
+        ("caption x --dryrun", "Did you mean '--dry-run'?"),
+    ):
+        assert hint in run(*words.split())
+
+
 def test_every_option_that_deletes_or_replaces_is_known() -> None:
     words = re.compile(r"\b(discard|delete|replace|start over)", re.IGNORECASE)
     for name in COMMANDS:

@@ -55,8 +55,16 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
     has_rows = False
     try:
         for number, value, image_id in rows(table, image_column):
+            is_id = isinstance(value, int) and not isinstance(value, bool)
+            item = _item(table, f"{name}:{number}", str(value) if is_id else value, pictures)
+            if is_id and isinstance(item.source, ImageError):
+                if not has_rows:
+                    raise ImageError(
+                        f"names images by number ({value}), not by path, as COCO results do; give "
+                        f"the images, or a table with their paths"
+                    )
+                item = _item(table, f"{name}:{number}", value, pictures)
             has_rows = True
-            item = _item(table, f"{name}:{number}", value, pictures)
             yield replace(item, image_id=_text(image_id))
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
