@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -100,7 +100,7 @@ def caption_to_file(
         fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
         totals = _write(journal, how, listed) if world.leads else None
         if world.leads:
-            _say_absent(*journal.absent(fresh), say)
+            _say_absent(journal.absent(fresh), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
 
 
@@ -274,18 +274,20 @@ def _own_batches(
             deque(batch, maxlen=0)  # skip the batch of another process
 
 
-def _say_absent(
-    gone: list[str], renamed: list[tuple[str, str]], say: Callable[[str], None]
-) -> None:
-    """Say which images of earlier runs the output lacks."""
-    if gone:
+def _say_absent(absent: Iterator[tuple[str, str | None]], say: Callable[[str], None]) -> None:
+    """Say which images of earlier runs the output lacks, each with its new name or None."""
+    counts, first = Counter[bool](), dict[bool, tuple[str, str]]()
+    for was, now in absent:
+        counts[now is None] += 1
+        first.setdefault(now is None, (plain(was), plain(now)))
+    if counts[True]:
         say(
-            f"{len(gone):,} image(s) of earlier runs are not among the images of this run, such as "
-            f"{plain(gone[0])}; the output does not have them any more"
+            f"{counts[True]:,} image(s) of earlier runs are not among the images of this run, such "
+            f"as {first[True][0]}; the output does not have them any more"
         )
-    if renamed:
-        was, now = map(plain, renamed[0])
-        say(f"{len(renamed):,} image(s) have another name than before, such as {now}, once {was}")
+    if counts[False]:
+        was, now = first[False]
+        say(f"{counts[False]:,} image(s) have another name than before, such as {now}, once {was}")
 
 
 def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:

@@ -17,7 +17,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,10 @@ DO UPDATE SET row = excluded.row, failed = excluded.failed, checksum = excluded.
 WHERE failed
 """
 LOOK_UP = "SELECT name, digest, row, failed, checksum FROM records WHERE name = ?"
-ABSENT = """
-SELECT old.name, min(new.name) FROM old
-LEFT JOIN new ON new.digest = old.digest AND new.digest > x''
-WHERE old.name NOT IN (SELECT name FROM new) GROUP BY old.name ORDER BY old.name
+NEW = """
+CREATE TABLE new (name, digest); CREATE INDEX names ON new (name); CREATE INDEX same ON new (digest)
 """
+SAME = "SELECT min(name) FROM new WHERE digest = ?"
 # Errors of a database; those of an intact one: a lock, a full disk, a missing permission.
 ERRORS = (sqlite3.Error, OSError, ValueError)
 NOT_DAMAGE = (
@@ -205,34 +205,39 @@ class Journal:
                 f"images changed while the job ran; run the same command again"
             )
 
-    def absent(self, fresh: int) -> tuple[list[str], list[tuple[str, str]]]:
-        """Return which images of earlier runs this run did not list, sorted by name.
+    def absent(self, fresh: int) -> Iterator[tuple[str, str | None]]:
+        """Yield the images of earlier runs that this run did not list, sorted by name.
+
+        Damaged names are left out.
 
         Args:
             fresh: number of records of this run; without any others, nothing is looked up.
 
-        Returns:
-            The old names of images that are gone, and old and new names of those that this run
-            lists under another name, with the same content.
+        Yields:
+            The old name, and the name of an image of this run with the same content, or None.
         """
         with ExitStack() as stack:
-            both = stack.enter_context(closing(sqlite3.connect("")))  # SQLite's temporary file
-            both.executescript("CREATE TABLE old (name, digest); CREATE TABLE new (name, digest)")
+            new = stack.enter_context(closing(sqlite3.connect("")))  # SQLite's temporary file
+            new.executescript(NEW)
             databases, records = self._all(stack), 0
             for path, db in databases.items():
                 with _usable(path):
                     records += db.execute("SELECT count(*) FROM records").fetchone()[0]
             if records <= fresh:
-                return [], []
+                return
+            old = []
             for path, db in databases.items():
-                for table, source in (("old", "records"), ("new", "listing")):
-                    with _usable(path):
-                        rows = db.execute(f"SELECT CAST(name AS BLOB), digest FROM {source}")
-                        both.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
-            found = both.execute(ABSENT).fetchall()
-        pairs = [(os.fsdecode(was), now and os.fsdecode(now)) for was, now in found]
-        gone = [was for was, now in pairs if not now]
-        return gone, [(was, now) for was, now in pairs if now]
+                query = "SELECT * FROM listing"
+                listing = _rows(path, db, self.listing_key, query, intact_only=True)
+                new.executemany("INSERT INTO new VALUES (?, ?)", (row[1:3] for row in listing))
+                query = "SELECT * FROM records ORDER BY name, digest"
+                old.append(_rows(path, db, self.key, query, intact_only=True))
+            for was, rows in groupby(heapq.merge(*old), key=itemgetter(0)):
+                digests = [digest for _, digest, *_ in rows if digest]
+                if not new.execute("SELECT 1 FROM new WHERE name = ?", (was,)).fetchone():
+                    names = [new.execute(SAME, (digest,)).fetchone()[0] for digest in digests]
+                    now = min(filter(None, names), default=None)
+                    yield os.fsdecode(was), now and os.fsdecode(now)
 
     def _all(self, stack: ExitStack) -> dict[Path, sqlite3.Connection]:
         """Open the journals of all processes, until the stack closes."""
@@ -304,14 +309,20 @@ def _intact_rows(
 
 
 def _rows(
-    path: Path, db: sqlite3.Connection, key: bytes, query: str, *values: Value
+    path: Path,
+    db: sqlite3.Connection,
+    key: bytes,
+    query: str,
+    *values: Value,
+    intact_only: bool = False,
 ) -> Iterator[list[Any]]:
     """Check the checksum, the last column of a query, and yield the rows without it."""
     with _usable(path):
         for *row, checksum in db.execute(query, values):
-            if checksum != _checksum(key, *row):
+            if checksum == _checksum(key, *row):
+                yield row
+            elif not intact_only:
                 raise ValueError(MISMATCH)
-            yield row
 
 
 def _text(identity: Mapping[str, Any]) -> str:

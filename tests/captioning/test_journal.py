@@ -244,3 +244,16 @@ def test_a_flipped_bit_in_the_header_loses_no_row_and_no_file(tmp_path: Path, pl
         assert str(error).startswith(f"{journal.own}: ")
         assert len(str(error).splitlines()) == 1
         assert journal.own.read_bytes()[100:] == content[100:]
+
+
+def test_a_damaged_name_is_no_other_name(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with closing(Journal(output, 0, {})) as journal:
+        journal.add(range(3), [good("a.png"), good("b.png", digest=B), good("c.png", digest=b"")])
+    with closing(Journal(output, 0, {}, b"later")) as journal:
+        journal.add([0], [good("z.png")])
+        assert [*journal.absent(1)] == [("a.png", "z.png"), ("b.png", None), ("c.png", None)]
+        assert [*journal.absent(4)] == []
+        with journal.journals[journal.own] as db:
+            db.execute("UPDATE records SET name = x'78' WHERE name < x'62'")
+        assert [*journal.absent(1)] == [("b.png", None), ("c.png", None)]
