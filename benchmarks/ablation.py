@@ -33,7 +33,7 @@ from common import describe_machine
 from captioner.captioner import Captioner
 from captioner.config import DecodingConfig, load_config
 from captioner.evaluation.evaluate import evaluate
-from captioner.model_dir import fingerprint, model_folder
+from captioner.model_config import fingerprint, model_folder
 from captioner.training.run import train
 
 SCORES = ("bleu_1", "bleu_4", "cider")

@@ -22,7 +22,7 @@ from captioner.data.prepare import open_dataset, read_split
 from captioner.encoder.encoder import FrozenEncoder, side_by_side
 from captioner.evaluation.evaluate import caption_split
 from captioner.metrics import PreparedReferences, score_captions
-from captioner.model_dir import model_folder
+from captioner.model_config import model_folder
 from captioner.run_dir import config_of_model
 from captioner.text import tokenize
 

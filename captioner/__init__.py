@@ -15,7 +15,7 @@ from captioner.system.cores import share_cores
 from captioner.system.version import __version__
 
 if TYPE_CHECKING:
-    from captioner.captioner import Caption, Captioner
+    from captioner.captioner import Captioner
     from captioner.captioning.ray import caption_with_ray
     from captioner.captioning.records import CaptioningOptions, Record, caption_files
     from captioner.captioning.sources import list_images
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
-    from captioner.text import detokenize, tokenize
+    from captioner.text import Caption, detokenize, tokenize
 
 share_cores()  # before torch is imported
 
@@ -36,8 +36,8 @@ _MODULES = {
     "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
     "captioning.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
-    "captioner": ["Caption", "Captioner"],
-    "text": ["detokenize", "tokenize"],
+    "captioner": ["Captioner"],
+    "text": ["Caption", "detokenize", "tokenize"],
 }
 
 __all__ = [

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from captioner.config import DecodingConfig, DecodingOverrides, first_mistake
+from captioner.config import MAX_CAPTIONS, DecodingConfig, DecodingOverrides, changed_decoding
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.likelihood import embeddings, log_likelihoods
@@ -35,7 +33,7 @@ from captioner.pipeline import run
 from captioner.search import Hypotheses, beam_search, sample
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
-from captioner.text import Vocabulary, detokenize, tokenize
+from captioner.text import Caption, Vocabulary, detokenize, tokenize
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,31 +41,12 @@ R = TypeVar("R")
 BATCH_SIZE = 128
 SEARCH_BATCH = 256  # stored features that evaluation, doctor and dev scores search together
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-MAX_CAPTIONS = 1000  # per image
 MIN_ROUNDED_SIZE = 256  # hidden units; below it, rounding the matrices saves no time
 
 FEATURES = "the image's features are not finite"
 STATES = "the decoder's states are not finite"
 SCORES = "the words' probabilities are not finite"
 OVERFLOW = "the weights overflow; try precision fp32, restore the weights, or train the model again"
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """One caption of one image.
-
-    Attributes:
-        text: the caption in lower case.
-        log_prob: natural logarithm of the caption's probability, end token included.
-        score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
-            neighbours' votes. Sampling: log_prob.
-        finished: False if max_length cut the caption off before an end token.
-    """
-
-    text: str
-    log_prob: float
-    score: float
-    finished: bool
 
 
 @checked_names
@@ -275,19 +254,7 @@ class Captioner:
         Raises:
             ConfigError: if a setting is unknown, out of range, or has no effect on this search.
         """
-        try:
-            options = DecodingConfig.model_validate(self.decoding.model_dump() | overrides)
-        except ValidationError as error:
-            raise ConfigError(first_mistake(error, within=("decoding",))) from error
-        if idle := sorted(overrides.keys() & DecodingConfig.idle[options.search]):
-            other = "beam" if options.search == "sample" else "sample"
-            raise ConfigError(
-                f"decoding.{idle[0]}: needs decoding.search {other} (--search {other}); has no "
-                f"effect with {options.search}"
-            )
-        if options.search == "beam" and "beam_size" not in overrides and isinstance(n_best, int):
-            beam_size = max(options.beam_size, min(n_best, MAX_CAPTIONS))
-            options = options.model_copy(update={"beam_size": beam_size})
+        options = changed_decoding(self.decoding, n_best, overrides)
         self._check_fit(options, n_best)
         return options
 

@@ -39,6 +39,7 @@ Few = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MAX_CAPTIONS = 1000  # per image
 MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
 MAX_BYTES = 2**20  # of a config file; larger ones are data
@@ -371,6 +372,30 @@ class DecodingConfig(Section):
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
         return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}"
+
+
+def changed_decoding(
+    decoding: DecodingConfig, n_best: int, overrides: DecodingOverrides
+) -> DecodingConfig:
+    """Return search settings with some of them changed; see `Captioner.settings`.
+
+    Raises:
+        ConfigError: if a setting is unknown, out of range, or has no effect on this search.
+    """
+    try:
+        options = DecodingConfig.model_validate(decoding.model_dump() | overrides)
+    except ValidationError as error:
+        raise ConfigError(first_mistake(error, within=("decoding",))) from error
+    if idle := sorted(overrides.keys() & DecodingConfig.idle[options.search]):
+        other = "beam" if options.search == "sample" else "sample"
+        raise ConfigError(
+            f"decoding.{idle[0]}: needs decoding.search {other} (--search {other}); has no effect "
+            f"with {options.search}"
+        )
+    if options.search == "beam" and "beam_size" not in overrides and isinstance(n_best, int):
+        beam_size = max(options.beam_size, min(n_best, MAX_CAPTIONS))
+        options = options.model_copy(update={"beam_size": beam_size})
+    return options
 
 
 class Config(Section):

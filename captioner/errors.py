@@ -165,6 +165,11 @@ class CheckpointError(CaptionerError):
     """A training run cannot be saved or resumed."""
 
 
+def other_arithmetic(was: str | None, now: str) -> str:
+    """Return a message that the arithmetic changed; a run of 0.1 did not record its own (None)."""
+    return f"arithmetic was {was or 'not recorded'}, is {now}"
+
+
 # Parts of the RuntimeErrors that torch raises on its devices.
 _SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "Storage size calculation")
 

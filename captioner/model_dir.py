@@ -12,28 +12,25 @@ The directory is complete for `captioner caption`. Captioner never runs or unpic
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from captioner.config import DecoderConfig, DecodingConfig, first_mistake, home_path
+from captioner.config import DecoderConfig, DecodingConfig, home_path
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours
 from captioner.encoder.encoder import (
     Encoder,
     FrozenEncoder,
-    Precision,
     side_by_side,
     side_by_side_features,
 )
@@ -46,64 +43,25 @@ from captioner.encoder.preprocess import (
 )
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
+from captioner.model_config import (
+    CnnConfig,
+    ModelConfig,
+    SizedDecoderConfig,
+    model_folder,
+    read_config,
+)
 from captioner.system.disk import advice
 from captioner.system.files import (
     check_regular,
     mistaken_for,
-    no_stream,
     read_head,
-    read_json,
-    sweep,
     whole_folder,
 )
-from captioner.system.foreign import excerpt, plain
+from captioner.system.foreign import plain
 from captioner.system.ownership import check
-from captioner.system.version import __version__
 from captioner.text import Vocabulary
 
-FORMAT_VERSION = 1
 TIED = "output.weight"
-
-
-class CnnConfig(BaseModel):
-    """One CNN in `config.json`; fields of later versions are ignored."""
-
-    backbone: str
-    builder_args: dict[str, Any]
-    weights: str
-    precision: Precision = "auto"
-
-
-class SizedDecoderConfig(DecoderConfig):
-    """The decoder in `config.json`: its settings, vocabulary size and feature size."""
-
-    vocab_size: int
-    feature_size: int
-    places: int = 0
-    channels: int = 0
-
-
-class ModelConfig(BaseModel):
-    """`config.json`; fields of later versions are ignored."""
-
-    format_version: int = FORMAT_VERSION
-    captioner_version: str = __version__
-    encoder: Annotated[
-        Annotated[CnnConfig, Tag("one")]
-        | Annotated[list[CnnConfig], Field(fail_fast=True), Tag("several")],
-        Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
-    ]
-    mirrored: bool = False
-    grid: int = 0
-    grid_channels: int = 0
-    decoder: SizedDecoderConfig
-    decoding: DecodingConfig
-
-    def cnns(self) -> dict[str, CnnConfig]:
-        """Return the CNNs by the prefix of their weights' names."""
-        if isinstance(self.encoder, list):
-            return {f"encoder.{number}": cnn for number, cnn in enumerate(self.encoder)}
-        return {"encoder": self.encoder}
 
 
 class Model(NamedTuple):
@@ -114,37 +72,6 @@ class Model(NamedTuple):
     vocabulary: Vocabulary
     decoding: DecodingConfig
     neighbours: Neighbours | None = None
-
-
-def model_folder(folder: str | Path) -> Path:
-    """Return the model directory of a path: itself, or its `model/` if it is a run directory.
-
-    Raises:
-        ModelError: if the path is neither.
-    """
-    path = Path(folder).expanduser()
-    for candidate in (path, path / "model"):
-        if not candidate.exists():
-            sweep(candidate)  # restores a directory whose replacement was killed
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a digest of the files in a model directory.
-
-    Raises:
-        ModelError: if a file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", "model.safetensors", "vocab.json", PREPROCESSOR):
-        try:
-            with open(folder / name, "rb", opener=no_stream) as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-        except OSError as error:
-            raise ModelError(f"{folder / name}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def write_model(folder: Path, model: Model) -> None:
@@ -217,7 +144,7 @@ def read_model(folder: str | Path) -> Model:
         ModelError: if a file is missing, damaged, or does not fit the other files.
     """
     folder = model_folder(folder)
-    config = _read_config(folder / "config.json")
+    config = read_config(folder)
     vocabulary = Vocabulary.load(folder / "vocab.json")
     preprocess = load_preprocess(folder)
     cnns, sizes = config.cnns(), config.decoder
@@ -244,25 +171,6 @@ def read_model(folder: str | Path) -> Model:
 def _check_size(folder: Path, what: str, expected: int, found: int, where: str) -> None:
     if found != expected:
         raise ModelError(f"{folder}: config.json expects {expected} {what}, {where} has {found}")
-
-
-def _read_config(path: Path) -> ModelConfig:
-    try:
-        config = read_json(path)
-        version = config["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
-        raise ModelError(f"{path}: not a captioner model config: {reason}") from error
-    if version != FORMAT_VERSION:
-        raise ModelError(
-            f"{path}: format version {excerpt(version)}, this captioner reads {FORMAT_VERSION}; "
-            f"update captioner or convert the model"
-        )
-    try:
-        return ModelConfig.model_validate(config, strict=True)
-    except ValidationError as error:
-        mistake = first_mistake(error, "one", "several")
-        raise ModelError(f"{path}: cannot be used: {mistake}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

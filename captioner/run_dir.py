@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from captioner.config import Config, load_config
 from captioner.errors import ConfigError, ModelError
-from captioner.model_dir import model_folder
+from captioner.model_config import model_folder
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
 # Required keys of each kind of line in `metrics.jsonl`, besides `epoch` and `step`.

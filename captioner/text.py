@@ -1,4 +1,4 @@
-"""The tokeniser and the vocabulary, shared by training and scoring.
+"""The tokeniser, the vocabulary and the caption, shared by training, captioning and scoring.
 
 `tokenize` returns the tokens of the COCO evaluation (Stanford PTB tokeniser, lower case, no
 punctuation) without Java or downloads. `docs/reference/metrics.md` lists the differences.
@@ -197,6 +197,24 @@ def _joins(previous: str, token: str) -> bool:
     if _CLITIC.match(token):
         return bool(_PLAIN_WORD.match(previous))
     return (previous, token) in _SPELT_TOGETHER
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption of one image.
+
+    Attributes:
+        text: the caption in lower case.
+        log_prob: natural logarithm of the caption's probability, end token included.
+        score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
+            neighbours' votes. Sampling: log_prob.
+        finished: False if max_length cut the caption off before an end token.
+    """
+
+    text: str
+    log_prob: float
+    score: float
+    finished: bool
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ LAYERS = (
     ("search", "metrics"),
     ("encoder",),
     ("decoder",),
-    ("data",),
+    ("data", "model_config"),
     ("model_dir", "pipeline"),
     ("captioner",),
     ("run_dir",),
@@ -208,3 +208,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert "click" in loaded
     heavy = {"torch", "torchvision", "pydantic", "nltk", "numpy", "PIL", "yaml", "matplotlib"}
     assert not loaded & heavy
+
+
+ALL = """
+import importlib, json, pkgutil, sys
+import captioner
+for module in pkgutil.walk_packages(captioner.__path__, "captioner."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_torchvision_is_imported_only_to_build_a_cnn() -> None:
+    done = subprocess.run([sys.executable, "-c", ALL], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert {"torch", "captioner.encoder.encoder"} <= loaded
+    assert "torchvision" not in loaded

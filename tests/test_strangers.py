@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from captioner import model_dir
+from captioner import model_config
 from captioner.captioner import Captioner
 from captioner.encoder import preprocess
 from captioner.encoder.backbones import MAX_CALLS, build_backbone
@@ -350,13 +350,13 @@ def test_of_many_mistakes_one_is_looked_at(folder, monkeypatch, file, content):
     good = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(good | content if file == "config.json" else content))
     counts = []
-    mistake = model_dir.first_mistake
+    mistake = model_config.first_mistake
 
     def counted(error, *tags):
         counts.append(error.error_count())
         return mistake(error, *tags)
 
-    for module in (model_dir, preprocess):
+    for module in (model_config, preprocess):
         monkeypatch.setattr(module, "first_mistake", counted)
     assert file in refused(folder)
     assert counts == [1]

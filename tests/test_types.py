@@ -12,11 +12,12 @@ import captioner
 ROOT = Path(captioner.__file__).parent
 ROADS = ("captioning", "training", "encoder", "decoder", "search", "images", "data")
 FILES = [path for room in ROADS for path in sorted((ROOT / room).rglob("*.py"))]
-FILES += [ROOT / f"{name}.py" for name in ("captioner", "pipeline", "model_dir", "run_dir", "text")]
+ROOMS = ("captioner", "pipeline", "model_config", "model_dir", "run_dir", "text")
+FILES += [ROOT / f"{name}.py" for name in ROOMS]
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
     "encoder/weights.py",  # torchvision's builder arguments, as config.json has them
-    "model_dir.py",  # config.json
+    "model_config.py",  # config.json
     "run_dir.py",  # lines of metrics.jsonl
     "text.py",  # vocab.json
     "training/curves.py",  # lines of metrics.jsonl

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from captioner.captioner import Caption, Captioner
+from captioner.captioner import Captioner
 from captioner.captioning.job import JobOptions, caption_to_file
 from captioner.captioning.records import Record
 from captioner.captioning.sources import list_images
@@ -36,6 +36,7 @@ from captioner.evaluation.report import write_report
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
 from captioner.system.ownership import check_files
+from captioner.text import Caption
 from captioner.training.checkpoint import write_tensors
 from captioner.training.run import train
 

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.captioning.records import Record
-from captioner.encoder.encoder import other_arithmetic
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError, DataError, other_arithmetic
 from captioner.system.disk import is_full
 from captioner.system.files import no_stream, whole_file
 from captioner.system.foreign import excerpt, plain

@@ -22,7 +22,7 @@ from captioner.captioning.uri import URI, UriFile, last_line
 from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
-from captioner.model_dir import model_folder
+from captioner.model_config import model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit
 

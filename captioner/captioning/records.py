@@ -10,19 +10,22 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from torch import Tensor
-
-from captioner.captioner import Caption, Captioner
 from captioner.captioning.sources import Item
 from captioner.config import DecodingConfig
-from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ConfigError, ImageError, ImageErrorKind, checked_names, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory
+from captioner.text import Caption
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captioner.captioner import Captioner
+    from captioner.encoder.preprocess import Preprocess
 
 MOST_WORKERS = 1024
 DIGEST_BYTES = 16
@@ -218,6 +221,8 @@ def caption_files(
     Raises:
         ConfigError: if a number is out of range, or the options do not fit the model or n_best.
     """
+    from captioner.captioner import Captioner  # imports torch
+
     must_be("captioner", captioner, Captioner)
     must_be("items", items, Iterable)
     must_be("options", options, DecodingConfig, NoneType)

@@ -267,7 +267,7 @@ def _to_file(
 ) -> Totals | None:
     """Caption into a file, with a journal; several processes may share the work."""
     from captioner.captioning.job import caption_to_file, how_to_continue
-    from captioner.model_dir import fingerprint
+    from captioner.model_config import fingerprint
     from captioner.system.memory import Memory
 
     assert how.output

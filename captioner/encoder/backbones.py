@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
 
 from captioner.errors import ModelError, is_shortage
 from captioner.system.foreign import excerpt, plain
@@ -20,6 +19,8 @@ NOT_CNN = ("maxvit", "swin", "vit")
 
 def check_backbone(name: str) -> None:
     """Raise a `ModelError` for a name that is not a torchvision classification CNN."""
+    from torchvision import models  # slow to import
+
     if name.startswith(NOT_CNN):
         raise ModelError(
             f"encoder.backbone: {name} is a transformer, not a CNN; "
@@ -59,6 +60,8 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
     Raises:
         ModelError: if the name or an argument is invalid.
     """
+    from torchvision import models
+
     check_backbone(name)
     args = dict(builder_args)
     if name in ("googlenet", "inception_v3"):

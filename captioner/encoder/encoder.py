@@ -13,11 +13,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from captioner.config import Precision
 from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
 from captioner.encoder.folding import fast_form
 from captioner.encoder.grid import with_grid
@@ -25,7 +26,6 @@ from captioner.encoder.preprocess import RESIZING, Preprocess
 from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
 from captioner.errors import ModelError, within_memory
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fit the CPU caches
 MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
@@ -296,11 +296,6 @@ def _check_alike(cnns: Sequence[FrozenEncoder]) -> None:
 def arithmetic_of(dtype: torch.dtype, device: str) -> str:
     """Return the name of an arithmetic, such as "bf16 on cpu"."""
     return f"{next(name for name in DTYPES if DTYPES[name] == dtype)} on {device}"
-
-
-def other_arithmetic(was: str | None, now: str) -> str:
-    """Return a message that the arithmetic changed; a run of 0.1 did not record its own (None)."""
-    return f"arithmetic was {was or 'not recorded'}, is {now}"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

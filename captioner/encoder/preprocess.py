@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-import torch
 from PIL import Image
 from pydantic import (
     BaseModel,
@@ -19,16 +18,15 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from torch import Tensor
-from torch.nn import functional
-from torchvision.transforms import functional as transforms
-from torchvision.transforms.functional import InterpolationMode
 
 from captioner.config import first_mistake
 from captioner.errors import ModelError
 from captioner.images.decode import MAX_PIXELS
 from captioner.system.files import read_json
 from captioner.system.foreign import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,6 +37,10 @@ MIN_STD = 1e-6
 MAX_COPIED = 2**24  # pixels; larger images are resized without a copy, to save memory
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")
+# The values of torchvision's `InterpolationMode`, which is slow to import.
+Interpolation = Literal[
+    "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
+]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 Shift = Annotated[float, Field(ge=-MAX_SHIFT, le=MAX_SHIFT, strict=True)]
 Deviation = Annotated[float, Field(ge=MIN_STD, le=MAX_SHIFT, strict=True)]
@@ -72,6 +74,10 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB image to uint8 (3, crop_size, crop_size), 0..255."""
+        from torch.nn import functional
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as transforms
+
         if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
             image = _middle(image)
         small = image.width * image.height <= MAX_COPIED
@@ -100,6 +106,8 @@ class Preprocess:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Standardise uint8 pixels (B, 3, S, S) to float32, channels last in memory."""
+        import torch
+
         images = pixels.float()
         shape = (1, 3, 1, 1)
         mean = images.new_tensor(self.mean).view(shape) * 255
@@ -110,11 +118,11 @@ class Preprocess:
 class PreprocessConfig(BaseModel):
     """One CNN in `preprocessor_config.json`; keys of later versions are ignored."""
 
-    model_config = ConfigDict(allow_inf_nan=False, use_enum_values=True)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     resize_size: Side
     crop_size: Side
-    interpolation: InterpolationMode
+    interpolation: Interpolation
     mean: tuple[Shift, Shift, Shift]
     std: tuple[Deviation, Deviation, Deviation]
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
 from captioner.config import resolve_path
 from captioner.encoder.backbones import build_backbone
@@ -57,6 +56,8 @@ def fetch_weights(
     Raises:
         ModelError: if the weights cannot be read or downloaded.
     """
+    from torchvision import models  # slow to import
+
     members = models.get_model_weights(backbone)
     first = Preprocess.of_weights(next(iter(members)).transforms())
     if weights.lower() == "none":

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from captioner.captioner import SEARCH_BATCH, Caption, Captioner
+from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
@@ -26,7 +26,7 @@ from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
-from captioner.text import tokenize
+from captioner.text import Caption, tokenize
 
 
 @dataclass(frozen=True, slots=True)

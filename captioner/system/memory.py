@@ -14,13 +14,16 @@ from collections import OrderedDict
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from captioner.errors import ConfigError
 from captioner.system.cores import cores
+
+if TYPE_CHECKING:
+    import torch
 
 PER_CORE = 2**27  # bytes: a photograph of 12 megapixels takes 100 MB to decode
 LARGE = 2**26  # bytes; releasing this many returns freed memory to the system
@@ -115,7 +118,7 @@ def usual_limit(threads: int | None = None) -> int:
     """
     threads = threads or cores()
     fraction = min(1, threads / max(1, psutil.cpu_count() or 1))
-    return min(int(free_memory(torch.device("cpu")) / 4 * fraction), (threads + 1) * PER_CORE)
+    return min(int(free_memory() / 4 * fraction), (threads + 1) * PER_CORE)
 
 
 def fits(size: int, device: torch.device) -> bool:
@@ -123,9 +126,11 @@ def fits(size: int, device: torch.device) -> bool:
     return 2 * size <= free_memory(device)
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a device; for the CPU, of the machine and its container."""
-    if device.type == "cuda":
+def free_memory(device: torch.device | None = None) -> int:
+    """Return the free bytes of a device; for the CPU or None, of the machine and its container."""
+    if device and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     free = int(psutil.virtual_memory().available)
     for limit, used in CGROUP_FILES:

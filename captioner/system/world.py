@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-from torch import Tensor, distributed, nn
+from typing import TYPE_CHECKING, TypeVar
 
 from captioner.errors import CaptionerError
 from captioner.system.cores import torchrun_number
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the others wait while the leader encodes or evaluates alone
@@ -44,6 +45,8 @@ class World:
         """Replace each gradient by its sum over all processes."""
         if self.size == 1:
             return
+        import torch
+
         trained = [p for p in parameters if p.requires_grad]
         for p in trained:
             if p.grad is None:  # no token of this process used the parameter
@@ -56,18 +59,24 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes; changes `values` in place."""
         if self.size > 1:
+            from torch import distributed
+
             with _lost_process():
                 distributed.all_reduce(values)
         return values
 
     def any(self, here: bool, device: torch.device) -> bool:
         """Return whether the value is true in any process."""
+        import torch
+
         return bool(self.sum(torch.tensor(float(here), device=device)) > 0)
 
     def broadcast(self, value: T) -> T:
         """Return the leader's value in every process."""
         if self.size == 1:
             return value
+        from torch import distributed
+
         box = [value]
         with _lost_process():
             distributed.broadcast_object_list(box, src=0)
@@ -94,6 +103,9 @@ def joined(
     if "WORLD_SIZE" not in os.environ:
         yield World(), device
         return
+    import torch
+    from torch import distributed
+
     size = torchrun_number("WORLD_SIZE", least=1)
     torchrun_number("RANK", most=size - 1)  # else this process would wait for ever
     torchrun_number("MASTER_PORT", "29500")

@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from captioner.encoder.encoder import other_arithmetic
-from captioner.errors import CheckpointError, ConfigError
+from captioner.errors import CheckpointError, ConfigError, other_arithmetic
 from captioner.run_dir import saved_steps
 from captioner.system.disk import advice
 from captioner.system.files import whole_file

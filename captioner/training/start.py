@@ -7,7 +7,8 @@ from torch import Tensor
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import Encoder
 from captioner.errors import ConfigError, ModelError
-from captioner.model_dir import model_folder, read_model
+from captioner.model_config import model_folder
+from captioner.model_dir import read_model
 from captioner.system.foreign import excerpt, plain
 from captioner.text import Vocabulary
 

@@ -30,7 +30,7 @@ from captioner.system.workers import WithinMemory
 import toys
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["captioner.captioning.job", "toys"])
+PROCESSES.set_forkserver_preload(["captioner.captioning.job", "torchvision", "toys"])
 IMAGES = 60
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from captioner.captioner import Caption
 from captioner.captioning import journal as module
 from captioner.captioning.journal import (
     Done,
@@ -20,6 +19,7 @@ from captioner.captioning.journal import (
 )
 from captioner.captioning.records import Record
 from captioner.errors import ConfigError, DataError
+from captioner.text import Caption
 
 A, B = b"a" * 16, b"b" * 16
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import pytest
 
-from captioner.captioner import Caption
 from captioner.captioning.records import Record, digest_of
 from captioner.captioning.sidecars import JOURNAL, Sidecars
 from captioner.captioning.sources import Item
@@ -23,6 +22,7 @@ from captioner.errors import ConfigError, DataError, ImageError
 from captioner.scoring.caption_rows import read_captions
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
+from captioner.text import Caption
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
 CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from captioner.captioner import Caption
 from captioner.captioning.records import Record
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.writers import write_output
@@ -16,6 +15,7 @@ from captioner.data.load import load_dataset
 from captioner.errors import DataError, ImageError
 from captioner.scoring.systems import CaptionSet, read_hypotheses, read_references
 from captioner.system.text_files import is_missing
+from captioner.text import Caption
 
 NAMES = ["1.jpg", "2.jpg", "3.jpg"]
 PLAIN = ["a dog", "a sign", "two men"]

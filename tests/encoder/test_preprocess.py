@@ -85,7 +85,7 @@ def test_the_largest_pictures_are_not_copied(
         raise MemoryError
 
     monkeypatch.setattr("captioner.encoder.preprocess.MAX_COPIED", 90 * 60 - 1)
-    monkeypatch.setattr("captioner.encoder.preprocess.functional.interpolate", copied)
+    monkeypatch.setattr("torch.nn.functional.interpolate", copied)
     assert (Preprocess(30, 30).pixels(image) - usual).abs().max() <= 1
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from captioner.captioner import Caption
 from captioner.config import bundled
 from captioner.data.dataset import Dataset, Example
 from captioner.data.load import load_dataset
@@ -20,7 +19,7 @@ from captioner.data.prepare import SplitTable
 from captioner.evaluation.evaluate import Evaluation
 from captioner.evaluation.report import write_report
 from captioner.metrics import compare_word_use, score_captions
-from captioner.text import Vocabulary, tokenize
+from captioner.text import Caption, Vocabulary, tokenize
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NO_BROWSER = "needs a browser: apt-get install chromium; pip install 'captioner[test]'"

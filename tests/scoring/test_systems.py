@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from captioner import __version__
-from captioner.captioner import Caption
 from captioner.captioning.records import Record
 from captioner.captioning.writers import write_output
 from captioner.errors import DataError
@@ -23,6 +22,7 @@ from captioner.scoring.systems import (
     reference_tokens,
     references_for,
 )
+from captioner.text import Caption
 
 SAID = {"1": "a dog runs on the grass", "2": "two men play a game", "3": "a red car on a road"}
 TRUE = {

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from captioner.captioner import Caption
 from captioner.captioning.records import Record
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.writers import FORMATS
@@ -28,6 +27,7 @@ from captioner.system.escapes import (
     unescape,
     utf8_name,
 )
+from captioner.text import Caption
 
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
 FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠]")

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 EPOCHS = 60
 # A fork server that has torch loaded already: twenty restarts cost little.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["captioner.training.run", "matplotlib.figure", "toys"])
+PROCESSES.set_forkserver_preload(
+    ["captioner.training.run", "matplotlib.figure", "torchvision", "toys"]
+)
 
 
 @pytest.fixture

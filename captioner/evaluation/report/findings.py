@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from captioner.captioner import Caption
 from captioner.data.dataset import Example
 from captioner.errors import ImageError
 from captioner.images.decode import read_image
-from captioner.text import Vocabulary, tokenize
+from captioner.text import Caption, Vocabulary, tokenize
 
 if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation

@@ -1,0 +1,115 @@
+"""The small files of a model directory: which model it is, and its settings; imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+
+from captioner.config import DecoderConfig, DecodingConfig, Precision, first_mistake
+from captioner.encoder.preprocess import FILE_NAME
+from captioner.errors import ModelError
+from captioner.system.files import no_stream, read_json, sweep
+from captioner.system.foreign import excerpt, plain
+from captioner.system.version import __version__
+
+FORMAT_VERSION = 1
+
+
+class CnnConfig(BaseModel):
+    """One CNN in `config.json`; fields of later versions are ignored."""
+
+    backbone: str
+    builder_args: dict[str, Any]
+    weights: str
+    precision: Precision = "auto"
+
+
+class SizedDecoderConfig(DecoderConfig):
+    """The decoder in `config.json`: its settings, vocabulary size and feature size."""
+
+    vocab_size: int
+    feature_size: int
+    places: int = 0
+    channels: int = 0
+
+
+class ModelConfig(BaseModel):
+    """`config.json`; fields of later versions are ignored."""
+
+    format_version: int = FORMAT_VERSION
+    captioner_version: str = __version__
+    encoder: Annotated[
+        Annotated[CnnConfig, Tag("one")]
+        | Annotated[list[CnnConfig], Field(fail_fast=True), Tag("several")],
+        Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
+    ]
+    mirrored: bool = False
+    grid: int = 0
+    grid_channels: int = 0
+    decoder: SizedDecoderConfig
+    decoding: DecodingConfig
+
+    def cnns(self) -> dict[str, CnnConfig]:
+        """Return the CNNs by the prefix of their weights' names."""
+        if isinstance(self.encoder, list):
+            return {f"encoder.{number}": cnn for number, cnn in enumerate(self.encoder)}
+        return {"encoder": self.encoder}
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return the model directory of a path: itself, or its `model/` if it is a run directory.
+
+    Raises:
+        ModelError: if the path is neither.
+    """
+    path = Path(folder).expanduser()
+    for candidate in (path, path / "model"):
+        if not candidate.exists():
+            sweep(candidate)  # restores a directory whose replacement was killed
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a digest of the files in a model directory.
+
+    Raises:
+        ModelError: if a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("config.json", "model.safetensors", "vocab.json", FILE_NAME):
+        try:
+            with open(folder / name, "rb", opener=no_stream) as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        except OSError as error:
+            raise ModelError(f"{folder / name}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read `config.json` from a model directory.
+
+    Raises:
+        ModelError: if it is missing or invalid, or of another format version.
+    """
+    path = folder / "config.json"
+    try:
+        config = read_json(path)
+        version = config["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
+        raise ModelError(f"{path}: not a captioner model config: {reason}") from error
+    if version != FORMAT_VERSION:
+        raise ModelError(
+            f"{path}: format version {excerpt(version)}, this captioner reads {FORMAT_VERSION}; "
+            f"update captioner or convert the model"
+        )
+    try:
+        return ModelConfig.model_validate(config, strict=True)
+    except ValidationError as error:
+        mistake = first_mistake(error, "one", "several")
+        raise ModelError(f"{path}: cannot be used: {mistake}") from error
