@@ -1,11 +1,12 @@
 """Speed on cores that other programs use too, and under a CPU quota.
 
     python benchmarks/shared_cores.py [--before FOLDER] [--rounds 3] [--seconds 8]
+        [--work training] [--backbone mobilenet_v2]
 
 Three kinds of work are measured, each in a process of its own:
 
 - training: tokens per second of `captioner train`, an LSTM of 512 units on stored features;
-- caption: calls of `Captioner.caption(path)` per second, one image each, MobileNetV2;
+- caption: calls of `Captioner.caption(path)` per second, one image each;
 - job: images per second of `Captioner.caption(paths)`.
 
 Each is measured alone, beside one and two busy processes per core, and under a quota of half the
@@ -45,7 +46,7 @@ PERIOD = 100_000  # microseconds of a control group's period
 GROUPS = Path("/sys/fs/cgroup")
 CONFIG = """
 data: {root: "bundled:data/scenes"}
-encoder: {backbone: mobilenet_v2, weights: none}
+encoder: {backbone: %s, weights: none}
 decoder: {cell: lstm, hidden_size: 512, embed_size: 512}
 training: {batch_size: 64}
 """
@@ -151,14 +152,14 @@ def quota(cores: float) -> Iterator[bool]:
         group.rmdir()
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, backbone: str) -> Path:
     """Train an epoch, so that a model and its stored features exist; draw the images."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "CAPTIONER_CACHE": str(folder / "cache"),
     }
     config = folder / "config.yaml"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG % backbone)
     command = [sys.executable, "-m", "captioner", "train", str(config)]
     command += ["--set", "training.epochs=1", "--output", str(folder / "model")]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--work", choices=WORK, action="append")
+    parser.add_argument("--backbone", default="mobilenet_v2", help="of torchvision")
     parser.add_argument("--measure", nargs=2, metavar=("WORK", "MODEL"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
@@ -185,7 +187,7 @@ def main() -> None:
     conditions = {"alone": 1.0, "1 busy": 1 / 2, "2 busy": 1 / 3, "quota": 1 / 2}
     met = True
     with tempfile.TemporaryDirectory() as temporary:
-        model = make_model(Path(temporary))
+        model = make_model(Path(temporary), given.backbone)
         for work in given.work or WORK:
             speeds: dict[tuple[str, str], list[float]] = {}
             for _ in range(given.rounds):
