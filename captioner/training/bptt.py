@@ -43,12 +43,9 @@ def backward(
     width = window or batch.inputs.shape[1]
     for start in range(0, batch.inputs.shape[1], width):
         piece = slice(start, start + width)
-        outputs, hidden = decoder.run_cell(batch.inputs[:, piece], hidden)
-        # Keys of their own for each piece, because `backward` frees what they were computed from.
-        outputs = decoder.look(outputs, decoder.keys(batch.features))
         targets = batch.targets[:, piece]
         real = _real(targets)
-        logits = decoder.to_logits(outputs.flatten(0, 1).index_select(0, real))
+        logits, hidden = _logits(decoder, batch.features, batch.inputs[:, piece], hidden, real)
         weights = None
         if batch.weights is not None:  # the search sampled without these tokens
             weights = batch.weights[real // targets.shape[1]]
@@ -65,13 +62,24 @@ def backward(
 @torch.no_grad()
 def total_loss(decoder: Decoder, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
     """Return the loss of `backward`, summed over the tokens and without gradients, a scalar."""
-    outputs, _ = decoder.run_cell(batch.inputs, decoder.init_hidden(batch.features))
-    real = _real(batch.targets)
-    logits = decoder.to_logits(outputs.flatten(0, 1).index_select(0, real))
+    hidden, real = decoder.init_hidden(batch.features), _real(batch.targets)
+    logits, _ = _logits(decoder, batch.features, batch.inputs, hidden, real)
     targets = batch.targets.flatten()[real]
     return functional.cross_entropy(
         logits.float(), targets, label_smoothing=label_smoothing, reduction="sum"
     )
+
+
+def _logits(
+    decoder: Decoder, features: Tensor, inputs: Tensor, hidden: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run the decoder over tokens; return the logits at the places `real`, and the last state.
+
+    The keys of the places belong to this call: `backward` frees what they were computed from.
+    """
+    outputs, hidden = decoder.run_cell(inputs, hidden)
+    outputs = decoder.look(outputs, decoder.keys(features))
+    return decoder.to_logits(outputs.flatten(0, 1).index_select(0, real)), hidden
 
 
 def _real(targets: Tensor) -> Tensor:

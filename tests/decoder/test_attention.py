@@ -147,6 +147,7 @@ def test_truncation_cuts_the_recurrence_and_not_the_looks(window):
     total = total / batch.tokens
     total.backward()
     torch.testing.assert_close(loss, total.detach())
+    torch.testing.assert_close(bptt.total_loss(decoder, batch), loss * batch.tokens)
     for name, p in decoder.named_parameters():
         if p.requires_grad:
             torch.testing.assert_close(grads[name], p.grad, msg=name, atol=1e-5, rtol=1e-4)
