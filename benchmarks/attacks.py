@@ -547,7 +547,7 @@ def job(model: Path, pictures: Path, output: Path) -> None:
     items = list_images([str(pictures)])
     captioner = Captioner.load(model, "cpu")
     asked = captioner.settings(beam_size=2), JobOptions(batch_size=4)
-    caption_to_file(captioner, items, output, *asked, model="toy")
+    caption_to_file(lambda: captioner, items, output, *asked, model="toy")
 
 
 def run_train(config: Any, folder: Path) -> None:

@@ -82,7 +82,7 @@ model, pictures, count = sys.argv[1:]
 paths = sorted(Path(pictures).iterdir())
 items = (Item(str(i), paths[i % len(paths)]) for i in range(int(count)))
 output = Path(pictures).parent / f"{count}.jsonl"
-done = caption_to_file(Captioner.load(model), items, output, model="")
+done = caption_to_file(lambda: Captioner.load(model), items, output, model="")
 assert (done.images, done.failed) == (int(count), 0)
 # VmHWM, because `ru_maxrss` starts with the peak of the parent process.
 status = Path("/proc/self/status").read_text()

@@ -184,7 +184,7 @@ def test_a_job_goes_on_with_the_same_bytes(pictures, tmp_path):
     for name in ("one.jsonl", "two.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         done = caption_to_file(
-            captioner,
+            lambda: captioner,
             list_images([str(pictures[0].parent)]),
             tmp_path / name,
             model="toy",

@@ -168,7 +168,7 @@ class Tools:
         """Do a job of one picture."""
         items = list_images([str(self.picture)])
         options = JobOptions(format=format, **how)
-        caption_to_file(self.captioner, items, output, how=options, model="toy")
+        caption_to_file(lambda: self.captioner, items, output, how=options, model="toy")
 
     def evaluate(self, output: Path) -> None:
         """Write what `evaluate` does."""

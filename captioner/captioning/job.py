@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from threading import Thread
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 from tqdm import tqdm
 
-from captioner.captioner import Captioner
 from captioner.captioning.failures import ERRORS, listed_failures
 from captioner.captioning.journal import (
     Done,
@@ -24,21 +24,38 @@ from captioner.captioning.journal import (
     check_journals,
     forget,
     journals_of,
+    known_arithmetic,
     salvaged,
 )
-from captioner.captioning.records import CaptioningOptions, ItemReader, Record, Totals
+from captioner.captioning.records import (
+    CaptioningOptions,
+    ItemReader,
+    Record,
+    Totals,
+    digest_of_item,
+)
 from captioner.captioning.sources import Item
 from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import RESIZING
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError, DataError, within_memory
 from captioner.system.batches import in_turn
+from captioner.system.cores import cores
 from captioner.system.disk import writing
 from captioner.system.files import new_folder, sweep
 from captioner.system.foreign import plain
-from captioner.system.memory import Memory
+from captioner.system.memory import Held, Memory
 from captioner.system.ownership import check
 from captioner.system.world import World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captioner.captioner import Captioner
+
+
+Batches: TypeAlias = "Iterator[Iterator[tuple[int, Item]]]"  # with positions in the list
+Finished: TypeAlias = "tuple[list[int], list[Done]]"  # one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +70,7 @@ class JobOptions(CaptioningOptions):
 
 
 def caption_to_file(
-    captioner: Captioner,
+    load: Callable[[], Captioner],
     items: Iterable[Item],
     output: Path,
     options: DecodingConfig | None = None,
@@ -73,9 +90,10 @@ def caption_to_file(
     is byte-identical to that of an uninterrupted job.
 
     All processes list the same images in the same order. A journal of another `model`, a
-    fingerprint, is refused. `tell` is called with each record of this run, `say` with
-    messages about salvaged journals and images of earlier runs. `count` counts the images for the
-    progress bar, and returns None if that takes long.
+    fingerprint, is refused. `load` is called for the captioner; not at all if the journal has all
+    images, because importing torch takes longer than the rest. `tell` is called with each record of
+    this run, `say` with messages about salvaged journals and images of earlier runs. `count` counts
+    the images for the progress bar, and returns None if that takes long.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.
@@ -83,9 +101,13 @@ def caption_to_file(
             journal is damaged, or was moved or removed while the job ran.
     """
     world, how = world or World(), how or JobOptions()
-    options = options or captioner.settings(n_best=how.n_best)
-    arithmetic = world.broadcast(captioner.encoder.arithmetic)  # ranks may have different hardware
-    identity = _identity(model, arithmetic, options, how)
+    load, memory = cache(load), memory or Memory(how.max_memory)
+    options = options or load().settings(n_best=how.n_best)
+    identity, known = _identity(model, options, how), None
+    if world.size == 1 and not (how.overwrite or how.salvage):
+        known = known_arithmetic(output, identity)
+    # Ranks may have different hardware.
+    identity["arithmetic"] = world.broadcast(known or load().encoder.arithmetic)
     with _claimed(output, how.overwrite) if world.leads else nullcontext():
         if how.salvage and world.leads:
             for salvage in salvaged(output, identity):
@@ -93,24 +115,28 @@ def caption_to_file(
         run_id = world.broadcast(os.urandom(16))
         with closing(Journal(output, world.rank, identity, run_id)) as journal:
             world.wait()  # until every process has opened the existing journals
-            batches = _caption_batches(captioner, items, options, how, journal, world, memory)
+            batches = _own_batches(items, how.batch_size, world)
+            work = partial(_caption_batches, load, options, how, journal, memory)
+            done = work(batches)
+            if known:
+                done = _known_first(batches, load, work, how, journal, memory)
             with progress(count, world) as bar:
-                listed, fresh = _fill_journal(batches, journal, how, bar, tell)
-        counts = torch.tensor([fresh, listed], device=captioner.device)
-        fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
+                listed, fresh = _fill_journal(done, journal, how, bar, tell)
+        if world.size > 1:
+            import torch
+
+            counts = torch.tensor([fresh, listed], device=load().device)
+            fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
         totals = _write(journal, how, listed) if world.leads else None
         if world.leads:
             _say_absent(journal.absent(fresh), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
 
 
-def _identity(
-    model: str, arithmetic: str, options: DecodingConfig, how: JobOptions
-) -> dict[str, object]:
-    """Return everything that a record depends on, except the image."""
+def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str, object]:
+    """Return everything that a record depends on, except the image and the arithmetic."""
     identity: dict[str, object] = {
         "model": model,
-        "arithmetic": arithmetic,
         "n_best": how.n_best,
         **options.model_dump(),
         "max_pixels": how.max_pixels,
@@ -131,16 +157,66 @@ class _Image:
     record: Record
 
 
+def _known_first(
+    batches: Batches,
+    load: Callable[[], Captioner],
+    work: Callable[[Batches], Iterator[Finished]],
+    how: JobOptions,
+    journal: Journal,
+    memory: Memory,
+) -> Iterator[Finished]:
+    """Yield batches while the journal has all of their images; `work` does the others."""
+    with within_memory("to read"), ThreadPoolExecutor(how.num_workers or cores()) as pool:
+        for batch in batches:
+            entries: list[tuple[int, Item]] = []
+            for entry in batch:
+                entries.append(entry)
+                if isinstance(entry[1].source, bytes | Held):  # a stream is not read again
+                    break
+            done = _known(entries, how, journal, memory, pool)
+            if done is None:
+                break
+            yield [position for position, _ in entries], done
+        else:
+            return
+    journal.check({"arithmetic": load().encoder.arithmetic})
+    yield from work(chain([chain(entries, batch)], batches))
+
+
+def _known(
+    entries: list[tuple[int, Item]],
+    how: JobOptions,
+    journal: Journal,
+    memory: Memory,
+    pool: ThreadPoolExecutor,
+) -> list[Done] | None:
+    """Return the images of a batch as done; None if the journal lacks one."""
+    items = [item for _, item in entries]
+    known = [journal.digests(item.name, failures=_counts_failures(how)) for item in items]
+    if not all(known) or isinstance(items[-1].source, bytes | Held):
+        return None
+    digests = [*pool.map(partial(digest_of_item, memory=memory), items)]
+    if not all(digest in before for digest, before in zip(digests, known, strict=True)):
+        return None
+    pairs = zip(items, digests, strict=True)
+    return [Done(item.name, digest, None, item.image_id) for item, digest in pairs]
+
+
+def _counts_failures(how: JobOptions) -> bool:
+    """Whether an image that failed before is done."""
+    return not (how.retry_errors or how.stop_on_error)
+
+
 def _caption_batches(
-    captioner: Captioner,
-    items: Iterable[Item],
+    load: Callable[[], Captioner],
     options: DecodingConfig,
     how: JobOptions,
     journal: Journal,
-    world: World,
-    memory: Memory | None,
-) -> Iterator[tuple[list[int], list[Done]]]:
-    """Caption this process's batches, except images that the journal holds."""
+    memory: Memory,
+    batches: Batches,
+) -> Iterator[Finished]:
+    """Caption batches, except images that the journal holds."""
+    captioner = load()
     # Random draws depend on the whole batch, so a batch is sampled again completely or not at all.
     together = options.search == "sample"
     reader = ItemReader(captioner.encoder.preprocess, how, memory)
@@ -150,13 +226,13 @@ def _caption_batches(
         record, pixels = reader.read(item, ticket, lambda digest: together or digest not in known)
         return _Image(position, record.digest in known, record), pixels
 
-    failures = not (how.retry_errors or how.stop_on_error)
+    failures = _counts_failures(how)
     queue = (
         (
             (position, item, journal.digests(item.name, failures=failures), reader.memory.join())
             for position, item in batch
         )
-        for batch in _own_batches(items, how.batch_size, world)
+        for batch in batches
     )
     for batch in captioner.captions_of(
         queue,
@@ -192,7 +268,7 @@ def progress(count: Callable[[], int | None], world: World) -> Iterator[tqdm[NoR
 
 
 def _fill_journal(
-    batches: Iterator[tuple[list[int], list[Done]]],
+    batches: Iterator[Finished],
     journal: Journal,
     how: JobOptions,
     bar: tqdm[NoReturn],
@@ -263,9 +339,7 @@ def how_to_continue(overwrite: bool) -> str:
     return f"results so far are kept; run the same command{without} to continue"
 
 
-def _own_batches(
-    items: Iterable[Item], size: int, world: World
-) -> Iterator[Iterator[tuple[int, Item]]]:
+def _own_batches(items: Iterable[Item], size: int, world: World) -> Batches:
     """Yield this process's batches of (position, item), cut from the full list."""
     for number, batch in enumerate(in_turn(enumerate(items), size)):
         if number % world.size == world.rank:

@@ -128,6 +128,15 @@ class Journal:
                     db.executescript(f"DROP TABLE IF EXISTS listing; {SCHEMA}")
         self.places = {path: _place(path) for path in self.journals}
 
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Refuse another model or other settings.
+
+        Raises:
+            ConfigError: if the journal was started with others.
+        """
+        for path, db in self.journals.items():
+            _check_identity(path, db, identity)
+
     def digests(self, name: str, *, failures: bool = True) -> frozenset[bytes]:
         """Return an image's digests in the journals, with or without failures."""
         return frozenset(
@@ -250,6 +259,29 @@ class Journal:
         """Close the databases."""
         for connection in self.journals.values():
             connection.close()
+
+
+def known_arithmetic(output: Path, identity: Mapping[str, Any]) -> str | None:
+    """Return the arithmetic of a job that was started before; None if it is not the same job.
+
+    Args:
+        output: of the job.
+        identity: see `Journal`, without the arithmetic.
+
+    Raises:
+        ConfigError: if a file with the name of a journal is not captioner's.
+    """
+    check_journals(output)
+    path = output.with_name(output.name + JOURNAL_SUFFIX)
+    with suppress(*ERRORS):  # opening the journal reports them
+        if path.is_file():
+            with closing(_connect(path)) as db:
+                [(text, checksum)] = db.execute("SELECT identity, checksum FROM job")
+            started = json.loads(text)
+            if checksum == _checksum(b"", text) and identity.items() <= started.items():
+                arithmetic: str | None = started.get("arithmetic")
+                return arithmetic
+    return None
 
 
 def salvaged(output: Path, identity: Mapping[str, Any]) -> Iterator[str]:

@@ -193,6 +193,17 @@ def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
+def digest_of_item(item: Item, memory: Memory) -> bytes:
+    """Return the digest of an image's content; empty if it cannot be read."""
+    ticket = memory.join()
+    try:
+        return digest_of(_content(item, partial(memory.claim, number=ticket)))
+    except ImageError:
+        return b""
+    finally:
+        memory.leave(ticket)
+
+
 @checked_names
 def caption_files(
     captioner: Captioner,

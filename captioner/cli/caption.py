@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from captioner.cli.options import decoding_options, device_option, models_option, say, show
-from captioner.errors import ConfigError, DataError, ImageError
+from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.system.foreign import excerpt, plain
 
 if TYPE_CHECKING:
@@ -231,7 +231,8 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
             items = writer.texts.missing(items)
         items, has_image = _until_image(items)
         if has_image:
-            captioner, _ = stack.enter_context(_started(images, how))
+            load, _ = stack.enter_context(_started(images, how))
+            captioner = load()
             options = captioner.settings(n_best=how.n_best, **decoding)
             digests = how.format == "txt"
             records = caption_files(
@@ -267,21 +268,32 @@ def _to_file(
 ) -> Totals | None:
     """Caption into a file, with a journal; several processes may share the work."""
     from captioner.captioning.job import caption_to_file, how_to_continue
-    from captioner.model_config import fingerprint
+    from captioner.config import changed_decoding
+    from captioner.model_config import fingerprint, read_config
     from captioner.system.memory import Memory
 
     assert how.output
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
-    with _started(images, how) as (captioner, world):
+    options = changed_decoding(read_config(how.models[0]).decoding, how.n_best, decoding)
+    model = "+".join(map(fingerprint, how.models))
+    with _started(images, how) as (load, world):
+
+        def fitting() -> Captioner:
+            captioner = load()
+            captioner.settings(n_best=how.n_best, **decoding)
+            if "+".join(map(fingerprint, how.models)) != model:
+                raise ModelError("the model changed meanwhile; run the same command again")
+            return captioner
+
         try:
             totals = caption_to_file(
-                captioner,
+                fitting,
                 items,
                 how.output,
-                captioner.settings(n_best=how.n_best, **decoding),
+                options,
                 how.job(),
-                model="+".join(map(fingerprint, how.models)),
+                model=model,
                 world=world,
                 memory=memory,
                 tell=_report,
@@ -394,10 +406,23 @@ def _is_read_once(images: tuple[str, ...]) -> bool:
 
 
 @contextmanager
-def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Captioner, World]]:
-    """Join the other processes of the job and load the model."""
-    from captioner.captioner import Captioner, choose_device
-    from captioner.system.world import joined
+def _started(
+    images: tuple[str, ...], how: RunOptions
+) -> Iterator[tuple[Callable[[], Captioner], World]]:
+    """Join the other processes of the job; give what loads the model."""
+    from captioner.system.world import World, joined
+
+    def load(device: str = how.device) -> Captioner:
+        from captioner.captioner import Captioner
+
+        return Captioner.load(how.models, device)
+
+    # A job that was finished before needs no model, and no torch, which is slow to import.
+    is_alone = "WORLD_SIZE" not in os.environ and not _is_read_once(images)
+    if how.output and is_alone and how.device in ("auto", "cpu"):
+        yield load, World()
+        return
+    from captioner.captioner import choose_device
 
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
     # ends the others.
@@ -406,7 +431,8 @@ def _started(images: tuple[str, ...], how: RunOptions) -> Iterator[tuple[Caption
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )
-        yield Captioner.load(how.models, str(device)), world
+        captioner = load(str(device))
+        yield lambda: captioner, world
 
 
 def _problems(how: RunOptions) -> Iterator[str]:

@@ -30,7 +30,9 @@ from captioner.system.workers import WithinMemory
 import toys
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["captioner.captioning.job", "torchvision", "toys"])
+PROCESSES.set_forkserver_preload(
+    ["captioner.captioner", "captioner.captioning.job", "torchvision", "toys"]
+)
 IMAGES = 60
 
 
@@ -67,7 +69,7 @@ def run(
     options = toys.options(captioner, **{"batch_size": 4, "beam_size": 2} | wish)
     items = list_images([str(pictures)])
     others = {"tell": tell, "say": say, "world": world, "count": count}
-    return caption_to_file(captioner, items, output, *options, model=model, **others)
+    return caption_to_file(lambda: captioner, items, output, *options, model=model, **others)
 
 
 def rows(path: Path) -> list[dict]:
@@ -255,9 +257,13 @@ def test_another_model_or_setting_is_refused_until_told(change, said, model, pic
 def test_other_arithmetic_is_another_setting(model, pictures, tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
     run(model, pictures, output)
+    before = output.read_bytes()
     monkeypatch.setattr("captioner.encoder.encoder.arithmetic_of", lambda *_: "fp32 on cuda")
+    assert run(model, pictures, output).fresh == 0  # what is done needs no arithmetic
+    toys.draw(pictures / "999.png", "red", 99)
     with pytest.raises(ConfigError, match="arithmetic was fp32 on cpu, is fp32 on cuda"):
         run(model, pictures, output)
+    assert output.read_bytes() == before
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(model, pictures, tmp_path):
@@ -627,7 +633,7 @@ def test_drawn_captions_are_the_same_however_often_the_job_is_cut_off(model, pic
         captioner = Captioner.load(model, "cpu")
         drawn = toys.options(captioner, batch_size=batch_size, search="sample", temperature=3.0)
         items = list_images(listed)
-        caption_to_file(captioner, items, output, *drawn, model="toy", tell=tell)
+        caption_to_file(lambda: captioner, items, output, *drawn, model="toy", tell=tell)
 
     work(tmp_path / "whole.jsonl")
     whole = rows(tmp_path / "whole.jsonl")
@@ -648,7 +654,7 @@ def test_the_same_image_named_twice_is_captioned_once_and_written_twice(model, t
     items = list_images([str(picture)] * 2)
     captioner = Captioner.load(model, "cpu")
     how = JobOptions(batch_size=1, num_workers=1)
-    totals = caption_to_file(captioner, items, output, how=how, model="toy")
+    totals = caption_to_file(lambda: captioner, items, output, how=how, model="toy")
     assert totals.images == 2
     assert len(set(output.read_text().splitlines())) == 1
 
@@ -685,7 +691,14 @@ def test_with_room_for_less_than_one_image_the_same_is_written(model, pictures, 
         captioner = Captioner.load(model, "cpu")
         wish = {"search": "sample", "temperature": 3.0} if sampled else {}
         options = toys.options(captioner, batch_size=16, num_workers=4, **wish)
-        totals = caption_to_file(captioner, items, output, *options, model="toy", memory=memory)
+        totals = caption_to_file(
+            lambda captioner=captioner: captioner,
+            items,
+            output,
+            *options,
+            model="toy",
+            memory=memory,
+        )
         assert totals.images == 3 * IMAGES
         assert memory.used == 0
         written.append(output.read_bytes())
