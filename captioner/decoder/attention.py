@@ -21,8 +21,9 @@ class Attention(nn.Module):
     """Adds to each output of the recurrent cell what it sees at P places with C features each.
 
     key k_p = relu(W_k a_p), query q_t = W_q h_t, sentinel s_t = relu(W_s h_t); the weights are the
-    softmax of q_t . k_p / sqrt(H) and q_t . s_t / sqrt(H), the context c_t their mean of keys and
-    sentinel, and the output tanh(W_c [c_t; h_t]).
+    softmax of q_t . k_p / sqrt(E) and q_t . s_t / sqrt(E), the context c_t their mean of keys and
+    sentinel, and the output tanh(W_c [c_t; h_t]). Keys, queries and sentinel have the size E of the
+    word vectors: with the size H of the states, training takes longer and the scores are a tie.
     """
 
     mean: Tensor
@@ -31,22 +32,20 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, channels: int):
         """Build an attention with random weights for C features a place."""
         super().__init__()
-        self.channels, self.hidden_size = channels, config.hidden_size
-        hidden_size = config.hidden_size
+        hidden_size, size = config.hidden_size, config.embed_size
+        self.channels, self.size = channels, size
         self.place_dropout = config.place_dropout
-        self.feature_dropout, self.dropout = (
-            Dropout(config.feature_dropout),
-            Dropout(config.dropout),
-        )
-        self.key = nn.Linear(channels, hidden_size)
-        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.sentinel = nn.Linear(hidden_size, hidden_size)
-        self.merge = nn.Linear(2 * hidden_size, hidden_size)
+        self.feature_dropout = Dropout(config.feature_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.key = nn.Linear(channels, size)
+        self.query = nn.Linear(hidden_size, size, bias=False)
+        self.sentinel = nn.Linear(hidden_size, size)
+        self.merge = nn.Linear(size + hidden_size, hidden_size)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
 
     def keys(self, grid: Tensor) -> Tensor:
-        """Compute keys (B, P, H) from the features of places, (B, P * C)."""
+        """Compute keys (B, P, E) from the features of places, (B, P * C)."""
         places = grid.to(self.mean.dtype).unflatten(1, (-1, self.channels))
         keys: Tensor = self.key(self.feature_dropout((places - self.mean) / self.std)).relu()
         return keys
@@ -56,12 +55,12 @@ class Attention(nn.Module):
 
         Args:
             outputs: of the recurrent cell, (B, T, H).
-            keys: (B, P, H), of `keys`.
+            keys: (B, P, E), of `keys`.
 
         Returns:
             Outputs that have looked, (B, T, H), and weights, (B, T, P + 1), the sentinel's last.
         """
-        query = self.query(outputs) / self.hidden_size**0.5
+        query = self.query(outputs) / self.size**0.5
         sentinel = self.sentinel(outputs).relu()
         scores = query @ keys.transpose(1, 2)  # (B, T, P)
         if self.training and self.place_dropout:

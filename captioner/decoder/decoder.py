@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         return outputs, torch.cat(state)
 
     def keys(self, features: Tensor) -> Tensor | None:
-        """Compute the keys of the places, (B, P, H), from features, (B, F); None if it has none."""
+        """Compute the keys of the places, (B, P, E), from features, (B, F); None if it has none."""
         if self.attention is None:
             return None
         return self.attention.keys(features[:, -self.places * self.channels :])

@@ -93,7 +93,7 @@ class Stepper:
         Args:
             token_ids: int64 (N,).
             hidden: float32 (L, N, H), or (2L, N, H) for an LSTM: all h, then all c.
-            keys: of the places of A images, (A, P, H), each for N / A rows, in the dtype of the
+            keys: of the places of A images, (A, P, E), each for N / A rows, in the dtype of the
                 matrices; None: no attention.
 
         Returns:

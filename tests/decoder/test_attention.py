@@ -53,7 +53,7 @@ def test_the_output_is_the_formula_of_lu_et_al():
             keys = [functional.relu(attention.key(place)) for place in places]
             sentinel = functional.relu(attention.sentinel(h))
             seen = [*keys, sentinel]
-            scores = torch.stack([attention.query(h) @ each / 8**0.5 for each in seen])
+            scores = torch.stack([attention.query(h) @ each / 5**0.5 for each in seen])
             shares = scores.exp() / scores.exp().sum()
             context = sum(share * each for share, each in zip(shares, seen, strict=True))
             expected = torch.tanh(attention.merge(torch.cat((context, h))))
@@ -155,13 +155,13 @@ def test_truncation_cuts_the_recurrence_and_not_the_looks(window):
 
 def test_a_dropped_place_has_no_weight_and_the_sentinel_stays():
     attention = looking(place_dropout=0.9).attention.train()
-    _, weights = attention(torch.randn(200, 2, 8), torch.randn(200, P, 8))
+    _, weights = attention(torch.randn(200, 2, 8), torch.randn(200, P, 5))
     torch.testing.assert_close(weights.sum(2), torch.ones(200, 2))
     gone = weights[:, :, :P] == 0
     assert torch.equal(gone[:, 0], gone[:, 1])  # for the whole caption
     assert gone.float().mean().item() == pytest.approx(0.9, abs=0.05)
     assert (weights[:, :, P] > 0).all()
-    assert (attention.eval()(torch.randn(9, 2, 8), torch.randn(9, P, 8))[1] > 0).all()
+    assert (attention.eval()(torch.randn(9, 2, 8), torch.randn(9, P, 5))[1] > 0).all()
 
 
 def test_places_are_standardised_by_channel():
