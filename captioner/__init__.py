@@ -16,6 +16,7 @@ from captioner.system.version import __version__
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
+    from captioner.captioning.maps import draw_maps
     from captioner.captioning.ray import caption_with_ray
     from captioner.captioning.records import CaptioningOptions, Record, caption_files
     from captioner.captioning.sources import list_images
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
-    from captioner.text import Caption, detokenize, tokenize
+    from captioner.text import Caption, WordAttention, detokenize, tokenize
 
 share_cores()  # before torch is imported
 
@@ -32,12 +33,13 @@ _MODULES = {
     "config": ["DecodingConfig"],
     "data.load": ["load_dataset"],
     "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
+    "captioning.maps": ["draw_maps"],
     "captioning.ray": ["caption_with_ray"],
     "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
     "captioning.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "captioner": ["Captioner"],
-    "text": ["Caption", "detokenize", "tokenize"],
+    "text": ["Caption", "WordAttention", "detokenize", "tokenize"],
 }
 
 __all__ = [
@@ -53,11 +55,13 @@ __all__ = [
     "ModelError",
     "PreparedReferences",
     "Record",
+    "WordAttention",
     "__version__",
     "caption_files",
     "caption_with_ray",
     "compare_captions",
     "detokenize",
+    "draw_maps",
     "list_images",
     "load_dataset",
     "score_captions",

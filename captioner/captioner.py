@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from types import NoneType
 from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captioner.config import MAX_CAPTIONS, DecodingConfig, DecodingOverrides, changed_decoding
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
-from captioner.decoder.likelihood import embeddings, log_likelihoods
+from captioner.decoder.likelihood import ROWS, embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.decoder.stepping import Stepping
 from captioner.encoder.encoder import Encoder, dtype_of
@@ -33,7 +35,7 @@ from captioner.pipeline import run
 from captioner.search import Hypotheses, beam_search, sample
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
-from captioner.text import Caption, Vocabulary, detokenize, tokenize
+from captioner.text import Caption, Vocabulary, WordAttention, detokenize, tokenize
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -98,6 +100,22 @@ class Captioner:
         """Number of models in the ensemble; 1 without an ensemble."""
         return len(self.decoder.members) if isinstance(self.decoder, Ensemble) else 1
 
+    def map_size(self) -> int:
+        """Return the places S in a row and in a column of an attention map; 0: no attention.
+
+        Raises:
+            ModelError: if the models of an ensemble have different numbers of places.
+        """
+        members = [*self.decoder.members] if isinstance(self.decoder, Ensemble) else [self.decoder]
+        places = {member.places for member in members if member.attention is not None}
+        if len(places) > 1:
+            sizes = " and ".join(str(isqrt(each)) for each in sorted(places))
+            raise ModelError(
+                f"{self.name} have different encoder.grid, {sizes}: there is no common attention "
+                f"map; caption with models of one encoder.grid, or without maps"
+            )
+        return isqrt(places.pop()) if places else 0
+
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device.
 
@@ -156,7 +174,12 @@ class Captioner:
 
     @within_memory("to caption")
     def search(
-        self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
+        self,
+        features: Tensor,
+        options: DecodingConfig | None = None,
+        *,
+        n_best: int = 1,
+        maps: bool = False,
     ) -> list[list[Caption]]:
         """Search for the captions of images, given their features.
 
@@ -164,6 +187,9 @@ class Captioner:
             features: (B, F).
             options: search settings, such as `settings(beam_size=5)`; None: the model's own.
             n_best: captions per image.
+            maps: fill `Caption.attention`, which runs the decoder once more over the captions.
+                The weights are those of float32; an ensemble's are the mean of its models' that
+                have attention. Votes of neighbours do not change them.
 
         Returns:
             Up to n_best captions for each of the B images, best first.
@@ -171,14 +197,20 @@ class Captioner:
         Raises:
             ConfigError: if the options do not fit the model or n_best.
             ImageError: if the model computes NaN or infinity for an image.
+            ModelError: with maps, if the models of an ensemble have different numbers of places.
         """
-        results = self.search_each(features, options, n_best=n_best)
+        results = self.search_each(features, options, n_best=n_best, maps=maps)
         _raise_first(results)
         return cast(list[list[Caption]], results)
 
     @torch.inference_mode()
     def search_each(
-        self, features: Tensor, options: DecodingConfig | None = None, *, n_best: int = 1
+        self,
+        features: Tensor,
+        options: DecodingConfig | None = None,
+        *,
+        n_best: int = 1,
+        maps: bool = False,
     ) -> list[list[Caption] | ImageError]:
         """Search as `search` does, but return the error of an image instead of raising it.
 
@@ -187,8 +219,11 @@ class Captioner:
 
         Raises:
             ConfigError: if the options do not fit the model or n_best.
+            ModelError: with maps, if the models of an ensemble have different numbers of places.
         """
         must_be("options", options, DecodingConfig, NoneType)
+        must_be("maps", maps, bool)
+        map_size = self.map_size() if maps else 0
         options = options or self.settings(n_best=n_best)
         self._check_fit(options, n_best)
         size = self.encoder.feature_size
@@ -207,7 +242,8 @@ class Captioner:
         )
         if voters:
             hypotheses = voters.rank(hypotheses, hidden, options.neighbours)
-        captions = self._to_captions(hypotheses, n_best)
+        weights = self._attend(features, hypotheses.token_ids[:, :n_best]) if map_size else None
+        captions = self._to_captions(hypotheses, n_best, weights)
         return [error or best for error, best in zip(errors, captions, strict=True)]
 
     def _hypotheses(
@@ -229,17 +265,29 @@ class Captioner:
             self._steps[dtype] = self.decoder.stepper(dtype)
         return self._steps[dtype]
 
-    def _to_captions(self, found: Hypotheses, n_best: int) -> list[list[Caption]]:
+    def _attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
+        """Compute the weights of each word, (B, N, T, P + 1), for captions, (B, N, T)."""
+        inputs = functional.pad(token_ids, (1, -1), value=Vocabulary.bos_id)
+        size = max(1, ROWS // token_ids.shape[1])
+        pieces = zip(features.split(size), inputs.split(size), strict=True)
+        weights = [self.decoder.attend(*piece) for piece in pieces]
+        return torch.cat([each for each in weights if each is not None])
+
+    def _to_captions(
+        self, found: Hypotheses, n_best: int, weights: Tensor | None = None
+    ) -> list[list[Caption]]:
         """Convert the n_best first hypotheses of each image to captions."""
         columns = (found.token_ids, found.log_probs, found.scores, found.finished)
         captions: list[list[Caption]] = []
-        for row in zip(*(column[:, :n_best].tolist() for column in columns), strict=True):
+        rows = zip(*(column[:, :n_best].tolist() for column in columns), strict=True)
+        for image, row in enumerate(rows):
             captions.append([])
-            for ids, log_prob, score, finished in zip(*row, strict=True):
+            for number, (ids, log_prob, score, finished) in enumerate(zip(*row, strict=True)):
                 if log_prob == -torch.inf:
                     continue  # the search found fewer than n_best
-                text = detokenize(self.vocabulary.decode(ids))
-                captions[-1].append(Caption(text, log_prob, score, finished))
+                tokens = self.vocabulary.decode(ids)
+                looks = None if weights is None else _looks(tokens, weights[image, number])
+                captions[-1].append(Caption(detokenize(tokens), log_prob, score, finished, looks))
         return captions
 
     def settings(
@@ -348,10 +396,13 @@ class Captioner:
         options: DecodingConfig,
         *,
         n_best: int = 1,
+        maps: bool = False,
         needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
         num_workers: int | None = None,
     ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
         """Caption batch by batch, while threads read the next batches; see `pipeline.run`.
+
+        With `maps`, `Caption.attention` is filled; see `search`.
 
         Yields:
             For each image of a batch, the result of `read` and the captions, best first. The
@@ -361,7 +412,7 @@ class Captioner:
             batches,
             read,
             self.encoder.see,
-            partial(self.search_each, options=options, n_best=n_best),
+            partial(self.search_each, options=options, n_best=n_best, maps=maps),
             device=self.device,
             images_per_pass=self.encoder.images_per_pass,
             needed=needed,
@@ -535,6 +586,17 @@ class Captioner:
                 captioner.encoder, captioner.decoder = join_models(models)
             captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
             return captioner.to(device)
+
+
+def _looks(tokens: list[str], weights: Tensor) -> tuple[WordAttention, ...]:
+    """Convert the weights of a caption's words, (T, P + 1), the sentinel's last."""
+    size = isqrt(weights.shape[1] - 1)
+    return tuple(
+        WordAttention(
+            detokenize([token]), tuple(zip(*[iter(row[:-1])] * size, strict=True)), row[-1]
+        )
+        for token, row in zip(tokens, weights.tolist(), strict=False)
+    )
 
 
 def _raise_first(results: Sequence[object]) -> None:

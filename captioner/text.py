@@ -200,6 +200,22 @@ def _joins(previous: str, token: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class WordAttention:
+    """Where the model looks before it writes a word: weights that sum to 1.
+
+    Attributes:
+        word: the word, or a clitic such as "n't".
+        places: weight of each place of the image, 0 to 1; S rows from top to bottom, each with S
+            places from left to right.
+        sentinel: weight of the sentinel, 0 to 1: the model does not look at the image.
+    """
+
+    word: str
+    places: tuple[tuple[float, ...], ...]
+    sentinel: float
+
+
+@dataclass(frozen=True, slots=True)
 class Caption:
     """One caption of one image.
 
@@ -209,12 +225,15 @@ class Caption:
         score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
             neighbours' votes. Sampling: log_prob.
         finished: False if max_length cut the caption off before an end token.
+        attention: where the model looked before each word of the caption, end token excluded;
+            None if it was not asked for, or the model has no attention.
     """
 
     text: str
     log_prob: float
     score: float
     finished: bool
+    attention: tuple[WordAttention, ...] | None = None
 
 
 @dataclass(frozen=True)

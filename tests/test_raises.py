@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from captioner import (
     ImageError,
     ModelError,
     PreparedReferences,
+    Record,
     caption_files,
     caption_with_ray,
     detokenize,
+    draw_maps,
     list_images,
     load_dataset,
     score_captions,
@@ -51,6 +54,17 @@ def ensemble() -> Captioner:
     columns = [torch.arange(model.encoder.feature_size)] * 2
     model.decoder = Ensemble([model.decoder, model.decoder], columns)
     return model
+
+
+def without_common_map(method: str) -> None:
+    """Ask an ensemble of models with different grids for maps."""
+    models = [toys.captioner(toys.encoder(grid=grid), attention="spatial") for grid in (2, 3)]
+    model = models[0]
+    columns = [torch.arange(each.encoder.feature_size) for each in models]
+    model.decoder = Ensemble([each.decoder for each in models], columns)
+    if method == "map_size":
+        model.map_size()
+    getattr(model, method)(features(model), maps=True)
 
 
 def features(model: Captioner) -> torch.Tensor:
@@ -92,6 +106,10 @@ CASES = {
     ("Captioner.search_each", ConfigError): lambda: sound().search_each(
         features(sound()), n_best=0
     ),
+    **{
+        (f"Captioner.{name}", ModelError): partial(without_common_map, name)
+        for name in ("map_size", "search", "search_each")
+    },
     ("Captioner.settings", ConfigError): lambda: sound().settings(beam_size=0),
     ("Captioner.caption", ConfigError): lambda: sound().caption([], beam_size=0),
     ("Captioner.caption", ImageError): lambda: sound().caption(b"no image"),
@@ -110,6 +128,7 @@ CASES = {
     ("caption_files", ConfigError): lambda: next(
         caption_files(sound(), list_images("x"), how=CaptioningOptions(n_best=0))
     ),
+    ("draw_maps", ConfigError): lambda: draw_maps(Record("photo.jpg"), "map.png"),
     ("caption_with_ray", ConfigError): lambda: on_ray("nowhere", num_gpus=-1),
     ("caption_with_ray", ModelError): lambda: on_ray("nowhere"),
     ("caption_with_ray", CaptionerError): without_cluster,

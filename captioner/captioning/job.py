@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captioner.captioner import Captioner
+    from captioner.captioning.maps import MapFolder
 
 
 Batches: TypeAlias = "Iterator[Iterator[tuple[int, Item]]]"  # with positions in the list
@@ -82,6 +83,7 @@ def caption_to_file(
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     count: Callable[[], int | None] = lambda: None,
+    maps: MapFolder | None = None,
 ) -> Totals:
     """Caption images into a file, in the order of the images.
 
@@ -93,7 +95,8 @@ def caption_to_file(
     fingerprint, is refused. `load` is called for the captioner; not at all if the journal has all
     images, because importing torch takes longer than the rest. `tell` is called with each record of
     this run, `say` with messages about salvaged journals and images of earlier runs. `count` counts
-    the images for the progress bar, and returns None if that takes long.
+    the images for the progress bar, and returns None if that takes long. `maps` draws the images of
+    this run, whose captions need `JobOptions.maps`.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.
@@ -104,7 +107,7 @@ def caption_to_file(
     load, memory = cache(load), memory or Memory(how.max_memory)
     options = options or load().settings(n_best=how.n_best)
     identity, known = _identity(model, options, how), None
-    if world.size == 1 and not (how.overwrite or how.salvage):
+    if world.size == 1 and not (how.overwrite or how.salvage or maps):
         known = known_arithmetic(output, identity)
     # Ranks may have different hardware.
     identity["arithmetic"] = world.broadcast(known or load().encoder.arithmetic)
@@ -116,7 +119,7 @@ def caption_to_file(
         with closing(Journal(output, world.rank, identity, run_id)) as journal:
             world.wait()  # until every process has opened the existing journals
             batches = _own_batches(items, how.batch_size, world)
-            work = partial(_caption_batches, load, options, how, journal, memory)
+            work = partial(_caption_batches, load, options, how, journal, memory, maps)
             done = work(batches)
             if known:
                 done = _known_first(batches, load, work, how, journal, memory)
@@ -213,6 +216,7 @@ def _caption_batches(
     how: JobOptions,
     journal: Journal,
     memory: Memory,
+    maps: MapFolder | None,
     batches: Batches,
 ) -> Iterator[Finished]:
     """Caption batches, except images that the journal holds."""
@@ -239,6 +243,7 @@ def _caption_batches(
         read,
         options,
         n_best=how.n_best,
+        maps=how.maps,
         needed=lambda images: not all(image.is_known for image in images),
         num_workers=how.num_workers,
     ):
@@ -248,6 +253,8 @@ def _caption_batches(
             is_done = captions is None and image.is_known and skip
             record = None if is_done else image.record.complete(captions)
             known = image.record
+            if maps:  # before the journal has the record: a killed job loses no map
+                maps.add(record or known)
             done.append(Done(known.file_name, known.digest, record, known.given_id))
         yield [image.position for image, _ in batch], done
 

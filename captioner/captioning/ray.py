@@ -85,6 +85,8 @@ def caption_with_ray(
     if not 0 <= num_gpus <= MOST_GPUS:  # also refuses NaN
         raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
     how = how or CaptioningOptions()
+    if how.maps:
+        raise ConfigError("maps: not with Ray; use `caption_files`")
     if not num_gpus:
         how = replace(how, num_workers=how.num_workers or 1)
     models = [model] if isinstance(model, str | Path) else list(model)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -46,6 +46,7 @@ class CaptioningOptions:
         scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than
             twice the CNN's input size: much faster; pixels (0 to 255) differ by less than 1.
         max_memory: bytes for reading and decoding images; None: `usual_limit`.
+        maps: fill `Caption.attention` and `Record.pixels`, for `draw_maps`; not with Ray.
     """
 
     n_best: int = 1
@@ -54,6 +55,7 @@ class CaptioningOptions:
     max_pixels: int = MAX_PIXELS
     scaled_decoding: bool = False
     max_memory: int | None = None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         count = self.num_workers
@@ -75,6 +77,8 @@ class Record:
         blank: the CNN sees one colour only, so the captions say nothing about the image.
         digest: 16 bytes that identify the content of the file, if asked for.
         given_id: id of the image in a table; empty if there is none.
+        pixels: what the CNN sees, uint8 (3, S, S), if asked for.
+        visible: share of the image's area in `pixels`, 0 to 1; the crop hides the rest.
     """
 
     file_name: str
@@ -84,6 +88,8 @@ class Record:
     blank: bool = False
     digest: bytes = field(default=b"", compare=False)
     given_id: str = ""
+    pixels: Tensor | None = field(default=None, compare=False, repr=False)
+    visible: float = field(default=1.0, compare=False)
 
     @property
     def image_id(self) -> str:
@@ -109,8 +115,8 @@ class Record:
         return replace(self, captions=tuple(result))
 
     def to_json(self) -> str:
-        """Return all fields except the name, without loss, for `from_json`."""
-        captions = [astuple(caption) for caption in self.captions]
+        """Return all fields except the name and the attention, without loss, for `from_json`."""
+        captions = [[c.text, c.log_prob, c.score, c.finished] for c in self.captions]
         return json.dumps([captions, self.error, self.kind, self.blank])
 
     @classmethod
@@ -144,7 +150,7 @@ class ItemReader:
     def __init__(
         self, preprocess: Preprocess, how: CaptioningOptions, memory: Memory | None = None
     ):
-        self.preprocess = preprocess
+        self.preprocess, self.maps = preprocess, how.maps
         self.max_pixels = how.max_pixels
         self.at_least = preprocess.enough if how.scaled_decoding else None
         self.memory = memory or Memory(how.max_memory)
@@ -183,6 +189,9 @@ class ItemReader:
                 content, max_pixels=self.max_pixels, at_least=self.at_least, claim=claim
             )
             pixels = self.preprocess.pixels(picture)
+            if self.maps:
+                visible = self.preprocess.visible(*picture.size)
+                record = replace(record, pixels=pixels, visible=visible)
             return replace(record, blank=self.preprocess.is_blank(pixels)), pixels
         except ImageError as error:
             return record.complete(error), None
@@ -251,6 +260,7 @@ def caption_files(
         lambda queued: reader.read(*queued, (lambda _: True) if digests else None),
         options,
         n_best=how.n_best,
+        maps=how.maps,
         num_workers=how.num_workers,
     ):
         yield from (record.complete(captions) for record, captions in batch)

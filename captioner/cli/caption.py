@@ -25,6 +25,7 @@ from captioner.system.foreign import excerpt, plain
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.captioning.job import JobOptions
+    from captioner.captioning.maps import MapFolder
     from captioner.captioning.records import Record, Totals
     from captioner.captioning.sidecars import Sidecars
     from captioner.captioning.sources import Item
@@ -62,6 +63,7 @@ class RunOptions:
     batch_size: int
     num_workers: int | None
     max_memory: int | None
+    maps: Path | None
     device: str
 
     def job(self) -> JobOptions:
@@ -70,7 +72,8 @@ class RunOptions:
         from captioner.images.decode import MAX_PIXELS
 
         options = {field.name: getattr(self, field.name) for field in fields(JobOptions)}
-        return JobOptions(**options | {"max_pixels": self.max_pixels or MAX_PIXELS})
+        options |= {"max_pixels": self.max_pixels or MAX_PIXELS, "maps": self.maps is not None}
+        return JobOptions(**options)
 
 
 def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int | None:
@@ -94,7 +97,9 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 )
 @click.option("--extension", default=".txt", show_default=True, help="File extension for txt.")
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
-@click.option("--overwrite", is_flag=True, help="Discard earlier results; txt: replace files.")
+@click.option(
+    "--overwrite", is_flag=True, help="Discard earlier results; txt, --maps: replace files."
+)
 @click.option(
     "--on-error",
     "stop_on_error",
@@ -112,6 +117,12 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 @click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
 @click.option("--max-pixels", type=click.IntRange(1, 2**40), help="Refuse larger images.")
 @click.option("--scaled-decoding", is_flag=True, help="Decode large JPEGs at reduced size: faster.")
+@click.option(
+    "--maps",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Draw where the model looks before each word: one PNG per image.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -221,6 +232,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
 
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
+    maps = _map_folder(how)
     count = failed = blank = 0
     writer = FORMATS[how.format](
         sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
@@ -246,8 +258,11 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
             failed += record.error is not None
             blank += record.status == "blank"
             _report(record)
+            if maps:
+                maps.add(record)
             if record.error and how.stop_on_error:
                 break
+    _say_maps(maps)
     if isinstance(writer, SidecarWriter):
         _say_texts(writer.texts)
     return Totals(count, failed, count, blank=blank, renamed=writer.renamed)
@@ -275,6 +290,7 @@ def _to_file(
     assert how.output
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
+    maps = _map_folder(how)
     options = changed_decoding(read_config(how.models[0]).decoding, how.n_best, decoding)
     model = "+".join(map(fingerprint, how.models))
     with _started(images, how) as (load, world):
@@ -299,9 +315,11 @@ def _to_file(
                 tell=_report,
                 say=say,
                 count=partial(_total, images, how),
+                maps=maps,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
+        _say_maps(maps)
         return totals if world.leads else None
 
 
@@ -415,7 +433,13 @@ def _started(
     def load(device: str = how.device) -> Captioner:
         from captioner.captioner import Captioner
 
-        return Captioner.load(how.models, device)
+        captioner = Captioner.load(how.models, device)
+        if how.maps and not captioner.map_size():
+            raise ConfigError(
+                f"--maps: {captioner.name} has no attention; train one with "
+                f"--set decoder.attention=spatial"
+            )
+        return captioner
 
     # A job that was finished before needs no model, and no torch, which is slow to import.
     is_alone = "WORLD_SIZE" not in os.environ and not _is_read_once(images)
@@ -431,6 +455,8 @@ def _started(
             raise click.UsageError(
                 "several processes need --output, and cannot share stdin or a named pipe"
             )
+        if world.size > 1 and how.maps:
+            raise click.UsageError("--maps needs a single process")
         captioner = load(str(device))
         yield lambda: captioner, world
 
@@ -440,10 +466,11 @@ def _problems(how: RunOptions) -> Iterator[str]:
     ray, output = how.engine == "ray", how.output
     if ray and (not output or how.format not in ("jsonl", "parquet")):
         yield "--engine ray needs --output FILE.jsonl or FILE.parquet"
-    if ray and (how.retry_errors or how.salvage or how.stop_on_error or how.device != "auto"):
+    idle = how.retry_errors or how.salvage or how.stop_on_error or how.maps
+    if ray and (idle or how.device != "auto"):
         yield (
-            "--engine ray does not support --retry-errors, --salvage, --on-error fail or --device: "
-            "a Ray job cannot be resumed, and --num-gpus chooses its devices"
+            "--engine ray does not support --maps, --retry-errors, --salvage, --on-error fail or "
+            "--device: a Ray job cannot be resumed, and --num-gpus chooses its devices"
         )
     if how.format == "parquet" and not ray:
         yield "--format parquet needs --engine ray"
@@ -478,6 +505,39 @@ def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
         f"{f', in {output}' if output else ''}"
         f"{f'; failures in {totals.errors}' if totals.errors else ''}"
     )
+
+
+def _map_folder(how: RunOptions) -> MapFolder | None:
+    from captioner.captioning.maps import MapFolder
+    from captioner.system.ownership import check_writable
+
+    if how.maps is None:
+        return None
+    check_writable(how.maps)
+    return MapFolder(how.maps, how.overwrite)
+
+
+def _say_maps(maps: MapFolder | None) -> None:
+    """Say how many maps were drawn, and which were not."""
+    if maps is None:
+        return
+    if maps.drawn:
+        say(f"{maps.drawn:,} map(s) in {maps.folder}")
+    if maps.kept:
+        say(
+            f"{len(maps.kept):,} map(s) kept, such as {plain(maps.kept[0])}; --overwrite draws "
+            f"them again"
+        )
+    if maps.foreign:
+        say(
+            f"{len(maps.foreign):,} map(s) not drawn, captioner did not draw the file of their "
+            f"name, such as {plain(maps.foreign[0])}; move it away or choose another --maps"
+        )
+    if maps.absent:
+        say(
+            f"{maps.absent:,} image(s) without a map, earlier runs captioned them; --overwrite "
+            f"captions them again"
+        )
 
 
 def _say_texts(texts: Sidecars) -> None:

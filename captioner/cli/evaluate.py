@@ -74,6 +74,8 @@ def _show(result: Evaluation, by: str) -> None:
     others = {}
     if result.truth is not None:
         others["truth"] = f"{result.truth:.3f} of the captions are true in every attribute"
+    for name, point in result.pointing.items():
+        others["pointing" if name == "all" else "pointing, different things"] = str(point)
     show_scores(result.scores, **others)
     show_signatures(result.scores)
     show_word_use(result.word_use)

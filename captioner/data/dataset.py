@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt, plain
 
@@ -44,6 +46,14 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Where a thing stands in an image, or several equal ones."""
+
+    words: frozenset[str]  # that name its kind or its colour
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]  # pixels of the image, (H, W)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One unusable item of a data set."""
 
@@ -74,6 +84,8 @@ class Dataset:
     problems: tuple[Problem, ...]  # unusable items; an error in strict mode
     # (image_id, caption) -> whether the caption is true of the image; drawn scenes only
     judge: Callable[[str, str], bool] | None = None
+    # image_id -> the things in the image; drawn scenes only
+    regions: Callable[[str], list[Region]] | None = None
     notes: tuple[str, ...] = ()  # decisions of the reader, one sentence each; not problems
     empty_splits: tuple[str, ...] = ()  # splits of the annotations without a usable image
 

@@ -135,6 +135,26 @@ class Decoder(nn.Module):
         looked: Tensor = self.attention(outputs, keys)[0]
         return looked
 
+    def attend(self, features: Tensor, token_ids: Tensor) -> Tensor | None:
+        """Compute where captions look, by teacher forcing; None without attention.
+
+        Args:
+            features: of images, (B, F).
+            token_ids: N captions of each image, from the start token on, int64 (B, N, T).
+
+        Returns:
+            The weights for the word after each token, (B, N, T, P + 1), the sentinel's last.
+        """
+        hidden, keys = self.begin(features)
+        if self.attention is None or keys is None:
+            return None
+        images, captions, length = token_ids.shape
+        hidden = hidden.repeat_interleave(captions, dim=1)
+        outputs, _ = self.run_cell(token_ids.flatten(0, 1), hidden)
+        _, weights = self.attention(outputs.reshape(images, captions * length, -1), keys)
+        by_caption: Tensor = weights.unflatten(1, (captions, length))
+        return by_caption
+
     def to_logits(self, outputs: Tensor) -> Tensor:
         """Compute logits, (..., V), from outputs that have looked, (..., H)."""
         outputs = self.dropout(outputs)

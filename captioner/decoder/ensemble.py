@@ -41,6 +41,15 @@ class Ensemble(nn.Module):
         ]
         return _joined(states)
 
+    def attend(self, features: Tensor, token_ids: Tensor) -> Tensor | None:
+        """Return the mean weights of the members with attention; see `Decoder.attend`."""
+        weights = [
+            member.attend(features[:, columns.to(features.device)], token_ids)
+            for member, columns in zip(self._members, self._columns, strict=True)
+        ]
+        looking = [each for each in weights if each is not None]
+        return torch.stack(looking).mean(0) if looking else None
+
     def stepper(self, dtype: torch.dtype = torch.float32) -> Stepping:
         """Return what starts a search of all members; see `Decoder.stepper`."""
         return _Together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +98,11 @@ class Preprocess:
             resized = transforms.pil_to_tensor(smaller)
         pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
         return pixels.contiguous()
+
+    def visible(self, width: int, height: int) -> float:
+        """Return the share of an image's area that the crop leaves, 0 to 1; sizes in pixels."""
+        sides = (max(side / min(width, height) * self.resize_size, 1) for side in (width, height))
+        return math.prod(min(1, self.crop_size / side) for side in sides)
 
     @staticmethod
     def is_blank(pixels: Tensor) -> bool:

@@ -8,18 +8,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch.nn import functional
 from tqdm import tqdm
 
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable, open_dataset, read_split
-from captioner.errors import DataError, ImageError, checked_names, must_be, within_memory
+from captioner.errors import (
+    DataError,
+    ImageError,
+    ModelError,
+    checked_names,
+    must_be,
+    within_memory,
+)
 from captioner.metrics import (
+    Pointing,
     PreparedReferences,
     Score,
+    Thing,
     WordUse,
     compare_word_use,
+    pointing,
     score_captions,
 )
 from captioner.system.escapes import to_json, utf8_name
@@ -39,6 +51,7 @@ class Evaluation:
     captions: list[list[Caption]]  # n-best of each image
     scores: dict[str, Score]
     word_use: dict[str, WordUse]  # of the captions and of the first references
+    pointing: dict[str, Pointing]  # of all words, and in images of different things; see `pointing`
     truth: float | None  # fraction of captions that are true of their image; drawn scenes only
     output: Path  # folder with `predictions.jsonl` and `scores.json`
 
@@ -81,7 +94,8 @@ def evaluate(
     table = read_split(
         dataset, split, captioner.encoder, batch_size=config.encoder.batch_size, say=say
     )
-    captions = caption_split(captioner, table, options, n_best=n_best)
+    maps = dataset.regions is not None and _has_maps(captioner, say)
+    captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)
     texts = [best[0].text for best in captions]
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
     tokens = [tokenize(text) for text in texts]
@@ -98,15 +112,49 @@ def evaluate(
         pairs = zip(table.examples, texts, strict=True)
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
     words = compare_word_use(tokens, table.references)
-    result = Evaluation(dataset, split, table, captions, scores, words, truth, output)
+    points = _pointing(captioner, dataset, table, captions) if maps else {}
+    result = Evaluation(dataset, split, table, captions, scores, words, points, truth, output)
     _write(result)
     return result
 
 
+def _has_maps(captioner: Captioner, say: Callable[[str], None]) -> bool:
+    try:
+        return captioner.map_size() > 0
+    except ModelError as error:  # an ensemble of several grids
+        say(f"no pointing accuracy: {error}")
+        return False
+
+
+def _pointing(
+    captioner: Captioner, dataset: Dataset, table: SplitTable, captions: list[list[Caption]]
+) -> dict[str, Pointing]:
+    """Compute pointing accuracy of the best captions, where a word counts."""
+    size, pixels = captioner.map_size(), captioner.encoder.preprocess.pixels
+    rows = []
+    for example, (best, *_) in zip(table.examples, captions, strict=True):
+        things = []
+        for region in dataset.regions(example.image_id) if dataset.regions else ():
+            seen = pixels(Image.fromarray(region.mask).convert("RGB"))[:1] > 127
+            cells = functional.adaptive_max_pool2d(seen.float(), size)[0] > 0
+            things.append(Thing(region.words, cells.numpy(), float(seen.sum())))
+        rows.append((best.attention or (), things))
+    found = {
+        "all": pointing(rows),
+        "different_things": pointing(row for row in rows if len(row[1]) > 1),
+    }
+    return {name: point for name, point in found.items() if point}
+
+
 def caption_split(
-    captioner: Captioner, table: SplitTable, options: DecodingConfig, *, n_best: int = 1
+    captioner: Captioner,
+    table: SplitTable,
+    options: DecodingConfig,
+    *,
+    n_best: int = 1,
+    maps: bool = False,
 ) -> list[list[Caption]]:
-    """Caption every image of a split from its stored features.
+    """Caption every image of a split from its stored features; `maps`: with attention.
 
     Raises:
         ImageError: if the model computes NaN or infinity for an image; names the first one.
@@ -114,7 +162,7 @@ def caption_split(
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(SEARCH_BATCH):
-            for best in captioner.search_each(features, options, n_best=n_best):
+            for best in captioner.search_each(features, options, n_best=n_best, maps=maps):
                 if isinstance(best, ImageError):
                     path = table.examples[len(captions)].image
                     raise ImageError(f"{plain(path)}: {best}; no scores written", kind=best.kind)
@@ -153,4 +201,9 @@ def _write(result: Evaluation) -> None:
     scores["word_use"] = {name: asdict(use) for name, use in result.word_use.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
+    if result.pointing:
+        scores["pointing"] = {
+            "value": result.pointing["all"].accuracy,
+            "signature": f"pointing|split:{result.split}",
+        } | {name: asdict(point) for name, point in result.pointing.items()}
     write_text(result.output / "scores.json", json.dumps(scores, indent=2) + "\n", "scores")

@@ -2,6 +2,7 @@
 
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD
+from captioner.metrics.pointing import Pointing, Thing, pointing
 from captioner.metrics.references import PreparedReferences
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.scores import (
@@ -20,15 +21,18 @@ __all__ = [
     "Cider",
     "CiderD",
     "Comparison",
+    "Pointing",
     "PreparedReferences",
     "RougeL",
     "Score",
     "Signature",
+    "Thing",
     "WordUse",
     "compare_captions",
     "compare_word_use",
     "compatible",
     "differences",
+    "pointing",
     "read_signature",
     "score_captions",
     "word_use",

@@ -82,7 +82,7 @@ def evaluation(
     )
     table = SplitTable(tuple(examples), torch.empty(len(examples), 0), references)
     words = compare_word_use(tokens, references)
-    return Evaluation(dataset, "dev", table, captions, scores, words, None, output)
+    return Evaluation(dataset, "dev", table, captions, scores, words, {}, None, output)
 
 
 def vocabulary(result: Evaluation, *more: str) -> Vocabulary:

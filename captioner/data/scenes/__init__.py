@@ -11,10 +11,10 @@ import random
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from captioner.data.dataset import Dataset, Options
+from captioner.data.dataset import Dataset, Options, Region
 from captioner.data.formats.collect import Collector
-from captioner.data.scenes.drawing import draw
-from captioner.data.scenes.grammar import Scene, captions, is_true, parse_scene
+from captioner.data.scenes.drawing import draw, masks
+from captioner.data.scenes.grammar import Scene, captions, is_true, parse_scene, plural
 from captioner.data.scenes.splits import scenes, split_combinations
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
@@ -84,7 +84,17 @@ def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
     def judge(image_id: str, caption: str) -> bool:
         return is_true(truths[image_id], caption)
 
-    return replace(collector.dataset(report_unnamed=True), judge=judge)
+    dataset = collector.dataset(report_unnamed=True)
+    images = {example.image_id: example.image for example in dataset.examples}
+
+    def regions(image_id: str) -> list[Region]:
+        things, places = truths[image_id].things, masks(images[image_id])
+        if len(things) != len(places):  # another program wrote the image again
+            return []
+        named = [frozenset((thing.kind, plural(thing.kind), thing.colour)) for thing in things]
+        return list(map(Region, named, places))
+
+    return replace(dataset, judge=judge, regions=regions)
 
 
 def _parse(line: str) -> tuple[str, str, list[object], Scene]:

@@ -6,13 +6,16 @@ import math
 import random
 from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from captioner.data.scenes.grammar import Scene
 
 Colour = tuple[float, float, float]
 Spot = tuple[float, float, float]
+Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 SIZE = 64  # pixels, width and height of an image
 RADII = {"small": 5.5, "large": 10.5}  # pixels
@@ -81,11 +84,27 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
     return down > 2 * abs(across)
 
 
+def masks(path: Path) -> list[Mask]:
+    """Return the pixels, (`SIZE`, `SIZE`), of each thing of a scene that `draw` drew.
+
+    Things that look equal share a mask. Without the palette of `draw` there is no mask.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode != "P" or picture.size != (SIZE, SIZE):
+                return []
+            levels = np.asarray(picture)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return []
+    numbers = (levels.astype(int) + _LEVELS - 1) // _LEVELS  # 0: background
+    return [numbers == number for number in range(1, numbers.max(initial=0) + 1)]
+
+
 def draw(scene: Scene, rng: random.Random, colours: Mapping[str, Colour] = PALETTE) -> Image.Image:
     """Draw a scene with random places, rotations, tints and background.
 
     Colours are red, green and blue, 0 to 255. The palette image has `SIZE` x `SIZE` pixels and at
-    most 16 colours.
+    most 16 colours, first those of the background, then of each thing: `masks` needs that.
     """
     grey = rng.uniform(205, 248)
     background = [round(grey + rng.uniform(-7, 7)) for _ in range(3)]

@@ -60,6 +60,11 @@ def parse_scene(fields: Mapping[str, Any]) -> Scene:
     return scene
 
 
+def plural(kind: str) -> str:
+    """Return the plural of a kind."""
+    return f"{kind}{'es' if kind.endswith('s') else 's'}"
+
+
 def _bodies(scene: Scene) -> tuple[str, ...]:
     """Return four descriptions of the scene."""
     if scene.relation:
@@ -74,7 +79,7 @@ def _bodies(scene: Scene) -> tuple[str, ...]:
     thing, number = scene.things[0], COUNTS[scene.count - 1]
     kind, are = thing.kind, "is"
     if scene.count > 1:
-        kind, are = f"{kind}{'es' if kind.endswith('s') else 's'}", "are"
+        kind, are = plural(kind), "are"
     return (
         f"{number} {thing.size} {thing.colour} {kind}",
         f"{number} {thing.size} {thing.colour} {kind} on a plain background",
