@@ -10,10 +10,10 @@ repeated, so rows can be added one by one. A run folder with other settings is a
 
 A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and the
 differences in BLEU-4 and CIDEr from the recipe, paired by seed. A difference whose interval holds
-zero is a tie. Rows that start with "words tied," change the older recipe with tied words and are
-compared with it. A row has one ensemble: its interval is over images (bootstrap), and it has no
-differences. The cost is the seconds to train one model, dev scores included, and the seconds to
-caption the dev split, both from stored features.
+zero is a tie. A row that starts with the name of another one and a comma changes that one, and is
+compared with it: "one CNN, attention" with "one CNN". A row has one ensemble: its interval is over
+images (bootstrap), and it has no differences. The cost is the seconds to train one model, dev
+scores included, and the seconds to caption the dev split, both from stored features.
 """
 
 from __future__ import annotations
@@ -60,11 +60,29 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "then self-critical": (*SELF_CRITICAL, "training.learning_rate=1e-5"),
     "then self-critical, 1e-4": (*SELF_CRITICAL, "training.learning_rate=1e-4"),
 }
+ATTENTION = ("decoder.attention=spatial",)  # `configs/flickr8k-attention.yaml`
+ONE = ("encoder.cnns=[{first}]",)
+LOOKING = "one CNN, attention"
+LOOKS: dict[str, tuple[str, ...]] = {
+    "no places dropped": ("decoder.place_dropout=0",),
+    "two fifths of the places dropped": ("decoder.place_dropout=0.4",),
+    "feature dropout 0.5": ("decoder.feature_dropout=0.5",),
+    "128 channels": ("encoder.grid_channels=128",),
+    "512 channels": ("encoder.grid_channels=512",),
+    "all channels": ("encoder.grid_channels=65536",),
+    "5 x 5 places": ("encoder.grid=5",),
+    "10 x 10 places": ("encoder.grid=10", "encoder.image_size=320"),
+    "words from 3 times on": ("text.min_count=3",),
+}
 TRAINING: dict[str, tuple[str, ...]] = {
     "recipe": (),
     TIED: ("decoder.tie_weights=true",),
-    # "words tied" with one more change; compared with "words tied".
+    # "words tied" with one more change.
     **{f"{TIED}, {name}": ("decoder.tie_weights=true", *each) for name, each in CHANGES.items()},
+    "one CNN": ONE,
+    LOOKING: (*ONE, *ATTENTION),
+    **{f"{LOOKING}, {name}": (*ONE, *ATTENTION, *each) for name, each in LOOKS.items()},
+    "attention": ATTENTION,
 }
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},
@@ -211,7 +229,8 @@ def as_table(rows: dict[str, Row]) -> str:
             continue
         cells = [interval(row, each) for each in SCORES]
         differences = ["", ""]
-        base = rows[TIED if name.startswith(f"{TIED}, ") else "recipe"]
+        changed = [each for each in TRAINING if name.startswith(f"{each}, ")]
+        base = rows[max(changed, key=len, default="recipe")]
         if row is not base and len(row) == len(base):
             differences = [difference(row, base, score) for score in ("bleu_4", "cider")]
         costs = [

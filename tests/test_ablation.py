@@ -51,6 +51,12 @@ def test_differences_are_taken_seed_by_seed_and_ties_are_called_so(ablation: Mod
     changed = f"{ablation.TIED}, changed"
     table = ablation.as_table(rows | {changed: row(0.31, 0.41, 0.51)})
     assert "| +0.010 ± 0.000 |" in table.splitlines()[-1]  # what it is a change of
+    one, looking = "one CNN", ablation.LOOKING
+    rows = {"recipe": recipe, one: row(0.1, 0.2, 0.3), looking: row(0.2, 0.3, 0.4)}
+    table = ablation.as_table(rows | {f"{looking}, changed": row(0.21, 0.31, 0.41)})
+    *_, two, three = table.splitlines()
+    assert "| +0.100 ± 0.000 |" in two
+    assert "| +0.010 ± 0.000 |" in three
 
 
 def test_a_row_without_some_seeds_has_no_differences(ablation: ModuleType) -> None:
