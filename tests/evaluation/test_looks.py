@@ -31,7 +31,7 @@ def test_a_word_for_a_thing_looks_at_it(tmp_path: Path, monkeypatch: pytest.Monk
         [
             f"data.root={tmp_path}",
             "decoder.attention=spatial",
-            "encoder.image_size=96",  # at 64 pixels the last map has 2 x 2 places
+            "encoder.image_size=96",  # at 64 pixels each place knows most of the image
             "training.epochs=8",
         ],
     )
