@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems, typing_errors
-from captioner.data.formats import coco, delimited, flickr, jsonl, karpathy
-from captioner.data.formats.collect import caption_files, listed, texts_of_images
+from captioner.data.formats import coco, delimited, flickr, image_texts, jsonl, karpathy
+from captioner.data.formats.collect import caption_files, listed
 from captioner.errors import DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt
@@ -40,6 +40,7 @@ FORMATS: dict[str, Format] = {
     "flickr": flickr,
     "jsonl": jsonl,
     "csv": delimited,
+    "sidecars": image_texts,
 }
 
 
@@ -122,13 +123,11 @@ def _choose(root: Path, format: str) -> Format:
         faults = {file: what for file in texts if (what := _fault(read_head(file)))}
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
-    unread = ""
     if root.suffix.lower() == ".tar" or (root.is_dir() and any(root.glob("*.tar"))):
-        unread = "tar shards cannot be trained on yet: unpack them and write a captions.jsonl"
-    elif root.is_dir() and any(Path(name).suffix for name in texts_of_images(root).values()):
-        unread = "texts beside images cannot be trained on yet: write them to a captions.csv"
-    if unread:
-        raise DataError(f'{root}: {unread} (columns "image", "caption")')
+        raise DataError(
+            f"{root}: tar shards can be captioned, but not learnt from yet; unpack them: images "
+            f"with a .txt beside them are read"
+        )
     if faults and len(faults) >= len(files):
         raise DataError("; ".join(f"{file}: {what}" for file, what in faults.items()))
     names = FORMATS if format == "auto" else [format]

@@ -20,7 +20,7 @@ from captioner.data.formats.columns import (
 )
 from captioner.data.formats.delimited import headless_rows
 from captioner.data.formats.jsonl import json_rows, parquet_rows
-from captioner.data.load import load_dataset, recognised
+from captioner.data.load import FORMATS, load_dataset, recognised
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
@@ -92,7 +92,8 @@ def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
     suffix = path.suffix.lower()
-    if path.is_dir() and not recognised(path) and (texts := texts_of_images(path)):
+    is_table = path.is_dir() and recognised(path) not in (None, FORMATS["sidecars"])
+    if path.is_dir() and not is_table and (texts := texts_of_images(path)):
         yield from _text_file_rows(path, texts, notes)
     elif path.is_dir():
         yield from _dataset_rows(path, notes)

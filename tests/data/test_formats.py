@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from captioner.cli import main
 from captioner.config import DataConfig
 from captioner.data.dataset import Dataset
 from captioner.data.load import FORMATS, load_dataset
 from captioner.errors import DataError
+
+import toys
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -486,11 +490,64 @@ def test_a_space_may_follow_the_delimiter(tmp_path: Path) -> None:
     assert clean(tmp_path).examples[0].captions == ("A dog, brown",)
 
 
-@pytest.mark.parametrize(("name", "words"), [("a.txt", "texts beside"), ("0.tar", "tar shards")])
-def test_what_cannot_be_trained_on_yet_is_said(tmp_path: Path, name: str, words: str) -> None:
-    touch(tmp_path, "a.jpg", name)
-    with pytest.raises(
-        DataError, match=f"{words}.* cannot be trained on yet: .*captions"
-    ) as caught:
+def test_texts_beside_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "train/b.png", "val/deep/c.JPG", "d.jpg", "d.png"):
+        touch(tmp_path, name)
+    write(tmp_path / "a.txt", "A dog.", "", "A cat.")
+    write(tmp_path / "a.caption", "An animal.")
+    write(tmp_path / "train" / "b.txt", "A boy.")
+    write(tmp_path / "val" / "deep" / "c.caption", "A girl.")
+    write(tmp_path / "d.txt", "A tree.")
+    write(tmp_path / "notes.txt", "buy film")
+    write(tmp_path / "._a.txt", "hidden")
+    dataset = load_dataset(tmp_path, holdout=0)
+    assert dataset.format == "sidecars"
+    assert {e.image_id: (e.split, sorted(e.captions)) for e in dataset.examples} == {
+        "a.jpg": ("train", ["A cat.", "A dog.", "An animal."]),
+        "d.jpg": ("train", ["A tree."]),
+        "train/b.png": ("train", ["A boy."]),
+        "val/deep/c.JPG": ("dev", ["A girl."]),
+    }
+    assert [(p.kind, p.where) for p in dataset.problems] == [("image without captions", "d.png")]
+    assert "1 text(s) without an image of their name: notes.txt" in dataset.notes
+
+
+def test_texts_that_hold_no_caption_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}.jpg" for name in "abcd"))
+    write(tmp_path / "a.txt", "A dog.")
+    write(tmp_path / "b.txt", "", " ")
+    (tmp_path / "c.txt").write_bytes("Ein Bär".encode("utf-16"))
+    (tmp_path / "d.txt").write_bytes(b"Ein B\xe4r\n")
+    dataset = load_dataset(tmp_path, holdout=0)
+    assert [e.image_id for e in dataset.examples] == ["a.jpg"]
+    kinds = [(p.kind, p.where) for p in dataset.problems]
+    assert ("image without captions", "b.txt") in kinds
+    assert ("not UTF-8", "c.txt") in kinds
+    assert ("not UTF-8", "d.txt:1") in kinds
+    assert "UTF-16" in next(p.detail for p in dataset.problems if p.where == "c.txt")
+
+
+def test_texts_that_captioner_wrote_are_read(tmp_path: Path) -> None:
+    toys.captioner().save(tmp_path / "model")
+    folder = tmp_path / "in"
+    pictures = [toys.draw(folder / f"{colour}.png", colour) for colour in toys.COLOURS]
+    command = ["caption", str(folder), "--model", str(tmp_path / "model"), "--format", "txt"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    found = {e.image: e.captions for e in load_dataset(folder, holdout=0).examples}
+    texts = {path: path.with_suffix(".txt").read_text(encoding="utf-8") for path in pictures}
+    assert len(found) > 2  # the toy writes some empty captions
+    assert found == {path: (text.strip(),) for path, text in texts.items() if text.strip()}
+
+
+def test_a_table_is_read_before_the_texts(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    write(tmp_path / "a.txt", "A cat.")
+    write(tmp_path / "captions.csv", "image,caption", "a.jpg,A dog.")
+    assert load_dataset(tmp_path, holdout=0).examples[0].captions == ("A dog.",)
+
+
+def test_tar_shards_are_not_learnt_from_yet(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "0.tar")
+    with pytest.raises(DataError, match="tar shards can be captioned, but not learnt") as caught:
         load_dataset(tmp_path)
     assert "\n" not in str(caught.value)

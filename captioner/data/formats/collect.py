@@ -308,14 +308,26 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def text_files(folder: Path) -> list[Path]:
+    """Return the files below a folder that may be the text of one image, sorted."""
+    return [file for file in _files(folder) if file.suffix.lower() in (".txt", ".caption")]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
+
+
 def texts_of_images(folder: Path) -> dict[Path, str]:
     """Return the text files below a folder, each with the path of its image within the folder.
 
-    If there are images, only texts with the name of an image beside them count.
+    If there are images, only texts with the name of an image beside them count. Of two images with
+    one name, such as `1.jpg` and `1.png`, the text is that of the first.
     """
-    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
-    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in SUFFIXES}
-    texts = [file for file in files if file.suffix.lower() in (".txt", ".caption")]
+    images: dict[Path, Path] = {}
+    for file in _files(folder):
+        if file.suffix.lower() in SUFFIXES:
+            images.setdefault(file.with_suffix(""), file)
+    texts = text_files(folder)
     if images:
         texts = [file for file in texts if file.with_suffix("") in images]
     return {
