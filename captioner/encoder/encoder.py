@@ -62,7 +62,9 @@ class Encoder(nn.Module):
         self._cnns = tuple(cnns)
         self.networks = nn.ModuleList(cnns)
         self.feature_size = sum(cnn.feature_size for cnn in cnns)
-        self.grid, self.grid_channels = cnns[0].grid, cnns[0].grid_channels
+        # Those of models without attention, in an ensemble, have no grid.
+        self.grid = max(cnn.grid for cnn in cnns)
+        self.grid_channels = cnns[0].grid_channels
         self.channels = sum(cnn.channels for cnn in cnns)
         self.device, self.dtype = cnns[0].device, cnns[0].dtype
 
@@ -279,6 +281,13 @@ def _check_alike(cnns: Sequence[FrozenEncoder]) -> None:
         values: dict[str, object] = {name: getattr(cnn.spec.preprocess, name) for name in names}
         return values | {"precision": cnn.precision}
 
+    grids = {cnn.grid: cnn.spec.backbone for cnn in cnns if cnn.grid}
+    if len(grids) > 1:
+        (one, first_name), (other, second_name), *_ = grids.items()
+        raise ModelError(
+            f"encoder: {first_name} and {second_name} have different grids, {one} and {other}; use "
+            f"models that were trained with the same encoder.grid"
+        )
     first, wanted = cnns[0], shared(cnns[0])
     for cnn in cnns[1:]:
         given = shared(cnn)

@@ -12,6 +12,7 @@ from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.grid import with_grid
 from captioner.errors import ModelError
+from captioner.model_dir import join_models, read_model
 
 import toys
 
@@ -125,3 +126,30 @@ def test_bf16_keeps_the_sketch():
     assert exact.channels == 16
     found, wanted = rounded(pixels()), exact(pixels())
     assert functional.cosine_similarity(found, wanted).min() > 0.99
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_ensemble_of_a_cnn_with_and_without_grid_sees_what_each_sees(tmp_path, order):
+    models = []
+    for grid, attention in ((0, "none"), (2, "spatial")):
+        both = toys.encoder(grid=2)
+        eyes = FrozenEncoder(both.spec, both.state, "fp32", grid)
+        captioner = toys.captioner(eyes, attention=attention)
+        captioner.encoder.mirrored = True
+        captioner.save(tmp_path / attention)
+        models.append((tmp_path / attention, read_model(tmp_path / attention)))
+    encoder, ensemble = join_models(models[::order])
+    images = torch.rand(2, 3, 64, 64).mul(255).byte()
+    together = encoder.see(images)
+    assert encoder.grid == 2
+    for (_, model), columns in zip(models[::order], ensemble._columns, strict=True):
+        torch.testing.assert_close(together[:, columns], model.encoder.see(images))
+
+
+def test_models_of_different_grids_do_not_go_together(tmp_path):
+    models = []
+    for grid in (2, 3):
+        toys.captioner(toys.encoder(grid=grid), attention="spatial").save(tmp_path / str(grid))
+        models.append((tmp_path / str(grid), read_model(tmp_path / str(grid))))
+    with pytest.raises(ModelError, match=r"different grids, 2 and 3; .*same encoder\.grid"):
+        join_models(models)
