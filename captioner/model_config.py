@@ -47,8 +47,8 @@ class ModelConfig(BaseModel):
         Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
     ]
     mirrored: bool = False
-    grid: int = 0
-    grid_channels: int = 0
+    grid: int = Field(default=0, ge=0)
+    grid_channels: int = Field(default=256, ge=1)
     decoder: SizedDecoderConfig
     decoding: DecodingConfig
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from captioner.captioner import Captioner
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import Encoder, FrozenEncoder
 from captioner.encoder.grid import with_grid
@@ -153,3 +157,14 @@ def test_models_of_different_grids_do_not_go_together(tmp_path):
         models.append((tmp_path / str(grid), read_model(tmp_path / str(grid))))
     with pytest.raises(ModelError, match=r"different grids, 2 and 3; .*same encoder\.grid"):
         join_models(models)
+
+
+@pytest.mark.parametrize(("name", "value"), [("grid", -2), ("grid_channels", 0)])
+def test_a_damaged_grid_in_config_json_is_one_clear_line(
+    name: str, value: int, tmp_path: Path
+) -> None:
+    toys.captioner(toys.encoder(grid=2, grid_channels=16), attention="spatial").save(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ModelError, match=rf"config\.json: cannot be used: {name}: .*given {value}"):
+        Captioner.load(tmp_path / "m", "cpu")
