@@ -12,7 +12,7 @@ from captioner.model_dir import read_model
 from captioner.system.foreign import excerpt, plain
 from captioner.text import Vocabulary
 
-FREE = ("dropout", "feature_dropout")  # settings that weights do not depend on
+FREE = ("dropout", "feature_dropout", "place_dropout")  # settings that weights do not depend on
 PER_WORD = ("embedding.weight", "output.weight", "output.bias")  # one row for each word
 
 

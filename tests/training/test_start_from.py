@@ -102,3 +102,11 @@ def test_a_model_that_does_not_fit_says_which_config_does(first, second, tmp_pat
     assert "decoder.hidden_size is 24, the run has 20" in message
     assert message.endswith(f"{first[1]}/config.yaml has its settings")
     assert "\n" not in message
+
+
+def test_a_model_that_looks_goes_on_with_other_dropout_of_places(tmp_path):
+    config = change(toys.config(tmp_path, epochs=1), "decoder", attention="spatial")
+    config = change(config, "encoder", grid=2, grid_channels=8, image_size=64)
+    run = train(config, tmp_path / "run", device="cpu").folder
+    again = change(config, "training", start_from=str(run))
+    train(change(again, "decoder", place_dropout=0.3), tmp_path / "again", device="cpu")
