@@ -49,8 +49,15 @@ def start_weights(
     except ModelError as error:
         raise ConfigError(f"training.start_from: {error}") from error
     misfits = []
+    grids = [(eyes.grid, eyes.grid and eyes.grid_channels) for eyes in (model.encoder, encoder)]
+    if grids[0] != grids[1]:
+        misfits += [
+            f"encoder.{name} is {theirs}, the run has {ours}"
+            for name, theirs, ours in zip(("grid", "grid_channels"), *grids, strict=True)
+            if theirs != ours
+        ]
     # Precision may differ: the arithmetic is the same word in both fingerprints.
-    if model.encoder.fingerprint("any") != encoder.fingerprint("any"):
+    elif model.encoder.fingerprint("any") != encoder.fingerprint("any"):
         misfits.append(f"the model has another CNN ({model.encoder.name})")
     known = len(model.vocabulary)
     if model.vocabulary.words != vocabulary.words[: len(model.vocabulary.words)]:

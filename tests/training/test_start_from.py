@@ -110,3 +110,6 @@ def test_a_model_that_looks_goes_on_with_other_dropout_of_places(tmp_path):
     run = train(config, tmp_path / "run", device="cpu").folder
     again = change(config, "training", start_from=str(run))
     train(change(again, "decoder", place_dropout=0.3), tmp_path / "again", device="cpu")
+    with pytest.raises(ConfigError, match=r"encoder\.grid is 2, the run has 3") as caught:
+        train(change(again, "encoder", grid=3), tmp_path / "third", device="cpu")
+    assert "another CNN" not in str(caught.value)
