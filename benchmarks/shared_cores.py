@@ -152,17 +152,17 @@ def quota(cores: float) -> Iterator[bool]:
         group.rmdir()
 
 
-def make_model(folder: Path, backbone: str) -> Path:
-    """Train an epoch, so that a model and its stored features exist; draw the images."""
+def make_model(folder: Path, backbone: str, checkout: Path) -> Path:
+    """Train an epoch with the captioner of a checkout, and draw the images."""
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(checkout),
         "CAPTIONER_CACHE": str(folder / "cache"),
     }
     config = folder / "config.yaml"
     config.write_text(CONFIG % backbone)
     command = [sys.executable, "-m", "captioner", "train", str(config)]
     command += ["--set", "training.epochs=1", "--output", str(folder / "model")]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=checkout, env=environment, check=True)
     for i in range(16):
         noise_jpeg(folder / f"{i}.jpg", seed=i, size=(640, 480))
     return folder / "model"
@@ -187,7 +187,8 @@ def main() -> None:
     conditions = {"alone": 1.0, "1 busy": 1 / 2, "2 busy": 1 / 3, "quota": 1 / 2}
     met = True
     with tempfile.TemporaryDirectory() as temporary:
-        model = make_model(Path(temporary), given.backbone)
+        # An earlier captioner cannot read a later one's model.
+        model = make_model(Path(temporary), given.backbone, [*checkouts.values()][-1])
         for work in given.work or WORK:
             speeds: dict[tuple[str, str], list[float]] = {}
             for _ in range(given.rounds):
