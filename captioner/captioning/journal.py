@@ -83,6 +83,8 @@ def check_journals(output: Path) -> None:
     """Raise `ConfigError` if a file with the name of a journal is not captioner's."""
     for path in {*journals_of(output), output.with_name(output.name + JOURNAL_SUFFIX)}:
         check(path, "journal")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{path}: a link to nothing; move it away")
         # SQLite would replay a foreign file of this name into the journal.
         for companion in (f"{path}{ending}" for ending in ENDINGS):
             if os.path.lexists(companion) and not owns(path, "journal"):

@@ -39,6 +39,7 @@ def test_all_that_is_written_where_nothing_stands_is_known_again_and_replaced(to
 
 
 @example(seed=7493, name="caption coco")  # errors.jsonl is a link to nothing
+@example(seed=106304, name="caption jsonl --overwrite")  # the journal is a link to nothing
 @settings(max_examples=150, suppress_health_check=[*HealthCheck])
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(COMMANDS)))
 def test_nothing_of_somebody_elses_changes_by_a_byte(tools, seed, name):
