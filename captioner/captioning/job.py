@@ -125,15 +125,21 @@ def caption_to_file(
                 done = _known_first(batches, load, work, how, journal, memory)
             with progress(count, world) as bar:
                 listed, fresh = _fill_journal(done, journal, how, bar, tell)
-        if world.size > 1:
-            import torch
-
-            counts = torch.tensor([fresh, listed], device=load().device)
-            fresh, listed = map(int, world.sum(counts))  # also waits until all processes finish
+        fresh, listed = _sums(world, load, fresh, listed)
         totals = _write(journal, how, listed) if world.leads else None
         if world.leads:
             _say_absent(journal.absent(fresh), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
+
+
+def _sums(world: World, load: Callable[[], Captioner], fresh: int, listed: int) -> tuple[int, int]:
+    """Return the sums over all processes, when all have finished."""
+    if world.size == 1:
+        return fresh, listed
+    import torch
+
+    fresh, listed = map(int, world.sum(torch.tensor([fresh, listed], device=load().device)))
+    return fresh, listed
 
 
 def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str, object]:

@@ -469,7 +469,7 @@ def _problems(how: RunOptions) -> Iterator[str]:
     idle = how.retry_errors or how.salvage or how.stop_on_error or how.maps
     if ray and (idle or how.device != "auto"):
         yield (
-            "--engine ray does not support --maps, --retry-errors, --salvage, --on-error fail or "
+            "--engine ray does not support --retry-errors, --salvage, --on-error fail, --maps or "
             "--device: a Ray job cannot be resumed, and --num-gpus chooses its devices"
         )
     if how.format == "parquet" and not ray:
