@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -133,17 +134,17 @@ def test_a_model_without_attention_is_refused_before_any_caption(run: Run, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--maps", "photo.png"], "photo.png: not a folder"),
+        (["--maps", "photo.png"], r"photo\.png: not a folder"),
         (
             ["--maps", "m", "--engine", "ray", "--output", "x.jsonl"],
-            "--engine ray does not support --maps",
+            r"--engine ray does not support .*--maps",
         ),
     ],
 )
 def test_impossible_maps_are_refused(run: Run, arguments: list[str], message: str) -> None:
     code, _, said = run("photo.png", *arguments)
     assert code == 2
-    assert message in said
+    assert re.search(message, said)
 
 
 def test_a_broken_image_takes_its_name_and_has_no_map(run: Run, tmp_path: Path) -> None:
