@@ -69,9 +69,9 @@ def share_cores(environment: MutableMapping[str, str] = os.environ, root: Path =
     affinity = getattr(os, "sched_getaffinity", None)
     allowed = allowed_cores(root)
     limited = affinity is not None and allowed < len(affinity(0))
-    if "OMP_WAIT_POLICY" not in environment:
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
         crowded = limited or _others(root) + allowed > (os.cpu_count() or 1)
-        environment.setdefault("GOMP_SPINCOUNT", FEW_SPINS if crowded else MANY_SPINS)
+        environment["GOMP_SPINCOUNT"] = FEW_SPINS if crowded else MANY_SPINS
     if limited:
         environment.setdefault("OMP_NUM_THREADS", str(allowed))
 
@@ -85,6 +85,8 @@ def _others(root: Path) -> int:
             seen.append(int(running) - 1)
         except (OSError, ValueError, IndexError):
             return 0
+        if not seen[-1]:
+            return 0  # no other look shows fewer
         time.sleep(0.001)  # a program that only starts or answers soon sleeps again
     return min(seen)
 
