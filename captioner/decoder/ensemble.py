@@ -33,20 +33,10 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.hidden_size = min(member.hidden_size for member in members)
 
-    def init_hidden(self, features: Tensor) -> Tensor:
-        """Compute the members' initial states from (B, F), concatenated, (1, B, sum of S * H)."""
-        states = [
-            member.init_hidden(features[:, columns.to(features.device)])
-            for member, columns in zip(self._members, self._columns, strict=True)
-        ]
-        return _joined(states)
-
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor | None:
         """Return the mean weights of the members with attention; see `Decoder.attend`."""
-        weights = [
-            member.attend(features[:, columns.to(features.device)], token_ids)
-            for member, columns in zip(self._members, self._columns, strict=True)
-        ]
+        parts = _parts(features, self._columns)
+        weights = [m.attend(part, token_ids) for m, part in zip(self._members, parts, strict=True)]
         looking = [each for each in weights if each is not None]
         return torch.stack(looking).mean(0) if looking else None
 
@@ -67,13 +57,9 @@ class _Together:
 
     def start(self, features: Tensor) -> tuple[Tensor, Step]:
         """Return the initial hidden states of images, from features (A, F), and their step."""
-        starts, steps = zip(
-            *(
-                member.start(features[:, columns.to(features.device)])
-                for member, columns in zip(self._members, self._columns, strict=True)
-            ),
-            strict=True,
-        )
+        parts = _parts(features, self._columns)
+        pairs = [member.start(part) for member, part in zip(self._members, parts, strict=True)]
+        starts, steps = zip(*pairs, strict=True)
         widths = [len(state) * state.shape[2] for state in starts]
 
         def step(token_ids: Tensor, hidden: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +74,11 @@ class _Together:
             return torch.stack(probs).mean(0).log_(), _joined(next_states)
 
         return _joined(starts), step
+
+
+def _parts(features: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
+    """Return what each member reads of features, (B, F)."""
+    return [features[:, each.to(features.device)] for each in columns]
 
 
 def _joined(states: Sequence[Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ def test_members_may_look_through_different_cnns(tmp_path):
     both = Captioner.load([tmp_path / "a", tmp_path / "b"], "cpu")
     assert both.encoder.feature_size == 2 * one.encoder.feature_size
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    start = both.decoder.init_hidden(both.encoder(pixels))
+    start, _ = both.decoder.stepper().start(both.encoder(pixels))
     own = [c.decoder.init_hidden(c.encoder(pixels)) for c in (one, other)]
     expected = torch.cat([state.transpose(0, 1).flatten(1) for state in own], 1)[None]
     torch.testing.assert_close(start, expected)
@@ -83,7 +83,7 @@ def test_a_member_may_look_through_one_cnn_twice():
     both = together([("a", one), ("b", doubled)])
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     assert both.encoder.feature_size == cnn.feature_size  # and yet it looks once
-    start = both.decoder.init_hidden(both.encoder(pixels))
+    start, _ = both.decoder.stepper().start(both.encoder(pixels))
     own = [each.decoder.init_hidden(each.encoder(pixels)) for each in (one, doubled)]
     expected = torch.cat([state.transpose(0, 1).flatten(1) for state in own], 1)[None]
     torch.testing.assert_close(start, expected)
