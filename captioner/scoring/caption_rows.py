@@ -93,7 +93,7 @@ def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """
     suffix = path.suffix.lower()
     is_table = path.is_dir() and recognised(path) not in (None, FORMATS["sidecars"])
-    if path.is_dir() and not is_table and (texts := texts_of_images(path)):
+    if path.is_dir() and not is_table and (texts := texts_of_images(path)[0]):
         yield from _text_file_rows(path, texts, notes)
     elif path.is_dir():
         yield from _dataset_rows(path, notes)

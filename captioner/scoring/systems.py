@@ -233,7 +233,7 @@ def _predictions(path: Path) -> Path:
     found = (sorted(path.glob(f"{folder}{PREDICTIONS}")) for folder in folders)
     files = next(filter(None, found), [])
     is_run = (path / "checkpoints").exists() or (path / "model.safetensors").exists()
-    if not files and not is_run and (recognised(path) or texts_of_images(path)):
+    if not files and not is_run and (recognised(path) or texts_of_images(path)[0]):
         return path
     if not files:
         raise DataError(

@@ -308,32 +308,27 @@ def _fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def text_files(folder: Path) -> list[Path]:
-    """Return the files below a folder that may be the text of one image, sorted."""
-    return [file for file in _files(folder) if file.suffix.lower() in (".txt", ".caption")]
+def texts_of_images(folder: Path) -> tuple[dict[Path, str], list[Path]]:
+    """Return the texts below a folder, each with its image's path in it; and those without image.
 
-
-def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
-
-
-def texts_of_images(folder: Path) -> dict[Path, str]:
-    """Return the text files below a folder, each with the path of its image within the folder.
-
-    If there are images, only texts with the name of an image beside them count. Of two images with
+    Without any image, each text is that of an image of its name, without ending. Of two images with
     one name, such as `1.jpg` and `1.png`, the text is that of the first.
     """
+    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file()]
     images: dict[Path, Path] = {}
-    for file in _files(folder):
+    for file in files:
         if file.suffix.lower() in SUFFIXES:
             images.setdefault(file.with_suffix(""), file)
-    texts = text_files(folder)
-    if images:
-        texts = [file for file in texts if file.with_suffix("") in images]
-    return {
-        text: images.get(text.with_suffix(""), text.with_suffix("")).relative_to(folder).as_posix()
-        for text in texts
-    }
+    of_image: dict[Path, str] = {}
+    alone: list[Path] = []
+    for file in files:
+        if file.suffix.lower() in (".txt", ".caption"):
+            image = images.get(file.with_suffix(""), None if images else file.with_suffix(""))
+            if image:
+                of_image[file] = image.relative_to(folder).as_posix()
+            else:
+                alone.append(file)
+    return of_image, alone
 
 
 def picture_folders(base: Path, images: Path | Literal[False] | None) -> list[Path]:

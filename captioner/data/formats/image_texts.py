@@ -10,7 +10,6 @@ from captioner.data.formats.collect import (
     Collector,
     listed,
     picture_folders,
-    text_files,
     texts_of_images,
 )
 from captioner.errors import DataError
@@ -25,14 +24,14 @@ _USUAL = ("train", "dev", "test")
 
 def recognise(root: Path) -> bool:
     """Return whether a folder, or one below it, holds an image with a text beside it."""
-    return root.is_dir() and any(Path(name).suffix for name in texts_of_images(root).values())
+    return root.is_dir() and any(Path(name).suffix for name in texts_of_images(root)[0].values())
 
 
 def load(root: Path, options: Options) -> Dataset:
     """Read the texts, one caption a line; a folder named after a split is that split."""
     collector = Collector(root, "sidecars", picture_folders(root, options.images))
     of_image: dict[str, list[Path]] = defaultdict(list)
-    texts = texts_of_images(root)
+    texts, alone = texts_of_images(root)
     for text, image in texts.items():
         of_image[image].append(text)
     for image, files in of_image.items():
@@ -47,7 +46,7 @@ def load(root: Path, options: Options) -> Dataset:
                 continue
             for where, line in collector.lines(file, lines):
                 collector.caption(entry, line, where)
-    if alone := [file for file in text_files(root) if file not in texts]:
+    if alone:
         names = listed(map(collector.place, alone))
         collector.notes.append(f"{len(alone):,} text(s) without an image of their name: {names}")
     return collector.dataset(report_unnamed=True)
