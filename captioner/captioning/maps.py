@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from captioner.captioning.records import Record
 from captioner.errors import ConfigError, checked_names, must_be
@@ -111,7 +112,7 @@ class MapFolder:
 
 
 def _figure(
-    picture: np.ndarray[Any, np.dtype[np.uint8]],
+    picture: NDArray[np.uint8],
     caption: str,
     attention: tuple[WordAttention, ...],
     visible: float,

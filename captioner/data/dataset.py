@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt, plain
@@ -50,7 +51,7 @@ class Region:
     """Where a thing stands in an image, or several equal ones."""
 
     words: frozenset[str]  # that name its kind or its colour
-    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]  # pixels of the image, (H, W)
+    mask: NDArray[np.bool_]  # pixels of the image, (H, W)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from captioner.text import WordAttention
 
@@ -15,7 +16,7 @@ class Thing:
     """A thing in an image, or several equal ones."""
 
     words: frozenset[str]  # that name its kind or its colour
-    places: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]  # on which it lies, (S, S)
+    places: NDArray[np.bool_]  # on which it lies, (S, S)
     area: float  # in any unit
 
 

@@ -9,13 +9,13 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 from captioner.data.scenes.grammar import Scene
 
 Colour = tuple[float, float, float]
 Spot = tuple[float, float, float]
-Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 
 SIZE = 64  # pixels, width and height of an image
 RADII = {"small": 5.5, "large": 10.5}  # pixels
@@ -84,7 +84,7 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
     return down > 2 * abs(across)
 
 
-def masks(path: Path) -> list[Mask]:
+def masks(path: Path) -> list[NDArray[np.bool_]]:
     """Return the pixels, (`SIZE`, `SIZE`), of each thing of a scene that `draw` drew.
 
     Things that look equal share a mask. Without the palette of `draw` there is no mask.
