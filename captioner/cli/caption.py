@@ -508,11 +508,11 @@ def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
 
 
 def _map_folder(how: RunOptions) -> MapFolder | None:
+    if how.maps is None:
+        return None
     from captioner.captioning.maps import MapFolder
     from captioner.system.ownership import check_writable
 
-    if how.maps is None:
-        return None
     check_writable(how.maps)
     return MapFolder(how.maps, how.overwrite)
 
