@@ -27,35 +27,24 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import numpy as np
 import torch
 from common import check, describe_machine
-from torch import Tensor
-from tqdm import tqdm
-from training import WORDS, make_table, no_captioner, tokens_of
+from training import WORDS, Ours, Variant, make_table, race
 
 from captioner.config import Config, load_config
-from captioner.data.caption_table import CaptionTable
-from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
-from captioner.encoder.encoder import FeatureSizes, dtype_of
+from captioner.encoder.encoder import dtype_of
 from captioner.search import beam_search
-from captioner.system.world import World
 from captioner.text import Vocabulary
-from captioner.training.dev import DevSplit
-from captioner.training.loop import Trainer
-from captioner.training.telemetry import RunLog
 
-POOLED: FeatureSizes = {"feature_size": 1280, "places": 0, "channels": 0}
-GRID: FeatureSizes = {"feature_size": 1280 + 49 * 256, "places": 49, "channels": 256}
+VECTOR, PLACES, CHANNELS = 1280, 49, 256
+WIDTHS = {"none": VECTOR, "spatial": VECTOR + PLACES * CHANNELS}  # numbers of an image
 COCO_ROWS = 2 * 113_287  # both views of every training image of Karpathy's split
 IMAGES, BEAM, LENGTH = 64, 5, 20
-ROUNDS = 5
-
-Variant = Callable[[], float]
+VOCABULARY = Vocabulary({f"word{i}": 5 for i in range(WORDS)}, 5)
 
 
 def settings(attention: str) -> Config:
@@ -63,56 +52,54 @@ def settings(attention: str) -> Config:
     return load_config("flickr8k", [f"decoder.attention={attention}", "training.epochs=1000"])
 
 
-def training(config: Config, table: CaptionTable, sizes: FeatureSizes, folder: Path) -> Variant:
-    """Return a function that trains for an epoch and returns tokens per second."""
-    torch.manual_seed(0)
-    decoder = Decoder(config.decoder, vocab_size=WORDS + 4, **sizes)
-    dev = DevSplit(SplitTable((), table.features[:0], []), table, no_captioner, print)
-    trainer = Trainer(decoder, table, dev, config.training, RunLog(folder), {}, World())
-    tokens = tokens_of(table)
-
-    def run() -> float:
-        with tqdm(total=trainer.steps_per_epoch, leave=False, disable=True) as bar:
-            started = perf_counter()
-            trainer._epoch(bar, [])
-        return tokens / (perf_counter() - started)
-
-    return run
+def sizes(attention: str) -> dict[str, int]:
+    """Return what a decoder needs to know of the places."""
+    return {"places": PLACES, "channels": CHANNELS} if attention == "spatial" else {}
 
 
-def searching(config: Config, sizes: FeatureSizes) -> Variant:
-    """Return a function that captions 64 images and returns captions per second."""
-    torch.manual_seed(0)
-    decoder = Decoder(config.decoder, vocab_size=WORDS + 4, **sizes).eval()
-    with torch.no_grad():
-        decoder.output.bias[Vocabulary.eos_id] = -1e4  # every caption has the full length
-    features = torch.randn(IMAGES, sizes["feature_size"])
-    options = config.decoding.model_copy(update={"beam_size": BEAM, "max_length": LENGTH})
-    stepper = decoder.stepper(dtype_of(options.precision, torch.device("cpu")))
+class Search:
+    """Beam search of 64 images, all captions of full length: once per turn."""
 
-    def run() -> float:
+    def __init__(self, attention: str) -> None:
+        config = settings(attention)
+        torch.manual_seed(0)
+        width, vocab_size = WIDTHS[attention], len(VOCABULARY)
+        decoder = Decoder(
+            config.decoder, vocab_size=vocab_size, feature_size=width, **sizes(attention)
+        )
+        with torch.no_grad():
+            decoder.output.bias[Vocabulary.eos_id] = -1e4
+        self.features = torch.randn(IMAGES, width)
+        changes = {"beam_size": BEAM, "max_length": LENGTH}
+        self.options = config.decoding.model_copy(update=changes)
+        dtype = dtype_of(self.options.precision, torch.device("cpu"))
+        self.stepper = decoder.eval().stepper(dtype)
+
+    def run(self) -> float:
+        """Search; return captions per second."""
         started = perf_counter()
         with torch.inference_mode():
-            hidden, step = stepper.start(features)
-            beam_search(step, hidden, SPECIAL_IDS, options, 1)
+            hidden, step = self.stepper.start(self.features)
+            beam_search(step, hidden, SPECIAL_IDS, self.options, 1)
         return IMAGES / (perf_counter() - started)
 
-    return run
 
+class After:
+    """A variant that is prepared before each turn."""
 
-def race(variants: dict[str, Variant], unit: str) -> list[float]:
-    """Run variants in turn; print and return the median speed of each."""
-    rounds = [[run() for run in variants.values()] for _ in range(1 + ROUNDS)]
-    speeds = [median(runs) for runs in zip(*rounds[1:], strict=True)]  # the first round warms up
-    for name, speed in zip(variants, speeds, strict=True):
-        print(f"{name:28} {speed:10,.0f} {unit} per second")
-    return speeds
+    def __init__(self, prepare: Callable[[], object], variant: Variant) -> None:
+        self.prepare, self.variant = prepare, variant
+
+    def run(self) -> float:
+        """Prepare, then run the variant."""
+        self.prepare()
+        return self.variant.run()
 
 
 def on_disk(rows: int, folder: Path) -> bool:
     """Compare features in memory with features in a file."""
     file = folder / "rows.f16"
-    width = GRID["feature_size"]
+    width = WIDTHS["spatial"]
     print(
         f"{rows:,} rows of {2 * width / 1e3:.1f} kB, {2 * width * rows / 1e9:.1f} GB; COCO, "
         f"mirrored: {2 * width * COCO_ROWS / 1e9:.1f} GB"
@@ -123,19 +110,12 @@ def on_disk(rows: int, folder: Path) -> bool:
         stored[start : start + len(noise)] = noise[: rows - start]
     stored.flush()
     mapped = torch.from_numpy(np.memmap(file, np.float16, "c", shape=(rows, width)))
-    table = make_table(Vocabulary({f"word{i}": 5 for i in range(WORDS)}, 5), 1)
+    table = make_table(VOCABULARY, 1)
     # Captions of images all over the file.
     spread = torch.randperm(rows)[: table.rows.numel()].view_as(table.rows)
-    config = settings("spatial")
     in_memory = replace(table, features=mapped[spread.flatten()].clone())
     in_file = replace(table, features=mapped, rows=spread)
-
-    def after(prepare: Callable[[], None], run: Variant) -> Variant:
-        def prepared() -> float:
-            prepare()
-            return run()
-
-        return prepared
+    config = settings("spatial")
 
     def drop() -> None:
         descriptor = os.open(file, os.O_RDONLY)
@@ -145,22 +125,18 @@ def on_disk(rows: int, folder: Path) -> bool:
     def read() -> None:
         mapped[spread.flatten()].sum()
 
-    run = training(config, in_file, GRID, folder / "file")
+    reading = Ours(config, VOCABULARY, in_file, folder / "file", **sizes("spatial"))
     memory, warm, cold = race(
         {
-            "features in memory": training(config, in_memory, GRID, folder / "memory"),
-            "in a file, warm": after(read, run),
-            "in a file, cold": after(drop, run),
-        },
-        "tokens",
+            "features in memory": Ours(
+                config, VOCABULARY, in_memory, folder / "memory", **sizes("spatial")
+            ),
+            "in a file, warm": After(read, reading),
+            "in a file, cold": After(drop, reading),
+        }
     )
     print(f"cold / memory: {cold / memory:.2f}")
     return check("warm / memory", warm / memory, at_least=0.95)
-
-
-def features_of(table: CaptionTable, sizes: FeatureSizes) -> Tensor:
-    """Return random features for the rows of a table, fp16 (R, F)."""
-    return torch.randn(len(table.features), sizes["feature_size"]).half()
 
 
 def main() -> int:
@@ -168,30 +144,27 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the file on disk")
     rows = parser.parse_args().rows
     print(describe_machine())
-    table = make_table(Vocabulary({f"word{i}": 5 for i in range(WORDS)}, 5), 1)
-    pooled, looking = settings("none"), settings("spatial")
+    met = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        without, attention = race(
-            {
-                "training, pooled": training(
-                    pooled, replace(table, features=features_of(table, POOLED)), POOLED, folder
-                ),
-                "training, attention": training(
-                    looking, replace(table, features=features_of(table, GRID)), GRID, folder
-                ),
-            },
-            "tokens",
-        )
-        met = check("training, attention / pooled", attention / without, at_least=0.6)
-        without, attention = race(
-            {
-                "search, pooled": searching(pooled, POOLED),
-                "search, attention": searching(looking, GRID),
-            },
-            "captions",
-        )
-        met &= check("search, attention / pooled", attention / without, at_least=0.6)
+        loops = {
+            attention: Ours(
+                settings(attention),
+                VOCABULARY,
+                make_table(VOCABULARY, width),
+                folder / attention,
+                **sizes(attention),
+            )
+            for attention, width in WIDTHS.items()
+        }
+        searches = {attention: Search(attention) for attention in WIDTHS}
+        for work, unit, variants in (
+            ("training", "tokens", loops),
+            ("search", "captions", searches),
+        ):
+            named = {f"{work}, attention {name}": each for name, each in variants.items()}
+            without, attention = race(named, unit)
+            met &= check(f"{work}, attention / pooled", attention / without, at_least=0.6)
         met &= on_disk(rows, folder)
     return int(not met)
 

@@ -88,10 +88,10 @@ def no_captioner(_: Decoder) -> NoReturn:
 
 
 class Variant(Protocol):
-    """A training loop to measure."""
+    """What to measure."""
 
     def run(self) -> float:
-        """Train for a while; return tokens per second."""
+        """Work for a while; return tokens, or other things, per second."""
 
 
 class Ours:
@@ -104,9 +104,17 @@ class Ours:
         table: CaptionTable,
         folder: Path,
         device: str = "cpu",
+        *,
+        places: int = 0,
+        channels: int = 0,
     ) -> None:
-        sizes = {"vocab_size": len(vocabulary), "feature_size": table.features.shape[1]}
-        decoder = Decoder(config.decoder, **sizes)
+        decoder = Decoder(
+            config.decoder,
+            vocab_size=len(vocabulary),
+            feature_size=table.features.shape[1],
+            places=places,
+            channels=channels,
+        )
         dev = DevSplit(SplitTable((), table.features[:0], []), table, no_captioner, print)
         self.tokens = tokens_of(table)
         log = RunLog(folder / "run")
@@ -221,12 +229,12 @@ class Textbook:
         return tokens
 
 
-def race(variants: Mapping[str, Variant]) -> list[float]:
+def race(variants: Mapping[str, Variant], unit: str = "tokens") -> list[float]:
     """Run variants in turn; print and return the median speed of each."""
     rounds = [[variant.run() for variant in variants.values()] for _ in range(1 + ROUNDS)]
     speeds = [median(runs) for runs in zip(*rounds[1:], strict=True)]  # the first round warms up
     for name, speed in zip(variants, speeds, strict=True):
-        print(f"{name:24} {speed:10,.0f} tokens per second")
+        print(f"{name:24} {speed:10,.0f} {unit} per second")
     return speeds
 
 
