@@ -23,7 +23,7 @@ class Attention(nn.Module):
     key k_p = relu(W_k a_p), query q_t = W_q h_t, sentinel s_t = relu(W_s h_t); the weights are the
     softmax of q_t . k_p / sqrt(E) and q_t . s_t / sqrt(E), the context c_t their mean of keys and
     sentinel, and the output tanh(W_c [c_t; h_t]). Keys, queries and sentinel have the size E of the
-    word vectors: with the size H of the states, training takes longer and the scores are a tie.
+    word vectors, because products with the size H of the states make training longer.
     """
 
     mean: Tensor
