@@ -138,6 +138,26 @@ def test_threads_spin_briefly_where_others_run(
     assert environment == {"GOMP_SPINCOUNT": spins}
 
 
+def test_threads_of_this_process_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(monkeypatch, 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/loadavg").write_text("0.52 0.58 0.59 3/389 12345\n")
+    for thread, (name, state) in enumerate([("a (b) c", "R"), ("numpy", "R"), ("numpy", "S")]):
+        folder = tmp_path / f"proc/self/task/{thread}"
+        folder.mkdir(parents=True)
+        (folder / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
+    environment: dict[str, str] = {}
+    share_cores(environment, tmp_path)
+    assert environment == {"GOMP_SPINCOUNT": "1000"}  # three run, two of them here
+    (tmp_path / "proc/self/task/2/stat").write_text("2 (numpy) R 1 2 3\n")
+    environment.clear()
+    share_cores(environment, tmp_path)
+    assert environment == {"GOMP_SPINCOUNT": "30000"}
+
+
 def test_threads_spin_briefly_and_are_no_more_than_the_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
