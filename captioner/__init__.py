@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
-    from captioner.text import Caption, WordAttention, detokenize, tokenize
+    from captioner.text import Caption, Word, WordAttention, detokenize, tokenize
 
 share_cores()  # before torch is imported
 
@@ -39,7 +39,7 @@ _MODULES = {
     "captioning.sources": ["list_images"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "captioner": ["Captioner"],
-    "text": ["Caption", "WordAttention", "detokenize", "tokenize"],
+    "text": ["Caption", "Word", "WordAttention", "detokenize", "tokenize"],
 }
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "ModelError",
     "PreparedReferences",
     "Record",
+    "Word",
     "WordAttention",
     "__version__",
     "caption_files",

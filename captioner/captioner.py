@@ -11,12 +11,12 @@ from typing import Literal, Self, TypeVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from captioner.config import MAX_CAPTIONS, DecodingConfig, DecodingOverrides, changed_decoding
+from captioner.decoder.captions import attend, to_captions
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
-from captioner.decoder.likelihood import ROWS, embeddings, log_likelihoods
+from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.decoder.stepping import Stepping
 from captioner.encoder.encoder import Encoder, dtype_of
@@ -35,7 +35,7 @@ from captioner.pipeline import run
 from captioner.search import Hypotheses, beam_search, sample
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
-from captioner.text import Caption, Vocabulary, WordAttention, detokenize, tokenize
+from captioner.text import Caption, Vocabulary, tokenize
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -179,6 +179,8 @@ class Captioner:
         options: DecodingConfig | None = None,
         *,
         n_best: int = 1,
+        words: bool = False,
+        alternatives: int = 0,
         maps: bool = False,
     ) -> list[list[Caption]]:
         """Search for the captions of images, given their features.
@@ -187,19 +189,23 @@ class Captioner:
             features: (B, F).
             options: search settings, such as `settings(beam_size=5)`; None: the model's own.
             n_best: captions per image.
-            maps: fill `Caption.attention`, which runs the decoder once more over the captions.
-                The weights are those of float32; an ensemble's are the mean of its models' that
-                have attention. Votes of neighbours do not change them.
+            words: fill `Caption.words`.
+            alternatives: fill `Caption.words` with so many alternatives for each word.
+            maps: fill `Caption.words` with attention, which runs the decoder once more over the
+                captions. The weights are those of float32; an ensemble's are the mean of its
+                models' that have attention. Votes of neighbours do not change them.
 
         Returns:
             Up to n_best captions for each of the B images, best first.
 
         Raises:
-            ConfigError: if the options do not fit the model or n_best.
+            ConfigError: if the options do not fit the model or n_best, or a number is out of range.
             ImageError: if the model computes NaN or infinity for an image.
             ModelError: with maps, if the models of an ensemble have different numbers of places.
         """
-        results = self.search_each(features, options, n_best=n_best, maps=maps)
+        results = self.search_each(
+            features, options, n_best=n_best, words=words, alternatives=alternatives, maps=maps
+        )
         _raise_first(results)
         return cast(list[list[Caption]], results)
 
@@ -210,6 +216,8 @@ class Captioner:
         options: DecodingConfig | None = None,
         *,
         n_best: int = 1,
+        words: bool = False,
+        alternatives: int = 0,
         maps: bool = False,
     ) -> list[list[Caption] | ImageError]:
         """Search as `search` does, but return the error of an image instead of raising it.
@@ -218,11 +226,16 @@ class Captioner:
         of the other images.
 
         Raises:
-            ConfigError: if the options do not fit the model or n_best.
+            ConfigError: if the options do not fit the model or n_best, or a number is out of range.
             ModelError: with maps, if the models of an ensemble have different numbers of places.
         """
         must_be("options", options, DecodingConfig, NoneType)
+        must_be("words", words, bool)
         must_be("maps", maps, bool)
+        if type(alternatives) is not int or not 0 <= alternatives <= MAX_CAPTIONS:
+            raise ConfigError(
+                f"alternatives: must be 0 to {MAX_CAPTIONS:,}, given {excerpt(alternatives, 60)}"
+            )
         map_size = self.map_size() if maps else 0
         options = options or self.settings(n_best=n_best)
         self._check_fit(options, n_best)
@@ -232,7 +245,7 @@ class Captioner:
         features = features.to(self.device)
         voters = self.neighbours if options.search == "beam" and options.neighbours else None
         hidden, hypotheses = self._hypotheses(
-            features, options, options.beam_size if voters else n_best
+            features, options, options.beam_size if voters else n_best, alternatives
         )
         # Before the votes, which may turn NaN scores into numbers.
         errors = self._errors(
@@ -242,53 +255,36 @@ class Captioner:
         )
         if voters:
             hypotheses = voters.rank(hypotheses, hidden, options.neighbours)
-        weights = self._attend(features, hypotheses.token_ids[:, :n_best]) if map_size else None
-        captions = self._to_captions(hypotheses, n_best, weights)
+        best = Hypotheses(*(column[:, :n_best] for column in hypotheses))
+        captions = to_captions(
+            best,
+            self.vocabulary,
+            words=words or maps or alternatives > 0,
+            alternatives=alternatives,
+            weights=attend(self.decoder, features, best.token_ids) if map_size else None,
+        )
         return [error or best for error, best in zip(errors, captions, strict=True)]
 
     def _hypotheses(
-        self, features: Tensor, options: DecodingConfig, n_best: int
+        self, features: Tensor, options: DecodingConfig, n_best: int, alternatives: int
     ) -> tuple[Tensor, Hypotheses]:
         """Search from features, (B, F); return also the initial hidden states, (L, B, H)."""
+        # One more than the alternatives: the word itself is among the most probable.
+        choices = min(alternatives + 1, len(self.vocabulary)) if alternatives else 0
         precision = options.precision
         if precision == "auto" and self.decoder.hidden_size < MIN_ROUNDED_SIZE:
             precision = "fp32"
         hidden, step = self._step(dtype_of(precision, self.device)).start(features)
         if options.search == "beam":
-            return hidden, beam_search(step, hidden, SPECIAL_IDS, options, n_best)
+            return hidden, beam_search(step, hidden, SPECIAL_IDS, options, n_best, choices)
         generator = torch.Generator(self.device).manual_seed(options.seed)
-        return hidden, sample(step, hidden, SPECIAL_IDS, options, n_best, generator)
+        return hidden, sample(step, hidden, SPECIAL_IDS, options, n_best, generator, choices)
 
     def _step(self, dtype: torch.dtype) -> Stepping:
         """Return what starts a search, cached per dtype: the weights never change."""
         if dtype not in self._steps:
             self._steps[dtype] = self.decoder.stepper(dtype)
         return self._steps[dtype]
-
-    def _attend(self, features: Tensor, token_ids: Tensor) -> Tensor:
-        """Compute the weights of each word, (B, N, T, P + 1), for captions, (B, N, T)."""
-        inputs = functional.pad(token_ids, (1, -1), value=Vocabulary.bos_id)
-        size = max(1, ROWS // token_ids.shape[1])
-        pieces = zip(features.split(size), inputs.split(size), strict=True)
-        weights = [self.decoder.attend(*piece) for piece in pieces]
-        return torch.cat([each for each in weights if each is not None])
-
-    def _to_captions(
-        self, found: Hypotheses, n_best: int, weights: Tensor | None = None
-    ) -> list[list[Caption]]:
-        """Convert the n_best first hypotheses of each image to captions."""
-        columns = (found.token_ids, found.log_probs, found.scores, found.finished)
-        captions: list[list[Caption]] = []
-        rows = zip(*(column[:, :n_best].tolist() for column in columns), strict=True)
-        for image, row in enumerate(rows):
-            captions.append([])
-            for number, (ids, log_prob, score, finished) in enumerate(zip(*row, strict=True)):
-                if log_prob == -torch.inf:
-                    continue  # the search found fewer than n_best
-                tokens = self.vocabulary.decode(ids)
-                looks = None if weights is None else _looks(tokens, weights[image, number])
-                captions[-1].append(Caption(detokenize(tokens), log_prob, score, finished, looks))
-        return captions
 
     def settings(
         self, *, n_best: int = 1, **overrides: Unpack[DecodingOverrides]
@@ -396,13 +392,14 @@ class Captioner:
         options: DecodingConfig,
         *,
         n_best: int = 1,
+        words: bool = False,
         maps: bool = False,
         needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
         num_workers: int | None = None,
     ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
         """Caption batch by batch, while threads read the next batches; see `pipeline.run`.
 
-        With `maps`, `Caption.attention` is filled; see `search`.
+        With `words` or `maps`, `Caption.words` is filled; see `search`.
 
         Yields:
             For each image of a batch, the result of `read` and the captions, best first. The
@@ -412,7 +409,7 @@ class Captioner:
             batches,
             read,
             self.encoder.see,
-            partial(self.search_each, options=options, n_best=n_best, maps=maps),
+            partial(self.search_each, options=options, n_best=n_best, words=words, maps=maps),
             device=self.device,
             images_per_pass=self.encoder.images_per_pass,
             needed=needed,
@@ -586,17 +583,6 @@ class Captioner:
                 captioner.encoder, captioner.decoder = join_models(models)
             captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
             return captioner.to(device)
-
-
-def _looks(tokens: list[str], weights: Tensor) -> tuple[WordAttention, ...]:
-    """Convert the weights of a caption's words, (T, P + 1), the sentinel's last."""
-    size = isqrt(weights.shape[1] - 1)
-    return tuple(
-        WordAttention(
-            detokenize([token]), tuple(zip(*[iter(row[:-1])] * size, strict=True)), row[-1]
-        )
-        for token, row in zip(tokens, weights.tolist(), strict=False)
-    )
 
 
 def _raise_first(results: Sequence[object]) -> None:

@@ -30,6 +30,7 @@ _BRACKETS = {
     "[": "-lsb-", "]": "-rsb-",
     "{": "-lcb-", "}": "-rcb-",
 }  # fmt: skip
+_MARKS = {name: mark for mark, name in _BRACKETS.items()}
 
 # The PTB conventions for single characters. Double quotes, long dashes and ellipses become
 # spaces here, because they are punctuation that is removed later.
@@ -177,11 +178,10 @@ def detokenize(tokens: Iterable[str]) -> str:
     tokens = list(tokens)
     for token in tokens:
         must_be("tokens", token, str)
-    brackets = {name: mark for mark, name in _BRACKETS.items()}
     words: list[str] = []
     previous = ""
     for token in tokens:
-        word = brackets.get(token, token)
+        word = _MARKS.get(token, token)
         if words and _joins(previous, token):
             words[-1] += word
         else:
@@ -204,15 +204,33 @@ class WordAttention:
     """Where the model looks before it writes a word: weights that sum to 1.
 
     Attributes:
-        word: the word, or a clitic such as "n't".
         places: weight of each place of the image, 0 to 1; S rows from top to bottom, each with S
             places from left to right.
         sentinel: weight of the sentinel, 0 to 1: the model does not look at the image.
     """
 
-    word: str
     places: tuple[tuple[float, ...], ...]
     sentinel: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a caption, or the end token, and how probable it was at its place.
+
+    Attributes:
+        text: the word, or a clitic such as "n't"; `<eos>` is the end token.
+        log_prob: natural logarithm of its probability, given the image and the words before it.
+        alternatives: the most probable other words at its place, best first, each with its
+            log-probability; empty if they were not asked for. Words that the search may not write
+            are left out.
+        attention: where the model looked before it; None if it was not asked for, or the model has
+            no attention.
+    """
+
+    text: str
+    log_prob: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+    attention: WordAttention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,15 +243,15 @@ class Caption:
         score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
             neighbours' votes. Sampling: log_prob.
         finished: False if max_length cut the caption off before an end token.
-        attention: where the model looked before each word of the caption, end token excluded;
-            None if it was not asked for, or the model has no attention.
+        words: its words and, if it is finished, the end token; empty if they were not asked for.
+            Their log-probabilities add up to `log_prob`.
     """
 
     text: str
     log_prob: float
     score: float
     finished: bool
-    attention: tuple[WordAttention, ...] | None = None
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,6 +333,11 @@ class Vocabulary:
             if token_id not in (self.pad_id, self.bos_id):
                 tokens.append(self._tokens[token_id])
         return tokens
+
+    def shown(self, token_id: int) -> str:
+        """Return a token as captions show it: `(` for `-lrb-`."""
+        token = self._tokens[token_id]
+        return _MARKS.get(token, token)
 
     def coverage(self, captions_tokens: Iterable[Sequence[str]]) -> float:
         """Return the fraction of tokens that are in the vocabulary, 0 to 1; 1 without tokens."""

@@ -1,4 +1,4 @@
-"""`Caption.attention`: where the model looked before each word."""
+"""`Word.attention`: where the model looked before each word."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def test_each_word_has_the_weights_of_the_step_that_wrote_it(cell: str) -> None:
         for caption in captions:
             words = tokenize(caption.text)
             lengths.add(len(words))
-            assert [look.word for look in caption.attention] == words
+            assert [word.text for word in caption.words] == words + ["<eos>"] * caption.finished
             hidden, keys = decoder.begin(image[None])
             token = Vocabulary.bos_id
-            for look in caption.attention:
+            for word in caption.words:
                 with torch.inference_mode():
                     outputs, hidden = decoder.run_cell(torch.tensor([[token]]), hidden)
                     weights = decoder.attention(outputs, keys)[1].flatten()
-                places = torch.tensor(look.places)
+                places = torch.tensor(word.attention.places)
                 assert places.shape == (GRID, GRID)
                 expected = weights[:-1].view(GRID, GRID)
                 torch.testing.assert_close(places, expected, atol=1e-4, rtol=1e-4)
-                assert look.sentinel == pytest.approx(weights[-1].item(), abs=1e-4)
-                token = captioner.vocabulary.encode([look.word])[0]
+                assert word.attention.sentinel == pytest.approx(weights[-1].item(), abs=1e-4)
+                token = captioner.vocabulary.encode([word.text])[0]
     assert len(lengths) > 1
 
 
@@ -67,15 +67,16 @@ def test_maps_change_no_caption(search: str) -> None:
     options = captioner.settings(search=search)
     plain = captioner.search(features(captioner), options)
     mapped = captioner.search(features(captioner), options, maps=True)
-    assert all(caption.attention is None for [caption] in plain)
-    assert [[replace(caption, attention=None)] for [caption] in mapped] == plain
+    assert all(caption.words == () for [caption] in plain)
+    assert [[replace(caption, words=())] for [caption] in mapped] == plain
 
 
 def test_without_attention_there_is_no_map() -> None:
     captioner = toys.captioner()
     assert captioner.map_size() == 0
     [[caption]] = captioner.search(features(captioner, 1), maps=True)
-    assert caption.attention is None
+    assert caption.words
+    assert all(word.attention is None for word in caption.words)
 
 
 def test_an_ensemble_has_the_mean_map_of_the_models_that_look() -> None:
@@ -94,7 +95,7 @@ def test_an_ensemble_has_the_mean_map_of_the_models_that_look() -> None:
         inputs = torch.tensor([[[Vocabulary.bos_id, *ids[:-1]]]])
         weights = [each.decoder.attend(image[None], inputs) for each in (one, other)]
         expected = torch.stack(weights).mean(0)[0, 0, :, :-1].unflatten(1, (GRID, GRID))
-        found = torch.tensor([look.places for look in caption.attention])
+        found = torch.tensor([word.attention.places for word in caption.words[: len(ids)]])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -118,7 +119,7 @@ def test_a_map_comes_from_float32_whatever_the_search_rounds() -> None:
         for precision in ("bf16", "fp32")
     )
     same = [
-        [torch.tensor([look.places for look in caption.attention]) for caption in (a, b)]
+        [torch.tensor([w.attention.places for w in caption.words]) for caption in (a, b)]
         for [a], [b] in zip(rounded, exact, strict=True)
         if a.text == b.text
     ]

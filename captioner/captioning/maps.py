@@ -19,7 +19,7 @@ from captioner.errors import ConfigError, checked_names, must_be
 from captioner.system.files import whole_file
 from captioner.system.ownership import owns
 from captioner.system.version import __version__
-from captioner.text import WordAttention
+from captioner.text import Word
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,14 +57,16 @@ def draw_maps(record: Record, path: str | Path) -> None:
     """
     must_be("record", record, Record)
     must_be("path", path, str, Path)
-    attention = record.captions[0].attention if record.captions else None
-    if record.pixels is None or attention is None:
+    words = record.captions[0].words if record.captions else ()
+    if record.pixels is None or not words or not words[0].attention:
         reason = record.error or (
             "caption with CaptioningOptions(maps=True) and a model of decoder.attention: spatial"
         )
         raise ConfigError(f"record: has no maps: {reason}")
+    if record.captions[0].finished:
+        words = words[:-1]  # the end token
     picture = record.pixels.permute(1, 2, 0).numpy()
-    figure = _figure(picture, record.caption, attention, record.visible)
+    figure = _figure(picture, record.caption, words, record.visible)
     # `system.ownership` recognises the file by its title before it replaces the file.
     metadata = {"Title": "captioner attention", "Software": f"captioner {__version__}"}
     with whole_file(Path(path), "map") as aside, warnings.catch_warnings():
@@ -114,7 +116,7 @@ class MapFolder:
 def _figure(
     picture: NDArray[np.uint8],
     caption: str,
-    attention: tuple[WordAttention, ...],
+    words: tuple[Word, ...],
     visible: float,
 ) -> Figure:
     """Draw a picture, uint8 (H, W, 3), and one panel for each word."""
@@ -122,8 +124,8 @@ def _figure(
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    rows = -(-(len(attention) + 1) // COLUMNS)
-    columns = -(-(len(attention) + 1) // rows)
+    rows = -(-(len(words) + 1) // COLUMNS)
+    columns = -(-(len(words) + 1) // rows)
     lines = textwrap.wrap(caption, 13 * columns) or [""]
     width, height = columns * WIDTH + SCALE + MARGIN, rows * HEIGHT + 0.25 * len(lines) + 2 * MARGIN
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -144,15 +146,16 @@ def _figure(
     first.set_title("the image", fontsize=9, color="0.4", pad=4)
     if visible < 0.995:
         _write_below(first, f"the middle {visible:.0%} of it")
+    looks = [word.attention for word in words if word.attention]
     edges = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-    scale = Normalize(0, max((max(map(max, look.places)) for look in attention), default=1))
-    for number, look in enumerate(attention, 1):
+    scale = Normalize(0, max((max(map(max, look.places)) for look in looks), default=1))
+    for number, (word, look) in enumerate(zip(words, looks, strict=True), 1):
         axes = panel(number)
         axes.imshow(picture)
         weights = np.array(look.places)
         axes.imshow(weights, COLOURS, scale, alpha=OPACITY, extent=edges, interpolation="bilinear")
-        word = look.word if len(look.word) <= LONGEST else look.word[: LONGEST - 1] + "…"
-        axes.set_title(word, **_WORDS, fontsize=10, pad=4)
+        title = word.text if len(word.text) <= LONGEST else word.text[: LONGEST - 1] + "…"
+        axes.set_title(title, **_WORDS, fontsize=10, pad=4)
         _write_below(axes, f"not the image: {look.sentinel:.2f}")
     bar = figure.add_axes(
         (

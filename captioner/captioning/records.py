@@ -46,7 +46,8 @@ class CaptioningOptions:
         scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than
             twice the CNN's input size: much faster; pixels (0 to 255) differ by less than 1.
         max_memory: bytes for reading and decoding images; None: `usual_limit`.
-        maps: fill `Caption.attention` and `Record.pixels`, for `draw_maps`; not with Ray.
+        maps: fill `Caption.words` with attention, and `Record.pixels`, for `draw_maps`; not with
+            Ray.
     """
 
     n_best: int = 1

@@ -138,7 +138,7 @@ def _pointing(
             seen = pixels(Image.fromarray(region.mask).convert("RGB"))[:1] > 127
             cells = functional.adaptive_max_pool2d(seen.float(), size)[0] > 0
             things.append(Thing(region.words, cells.numpy(), float(seen.sum())))
-        rows.append((best.attention or (), things))
+        rows.append((best.words, things))
     found = {
         "all": pointing(rows),
         "different_things": pointing(row for row in rows if len(row[1]) > 1),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.text import WordAttention
+from captioner.text import Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Pointing:
 
 
 def pointing(
-    captions: Iterable[tuple[Sequence[WordAttention], Sequence[Thing]]],
+    captions: Iterable[tuple[Sequence[Word], Sequence[Thing]]],
 ) -> Pointing | None:
     """Compute how often a word's strongest place lies on a thing that the word names.
 
@@ -49,19 +49,19 @@ def pointing(
     Backprop", with words instead of classes.
 
     Args:
-        captions: the attention of each image's caption, and the image's things.
+        captions: the words of each image's caption, with attention, and the image's things.
 
     Returns:
         None if no word counts.
     """
     rows: list[tuple[bool, float, bool]] = []
-    for attention, things in captions:
+    for words, things in captions:
         largest = max((thing.area for thing in things), default=0.0)
-        for look in attention:
-            named = [thing for thing in things if look.word in thing.words and thing.places.any()]
-            if named:
+        for word in words:
+            named = [thing for thing in things if word.text in thing.words and thing.places.any()]
+            if named and word.attention:
                 right = np.any([thing.places for thing in named], axis=0)
-                strongest = np.argmax(look.places)
+                strongest = np.argmax(word.attention.places)
                 rows.append(
                     (
                         bool(right.flat[strongest]),

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from captioner.config import DecodingConfig
 from captioner.search.common import Hypotheses, SpecialIds, Step, no_numbers, token_log_probs
-from captioner.search.top_tokens import top_tokens
+from captioner.search.top_tokens import ids_of, to_keys, top_tokens
 
 
 class _Sentences(NamedTuple):
     """W sentences per image, A images, best first; an empty place has total and score -inf."""
 
-    written: Tensor  # start token, words, end tokens up to the width, int64 (A, W, 1+max_length)
+    written: Tensor  # start token, words, then end tokens, int64 (A, W, 1+max_length, 1+C): keys
+    # (see `top_tokens`) of the token at each place and of the C most probable there
     totals: Tensor  # log-probabilities, float32 (A, W)
     scores: Tensor  # ranking scores, float32 (A, W)
 
@@ -30,13 +31,18 @@ class _Sentences(NamedTuple):
 
     def take(self, order: Tensor) -> _Sentences:
         """Return the sentences at indices `order`, int64 (A, m), of each image."""
-        written = self.written.take_along_dim(order[:, :, None], dim=1)
+        written = self.written.take_along_dim(order[:, :, None, None], dim=1)
         return _Sentences(written, self.totals.gather(1, order), self.scores.gather(1, order))
 
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, hidden: Tensor, ids: SpecialIds, options: DecodingConfig, n_best: int = 1
+    step: Step,
+    hidden: Tensor,
+    ids: SpecialIds,
+    options: DecodingConfig,
+    n_best: int = 1,
+    choices: int = 0,
 ) -> Hypotheses:
     """Search for the sentences of highest score with a beam of K prefixes.
 
@@ -55,6 +61,7 @@ def beam_search(
         options: beam_size K (1: greedy search), max_length, no_repeat_ngram_size, and the
             length_penalty a in score = log_prob / length**a, where length counts the end token.
         n_best: sentences per image, 1 to K.
+        choices: number C of the most probable tokens to keep for each place, 0 to V.
 
     Returns:
         n_best different sentences per image, best first. Sentences that max_length cut off rank
@@ -64,19 +71,19 @@ def beam_search(
     suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=hidden.device)
     images = torch.arange(hidden.shape[1], device=hidden.device)  # the A unfinished images
     # Live prefixes, (A, W), best first; an extension of a dead prefix (total -inf) is dead.
-    written = images.new_full((len(images), 1, 1 + max_length), ids.eos_id)
+    written = images.new_full((len(images), 1, 1 + max_length, 1 + choices), ids.eos_id)
     written[:, :, 0] = ids.bos_id
     totals = torch.zeros(len(images), 1, device=hidden.device)
     nothing = torch.full((len(images), n_best), -torch.inf, device=hidden.device)
-    kept = _Sentences(written.expand(-1, n_best, -1), nothing, nothing)
+    kept = _Sentences(written.expand(-1, n_best, -1, -1), nothing, nothing)
     results: list[tuple[Tensor, _Sentences, Tensor]] = []  # images, sentences, finished
     length = 0
     while len(images) and length < max_length:
-        logits, hidden = step(written[:, :, length].flatten(), hidden, images)
+        logits, hidden = step(ids_of(written[:, :, length, 0]).flatten(), hidden, images)
         broken = no_numbers(logits).view(len(images), -1).any(1, keepdim=True)
         log_probs = token_log_probs(logits, suppressed)
         if options.no_repeat_ngram_size:
-            prefixes = written[:, :, 1 : 1 + length].flatten(0, 1)
+            prefixes = ids_of(written[:, :, 1 : 1 + length, 0]).flatten(0, 1)
             _block_repeats(log_probs, prefixes, options.no_repeat_ngram_size)
         length += 1
         ended, written, totals, rows = _extend(
@@ -123,7 +130,7 @@ def _extend(
     """Extend every prefix by every token, and separate finished and live extensions.
 
     Args:
-        written: live prefixes, (A, W, 1+max_length).
+        written: live prefixes, (A, W, 1+max_length, 1+C).
         totals: log-probabilities of the prefixes, (A, W).
         log_probs: log-probabilities of the next token, (A*W, V); overwritten.
         length: tokens of an extended prefix.
@@ -135,6 +142,10 @@ def _extend(
         and `totals`; and the row of `log_probs` that each of these extends, int64 (A, K).
     """
     (num_images, width), beam_size = totals.shape, options.beam_size
+    prefixes, before = written.flatten(0, 1), totals
+    choices = written.shape[3] - 1
+    if choices:
+        prefixes[:, length, 1:] = to_keys(*top_tokens(log_probs, choices))
     log_probs += totals.view(-1, 1)
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.
     extensions = log_probs.view(num_images, -1)  # A, W*V
@@ -142,14 +153,17 @@ def _extend(
     beams = places.div(log_probs.shape[1], rounding_mode="floor")
     token_ids = places - beams * log_probs.shape[1]
     rows = beams + torch.arange(0, len(log_probs), width, device=beams.device)[:, None]
-    prefixes = written.flatten(0, 1)
+    # Differences of the totals add up to the last total; rounding lost a part of `log_probs`.
+    keys = to_keys(totals - before.gather(1, beams), token_ids)
 
     ends = token_ids == eos_id
     ended = None
     if ends[:, :beam_size].any():
         ended_totals = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]
+        written = prefixes[rows[:, :beam_size]]
+        written[:, :, length, 0] = keys[:, :beam_size]
         ended = _Sentences(
-            prefixes[rows[:, :beam_size]],  # prefixes are padded with end tokens
+            written,
             ended_totals,
             ended_totals / math.pow(length, options.length_penalty),
         )
@@ -157,7 +171,7 @@ def _extend(
     totals = totals.masked_fill(ends, -torch.inf).gather(1, live)
     rows = rows.gather(1, live)
     written = prefixes[rows]
-    written[:, :, length] = token_ids.gather(1, live)
+    written[:, :, length, 0] = keys.gather(1, live)
     return ended, written, totals, rows
 
 
@@ -191,6 +205,6 @@ def _in_order(
     images, sentences, finished = zip(*results, strict=True)
     order = torch.cat(images).argsort()
     written, totals, scores = (torch.cat(column)[order] for column in zip(*sentences, strict=True))
-    token_ids = written[:, :, 1 : 1 + length]
-    lengths = (token_ids != eos_id).sum(2)
-    return Hypotheses(token_ids, lengths, totals, scores, torch.cat(finished)[order])
+    written = written[:, :, 1 : 1 + length]
+    lengths = (ids_of(written[..., 0]) != eos_id).sum(2)
+    return Hypotheses(written, lengths, totals, scores, torch.cat(finished)[order])

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from captioner.search.top_tokens import ids_of, to_keys, top_tokens
+
 Step: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps (token_ids int64 (N,), hidden (L, N, H), images int64 (A,)) to (logits (N, V), hidden).
 
@@ -31,16 +33,22 @@ class Hypotheses(NamedTuple):
     or +inf, or are all -inf, all its log-probabilities and scores are NaN.
     """
 
-    token_ids: Tensor  # without start token, padded with the end token, int64 (B, n, T)
+    written: Tensor  # without start token, padded with the end token, int64 (B, n, T, 1 + C):
+    # keys (see `top_tokens`) of the token at each place and of the C most probable there
     lengths: Tensor  # number of tokens before the end token, int64 (B, n)
     log_probs: Tensor  # sums of log-probabilities in nats, end token included, float32 (B, n)
     scores: Tensor  # for ranking, float32 (B, n)
     finished: Tensor  # whether the sentence has an end token, bool (B, n)
 
+    @property
+    def token_ids(self) -> Tensor:
+        """Token ids without start token, padded with the end token, int64 (B, n, T)."""
+        return ids_of(self.written[..., 0])
+
     def take(self, order: Tensor) -> Hypotheses:
         """Return the sentences at indices `order`, int64 (B, m), of each image."""
-        token_ids = self.token_ids.take_along_dim(order[:, :, None], dim=1)
-        return Hypotheses(token_ids, *(column.gather(1, order) for column in self[1:]))
+        written = self.written.take_along_dim(order[:, :, None, None], dim=1)
+        return Hypotheses(written, *(column.gather(1, order) for column in self[1:]))
 
 
 def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
@@ -72,6 +80,7 @@ def roll_out(
     max_length: int,
     choose: Callable[[Tensor], Tensor],
     copies: int = 1,
+    choices: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Write tokens in each row until every row has its end token or `max_length` tokens.
 
@@ -82,14 +91,15 @@ def roll_out(
         max_length: at least 1.
         choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
         copies: rows of an image.
+        choices: number C of the most probable tokens to keep for each place, 0 to V.
 
     Returns:
-        Token ids padded with the end token, int64 (N, T), and the sum of their log-probabilities,
-        float32 (N,): NaN if a step has no finite maximum.
+        Keys of the tokens and choices, padded with the end token, int64 (N, T, 1 + C), and the sum
+        of the tokens' log-probabilities, float32 (N,): NaN if a step has no finite maximum.
     """
     device, rows = hidden.device, hidden.shape[1]
     suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=device)
-    written = torch.full((rows, max_length), ids.eos_id, device=device)
+    written = torch.full((rows, max_length, 1 + choices), ids.eos_id, device=device)
     totals = torch.zeros(rows, device=device)
     active = torch.arange(rows, device=device)
     images = active // copies
@@ -102,9 +112,13 @@ def roll_out(
         # A broken row ends here; `choose` still needs probabilities in it.
         log_probs.masked_fill_(broken[:, None], 0)
         token_ids = choose(log_probs).masked_fill(broken, ids.eos_id)
-        written[active, length] = token_ids
         chosen = log_probs.gather(1, token_ids[:, None]).squeeze(1)
-        totals[active] += chosen.masked_fill(broken, torch.nan)
+        before = totals[active]
+        after = totals[active] = before + chosen.masked_fill(broken, torch.nan)
+        # Differences of the totals add up to the last total; rounding lost a part of `chosen`.
+        written[active, length, 0] = to_keys(after - before, token_ids)
+        if choices:
+            written[active, length, 1:] = to_keys(*top_tokens(log_probs, choices))
         length += 1
         going = (token_ids != ids.eos_id).nonzero().squeeze(1)
         if going.numel() < active.numel():  # finished rows take no further steps

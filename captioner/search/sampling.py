@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captioner.config import DecodingConfig
 from captioner.search.common import Hypotheses, SpecialIds, Step, roll_out
-from captioner.search.top_tokens import top_tokens
+from captioner.search.top_tokens import ids_of, top_tokens
 
 
 @torch.inference_mode()
@@ -18,6 +18,7 @@ def sample(
     options: DecodingConfig,
     n_best: int = 1,
     generator: torch.Generator | None = None,
+    choices: int = 0,
 ) -> Hypotheses:
     """Draw sentences token by token: temperature, then top-k, then top-p.
 
@@ -31,6 +32,7 @@ def sample(
         options: max_length, temperature, top_k and top_p.
         n_best: sentences per image, at least 1.
         generator: source of randomness on the device of hidden; None: the global generator.
+        choices: number C of the most probable tokens to keep for each place, 0 to V.
 
     Returns:
         n_best independent sentences per image, in the order drawn. log_probs and scores are
@@ -38,21 +40,22 @@ def sample(
         top-k and top-p. The tensors are inference tensors: clone() the token ids before training
         on them.
     """
-    token_ids, log_probs = roll_out(
+    written, log_probs = roll_out(
         step,
         hidden.repeat_interleave(n_best, dim=1),
         ids,
         options.max_length,
         lambda log_probs: _draw(log_probs, options, generator),
         copies=n_best,
+        choices=choices,
     )
-    token_ids = token_ids.view(hidden.shape[1], n_best, token_ids.shape[1])
+    written = written.view(hidden.shape[1], n_best, *written.shape[1:])
     log_probs = log_probs.view(-1, n_best)
     # If one sentence of an image is NaN, the image's other sentences are wrong too.
     broken = log_probs.isnan().any(dim=1, keepdim=True)
     log_probs = log_probs.masked_fill(broken, torch.nan)
-    ends = token_ids == ids.eos_id
-    return Hypotheses(token_ids, (~ends).sum(dim=2), log_probs, log_probs, ends.any(dim=2))
+    ends = ids_of(written[..., 0]) == ids.eos_id
+    return Hypotheses(written, (~ends).sum(dim=2), log_probs, log_probs, ends.any(dim=2))
 
 
 def _draw(log_probs: Tensor, options: DecodingConfig, generator: torch.Generator | None) -> Tensor:

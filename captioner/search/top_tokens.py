@@ -2,11 +2,12 @@
 
 `torch.topk` does not define its choice between equal values, and log-probabilities from bf16
 logits are often equal. Here a 64-bit key holds each log-probability and its token id. All keys of
-a row differ, so the choice is defined.
+a row differ, so the choice is defined. Searches keep the keys of what they write.
 
 Log-probabilities are at most 0. The bits of their absolute values, read as integers, have the
 order of the values: the smallest is the most probable. They are the upper half of the key, and
-the id is the lower half. Here tokens 1 and 3 are equally probable; token 1 has the smaller key:
+the id is the lower half. So an id is the key of a token of log-probability 0. Here tokens 1 and 3
+are equally probable; token 1 has the smaller key:
 
 >>> import torch
 >>> top_tokens(torch.tensor([[-2.0, -0.5, -1.0, -0.5]]), 2)
@@ -20,6 +21,21 @@ from torch import Tensor
 
 _BLOCK = 32  # tokens; near the square root of V / k, the cheapest size
 _LOW = 2**32 - 1  # the lower half of 64 bits
+
+
+def to_keys(log_probs: Tensor, token_ids: Tensor) -> Tensor:
+    """Join log-probabilities, float32 and at most 0, and token ids to keys, int64."""
+    return log_probs.abs().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(token_ids)
+
+
+def ids_of(keys: Tensor) -> Tensor:
+    """Return the token ids of keys, int64."""
+    return keys.bitwise_and(_LOW)
+
+
+def log_probs_of(keys: Tensor) -> Tensor:
+    """Return the log-probabilities of keys, float32."""
+    return 0 - keys.bitwise_right_shift(32).int().view(torch.float32)
 
 
 def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -38,9 +54,8 @@ def top_tokens(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if len(ids) > 2 * k * _BLOCK:
         ids = _promising(log_probs, ids, k)
         log_probs = log_probs.gather(1, ids)
-    keys = log_probs.abs().view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(ids)
-    best = keys.topk(k, dim=1, largest=False)
-    return log_probs.gather(1, best.indices), best.values.bitwise_and_(_LOW)
+    best = to_keys(log_probs, ids).topk(k, dim=1, largest=False)
+    return log_probs.gather(1, best.indices), ids_of(best.values)
 
 
 def _promising(log_probs: Tensor, ids: Tensor, k: int) -> Tensor:

@@ -20,7 +20,7 @@ from captioner.cli import main
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ConfigError
 from captioner.system.ownership import owns
-from captioner.text import Caption, WordAttention
+from captioner.text import Caption, Word, WordAttention
 
 import toys
 
@@ -55,12 +55,17 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return caption
 
 
-def words(*weights: float) -> tuple[WordAttention, ...]:
-    return tuple(WordAttention(f"w{w}", ((w, 0.1), (0.0, 0.0)), 0.9 - w) for w in weights)
+def word(text: str, *places: tuple[float, ...], sentinel: float = 0.1) -> Word:
+    return Word(text, -0.5, attention=WordAttention(places, sentinel))
 
 
-def record(text: str = "w0.2 w0.7", attention: tuple[WordAttention, ...] | None = None) -> Record:
-    caption = Caption(text, -1.0, -1.0, True, attention or words(0.2, 0.7))
+def words(*weights: float) -> tuple[Word, ...]:
+    return tuple(word(f"w{w}", (w, 0.1), (0.0, 0.0), sentinel=0.9 - w) for w in weights)
+
+
+def record(text: str = "w0.2 w0.7", spelled: tuple[Word, ...] = ()) -> Record:
+    spelled = (*(spelled or words(0.2, 0.7)), word("<eos>", (0.9,)))
+    caption = Caption(text, -1.0, -1.0, True, spelled)
     return Record("a/photo.jpg", (caption,), pixels=torch.full((3, 8, 8), 200, dtype=torch.uint8))
 
 
@@ -177,12 +182,12 @@ def test_long_captions_wrap_into_rows(length: int) -> None:
     assert len({box[1] for box in boxes}) == -(-(length + 1) // 6)
 
 
-@pytest.mark.parametrize("word", ["$x^", "$a$", "\\frac", "x" * 200, "\u72d7", "<b>&"])
-def test_any_word_can_be_drawn(word: str, tmp_path: Path) -> None:
-    look = WordAttention(word, ((0.5, 0.2), (0.1, 0.1)), 0.1)
-    draw_maps(record(f"{word} {word}", (look, look)), tmp_path / "map.png")
+@pytest.mark.parametrize("text", ["$x^", "$a$", "\\frac", "x" * 200, "\u72d7", "<b>&"])
+def test_any_word_can_be_drawn(text: str, tmp_path: Path) -> None:
+    look = word(text, (0.5, 0.2), (0.1, 0.1))
+    draw_maps(record(f"{text} {text}", (look, look)), tmp_path / "map.png")
     assert owns(tmp_path / "map.png", "map")
-    figure = _figure(record().pixels.permute(1, 2, 0).numpy(), word, (look,), 1.0)
+    figure = _figure(record().pixels.permute(1, 2, 0).numpy(), text, (look,), 1.0)
     assert max(len(axes.get_title()) for axes in figure.axes) <= LONGEST
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.data.scenes.drawing import draw, masks
 from captioner.data.scenes.grammar import parse_scene
 from captioner.metrics import Thing, pointing
-from captioner.text import WordAttention
+from captioner.text import Word, WordAttention
 
 
 def thing(words: str, *cells: tuple[int, int], area: float = 1) -> Thing:
@@ -21,10 +21,10 @@ def thing(words: str, *cells: tuple[int, int], area: float = 1) -> Thing:
     return Thing(frozenset(words.split()), places, area)
 
 
-def look(word: str, row: int, column: int, sentinel: float = 0.0) -> WordAttention:
+def look(word: str, row: int, column: int, sentinel: float = 0.0) -> Word:
     places = [[0.1, 0.1], [0.1, 0.1]]
     places[row][column] = 0.2
-    return WordAttention(word, tuple(map(tuple, places)), sentinel)
+    return Word(word, -1.0, attention=WordAttention(tuple(map(tuple, places)), sentinel))
 
 
 RED = thing("red square", (0, 0), area=5)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from captioner.search.common import SpecialIds, roll_out
+from captioner.search.top_tokens import ids_of
 
 from search_toys import BOS, EOS, PlainStep, of_any_image
 
@@ -27,7 +28,7 @@ def greedy_search(
         row repeats it.
     """
     ids = SpecialIds(BOS, EOS, suppress_ids)
-    token_ids, _ = roll_out(
+    written, _ = roll_out(
         of_any_image(step), hidden, ids, max_length, lambda log_probs: log_probs.argmax(dim=1)
     )
-    return token_ids
+    return ids_of(written[..., 0])

@@ -24,12 +24,13 @@ def beam_search(
     *,
     suppress_ids: tuple[int, ...] = (),
     n_best: int = 1,
+    choices: int = 0,
     **options: float,
 ) -> Hypotheses:
     """Beam search with some settings; without a length penalty unless one is given."""
     ids = SpecialIds(BOS, EOS, suppress_ids)
     return search.beam_search(
-        of_any_image(step), hidden, ids, NEUTRAL.model_copy(update=options), n_best
+        of_any_image(step), hidden, ids, NEUTRAL.model_copy(update=options), n_best, choices
     )
 
 
@@ -40,12 +41,13 @@ def sample(
     suppress_ids: tuple[int, ...] = (),
     n_best: int = 1,
     generator: torch.Generator | None = None,
+    choices: int = 0,
     **options: float,
 ) -> Hypotheses:
     """Sampling with some settings, also with such that a config refuses."""
     ids = SpecialIds(BOS, EOS, suppress_ids)
     chosen = NEUTRAL.model_copy(update=options)
-    return search.sample(of_any_image(step), hidden, ids, chosen, n_best, generator)
+    return search.sample(of_any_image(step), hidden, ids, chosen, n_best, generator, choices)
 
 
 def of_any_image(step: PlainStep) -> Step:

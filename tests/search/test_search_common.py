@@ -43,9 +43,9 @@ def test_suppression_leaves_the_other_probabilities_alone():
 
 def three_of_two_images() -> Hypotheses:
     return Hypotheses(
-        token_ids=torch.tensor(
-            [[[4, 5, 6], [7, 1, 1], [8, 9, 1]], [[2, 3, 1], [2, 1, 1], [1] * 3]]
-        ),
+        written=torch.tensor([[[4, 5, 6], [7, 1, 1], [8, 9, 1]], [[2, 3, 1], [2, 1, 1], [1] * 3]])[
+            ..., None
+        ],
         lengths=torch.tensor([[3, 1, 2], [2, 1, 0]]),
         log_probs=torch.tensor([[-1.0, -4.0, -3.0], [-3.0, -2.0, -0.5]]),
         scores=torch.tensor([[-10.0, -40.0, -30.0], [-30.0, -20.0, -5.0]]),
@@ -70,7 +70,7 @@ def test_other_scores_rank_the_finished_first_and_equal_ones_as_they_were():
     assert ranked.scores.tolist() == [[2.0, 1.0, 9.0], [6.0, 5.0, 5.0]]
     assert ranked.log_probs.tolist() == [[-3.0, -4.0, -1.0], [-2.0, -3.0, -0.5]]
     many = Hypotheses(
-        token_ids=torch.arange(200).view(1, 200, 1),
+        written=torch.arange(200).view(1, 200, 1, 1),
         lengths=torch.ones(1, 200, dtype=torch.int64),
         log_probs=torch.zeros(1, 200),
         scores=torch.zeros(1, 200),
