@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
@@ -15,7 +16,9 @@ from captioner.system.files import no_stream, read_json, sweep
 from captioner.system.foreign import excerpt, plain
 from captioner.system.version import __version__
 
-FORMAT_VERSION = 1
+Storage = Literal["fp32", "fp16"]
+# The format version of each storage: older versions of captioner read fp32 only.
+FORMAT_VERSIONS: Mapping[Storage, int] = {"fp32": 1, "fp16": 2}
 
 
 class CnnConfig(BaseModel):
@@ -39,13 +42,15 @@ class SizedDecoderConfig(DecoderConfig):
 class ModelConfig(BaseModel):
     """`config.json`; fields of later versions are ignored."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int
     captioner_version: str = __version__
     encoder: Annotated[
         Annotated[CnnConfig, Tag("one")]
         | Annotated[list[CnnConfig], Field(fail_fast=True), Tag("several")],
         Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
     ]
+    # Of the numbers in `model.safetensors`; None: any, in directories of captioner 0.1.
+    storage: Storage | None = None
     mirrored: bool = False
     grid: int = Field(default=0, ge=0)
     grid_channels: int = Field(default=256, ge=1)
@@ -103,13 +108,20 @@ def read_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
         raise ModelError(f"{path}: not a captioner model config: {reason}") from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version not in FORMAT_VERSIONS.values():
+        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
         raise ModelError(
-            f"{path}: format version {excerpt(version)}, this captioner reads {FORMAT_VERSION}; "
+            f"{path}: format version {excerpt(version)}, this captioner reads {known}; "
             f"update captioner or convert the model"
         )
     try:
-        return ModelConfig.model_validate(config, strict=True)
+        model = ModelConfig.model_validate(config, strict=True)
     except ValidationError as error:
         mistake = first_mistake(error, "one", "several")
         raise ModelError(f"{path}: cannot be used: {mistake}") from error
+    if FORMAT_VERSIONS[model.storage or "fp32"] != version:
+        stated = model.storage or "not stated"
+        raise ModelError(
+            f"{path}: damaged: format version {version} with storage {stated}; restore the file"
+        )
+    return model

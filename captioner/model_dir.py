@@ -3,7 +3,7 @@
     config.json               settings of encoder, decoder and search
     model.safetensors         weights: `encoder.*` (with several CNNs `encoder.0.*`,
                               `encoder.1.*`, ...) and `decoder.*`; `neighbours.*`, the captions of
-                              the training images, if the search uses them
+                              the training images, if the search uses them; in fp32 or fp16
     vocab.json                words and their ids
     preprocessor_config.json  how an image becomes the CNN's input
 
@@ -28,7 +28,9 @@ from captioner.config import DecoderConfig, DecodingConfig, home_path
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours
+from captioner.decoder.packing import pack, unpack
 from captioner.encoder.encoder import (
+    DTYPES,
     Encoder,
     FrozenEncoder,
     side_by_side,
@@ -44,9 +46,11 @@ from captioner.encoder.preprocess import (
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
 from captioner.model_config import (
+    FORMAT_VERSIONS,
     CnnConfig,
     ModelConfig,
     SizedDecoderConfig,
+    Storage,
     model_folder,
     read_config,
 )
@@ -74,15 +78,16 @@ class Model(NamedTuple):
     neighbours: Neighbours | None = None
 
 
-def write_model(folder: Path, model: Model) -> None:
+def write_model(folder: Path, model: Model, storage: Storage = "fp32") -> None:
     """Write a model directory; a crash leaves no partial directory.
 
     Args:
         folder: absent, empty, or a model directory without other files, which is replaced.
         model: what to write.
+        storage: of the numbers; fp16 takes half the space.
 
     Raises:
-        ModelError: if the folder holds other files, or cannot be written.
+        ModelError: if the folder holds other files, or cannot be written, or a weight is too large.
     """
     folder = home_path(os.fspath(folder))
     try:
@@ -93,19 +98,21 @@ def write_model(folder: Path, model: Model) -> None:
         if folder.resolve() == Path.cwd():
             raise ModelError(f"{folder}: is the current working directory; name a folder inside it")
         check(folder, "model", ModelError)
-        _write(folder, model)
+        _write(folder, model, storage)
     except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{folder}: cannot be written: {reason}{advice(error)}") from error
 
 
-def _write(folder: Path, model: Model) -> None:
-    encoder, decoder, vocabulary, decoding, neighbours = model
+def _write(folder: Path, model: Model, storage: Storage) -> None:
+    encoder, decoder, vocabulary, decoding, _ = model
     cnns = [
         CnnConfig.model_validate(asdict(cnn.spec) | {"precision": cnn.precision})
         for cnn in encoder.cnns
     ]
     config = ModelConfig(
+        format_version=FORMAT_VERSIONS[storage],
+        storage=storage,
         encoder=one_or_list(cnns),
         mirrored=encoder.mirrored,
         grid=encoder.grid,
@@ -119,22 +126,45 @@ def _write(folder: Path, model: Model) -> None:
         ),
         decoding=decoding,
     )
-    tensors = {
-        f"{prefix}.{name}": tensor
-        for prefix, cnn in zip(config.cnns(), encoder.cnns, strict=True)
-        for name, tensor in cnn.state.items()
-    }
-    for name, tensor in decoder.state_dict().items():
-        if not (name == TIED and decoder.config.tie_weights):
-            tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
-    for name, tensor in (neighbours.tensors() if neighbours else {}).items():
-        tensors[f"neighbours.{name}"] = tensor.cpu().contiguous()
+    tensors = _tensors(model, storage)
     with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
         text = json.dumps(config.model_dump(), indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
         save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.cnns])
+
+
+def _tensors(model: Model, storage: Storage) -> dict[str, Tensor]:
+    """Return the content of `model.safetensors`."""
+    encoder, decoder, neighbours = model.encoder, model.decoder, model.neighbours
+    several = len(encoder.cnns) > 1
+    tensors = {
+        f"encoder.{number}.{name}" if several else f"encoder.{name}": tensor
+        for number, cnn in enumerate(encoder.cnns)
+        for name, tensor in cnn.state.items()
+    }
+    for name, tensor in decoder.state_dict().items():
+        if not (name == TIED and decoder.config.tie_weights):
+            tensors[f"decoder.{name}"] = tensor.cpu().contiguous()
+    if storage == "fp16":
+        tensors = {name: _half(name, tensor) for name, tensor in tensors.items()}
+    if neighbours:
+        stored = {name: tensor.cpu() for name, tensor in neighbours.tensors().items()}
+        stored = pack(stored) if storage == "fp16" else stored
+        tensors |= {f"neighbours.{name}": tensor.contiguous() for name, tensor in stored.items()}
+    return tensors
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    """Round to fp16; a `ValueError` if a number is too large for it."""
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if not half.isfinite().all():
+        largest = f"{tensor.abs().max().item():,.0f}"
+        raise ValueError(f"fp16 ends at 65,504, and {name} holds {largest}; save as fp32")
+    return half
 
 
 def read_model(folder: str | Path) -> Model:
@@ -152,6 +182,7 @@ def read_model(folder: str | Path) -> Model:
     _check_size(folder, "words", sizes.vocab_size, len(vocabulary), "vocab.json")
     weights = folder / "model.safetensors"
     tensors = _read_weights(weights)
+    _check_storage(tensors, config, weights)
     encoder = _load_encoder(config, preprocess, tensors, weights)
     encoder.mirrored = config.mirrored
     found = encoder.sizes
@@ -162,6 +193,7 @@ def read_model(folder: str | Path) -> Model:
     neighbours = None
     if stored := _take(tensors, "neighbours"):
         try:
+            stored = unpack(stored) if config.storage == "fp16" else stored
             neighbours = Neighbours.read(stored, decoder.num_states * decoder.hidden_size)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
@@ -187,6 +219,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise ModelError(f"{path}: {plain(name)} holds a number that is not finite")
     return tensors
+
+
+def _check_storage(tensors: dict[str, Tensor], config: ModelConfig, where: Path) -> None:
+    """Refuse numbers of another type than `config.json` states."""
+    for name, tensor in tensors.items():
+        if name.startswith("neighbours.") or not (config.storage and tensor.is_floating_point()):
+            continue
+        if tensor.dtype != DTYPES[config.storage]:
+            raise ModelError(
+                f"{where}: does not fit config.json, which states {config.storage}: {plain(name)} "
+                f"is {tensor.dtype}; restore both files"
+            )
 
 
 def _take(tensors: dict[str, Tensor], owner: str) -> dict[str, Tensor]:

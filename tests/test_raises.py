@@ -119,6 +119,7 @@ CASES = {
     ("Captioner.embed", ModelError): lambda: broken().embed(["a dog"]),
     ("Captioner.single_decoder", ModelError): lambda: ensemble().single_decoder("saved"),
     ("Captioner.save", ModelError): lambda: sound().save(__file__),
+    ("Captioner.save", ConfigError): lambda: sound().save("x", storage="fp8"),
     ("Captioner.load", ModelError): lambda: Captioner.load("nowhere"),
     ("Captioner.load", ConfigError): lambda: saved("cuda:99"),
     ("CiderD", DataError): lambda: CiderD([]),

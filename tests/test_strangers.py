@@ -450,10 +450,16 @@ def test_numbers_of_another_kind(folder, part):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         changed = {k: t.to(dtype) if k.startswith(part) else t for k, t in whole.items()}
         save_file(changed, folder / "model.safetensors")
+        assert "config.json, which states fp32" in refused(folder)
+        # Directories of captioner 0.1 state nothing.
+        config = json.loads((folder / "config.json").read_text())
+        stated = config.pop("storage")
+        (folder / "config.json").write_text(json.dumps(config))
         loaded = Captioner.load(folder, "cpu")
         assert {t.dtype for t in loaded.encoder.state.values()} == {torch.float32}
         assert {t.dtype for t in loaded.decoder.state_dict().values()} == {torch.float32}
         assert loaded.encoder.fingerprint()
+        (folder / "config.json").write_text(json.dumps(config | {"storage": stated}))
 
 
 @pytest.mark.parametrize("name", ["decoder.embedding.weight", "encoder.features.0.weight"])

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from captioner.decoder.decoder import Decoder
+from captioner.decoder.packing import check_kinds
 from captioner.metrics.cider import TfIdf
 from captioner.metrics.references import MAX_ORDER, PreparedReferences
 from captioner.search import Hypotheses
@@ -30,6 +31,14 @@ TEMPERATURE = 0.05  # an image's weight is softmax(cosine / TEMPERATURE)
 MIN_IMAGES = 2  # an n-gram of fewer images is dropped: four fifths of all, no effect on scores
 UNIT = 2**40  # votes are summed as integers in units of 1 / UNIT
 MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
+KINDS = {
+    "states": (torch.float16, 2),
+    "keys": (torch.int64, 1),
+    "idf": (torch.float32, 1),
+    "starts": (torch.int64, 1),
+    "ngrams": (torch.int32, 1),
+    "weights": (torch.float16, 1),
+}
 
 
 class Neighbours(NamedTuple):
@@ -73,20 +82,8 @@ class Neighbours(NamedTuple):
         Raises:
             ValueError: if a tensor is missing, or does not fit the others or the decoder.
         """
-        kinds = {
-            "states": (torch.float16, 2),
-            "keys": (torch.int64, 1),
-            "idf": (torch.float32, 1),
-            "starts": (torch.int64, 1),
-            "ngrams": (torch.int32, 1),
-            "weights": (torch.float16, 1),
-        }
-        for name, (dtype, dims) in kinds.items():
-            if name not in tensors:
-                raise ValueError(f"neighbours.{name} is missing")
-            if tensors[name].dtype != dtype or tensors[name].dim() != dims:
-                raise ValueError(f"neighbours.{name} must be a {dims}-dimensional {dtype} tensor")
-        stored = cls(**{name: tensors[name] for name in kinds})
+        check_kinds(tensors, KINDS)
+        stored = cls(**{name: tensors[name] for name in KINDS})
         states, starts, entries = stored.states, stored.starts, len(stored.ngrams)
         fits = (
             states.shape[1] == state_size
