@@ -34,6 +34,7 @@ from captioner.model_config import FORMAT_VERSIONS
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
 from captioner.search import Hypotheses, beam_search, sample
+from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
 from captioner.text import Caption, Vocabulary, tokenize
@@ -276,10 +277,11 @@ class Captioner:
         if precision == "auto" and self.decoder.hidden_size < MIN_ROUNDED_SIZE:
             precision = "fp32"
         hidden, step = self._step(dtype_of(precision, self.device)).start(features)
+        ids = steered(SPECIAL_IDS, options, self.vocabulary)
         if options.search == "beam":
-            return hidden, beam_search(step, hidden, SPECIAL_IDS, options, n_best, choices)
+            return hidden, beam_search(step, hidden, ids, options, n_best, choices)
         generator = torch.Generator(self.device).manual_seed(options.seed)
-        return hidden, sample(step, hidden, SPECIAL_IDS, options, n_best, generator, choices)
+        return hidden, sample(step, hidden, ids, options, n_best, generator, choices)
 
     def _step(self, dtype: torch.dtype) -> Stepping:
         """Return what starts a search, cached per dtype: the weights never change."""
@@ -304,7 +306,7 @@ class Captioner:
         return options
 
     def _check_fit(self, options: DecodingConfig, n_best: int) -> None:
-        """Raise a ConfigError if the model lacks neighbours, or n_best is out of range."""
+        """Raise a ConfigError if the model cannot search so, or n_best is out of range."""
         sampling = options.search == "sample"
         most = MAX_CAPTIONS if sampling else options.beam_size
         if not isinstance(n_best, int) or not 1 <= n_best <= most:
@@ -316,6 +318,7 @@ class Captioner:
                 f"decoding.neighbours: {which} stores no training captions; set "
                 f"decoding.neighbours to 0, or train a model with decoding.neighbours above 0"
             )
+        steered(SPECIAL_IDS, options, self.vocabulary)
 
     @overload  # a string is also an iterable of strings: mypy takes the first overload that fits
     def caption(  # type: ignore[overload-overlap]

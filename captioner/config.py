@@ -6,6 +6,7 @@ All mistakes are reported together, one a line: `section.key: what is wrong, giv
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -40,6 +41,9 @@ Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_CAPTIONS = 1000  # per image
+MAX_START = 10_000  # characters
+MAX_FORBIDDEN = 10**5  # words
+MAX_SHOWN = 60  # characters of steering words in a signature
 MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
 MAX_BYTES = 2**20  # of a config file; larger ones are data
@@ -300,6 +304,9 @@ class DecodingOverrides(TypedDict, total=False):
     beam_size: int
     length_penalty: float
     max_length: int
+    min_length: int
+    start: str
+    forbid: Sequence[str]
     no_repeat_ngram_size: int
     neighbours: float
     precision: Literal["auto", "fp32", "bf16", "fp16"]
@@ -327,6 +334,13 @@ class DecodingConfig(Section):
         0.7, ge=0, le=10, description="exponent a in score = log-probability / length^a"
     )
     max_length: Few = Field(24, description="maximum tokens, end token included")
+    min_length: int = Field(1, ge=0, le=1000, description="minimum words, those of start included")
+    start: str = Field(
+        "", max_length=MAX_START, description="first words of every caption, such as `a photo of`"
+    )
+    forbid: Sequence[str] = Field(
+        (), max_length=MAX_FORBIDDEN, description="words that no caption may hold"
+    )
     no_repeat_ngram_size: int = Field(
         0, ge=0, le=1000, description="n: no n-gram repeats in a caption; 0: off"
     )
@@ -365,13 +379,57 @@ class DecodingConfig(Section):
             )
         return rest | {"search": "sample"} if sample else rest
 
+    @field_validator("start", mode="before")
+    @classmethod
+    def _one_space_between_words(cls, start: Any) -> Any:
+        # YAML reads nothing after the colon as null.
+        return "" if start is None else " ".join(start.split()) if isinstance(start, str) else start
+
+    @field_validator("forbid", mode="before")
+    @classmethod
+    def _tuple_of_words(cls, words: Any) -> Any:
+        # A string is a sequence of letters; a list could change.
+        return (
+            (words,)
+            if isinstance(words, str)
+            else tuple(words)
+            if isinstance(words, list)
+            else words
+        )
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"decoding.min_length: must be at most decoding.max_length, {self.max_length}, "
+                f"given {self.min_length}"
+            )
+        return self
+
     def summary(self) -> str:
         """Return the settings in the form of a score's signature, such as `beam3,lp0.7`."""
         if self.search == "sample":
-            return f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
+            drawn = f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
+            return drawn + self._steering()
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
-        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}"
+        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}{self._steering()}"
+
+    def _steering(self) -> str:
+        """Return the steering of the summary; empty for the defaults."""
+        least = f",min{self.min_length}" if self.min_length != 1 else ""
+        start = f",start={_in_signature(self.start.lower())}" if self.start else ""
+        words = sorted({word.lower() for word in self.forbid})
+        forbid = f",forbid={_in_signature(' '.join(words))}" if words else ""
+        return f"{least}{start}{forbid}"
+
+
+def _in_signature(words: str) -> str:
+    """Write words in a signature, which has no `|`; a digest if there are many."""
+    if len(words) <= MAX_SHOWN and words.isprintable() and "|" not in words:
+        return words
+    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{len(words.split())} words {digest}"
 
 
 def changed_decoding(

@@ -239,7 +239,8 @@ class Caption:
 
     Attributes:
         text: the caption in lower case.
-        log_prob: natural logarithm of the caption's probability, end token included.
+        log_prob: natural logarithm of the caption's probability, end token included, before
+            `start`, `forbid` and `min_length` steer the search: as `Captioner.score` computes it.
         score: the ranking score. Beam search: log_prob / length ** length_penalty plus the
             neighbours' votes. Sampling: log_prob.
         finished: False if max_length cut the caption off before an end token.

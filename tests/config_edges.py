@@ -42,6 +42,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "bleu_weight": {"objective": "scst", "start_from": "runs/a"},
     "objective": {"start_from": "runs/a"},
     "nonlinearity": {"cell": "rnn"},
+    "min_length": {"max_length": 1000},
     "temperature": {"search": "sample"},
     "top_k": {"search": "sample"},
     "top_p": {"search": "sample"},

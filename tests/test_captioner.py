@@ -27,7 +27,7 @@ PICTURES = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue", "gr
 
 @pytest.fixture(scope="module")
 def captioner():
-    return toys.captioner(cell="lstm", num_layers=1)
+    return toys.captioner(cell="lstm", num_layers=1, seed=18)  # a caption for each colour
 
 
 @pytest.fixture
@@ -412,9 +412,11 @@ def test_what_is_no_table_of_features_is_refused(captioner, features):
 def test_an_override_without_effect_is_refused(captioner, search, monkeypatch):
     values = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "beam_size": 2, "length_penalty": 1.0}
     values |= {"no_repeat_ngram_size": 2, "neighbours": 0.0, "max_length": 5, "seed": 1}
+    values |= {"min_length": 2, "start": "a red", "forbid": ("blue",)}
     assert values.keys() | {"search", "precision"} == DecodingConfig.model_fields.keys()
     drawing = {"temperature", "top_k", "top_p"}
-    idle = drawing if search == "beam" else {*values} - drawing - {"max_length", "seed"}
+    both = {"max_length", "min_length", "start", "forbid", "seed"}
+    idle = drawing if search == "beam" else {*values} - drawing - both
     assert DecodingConfig.idle[search] == idle
     trained = DecodingConfig(search=search)  # as a model may be trained to
     monkeypatch.setattr(captioner, "decoding", trained)

@@ -421,6 +421,18 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
         ([], "beam3,lp0.7"),
         (["beam_size=5", "length_penalty=0", "no_repeat_ngram_size=2"], "beam5,lp0.0,no_repeat2"),
         (["search=sample", "top_k=9", "seed=4"], "sample,t1.0,k9,p1.0,seed4"),
+        (["min_length=1", "start=", "forbid=[]"], "beam3,lp0.7"),
+        (["min_length=0"], "beam3,lp0.7,min0"),
+        (
+            ["min_length=4", "start=A  photo of", "forbid=[Women, men, men]"],
+            "beam3,lp0.7,min4,start=a photo of,forbid=men women",
+        ),
+        (["search=sample", "forbid=dog"], "sample,t1.0,k0,p1.0,seed0,forbid=dog"),
+        (["start=a | b"], "beam3,lp0.7,start=3 words 885c6fca"),
+        (
+            ["forbid=[" + ", ".join(map("w{}".format, range(40))) + "]"],
+            "beam3,lp0.7,forbid=40 words ab8ccc72",
+        ),
     ):
         config = load_config(None, [f"decoding.{override}" for override in overrides])
         assert config.decoding.summary() == summary

@@ -35,6 +35,7 @@ from captioner.training.update import check_room
 
 import toys
 
+WORDS = len(toys.WORDS)
 NUMBERS = [each for each in config_edges.settings() if each.kind in (int, float)]
 DEVICES = [
     "meta",
@@ -89,6 +90,8 @@ def sections(draw, section: str, *, small: dict[str, int]) -> Config:
         if section != "decoding" and (needs or setting.name == "objective"):
             continue
         value = draw(values(setting))
+        if setting.name == "min_length":  # `steered` refuses more than the model's words can fill
+            value = min(value, chosen["max_length"], WORDS)
         chosen[setting.name] = min(value, small.get(setting.name, value))
     return Config.model_validate({section: chosen})
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("search", "metrics"),
     ("encoder",),
     ("decoder",),
-    ("data", "model_config"),
+    ("data", "model_config", "steering"),
     ("model_dir", "pipeline"),
     ("captioner",),
     ("run_dir",),

@@ -147,7 +147,7 @@ def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str,
     identity: dict[str, object] = {
         "model": model,
         "n_best": how.n_best,
-        **options.model_dump(),
+        **options.model_dump(mode="json"),
         "max_pixels": how.max_pixels,
         "scaled_decoding": how.scaled_decoding,
         "resizing": RESIZING,

@@ -44,6 +44,9 @@ _DECODING = {
     "--beam-size": (int, "Hypotheses kept per image; 1 is greedy."),
     "--length-penalty": (float, "Exponent a of score = log-probability / length^a."),
     "--max-length": (int, "Most tokens in a caption, including the end token."),
+    "--min-length": (int, "Fewest words in a caption."),
+    "--start": (str, 'First words of every caption, such as "a photo of".'),
+    "--forbid": (str, "Word that no caption may hold; @FILE: one word a line. Repeatable."),
     "--no-repeat-ngram-size": (int, "Never repeat an n-gram of this size; 0: allow repeats."),
     "--neighbours": (float, "Weight of the captions of similar training images; 0: off."),
     "--precision": (str, "Precision of the decoder's matrix products: auto, fp32, bf16 or fp16."),
@@ -65,8 +68,22 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
         command(decoding=given, **options)
 
     for flag, (kind, text) in reversed(_DECODING.items()):
-        collected = click.option(flag, type=kind, help=text)(collected)
+        read = {"--forbid": _forbidden}.get(flag)
+        option = click.option(flag, type=kind, help=text, multiple=bool(read), callback=read)
+        collected = option(collected)
     return collected
+
+
+def _forbidden(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
+    """Return the words of `--forbid`, read from files where they begin with `@`; None: not given.
+
+    An empty text is no word, so that `--forbid ""` forbids none.
+    """
+    from captioner.system.text_files import read_lines
+
+    files = {word: read_lines(Path(word[1:])) for word in given if word.startswith("@")}
+    words = [line.strip() for word in given for line in files.get(word, [word])]
+    return [*filter(None, words)] if given else None
 
 
 def choose_config(config: str | None, overrides: tuple[str, ...]) -> str:

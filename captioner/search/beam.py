@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import DecodingConfig
-from captioner.search.common import Hypotheses, SpecialIds, Step, no_numbers, token_log_probs
+from captioner.search.common import Hypotheses, SpecialIds, Step, TokenRules, no_numbers
 from captioner.search.top_tokens import ids_of, to_keys, top_tokens
 
 
@@ -57,9 +57,10 @@ def beam_search(
     Args:
         step: the decoder's step.
         hidden: initial decoder state of the images, (L, B, H).
-        ids: the special tokens.
-        options: beam_size K (1: greedy search), max_length, no_repeat_ngram_size, and the
-            length_penalty a in score = log_prob / length**a, where length counts the end token.
+        ids: the special tokens, and the first tokens of every sentence.
+        options: beam_size K (1: greedy search), min_length, max_length, no_repeat_ngram_size, and
+            the length_penalty a in score = log_prob / length**a, where length counts the end token.
+            Its words, start and forbid, are not read: `ids` holds their ids.
         n_best: sentences per image, 1 to K.
         choices: number C of the most probable tokens to keep for each place, 0 to V.
 
@@ -68,7 +69,7 @@ def beam_search(
         after all finished ones.
     """
     max_length, penalty = options.max_length, options.length_penalty
-    suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=hidden.device)
+    rules = TokenRules(ids, options.min_length, hidden.device)
     images = torch.arange(hidden.shape[1], device=hidden.device)  # the A unfinished images
     # Live prefixes, (A, W), best first; an extension of a dead prefix (total -inf) is dead.
     written = images.new_full((len(images), 1, 1 + max_length, 1 + choices), ids.eos_id)
@@ -81,14 +82,12 @@ def beam_search(
     while len(images) and length < max_length:
         logits, hidden = step(ids_of(written[:, :, length, 0]).flatten(), hidden, images)
         broken = no_numbers(logits).view(len(images), -1).any(1, keepdim=True)
-        log_probs = token_log_probs(logits, suppressed)
+        log_probs = rules.log_probs(logits, length)
         if options.no_repeat_ngram_size:
             prefixes = ids_of(written[:, :, 1 : 1 + length, 0]).flatten(0, 1)
             _block_repeats(log_probs, prefixes, options.no_repeat_ngram_size)
         length += 1
-        ended, written, totals, rows = _extend(
-            written, totals, log_probs, length, ids.eos_id, options
-        )
+        ended, written, totals, rows = _extend(written, totals, log_probs, length, rules, options)
         if ended is not None:
             kept = kept.beside(ended)
             order = kept.scores.sort(dim=1, descending=True, stable=True).indices
@@ -124,7 +123,7 @@ def _extend(
     totals: Tensor,
     log_probs: Tensor,
     length: int,
-    eos_id: int,
+    rules: TokenRules,
     options: DecodingConfig,
 ) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
     """Extend every prefix by every token, and separate finished and live extensions.
@@ -134,7 +133,7 @@ def _extend(
         totals: log-probabilities of the prefixes, (A, W).
         log_probs: log-probabilities of the next token, (A*W, V); overwritten.
         length: tokens of an extended prefix.
-        eos_id: end token.
+        rules: hold the end token, and the token of a given start.
         options: search settings.
 
     Returns:
@@ -146,6 +145,7 @@ def _extend(
     choices = written.shape[3] - 1
     if choices:
         prefixes[:, length, 1:] = to_keys(*top_tokens(log_probs, choices))
+    rules.force(log_probs, length - 1)
     log_probs += totals.view(-1, 1)
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.
     extensions = log_probs.view(num_images, -1)  # A, W*V
@@ -156,7 +156,7 @@ def _extend(
     # Differences of the totals add up to the last total; rounding lost a part of `log_probs`.
     keys = to_keys(totals - before.gather(1, beams), token_ids)
 
-    ends = token_ids == eos_id
+    ends = token_ids == rules.eos_id
     ended = None
     if ends[:, :beam_size].any():
         ended_totals = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]

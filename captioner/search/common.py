@@ -23,6 +23,7 @@ class SpecialIds(NamedTuple):
     bos_id: int  # start token, the first input; never returned
     eos_id: int  # end token
     suppress_ids: tuple[int, ...] = ()  # tokens never to write; not the end token
+    start: tuple[int, ...] = ()  # first tokens of every sentence; not the end token or suppressed
 
 
 class Hypotheses(NamedTuple):
@@ -59,13 +60,36 @@ def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
     return hypotheses.take(order)._replace(scores=scores.gather(1, order))
 
 
-def token_log_probs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
-    """Compute log-probabilities, a new float32 tensor (N, V); -inf for suppressed tokens.
+class TokenRules:
+    """Which tokens may come next: the given start, then no end token before the minimum length."""
 
-    The other tokens keep their probabilities, which then sum to less than 1.
-    """
-    log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
-    return log_probs.index_fill_(1, suppress_ids, -torch.inf)
+    def __init__(self, ids: SpecialIds, min_length: int, device: torch.device):
+        self.eos_id, self._start, self._min_length = ids.eos_id, ids.start, min_length
+        never = (*ids.suppress_ids, ids.eos_id)
+        self._no_end = torch.tensor(never, dtype=torch.int64, device=device)
+        self._suppressed = self._no_end[:-1]
+
+    def log_probs(self, logits: Tensor, length: int) -> Tensor:
+        """Compute log-probabilities of the token after `length` tokens; -inf if it may not come.
+
+        The other tokens keep their probabilities, which then sum to less than 1.
+
+        Args:
+            logits: of the next token, (N, V).
+            length: tokens of every row so far.
+
+        Returns:
+            A new tensor, float32 (N, V).
+        """
+        log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
+        never = self._no_end if length < self._min_length else self._suppressed
+        return log_probs.index_fill_(1, never, -torch.inf)
+
+    def force(self, log_probs: Tensor, length: int) -> None:
+        """Set all but the token of the start after `length` tokens to -inf in (N, V), in place."""
+        if length < len(self._start):
+            only = log_probs[:, self._start[length]].clone()
+            log_probs.fill_(-torch.inf)[:, self._start[length]] = only
 
 
 def no_numbers(scores: Tensor) -> Tensor:
@@ -81,24 +105,26 @@ def roll_out(
     choose: Callable[[Tensor], Tensor],
     copies: int = 1,
     choices: int = 0,
+    min_length: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Write tokens in each row until every row has its end token or `max_length` tokens.
 
     Args:
         step: the decoder's step.
         hidden: initial decoder state, (L, N, H), with `copies` rows of each image.
-        ids: the special tokens.
+        ids: the special tokens, and the first tokens of every row.
         max_length: at least 1.
         choose: chooses one token per row, float32 (M, V) log-probabilities to int64 (M,).
         copies: rows of an image.
         choices: number C of the most probable tokens to keep for each place, 0 to V.
+        min_length: least tokens before the end token, 0 to `max_length`.
 
     Returns:
         Keys of the tokens and choices, padded with the end token, int64 (N, T, 1 + C), and the sum
         of the tokens' log-probabilities, float32 (N,): NaN if a step has no finite maximum.
     """
     device, rows = hidden.device, hidden.shape[1]
-    suppressed = torch.tensor(ids.suppress_ids, dtype=torch.int64, device=device)
+    rules = TokenRules(ids, min_length, device)
     written = torch.full((rows, max_length, 1 + choices), ids.eos_id, device=device)
     totals = torch.zeros(rows, device=device)
     active = torch.arange(rows, device=device)
@@ -107,7 +133,10 @@ def roll_out(
     length = 0
     while active.numel() and length < max_length:
         logits, hidden = step(token_ids, hidden, images)
-        log_probs = token_log_probs(logits, suppressed)
+        log_probs = rules.log_probs(logits, length)
+        if choices:
+            written[active, length, 1:] = to_keys(*top_tokens(log_probs, choices))
+        rules.force(log_probs, length)
         broken = no_numbers(log_probs)
         # A broken row ends here; `choose` still needs probabilities in it.
         log_probs.masked_fill_(broken[:, None], 0)
@@ -117,8 +146,6 @@ def roll_out(
         after = totals[active] = before + chosen.masked_fill(broken, torch.nan)
         # Differences of the totals add up to the last total; rounding lost a part of `chosen`.
         written[active, length, 0] = to_keys(after - before, token_ids)
-        if choices:
-            written[active, length, 1:] = to_keys(*top_tokens(log_probs, choices))
         length += 1
         going = (token_ids != ids.eos_id).nonzero().squeeze(1)
         if going.numel() < active.numel():  # finished rows take no further steps

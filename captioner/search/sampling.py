@@ -28,8 +28,8 @@ def sample(
     Args:
         step: the decoder's step.
         hidden: initial decoder state of the images, (L, B, H).
-        ids: the special tokens.
-        options: max_length, temperature, top_k and top_p.
+        ids: the special tokens, and the first tokens of every sentence.
+        options: min_length, max_length, temperature, top_k and top_p.
         n_best: sentences per image, at least 1.
         generator: source of randomness on the device of hidden; None: the global generator.
         choices: number C of the most probable tokens to keep for each place, 0 to V.
@@ -48,6 +48,7 @@ def sample(
         lambda log_probs: _draw(log_probs, options, generator),
         copies=n_best,
         choices=choices,
+        min_length=options.min_length,
     )
     written = written.view(hidden.shape[1], n_best, *written.shape[1:])
     log_probs = log_probs.view(-1, n_best)

@@ -15,11 +15,12 @@ from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
 from captioner.data.caption_table import CaptionTable
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
-from captioner.decoder.decoder import Decoder
+from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, checked_names, must_be, within_memory
 from captioner.run_dir import identity_of, saved_steps
+from captioner.steering import steered
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin, check, check_writable, clear
@@ -121,6 +122,7 @@ class _Setup:
 
     def trainer(self, known: dict[str, str], resume: bool) -> Trainer:
         config, prepared, log = self.config, self.prepared, self.log
+        steered(SPECIAL_IDS, config.decoding, prepared.vocabulary)  # not after the first epoch
         resumed = self.world.broadcast(bool(resume and saved_steps(log.folder / "checkpoints")))
         decoder = self._decoder(resumed)
         critic = None if config.training.objective == "xent" else self._critic(decoder)

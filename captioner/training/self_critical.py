@@ -60,7 +60,8 @@ class SelfCritical:
         self.decoder = decoder
         self.samples = config.samples
         self.bleu_weight = config.bleu_weight
-        self.options = DecodingConfig(search="sample", max_length=max_length)
+        # Samples come from the model's own distribution: it also learns how poor an empty one is.
+        self.options = DecodingConfig(search="sample", max_length=max_length, min_length=0)
         self.dtype = dtype
         self.world = world
         self.words = vocabulary.specials + vocabulary.words

@@ -15,7 +15,7 @@ from captioner.search import Hypotheses, SpecialIds, Step
 
 PlainStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # the hidden state knows the image
 BOS, EOS = 0, 1
-NEUTRAL = DecodingConfig(length_penalty=0)
+NEUTRAL = DecodingConfig(length_penalty=0, min_length=0)
 
 
 def beam_search(
@@ -23,12 +23,13 @@ def beam_search(
     hidden: Tensor,
     *,
     suppress_ids: tuple[int, ...] = (),
+    start: tuple[int, ...] = (),
     n_best: int = 1,
     choices: int = 0,
     **options: float,
 ) -> Hypotheses:
-    """Beam search with some settings; without a length penalty unless one is given."""
-    ids = SpecialIds(BOS, EOS, suppress_ids)
+    """Beam search with some settings; without length penalty or least length unless given."""
+    ids = SpecialIds(BOS, EOS, suppress_ids, start)
     return search.beam_search(
         of_any_image(step), hidden, ids, NEUTRAL.model_copy(update=options), n_best, choices
     )
@@ -39,13 +40,14 @@ def sample(
     hidden: Tensor,
     *,
     suppress_ids: tuple[int, ...] = (),
+    start: tuple[int, ...] = (),
     n_best: int = 1,
     generator: torch.Generator | None = None,
     choices: int = 0,
     **options: float,
 ) -> Hypotheses:
     """Sampling with some settings, also with such that a config refuses."""
-    ids = SpecialIds(BOS, EOS, suppress_ids)
+    ids = SpecialIds(BOS, EOS, suppress_ids, start)
     chosen = NEUTRAL.model_copy(update=options)
     return search.sample(of_any_image(step), hidden, ids, chosen, n_best, generator, choices)
 
@@ -134,6 +136,8 @@ def plain_beam_search(
     no_repeat_ngram_size: int = 0,
     n_best: int = 1,
     suppress_ids: tuple[int, ...] = (),
+    start: tuple[int, ...] = (),
+    min_length: int = 0,
 ) -> list[Sentence]:
     """Beam search for one image with lists and loops, which never stops early but when greedy."""
     live = [((), torch.tensor(0.0), hidden)]
@@ -147,6 +151,8 @@ def plain_beam_search(
             for token in range(len(log_probs)):
                 written = (*prefix, token)
                 blocked = no_repeat_ngram_size and repeats_ngram(written, no_repeat_ngram_size)
+                blocked |= written[: len(start)] != start[:length]
+                blocked |= token == EOS and length <= min_length
                 if token not in suppress_ids and not blocked:
                     new_total = total + log_probs[token]
                     key = (-new_total.item(), beam, token)

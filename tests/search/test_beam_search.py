@@ -54,18 +54,27 @@ def searches(draw):
     model = draw(st.sampled_from([random_model, tied_model]))
     vocab_size = draw(st.integers(2, 7))
     step, hidden = model(draw(st.integers(0, 10_000)), vocab_size=vocab_size)
-    beam_size = draw(st.integers(1, 6))
+    beam_size, max_length = draw(st.integers(1, 6)), draw(st.integers(1, 7))
     options = {
         "beam_size": beam_size,
         "n_best": draw(st.integers(1, beam_size)),
-        "max_length": draw(st.integers(1, 7)),
+        "max_length": max_length,
         "length_penalty": draw(st.sampled_from([0.0, 0.3, 1.0, 1.7])),
         "no_repeat_ngram_size": draw(st.integers(0, 3)),
         "suppress_ids": draw(st.sampled_from([(), (BOS,), (BOS, vocab_size - 1)]))
         if vocab_size > 2
         else (),
     }
-    return step, hidden, options
+    words = sorted({*range(vocab_size)} - {EOS, *options["suppress_ids"]})
+    if not words:
+        return step, hidden, options | {"start": (), "min_length": 0}
+    start = tuple(draw(st.lists(st.sampled_from(words), max_size=max_length)))
+    longest = max_length
+    if size := options["no_repeat_ngram_size"]:  # `steered` refuses other values
+        start = () if repeats_ngram(start, size) else start
+        longest = min(max_length, len(words) + size - 1)
+    min_length = draw(st.integers(0, longest))
+    return step, hidden, options | {"start": start, "min_length": min_length}
 
 
 @given(searches())
@@ -102,6 +111,20 @@ def test_hypotheses_are_what_they_say(search):
             if options["no_repeat_ngram_size"]:
                 assert not repeats_ngram(s.token_ids, options["no_repeat_ngram_size"])
             assert s.finished or len(s.token_ids) == options["max_length"]
+            assert s.token_ids[: len(options["start"])] == options["start"]
+            assert len(s.token_ids) - s.finished >= options["min_length"]
+
+
+@given(searches())
+@settings(max_examples=100, derandomize=True)
+def test_a_word_at_least_changes_no_sentence_but_empty_ones(search):
+    step, hidden, options = search
+    options |= {"start": (), "suppress_ids": (BOS,)}
+    before = beam_search(step, hidden, **options | {"min_length": 0})
+    after = beam_search(step, hidden, **options | {"min_length": 1})
+    for image in range(hidden.shape[1]):
+        kept = [s for s in sentences_of(before, image) if s.token_ids != (EOS,)]
+        assert sentences_of(after, image)[: len(kept)] == kept
 
 
 def test_images_do_not_touch_each_other():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from greedy import greedy_search
@@ -63,6 +65,50 @@ def test_narrowest_sampling_is_greedy(narrow, seed):
     greedy = greedy_search(step, hidden, **options)
     assert found.token_ids[:, 0].equal(greedy)
     assert found.token_ids[:, 1].equal(greedy)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 7),
+    st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 3.0}]),
+    st.data(),
+)
+@settings(max_examples=60, derandomize=True)
+def test_samples_keep_to_start_least_length_and_suppressed_tokens(seed, max_length, narrow, data):
+    step, hidden = random_model(seed, sharpness=1.0)
+    start = tuple(data.draw(st.lists(st.sampled_from([2, 3, 5]), max_size=max_length)))
+    least = data.draw(st.integers(0, max_length))
+    limits = {"start": start, "min_length": least, "max_length": max_length}
+    generator = torch.Generator().manual_seed(seed)
+    found = sample(
+        step, hidden, suppress_ids=(BOS, 4), n_best=4, generator=generator, **limits, **narrow
+    )
+    for image in range(hidden.shape[1]):
+        sentences = sentences_of(found, image)
+        assert len(sentences) == 4
+        for s in sentences:
+            assert s.token_ids[: len(start)] == start
+            assert len(s.token_ids) - s.finished >= least
+            assert not {BOS, 4} & {*s.token_ids}
+            log_prob = teacher_forced(step, hidden[:, image : image + 1], s.token_ids)
+            assert s.log_prob == pytest.approx(log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_word_at_least_changes_no_sample_but_an_empty_one(seed):
+    step, hidden = random_model(seed, num_images=1)
+    before, after = (
+        sample(
+            step,
+            hidden,
+            max_length=8,
+            min_length=least,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for least in (0, 1)
+    )
+    assert after.lengths.item() > 0
+    assert sentences_of(after, 0) == sentences_of(before, 0) or not before.lengths.item()
 
 
 PROBS = torch.tensor([0.1, 0.05, 0.4, 0.25, 0.2])

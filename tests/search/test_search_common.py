@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from captioner.search.common import Hypotheses, finished_first, token_log_probs
+from captioner.search.common import Hypotheses, SpecialIds, TokenRules, finished_first
 from captioner.search.top_tokens import top_tokens
 
 
@@ -33,12 +33,30 @@ def test_the_worked_example_of_top_tokens():
 
 def test_suppression_leaves_the_other_probabilities_alone():
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]], dtype=torch.float16)
-    found = token_log_probs(logits, torch.tensor([2]))
+    found = TokenRules(SpecialIds(0, 1, (2,)), 0, logits.device).log_probs(logits, 0)
     expected = logits.float().log_softmax(1)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[:, :2], expected[:, :2])
     assert found[:, 2].isneginf().all()
     assert logits.isfinite().all(), "the model's own tensor is not written to"
+
+
+def test_the_end_waits_and_a_start_leaves_its_token():
+    logits = torch.tensor([[1.0, 2.0, 3.0, 0.5], [0.0, 0.0, 5.0, 4.0]])
+    rules = TokenRules(SpecialIds(0, 1, (0,), start=(3, 2)), 3, logits.device)
+    every = logits.log_softmax(1)
+
+    def holds(found, allowed):
+        for token in range(4):
+            expected = every[:, token] if token in allowed else torch.full((2,), -torch.inf)
+            torch.testing.assert_close(found[:, token], expected)
+
+    for length, given, free in ((0, {3}, {2, 3}), (1, {2}, {2, 3}), (2, {2, 3}, {2, 3})):
+        found = rules.log_probs(logits, length)
+        holds(found, free)
+        rules.force(found, length)
+        holds(found, given)
+    holds(rules.log_probs(logits, 3), {1, 2, 3})
 
 
 def three_of_two_images() -> Hypotheses:
