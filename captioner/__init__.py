@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from captioner.captioning.ray import caption_with_ray
     from captioner.captioning.records import CaptioningOptions, Record, caption_files
     from captioner.captioning.sources import list_images
+    from captioner.captioning.wording import sentence
     from captioner.config import DecodingConfig
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
@@ -37,6 +38,7 @@ _MODULES = {
     "captioning.ray": ["caption_with_ray"],
     "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
     "captioning.sources": ["list_images"],
+    "captioning.wording": ["sentence"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "captioner": ["Captioner"],
     "text": ["Caption", "Word", "WordAttention", "detokenize", "tokenize"],
@@ -66,6 +68,7 @@ __all__ = [
     "list_images",
     "load_dataset",
     "score_captions",
+    "sentence",
     "tokenize",
 ]
 

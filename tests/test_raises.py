@@ -28,6 +28,7 @@ from captioner import (
     list_images,
     load_dataset,
     score_captions,
+    sentence,
     tokenize,
 )
 from captioner.decoder.ensemble import Ensemble
@@ -137,6 +138,7 @@ CASES = {
     ("detokenize", ConfigError): lambda: detokenize([3]),
     ("list_images", ConfigError): lambda: next(list_images(3)),
     ("load_dataset", ConfigError): lambda: load_dataset(3),
+    ("sentence", ConfigError): lambda: sentence(None),
     ("tokenize", ConfigError): lambda: tokenize(None),
     ("load_dataset", DataError): lambda: load_dataset(Path("nowhere")),
     ("score_captions", ConfigError): lambda: score_captions([["a"]], [[["a"]]], metrics=["x"]),

@@ -68,6 +68,7 @@ class JobOptions(CaptioningOptions):
     retry_errors: bool = False
     stop_on_error: bool = False
     salvage: bool = False  # see `journal.salvaged`
+    wording: Callable[[str], str] | None = None  # the journal holds the model's own text
 
 
 def caption_to_file(
@@ -385,4 +386,5 @@ def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
             f"{output}: not written: it became a folder or a pipe while the job ran; move that "
             f"away; {how_to_continue(how.overwrite)}"
         )
-    return write_output(journal.merged(listed), output, how.format, n_best=how.n_best)
+    records = journal.merged(listed)
+    return write_output(records, output, how.format, n_best=how.n_best, wording=how.wording)

@@ -41,6 +41,7 @@ def caption_with_ray(
     how: CaptioningOptions | None = None,
     *,
     format: str = "jsonl",
+    wording: Callable[[str], str] | None = None,
     num_gpus: float = 0,
     concurrency: int | None = None,
     address: str | None = None,
@@ -63,6 +64,7 @@ def caption_with_ray(
             `num_workers` cores, by default 1; a worker with a GPU has one thread per core of its
             machine.
         format: a format of `writers.FORMATS` that writes one file, such as `jsonl` or `parquet`.
+        wording: writes out the text of a caption, such as `sentence`; None: the model's own text.
         num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
         concurrency: number of workers; workers that do not fit wait until the cluster grows. None:
             as many as fit.
@@ -108,7 +110,7 @@ def caption_with_ray(
             ]
             blocks = _blocks(map(_sent, items), how.batch_size)
             records = _captioned(ray, workers, files, blocks, tell)
-            return write_output(records, output, format, n_best=how.n_best)
+            return write_output(records, output, format, n_best=how.n_best, wording=wording)
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:

@@ -115,6 +115,11 @@ class Record:
             return replace(self, error=str(result), kind=result.kind)
         return replace(self, captions=tuple(result))
 
+    def worded(self, wording: Callable[[str], str]) -> Record:
+        """Return the record with its captions written out in another way."""
+        captions = (replace(caption, text=wording(caption.text)) for caption in self.captions)
+        return replace(self, captions=tuple(captions))
+
     def to_json(self) -> str:
         """Return all fields except the name and the attention, without loss, for `from_json`."""
         captions = [[c.text, c.log_prob, c.score, c.finished] for c in self.captions]

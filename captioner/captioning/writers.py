@@ -9,7 +9,7 @@ import csv
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar, Self, TextIO
 
@@ -35,9 +35,15 @@ class Writer(ABC):
     several: ClassVar[bool] = True  # whether the format holds more than one caption per image
 
     def __init__(
-        self, file: TextIO, *, n_best: int = 1, extension: str = ".txt", overwrite: bool = False
+        self,
+        file: TextIO,
+        *,
+        n_best: int = 1,
+        wording: Callable[[str], str] | None = None,
+        extension: str = ".txt",
+        overwrite: bool = False,
     ):
-        self.file, self.n_best = file, n_best
+        self.file, self.n_best, self.wording = file, n_best, wording
         self.extension, self.overwrite = extension, overwrite
         self.taken: set[int | str] = set()  # ids that an image has
         self.renamed = 0  # images with their path as id, because another has their id
@@ -48,7 +54,7 @@ class Writer(ABC):
         Raises:
             DataError: if the file next to an image cannot be written.
         """
-        reason = self._write(record)
+        reason = self._write(record.worded(self.wording) if self.wording else record)
         return Record(record.file_name, error=reason, kind="place_taken") if reason else record
 
     @abstractmethod
@@ -199,7 +205,12 @@ def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
 
 
 def write_output(
-    records: Iterable[Record], output: Path, format: str, *, n_best: int = 1
+    records: Iterable[Record],
+    output: Path,
+    format: str,
+    *,
+    n_best: int = 1,
+    wording: Callable[[str], str] | None = None,
 ) -> Totals:
     """Write the output of a job and its list of failures, each atomically; return the counts."""
     images = failed = blank = new = 0
@@ -207,7 +218,7 @@ def write_output(
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
-        FORMATS[format](file, n_best=n_best) as writer,
+        FORMATS[format](file, n_best=n_best, wording=wording) as writer,
     ):
         for images, record in enumerate(map(writer.write, records), 1):
             blank += record.status == "blank"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from captioner.cli.options import decoding_options, device_option, models_option, say, show
+from captioner.cli.wording_options import wording_options
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.system.foreign import excerpt, plain
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from captioner.captioning.records import Record, Totals
     from captioner.captioning.sidecars import Sidecars
     from captioner.captioning.sources import Item
+    from captioner.captioning.wording import Wording
     from captioner.config import DecodingOverrides
     from captioner.system.memory import Memory
     from captioner.system.world import World
@@ -47,6 +49,7 @@ class RunOptions:
     output: Path | None
     format: str
     extension: str
+    wording: Wording
     n_best: int
     overwrite: bool
     stop_on_error: bool
@@ -96,6 +99,7 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
     "[default: from --output's extension, else jsonl; text on stdout]",
 )
 @click.option("--extension", default=".txt", show_default=True, help="File extension for txt.")
+@wording_options
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @click.option(
     "--overwrite", is_flag=True, help="Discard earlier results; txt, --maps: replace files."
@@ -235,7 +239,11 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
     maps = _map_folder(how)
     count = failed = blank = 0
     writer = FORMATS[how.format](
-        sys.stdout, n_best=how.n_best, extension=how.extension, overwrite=how.overwrite
+        sys.stdout,
+        n_best=how.n_best,
+        wording=how.wording,
+        extension=how.extension,
+        overwrite=how.overwrite,
     )
     with ExitStack() as stack:
         stack.enter_context(writer)
@@ -342,6 +350,7 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
         decoding,
         how.job(),
         format=how.format,
+        wording=how.wording,
         num_gpus=how.num_gpus or 0,
         tell=_report,
     )
