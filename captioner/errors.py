@@ -75,7 +75,7 @@ SYNONYMS = {
 
 
 # Options that delete or replace files: no typing error may lead to them.
-DESTRUCTIVE = {"overwrite", "clear", "prune", "salvage"}
+DESTRUCTIVE = {"overwrite", "existing", "clear", "prune", "salvage"}
 
 
 def harmless(names: Iterable[str]) -> list[str]:

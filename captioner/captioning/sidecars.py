@@ -1,50 +1,85 @@
-"""Captions in a text file next to each image, and a journal of them in the folder of the images.
+"""Captions in a file next to each image, and a journal of them in the folder of the images.
 
-The journal says which texts captioner wrote, and from what content. A text file that is not in it,
-or that was edited since, is the user's: captioner never replaces it.
+The journal says which texts captioner wrote, and from what content. Any other text, also one that
+was edited since, is the user's: captioner passes its image over, unless `existing` asks for more.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 from captioner.captioning.records import Record, digest_of
+from captioner.captioning.sidecar_files import (
+    UnusableError,
+    joined,
+    own_texts,
+    place_of,
+    read_texts,
+    write_texts,
+)
+from captioner.captioning.sidecar_journal import Origin, SidecarJournal, Texts
 from captioner.captioning.sources.item import Item, failure
-from captioner.errors import ConfigError, DataError, ImageError
+from captioner.errors import DataError, ImageError
 from captioner.images.decode import read_file
-from captioner.system.disk import is_full, writing
-from captioner.system.escapes import to_json
-from captioner.system.files import no_stream, write_text
-from captioner.system.foreign import plain
+from captioner.system.disk import is_full
 
-JOURNAL = ".captioner-texts.jsonl"
-FIELDS = ("text", "text_digest", "image", "image_digest")
 ADVICE = "choose jsonl or csv"  # formats in which two images may share a name
+Existing: TypeAlias = Literal["skip", "replace", "append", "prepend"]
+EXISTING: tuple[str, ...] = get_args(Existing)
 
 
 @dataclass(frozen=True, slots=True)
-class _Origin:
-    """The image that a text was written from: its name without folder, and its digest in hex."""
+class Found:
+    """What is in the place of a caption.
 
-    image: str
-    digest: str
+    Attributes:
+        place: the file next to the image.
+        texts: its texts; None if there is no file.
+        origin: what captioner wrote them from; None if it did not.
+    """
+
+    place: Path
+    texts: Texts | None
+    origin: Origin | None
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the file holds a text that captioner did not write."""
+        return self.origin is None and any(text.strip() for text in self.texts or ())
+
+    @property
+    def user(self) -> Texts:
+        """The texts of the user."""
+        return self.origin.user if self.origin else (self.texts or ())
 
 
 class Sidecars:
-    """The text files next to images, with the journals of their folders."""
+    """The files with captions next to images, with the journals of their folders."""
 
-    def __init__(self, extension: str = ".txt", *, overwrite: bool = False):
-        self.extension, self.overwrite = extension, overwrite
-        self.journals: dict[Path, dict[tuple[str, str], _Origin]] = {}
-        self.read_to: dict[Path, int] = {}  # bytes of each journal
+    def __init__(
+        self,
+        form: str = "txt",
+        *,
+        existing: Existing = "skip",
+        overwrite: bool = False,
+        wording: str = "",
+    ):
+        """Set what to write.
+
+        Args:
+            form: of `sidecar_files.FORMS`.
+            existing: what becomes of texts that captioner did not write.
+            overwrite: caption images again whose texts are up to date.
+            wording: the `Wording.key` of the captions; texts of another wording are outdated.
+        """
+        self.form, self.existing, self.overwrite = form, existing, overwrite
+        self.wording, self.journal = wording, SidecarJournal()
         self.written: set[Path] = set()
         self.skipped = 0  # images whose text is up to date
-        self.kept: list[Path] = []  # the user's text files
+        self.kept: list[Path] = []  # files with a text of the user
 
     def missing(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the images whose text is missing or outdated, and a failure for each refused one.
@@ -52,21 +87,58 @@ class Sidecars:
         Images with a current text are counted in `skipped`, texts of the user in `kept`.
         """
         for item in items:
-            place, reason = self._place(item.name), None
-            if not isinstance(item.source, Path | ImageError):
+            if isinstance(item.source, ImageError):
+                yield item
+            elif not isinstance(item.source, Path):
                 reason = "archive members get no text file; choose another --format"
-            elif place == Path(item.name):
-                reason = "its caption would replace the image itself; choose another --extension"
-            elif isinstance(item.source, Path) and os.path.lexists(place):
-                origin = self._origin(place)
-                if origin is None and not self.overwrite and place.is_file():
-                    self.kept.append(place)
-                    continue
-                reason = self._refusal(place, item.source, origin)
-                if not reason and not self.overwrite and self._is_current(item.source, origin):
-                    self.skipped += 1
-                    continue
-            yield failure(item.name, reason, "place_taken") if reason else item
+                yield failure(item.name, reason, "place_taken")
+            elif isinstance(found := self.look(Path(item.name)), str):
+                yield failure(item.name, found, "place_taken")
+            elif found.is_users and self.existing == "skip":
+                self.kept.append(found.place)
+            elif not self.overwrite and self._is_current(item.source, found):
+                self.skipped += 1
+            else:
+                yield item
+
+    def look(self, image: Path) -> Found | str:
+        """Return what is in the place of an image's caption, or why none can be written there."""
+        place = place_of(image, self.form)
+        if place == image:
+            return "its caption would replace the image itself; choose another --format"
+        try:
+            texts = read_texts(place, self.form)
+        except UnusableError as error:
+            return _refusal(place, error)
+        origin = None if texts is None else self.journal.origin(place, texts)
+        if origin and origin.image != image.name and not self.overwrite:
+            # A renamed image may replace the text of its old name.
+            other = image.with_name(origin.image)
+            if other.exists():
+                return f"{place} is the text file of another image, {other}; {ADVICE}"
+        return Found(place, texts, origin)
+
+    def change(self, name: str) -> str:
+        """Return what an image of `missing` changes: new, again, or `existing`; or why nothing.
+
+        The next image with the same file is refused, as in `write`.
+        """
+        found = self.look(Path(name))
+        if isinstance(found, str):
+            return found
+        if found.place in self.written:
+            return _taken(found.place)
+        self.written.add(found.place)
+        return self.existing if found.is_users else "again" if found.origin else "new"
+
+    def texts(self, caption: str, found: Found) -> Texts:
+        """Return the texts of a file with a caption in it.
+
+        Raises:
+            UnusableError: if the caption cannot be joined to the user's text.
+        """
+        how, user = self._kept(found)
+        return joined(caption, user, how, self.form) if user else own_texts(caption, self.form)
 
     def write(self, record: Record) -> str | None:
         """Write the caption of an image; return why it would replace another text, or None.
@@ -75,17 +147,24 @@ class Sidecars:
             ConfigError: if a file with the name of the journal is not captioner's.
             DataError: if the text or the journal cannot be written.
         """
-        place, image = self._place(record.file_name), Path(record.file_name)
+        image = Path(record.file_name)
+        place = place_of(image, self.form)
         if place in self.written:
-            return f"another image has the same text file, {place}; {ADVICE}"
-        if os.path.lexists(place) and (reason := self._refusal(place, image, self._origin(place))):
-            return reason
-        self.written.add(place)
-        text = record.caption + "\n"
+            return _taken(place)
+        if isinstance(found := self.look(image), str):
+            return found
+        if found.is_users and self.existing == "skip":
+            return _refusal(place, "captioner did not write it or it was edited since")
         try:
+            texts = self.texts(record.caption, found)
+            self.written.add(place)
+            origin = Origin(image.name, record.digest.hex(), self.wording, *self._kept(found))
             # The journal first: after a kill in between, the old text still counts as captioner's.
-            self._note(place, text, _Origin(image.name, record.digest.hex()))
-            write_text(place, text, "sidecar")
+            self.journal.note(place, texts, origin)
+            if texts != found.texts:
+                write_texts(place, self.form, texts)
+        except UnusableError as error:
+            return _refusal(place, error)
         except OSError as error:
             remedy = (
                 "free some space" if is_full(error, place.parent) else "choose another --format"
@@ -98,86 +177,43 @@ class Sidecars:
         return sorted(
             {
                 folder / text
-                for folder, known in self.journals.items()
+                for folder, known in self.journal.known.items()
                 for (text, _), origin in [*known.items()]
-                if not (folder / origin.image).exists() and self._origin(folder / text) == origin
+                if text.endswith(f".{self.form}")
+                and not (folder / origin.image).exists()
+                and self._origin(folder / text) == origin
             }
         )
 
-    def _place(self, name: str) -> Path:
-        return Path(name).with_suffix(self.extension)
-
-    def _refusal(self, place: Path, image: Path, origin: _Origin | None) -> str | None:
-        if origin is None:
-            return (
-                f"its caption would replace {place}, which captioner did not write or which was "
-                f"edited since; move that away, or choose another --extension"
-            )
-        # A renamed image may replace the text of its old name.
-        other = image.with_name(origin.image)
-        if origin.image != image.name and other.exists() and not self.overwrite:
-            return f"{place} is the text file of another image, {other}; {ADVICE}"
-        return None
-
-    def _is_current(self, image: Path, origin: _Origin | None) -> bool:
+    def _origin(self, place: Path) -> Origin | None:
         try:
-            return origin is not None and digest_of(read_file(image)).hex() == origin.digest
+            texts = read_texts(place, self.form)
+        except UnusableError:
+            return None
+        return None if texts is None else self.journal.origin(place, texts)
+
+    def _kept(self, found: Found) -> tuple[str, Texts]:
+        """Return how a caption joins the texts of the user, and these; blank texts are none."""
+        as_before = self.existing == "skip" and found.origin
+        how = as_before.existing if as_before else self.existing
+        keeps = how in ("append", "prepend") and any(text.strip() for text in found.user)
+        return (how, found.user) if keeps else ("", ())
+
+    def _is_current(self, image: Path, found: Found) -> bool:
+        origin = found.origin
+        if origin is None or origin.wording != self.wording:
+            return False
+        if (origin.existing, origin.user) != self._kept(found):
+            return False
+        try:
+            return digest_of(read_file(image)).hex() == origin.digest
         except ImageError:
             return False  # captioning reports the error
 
-    def _origin(self, place: Path) -> _Origin | None:
-        """Return what a text was written from; None if captioner did not write it."""
-        try:
-            with open(place, "rb", opener=no_stream) as file:
-                content = file.read()
-        except OSError:
-            return None
-        return self._journal(place.parent).get((place.name, digest_of(content).hex()))
 
-    def _journal(self, folder: Path) -> dict[tuple[str, str], _Origin]:
-        """Return the journal of a folder, with what other jobs added since.
+def _refusal(place: Path, reason: object) -> str:
+    return f"its caption would replace {place}: {reason}; move it away or choose another --format"
 
-        Lines that a power failure cut are ignored.
 
-        Raises:
-            ConfigError: if the file is not a journal.
-            DataError: if the file cannot be read.
-        """
-        path, rows = folder / JOURNAL, []
-        start, known = self.read_to.get(folder, 0), self.journals.setdefault(folder, {})
-        try:
-            with open(path, "rb", opener=no_stream) as file:
-                file.seek(start)
-                lines = file.read().splitlines(keepends=True)
-        except (FileNotFoundError, NotADirectoryError):
-            lines = []
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({plain(error)}); move it away") from error
-        for line in lines:
-            start += len(line)
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in FIELDS):
-                rows.append([row[key] for key in FIELDS])
-                self.read_to[folder] = start  # another job may still write what follows
-        if lines and not (rows or known):
-            raise ConfigError(f"{path}: not a journal of captioner; move it away")
-        known.update({(text, of): _Origin(*image) for text, of, *image in rows})
-        return known
-
-    def _note(self, place: Path, text: str, origin: _Origin) -> None:
-        key = (place.name, digest_of(text.encode()).hex())
-        path, known = place.parent / JOURNAL, self._journal(place.parent)
-        row = dict(zip(FIELDS, (*key, origin.image, origin.digest), strict=True))
-        try:
-            with writing(path), path.open("ab") as file:
-                # A line feed in front ends a line that a power failure cut.
-                file.write(f"\n{to_json(row)}".encode())
-        except OSError:
-            with suppress(OSError):
-                if not path.stat().st_size:
-                    path.unlink()
-            raise
-        known[key] = origin
+def _taken(place: Path) -> str:
+    return f"another image has the same text file, {place}; {ADVICE}"

@@ -15,7 +15,8 @@ from typing import ClassVar, Self, TextIO
 
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
-from captioner.captioning.sidecars import ADVICE, Sidecars
+from captioner.captioning.sidecars import ADVICE, Existing, Sidecars
+from captioner.captioning.wording import Wording
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
 from captioner.system.version import __version__
@@ -40,11 +41,11 @@ class Writer(ABC):
         *,
         n_best: int = 1,
         wording: Callable[[str], str] | None = None,
-        extension: str = ".txt",
+        existing: Existing = "skip",
         overwrite: bool = False,
     ):
         self.file, self.n_best, self.wording = file, n_best, wording
-        self.extension, self.overwrite = extension, overwrite
+        self.existing, self.overwrite = existing, overwrite
         self.taken: set[int | str] = set()  # ids that an image has
         self.renamed = 0  # images with their path as id, because another has their id
 
@@ -131,15 +132,33 @@ class CocoWriter(Writer):
 
 
 class SidecarWriter(Writer):
-    """A text file next to each image that holds only its caption."""
+    """A file next to each image that holds its caption."""
 
     several = False
+    form: ClassVar[str] = "txt"
 
     def _open(self) -> None:
-        self.texts = Sidecars(self.extension, overwrite=self.overwrite)
+        self.texts = Sidecars(
+            self.form,
+            existing=self.existing,
+            overwrite=self.overwrite,
+            wording=self.wording.key if isinstance(self.wording, Wording) else "",
+        )
 
     def _write(self, record: Record) -> str | None:
         return self.texts.write(record) if record.captions else None
+
+
+class DotCaptionWriter(SidecarWriter):
+    """The same with the ending that kohya's trainers look for."""
+
+    form = "caption"
+
+
+class XmpWriter(SidecarWriter):
+    """An XMP sidecar with the caption as description and alt text."""
+
+    form = "xmp"
 
 
 class ParquetWriter(Writer):
@@ -181,6 +200,8 @@ FORMATS: dict[str, type[Writer]] = {
     "csv": CsvWriter,
     "coco": CocoWriter,
     "txt": SidecarWriter,
+    "caption": DotCaptionWriter,
+    "xmp": XmpWriter,
     "parquet": ParquetWriter,
 }
 

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from captioner.cli.options import decoding_options, device_option, models_option, say, show
+from captioner.cli.messages import say_maps, say_texts, say_totals
+from captioner.cli.options import decoding_options, device_option, models_option, say
 from captioner.cli.wording_options import wording_options
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
-from captioner.system.foreign import excerpt, plain
+from captioner.system.foreign import plain
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.captioning.job import JobOptions
     from captioner.captioning.maps import MapFolder
     from captioner.captioning.records import Record, Totals
-    from captioner.captioning.sidecars import Sidecars
+    from captioner.captioning.sidecars import Existing, Sidecars
     from captioner.captioning.sources import Item
     from captioner.captioning.wording import Wording
     from captioner.config import DecodingOverrides
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 SHOW_RATE_FROM = 20  # images; with fewer, a rate means nothing
 BLANK = "blank: the CNN sees one colour only, so the caption says nothing about the image"
 MOST_FAILURES = 1000  # before the first image, without loading the model
+SIDECARS = ("txt", "caption", "xmp")  # formats of files next to the images
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
 
 
@@ -48,8 +50,8 @@ class RunOptions:
     models: list[Path]
     output: Path | None
     format: str
-    extension: str
     wording: Wording
+    existing: Existing
     n_best: int
     overwrite: bool
     stop_on_error: bool
@@ -68,6 +70,22 @@ class RunOptions:
     max_memory: int | None
     maps: Path | None
     device: str
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether each caption is written next to its image."""
+        return self.format in SIDECARS
+
+    def sidecars(self) -> Sidecars:
+        """Return the files next to the images."""
+        from captioner.captioning.sidecars import Sidecars
+
+        return Sidecars(
+            self.format,
+            existing=self.existing,
+            overwrite=self.overwrite,
+            wording=self.wording.key,
+        )
 
     def job(self) -> JobOptions:
         """Return the options that captioning needs."""
@@ -94,15 +112,16 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: stdout]")
 @click.option(
     "--format",
-    type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "parquet"]),
-    help="text: path, tab, caption; txt: one text file next to each image.  "
+    type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "caption", "xmp", "parquet"]),
+    help="text: path, tab, caption; txt, caption, xmp: a file of this ending next to each image.  "
     "[default: from --output's extension, else jsonl; text on stdout]",
 )
-@click.option("--extension", default=".txt", show_default=True, help="File extension for txt.")
 @wording_options
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @click.option(
-    "--overwrite", is_flag=True, help="Discard earlier results; txt, --maps: replace files."
+    "--overwrite",
+    is_flag=True,
+    help="Discard earlier results of captioner; never what others wrote.",
 )
 @click.option(
     "--on-error",
@@ -115,7 +134,11 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 )
 @click.option("--retry-errors", is_flag=True, help="Retry images that failed before.")
 @click.option("--salvage", is_flag=True, help="Keep the intact rows of a damaged journal.")
-@click.option("--dry-run", is_flag=True, help="Count the images by folder and kind, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Count the images, or show what would change in files next to images, and stop.",
+)
 @click.option("--recursive", is_flag=True, help="Also search subfolders.")
 @click.option("--repeats", is_flag=True, help="Caption a file again where it is listed again.")
 @click.option("--image-column", help="Column of image paths in a table.  [default: guessed]")
@@ -180,7 +203,7 @@ def command(
     if problem := next(_problems(how), None):
         raise click.UsageError(problem)
     if how.dry_run:
-        _count(images, how)
+        _dry_run(images, decoding, how, models)
         return
     how = replace(how, models=find_models(models))
     if not models:
@@ -188,31 +211,35 @@ def command(
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)
-    to_files = output or how.format == "txt"
+    to_files = output or how.is_beside
     if totals and (
         not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or to_files
     ):
-        _say_totals(totals, time.perf_counter() - started, output)
+        say_totals(totals, time.perf_counter() - started, output)
     if totals and totals.renamed:
         say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
     if totals and totals.failed and not _is_known(totals, how):
         raise SystemExit(1)
 
 
-def _count(images: tuple[str, ...], how: RunOptions) -> None:
-    """Count the images by folder and kind, and open none."""
-    counts: Counter[tuple[str, str]] = Counter()
-    failed = 0
-    for item in _items(images, how, None):
-        if isinstance(item.source, ImageError):
-            failed += 1
-            say(f"captioner: {plain(item.name)}: {item.source}")
-        else:
-            path = Path(item.name)
-            counts[str(path.parent), path.suffix.lower()] += 1
-    for (folder, ending), count in sorted(counts.items()):
-        show(f"{count:,} {ending or 'without extension'} in {folder}")
-    say(f"{counts.total():,} image(s), {failed:,} failure(s); a dry run, nothing was captioned")
+def _dry_run(
+    images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions, models: tuple[Path, ...]
+) -> None:
+    """Count the images, or show what would change next to them; write nothing."""
+    from captioner.captioning.records import caption_files
+    from captioner.cli.dry_run import count_images, show_changes
+    from captioner.run_dir import find_models
+
+    def caption(items: list[Item]) -> Iterator[Record]:
+        from captioner.captioner import Captioner
+
+        captioner = Captioner.load(find_models(models), how.device)
+        records = caption_files(captioner, items, captioner.settings(**decoding), how.job())
+        return (record.worded(how.wording) for record in records)
+
+    items = _items(images, how, None)
+    beside = how.is_beside
+    failed = show_changes(items, how.sidecars(), caption) if beside else count_images(items)
     if failed:
         raise SystemExit(1)
 
@@ -242,7 +269,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
         sys.stdout,
         n_best=how.n_best,
         wording=how.wording,
-        extension=how.extension,
+        existing=how.existing,
         overwrite=how.overwrite,
     )
     with ExitStack() as stack:
@@ -254,7 +281,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
             load, _ = stack.enter_context(_started(images, how))
             captioner = load()
             options = captioner.settings(n_best=how.n_best, **decoding)
-            digests = how.format == "txt"
+            digests = how.is_beside
             records = caption_files(
                 captioner, items, options, how.job(), memory=memory, digests=digests
             )
@@ -270,9 +297,9 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
                 maps.add(record)
             if record.error and how.stop_on_error:
                 break
-    _say_maps(maps)
+    say_maps(maps)
     if isinstance(writer, SidecarWriter):
-        _say_texts(writer.texts)
+        say_texts(writer.texts)
     return Totals(count, failed, count, blank=blank, renamed=writer.renamed)
 
 
@@ -327,7 +354,7 @@ def _to_file(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
-        _say_maps(maps)
+        say_maps(maps)
         return totals if world.leads else None
 
 
@@ -485,35 +512,20 @@ def _problems(how: RunOptions) -> Iterator[str]:
         yield "--format parquet needs --engine ray"
     if how.num_gpus is not None and not ray:
         yield "--num-gpus needs --engine ray; without it, use --device"
-    if how.format == "txt" and output:
-        yield "--format txt writes next to each image; remove --output"
+    if how.is_beside and output:
+        yield f"--format {how.format} writes next to each image; remove --output"
     if how.retry_errors and not output:
         yield "--retry-errors needs --output: its journal records failures"
     if output and (output.is_dir() or not output.name):
         yield f"--output: {output} is a folder; name a file in it"
-    if not how.extension.startswith(".") or "/" in how.extension or len(how.extension) < 2:
-        yield f"--extension: must look like .txt, given {excerpt(how.extension)}"
     if how.salvage and (how.overwrite or not output):
         yield "--salvage needs --output, and excludes --overwrite"
     from captioner.captioning.writers import FORMATS  # slow to import
-    from captioner.images.decode import SUFFIXES
 
     if how.n_best > 1 and not FORMATS[how.format].several:
         yield f"--n-best: {how.format} holds one caption per image; use jsonl or text"
-    if how.format == "txt" and how.extension.lower() in SUFFIXES:
-        yield f"--extension: {how.extension} is an image extension; use another"
-
-
-def _say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
-    before = totals.images - totals.fresh
-    say(
-        f"{totals.images:,} image(s){f' ({before:,} in earlier runs)' if before else ''}, "
-        f"{totals.captioned:,} captioned{f' ({totals.blank:,} blank)' if totals.blank else ''}, "
-        f"{totals.failed:,} failed, "
-        f"{totals.fresh / seconds:,.1f} images per second"
-        f"{f', in {output}' if output else ''}"
-        f"{f'; failures in {totals.errors}' if totals.errors else ''}"
-    )
+    if how.existing != "skip" and not how.is_beside:
+        yield f"--existing needs --format txt, caption or xmp, given {how.format}"
 
 
 def _map_folder(how: RunOptions) -> MapFolder | None:
@@ -524,42 +536,6 @@ def _map_folder(how: RunOptions) -> MapFolder | None:
 
     check_writable(how.maps)
     return MapFolder(how.maps, how.overwrite)
-
-
-def _say_maps(maps: MapFolder | None) -> None:
-    """Say how many maps were drawn, and which were not."""
-    if maps is None:
-        return
-    if maps.drawn:
-        say(f"{maps.drawn:,} map(s) in {maps.folder}")
-    if maps.kept:
-        say(
-            f"{len(maps.kept):,} map(s) kept, such as {plain(maps.kept[0])}; --overwrite draws "
-            f"them again"
-        )
-    if maps.foreign:
-        say(
-            f"{len(maps.foreign):,} map(s) not drawn, captioner did not draw the file of their "
-            f"name, such as {plain(maps.foreign[0])}; move it away or choose another --maps"
-        )
-    if maps.absent:
-        say(
-            f"{maps.absent:,} image(s) without a map, earlier runs captioned them; --overwrite "
-            f"captions them again"
-        )
-
-
-def _say_texts(texts: Sidecars) -> None:
-    if texts.skipped:
-        say(f"{texts.skipped:,} skipped, their {texts.extension} file is up to date")
-    if texts.kept:
-        say(
-            f"{len(texts.kept):,} passed over, captioner did not write their {texts.extension} "
-            f"file or it was edited since, such as {plain(texts.kept[0])}; to caption them, move "
-            f"it away or choose another --extension"
-        )
-    if orphans := texts.orphans():
-        say(f"{len(orphans):,} text file(s) whose image is gone, such as {plain(orphans[0])}; kept")
 
 
 def _report(record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Options that say how captions are written out."""
+"""Options that say how captions are written out, and what becomes of texts beside images."""
 
 from __future__ import annotations
 
@@ -22,18 +22,25 @@ _OPTIONS = (
         "replaced",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Replace whole words and phrases: lines of FROM, a tab, and TO.",
+        help="Words and phrases to change: lines of FROM, a tab, and TO.",
     ),
     click.option(
         "--template",
         default="{caption}",
         help='Text around each caption, such as "sks style, {caption}".',
     ),
+    click.option(
+        "--existing",
+        type=click.Choice(["skip", "replace", "append", "prepend"]),
+        default="skip",
+        show_default=True,
+        help="txt, caption, xmp: what becomes of texts that captioner did not write.",
+    ),
 )
 
 
 def wording_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the wording; the command receives them as `wording: Wording`."""
+    """Add the options; the command receives `existing`, and the others as `wording: Wording`."""
 
     @wraps(command)
     def run(*, style: Any, replaced: Path | None, template: str, **rest: Any) -> None:

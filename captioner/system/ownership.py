@@ -29,7 +29,6 @@ JOURNAL_SUFFIX = ".journal"
 JOURNAL_ID = 0x43617074  # application_id in the header of a journal, "Capt"
 SQLITE = b"SQLite format 3\0"
 MAX_BYTES = 2**26  # of a file or a line that is read completely to be recognised
-MAX_SIDECAR = 4096  # bytes of a text file next to an image
 
 _MODEL = {"config.json", "model.safetensors", "vocab.json", "preprocessor_config.json"}
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
@@ -261,14 +260,8 @@ def _is_journal(path: Path) -> bool:
 
 
 def _is_sidecar(path: Path) -> bool:
-    """Whether a file is one line of text: a caption, though perhaps a foreign one."""
-    with path.open("rb") as file:
-        content = file.read(MAX_SIDECAR + 1)
-    try:
-        text = content.decode()
-    except ValueError:
-        return False
-    return len(content) <= MAX_SIDECAR and "\0" not in text and "\n" not in text.removesuffix("\n")
+    """Whether a file next to an image is a text; a journal says whether it is captioner's."""
+    return path.stat().st_size <= MAX_BYTES and b"\0" not in path.read_bytes()
 
 
 def _is_scores(path: Path) -> bool:

@@ -327,19 +327,23 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     assert again.stderr.startswith("model: ") and "0 image(s), 0 captioned" in again.stderr
     picture = tmp_path / "a" / "x.png"
     before = picture.read_bytes()
-    given = ("caption", str(picture), "--format", "txt", "--overwrite", "--extension")
-    assert "--extension: .PNG is an image extension" in run(*given, ".PNG").stderr
+    given = ("caption", str(picture), "--format", "txt", "--overwrite")
     notes.write_bytes(before)  # a picture by another name
-    assert "would replace" in run(*given[:-1]).stderr
-    assert notes.read_bytes() == before
+    for existing in ("skip", "replace", "append"):
+        refused = run(*given, "--existing", existing)
+        assert refused.exit_code == 1
+        assert "would replace" in refused.stderr
+        assert notes.read_bytes() == before
     notes.write_text("my notes")
-    picture.rename(picture.with_suffix(".odd"))
-    result = run("caption", str(picture.with_suffix(".odd")), *given[2:], ".odd")
-    assert "its caption would replace the image itself" in result.stderr
-    picture.with_suffix(".odd").rename(picture)
+    picture.rename(picture.with_suffix(".txt"))
+    result = run("caption", str(picture.with_suffix(".txt")), *given[2:])
+    assert "no image" in result.stderr or "its caption would replace the image" in result.stderr
+    picture.with_suffix(".txt").rename(picture)
     assert picture.read_bytes() == before
-    refused = run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite")
-    assert refused.exit_code == 1
+    notes.write_text("my notes")
+    kept = run("caption", str(tmp_path / "a"), "--format", "txt", "--overwrite")
+    assert kept.exit_code == 0
+    assert "1 passed over" in kept.stderr
     assert notes.read_text() == "my notes"
     coco = run("caption", str(tmp_path), "--recursive", "--format", "coco")
     names = ["x", str(tmp_path / "b" / "x.jpg"), str(tmp_path / "b" / "x.png")]
@@ -566,13 +570,16 @@ def test_a_job_into_a_file_goes_on_lists_failures_and_tries_them_again(home, tmp
     assert stopped.stderr.count("more than the limit") == 1
 
 
-def test_sidecars_have_the_ending_that_was_asked_for(home, tmp_path):
+def test_the_format_names_the_ending_of_sidecars(home, tmp_path):
     picture = toys.draw(tmp_path / "a.png", "red")
-    assert run("caption", str(picture), "--format", "txt", "--extension", ".cap").exit_code == 0
-    assert (tmp_path / "a.cap").read_text().strip()
-    wrong = run("caption", str(picture), "--format", "txt", "--extension", "cap")
+    for format in ("txt", "caption", "xmp"):
+        assert run("caption", str(picture), "--format", format).exit_code == 0
+        assert "a red square" in (tmp_path / f"a.{format}").read_text()
+        again = run("caption", str(picture), "--format", format)
+        assert f"1 skipped, their .{format} file is up to date" in again.stderr
+    wrong = run("caption", str(picture), "--existing", "append")
     assert wrong.exit_code == 2
-    assert "must look like .txt" in wrong.stderr
+    assert "--existing needs --format txt, caption or xmp, given text" in wrong.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 from captioner.captioner import Caption
 from captioner.captioning.journal import Journal
 from captioner.captioning.records import Record
-from captioner.captioning.sidecars import JOURNAL, Sidecars, _Origin
+from captioner.captioning.sidecar_journal import JOURNAL, Origin, SidecarJournal
+from captioner.captioning.sidecars import Sidecars
 from captioner.data.feature_store import _write
 from captioner.errors import CaptionerError, DataError
 from captioner.system.disk import writing
@@ -51,7 +52,10 @@ WRITERS: list[tuple[str, Callable[[Path], object]]] = [
     ("train.log", lambda path: RunLog(path.parent).say("long")),
     ("metrics.jsonl", lambda path: RunLog(path.parent).record(kind="step", epoch=1, step=1)),
     ("checkpoints/a.safetensors", lambda path: write_tensors(path, {}, {})),
-    (JOURNAL, lambda path: Sidecars()._note(path.parent / "a.txt", "long", _Origin("a", "b"))),
+    (
+        JOURNAL,
+        lambda path: SidecarJournal().note(path.parent / "a.txt", ("long",), Origin("a", "b")),
+    ),
     ("model", lambda path: toys.captioner().save(path)),
 ]
 
