@@ -35,6 +35,7 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SERVED_BY = {"compare": "scoring", "evaluate": "evaluation", "score": "scoring"}
 SERVED_BY |= {verb: verb for verb in ("doctor", "gradients")}
 SERVED_BY |= {"caption": "captioning", "train": "training"}
+SERVED_BY |= dict.fromkeys(("dry_run", "messages", "wording_options"), "captioning")  # its parts
 FILES = sorted(ROOT.rglob("*.py"))
 
 
