@@ -70,6 +70,7 @@ SYNONYMS = {
     "max_new_tokens": "max_length",
     "do_sample": "search",
     "num_return_sequences": "n_best",
+    "extension": "format",
     "lr": "learning_rate",
 }
 

@@ -48,6 +48,7 @@ def test_what_was_meant_is_suggested() -> None:
         ("doctor RUN", "did you mean --model RUN?"),
         ("caption x --num-beams 3", "Did you mean --beam-size?"),
         ("caption x --max-memory 2X", "--max-memory: '2X': not a size"),
+        ("caption x --extension .cap", "Did you mean --format?"),
         ("caption x --dryrun", "Did you mean '--dry-run'?"),
     ):
         assert hint in run(*words.split())
