@@ -4,9 +4,10 @@
         [--only ROW ...] [--table FILE]
 
 Each row trains `configs/flickr8k.yaml` with one change, once per seed, and scores the dev split.
-Rows about search and ensembles use the models of the recipe. "then self-critical" starts from the
-models with tied words. `--set` gives the paths of data and weights. Finished runs are not
-repeated, so rows can be added one by one. A run folder with other settings is an error.
+Rows about search and ensembles use the models of the recipe, or those with attention. "then
+self-critical" starts from the models with tied words. `--set` gives the paths of data and weights.
+Finished runs are not repeated, so rows can be added one by one. A run folder with other settings is
+an error.
 
 A row holds the mean over the seeds, the half-width of its 95% interval (Student's t), and the
 differences in BLEU-4 and CIDEr from the recipe, paired by seed. A difference whose interval holds
@@ -107,10 +108,13 @@ ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
     "ensemble with words tied": (("recipe", TIED), {}),
     "ensemble with words tied, beam 5": (("recipe", TIED), {"beam_size": 5}),
+    "attention, ensemble": (("attention",), {}),
+    "attention, ensemble, votes count 12": (("attention",), {"neighbours": 12}),
+    "attention, ensemble with pooled models": (("attention", "recipe"), {}),
     "words tied, ensemble": ((TIED,), {}),
     "words tied, ensemble with GRUs": ((TIED, f"{TIED}, GRU"), {}),
 }
-ROWS = (*TRAINING, *SEARCH, *ENSEMBLES)
+ROWS = (*TRAINING, *SEARCH, *(f"attention, {name}" for name in SEARCH), *ENSEMBLES)
 
 Row = list[dict[str, float]]
 
@@ -143,8 +147,9 @@ def main() -> None:
                 print(f"{name}, seed {seed}: {scores}", flush=True)
                 rows[name].append(scores)
     for name, settings in SEARCH.items():
-        if name in wanted:
-            rows[name] = [scored([model], settings, given.overrides) for model in models["recipe"]]
+        for row, of in ((name, "recipe"), (f"attention, {name}", "attention")):
+            if row in wanted:
+                rows[row] = [scored([model], settings, given.overrides) for model in models[of]]
     for name, (members, settings) in ENSEMBLES.items():
         if name in wanted:
             ensemble = [model for member in members for model in models[member]]
