@@ -178,7 +178,7 @@ def trained(folder: Path, overrides: list[str], *, wanted: bool) -> dict[str, fl
     if not stored.is_file():
         if not wanted:
             return None
-        seconds = train(config, folder, resume=True).seconds
+        seconds = train(config, folder, resume=True).progress.seconds
         stored.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     seconds = json.loads(stored.read_text(encoding="utf-8"))["seconds"]
     return scored([folder], {}, overrides) | {"training": seconds}
