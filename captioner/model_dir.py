@@ -194,7 +194,9 @@ def read_model(folder: str | Path) -> Model:
     if stored := _take(tensors, "neighbours"):
         try:
             stored = unpack(stored) if config.storage == "fp16" else stored
-            neighbours = Neighbours.read(stored, decoder.num_states * decoder.hidden_size)
+            depths = decoder.num_layers, decoder.num_states  # h alone, or an LSTM's h and c
+            widths = [depth * decoder.hidden_size for depth in depths]
+            neighbours = Neighbours.read(stored, widths)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
     return Model(encoder, decoder, vocabulary, config.decoding, neighbours)

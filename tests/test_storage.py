@@ -164,7 +164,7 @@ def test_packing_keeps_every_place_and_rounds_the_numbers(seed, page):
     for name, steps in (("states", 127), ("weights", 255)):
         error = (back[name].float() - tensors[name].float()).abs().max()
         assert error <= 0.75 / steps * tensors[name].float().max()
-    Neighbours.read(back, 6)
+    Neighbours.read(back, [6])
 
 
 def test_entries_in_any_order_are_packed_in_order():

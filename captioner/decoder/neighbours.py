@@ -1,7 +1,7 @@
 """Rank candidate captions by the captions of similar training images.
 
 A candidate's vote is its CIDEr against the captions of the nearest training images. The vote is
-added to the model's score. Two images are similar if the decoder's initial states are similar.
+added to the model's score. Two images are similar if the decoder's initial states h are similar.
 
 Source: Devlin et al. (2015), "Exploring Nearest Neighbor Approaches for Image Captioning", who
 use votes alone.
@@ -10,7 +10,7 @@ use votes alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -42,13 +42,15 @@ KINDS = {
 
 
 class Neighbours(NamedTuple):
-    """The initial states of R training images, and the n-grams of their captions.
+    """The initial states h of R training images, and the n-grams of their captions.
 
     The weight of an n-gram in an image is its mean TF-IDF over the image's captions and all orders.
     Each caption's vector of each order is first scaled to length 1.
     """
 
-    states: Tensor  # initial states, scaled to length 1, float32 (R, D); float16 on disk
+    # h of all layers, scaled to length 1, float32 (R, D); float16 on disk. An LSTM's older models
+    # have c as well.
+    states: Tensor
     keys: Tensor  # of G n-grams, int64 (G,), ascending
     idf: Tensor  # log(R / number of images with the n-gram), float32 (G,)
     starts: Tensor  # image r has entries starts[r] to starts[r + 1] - 1, int64 (R + 1,)
@@ -60,7 +62,7 @@ class Neighbours(NamedTuple):
     def gather(
         cls, decoder: Decoder, features: Iterable[Tensor], ngrams: Mapping[str, Tensor]
     ) -> Self:
-        """Compute the initial states of R images, and set evaluation mode.
+        """Compute the initial states h of R images, and set evaluation mode.
 
         Args:
             decoder: the decoder.
@@ -68,16 +70,16 @@ class Neighbours(NamedTuple):
             ngrams: n-grams of the images' captions, from `count_ngrams`.
         """
         decoder.eval()
-        states = [functional.normalize(flat(decoder.init_hidden(batch))) for batch in features]
-        return cls(torch.cat(states), **ngrams)
+        h = (flat(decoder.init_hidden(batch)[: decoder.num_layers]) for batch in features)
+        return cls(torch.cat([functional.normalize(each) for each in h]), **ngrams)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, for `read`."""
         return self._replace(states=self.states.half())._asdict()
 
     @classmethod
-    def read(cls, tensors: Mapping[str, Tensor], state_size: int) -> Self:
-        """Build neighbours from untrusted tensors, for initial states of size D.
+    def read(cls, tensors: Mapping[str, Tensor], state_sizes: Container[int]) -> Self:
+        """Build neighbours from untrusted tensors; D is one of the state sizes.
 
         Raises:
             ValueError: if a tensor is missing, or does not fit the others or the decoder.
@@ -86,7 +88,7 @@ class Neighbours(NamedTuple):
         stored = cls(**{name: tensors[name] for name in KINDS})
         states, starts, entries = stored.states, stored.starts, len(stored.ngrams)
         fits = (
-            states.shape[1] == state_size
+            states.shape[1] in state_sizes
             and 0 < len(states) == len(starts) - 1
             and len(stored.keys) == len(stored.idf)
             and len(stored.weights) == entries
@@ -111,8 +113,8 @@ class Neighbours(NamedTuple):
 
         Args:
             hypotheses: n hypotheses for each of B images.
-            hidden: initial states of the images, (S, B, H); of an ensemble, (1, B, all states),
-                the states of the model with these neighbours first.
+            hidden: initial states of the images, (S, B, H), h first; of an ensemble, (1, B, all
+                states), those of the model with these neighbours first.
             weight: weight of the votes; a vote is 0 to 1.
         """
         states = flat(hidden)[:, : self.states.shape[1]]

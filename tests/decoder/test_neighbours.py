@@ -164,7 +164,7 @@ def test_a_run_keeps_what_people_wrote_and_its_model_captions_with_it(trained, t
     kept = captioner.neighbours
     assert kept is not None
     assert captioner.decoding.neighbours == 3.0
-    states = captioner.decoder.num_states * captioner.decoder.hidden_size
+    states = captioner.decoder.num_layers * captioner.decoder.hidden_size  # h without c
     assert kept.states.shape == (len(kept.starts) - 1, states)
     torch.testing.assert_close(kept.states.float().norm(dim=1), torch.ones(len(kept.states)),
                                atol=1e-2, rtol=0)  # fmt: skip
@@ -193,7 +193,7 @@ def test_an_ensemble_asks_the_neighbours_of_its_first_model(trained, tmp_path):
     plain, voted = (
         both.search(features, both.settings(neighbours=each), n_best=3) for each in (0.0, 3.0)
     )
-    states = flat(captioner.decoder.init_hidden(features))
+    states = flat(captioner.decoder.init_hidden(features)[: captioner.decoder.num_layers])
     for image in range(4):
         for caption in voted[image]:
             ids = torch.tensor([[captioner.vocabulary.encode(tokenize(caption.text))]])
