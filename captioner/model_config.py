@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
-from captioner.config import DecoderConfig, DecodingConfig, Precision, first_mistake
+from captioner.config import DecoderConfig, DecodingConfig, Precision, bundled, first_mistake
 from captioner.encoder.preprocess import FILE_NAME
 from captioner.errors import ModelError
 from captioner.system.files import no_stream, read_json, sweep
 from captioner.system.foreign import excerpt, plain
 from captioner.system.version import __version__
 
+BUNDLED_MODELS = ("photos", "scenes")  # names for --model; run directories in the package
 Storage = Literal["fp32", "fp16"]
 # The format version of each storage: older versions of captioner read fp32 only.
 FORMAT_VERSIONS: Mapping[Storage, int] = {"fp32": 1, "fp16": 2}
@@ -64,11 +65,28 @@ class ModelConfig(BaseModel):
         return {"encoder": self.encoder}
 
 
+def bundled_model(name: str) -> Path | None:
+    """Return the run directory of a bundled model; None if there is none of this name."""
+    folder = bundled(f"models/{name}") if name in BUNDLED_MODELS else None
+    return folder if folder and (folder / "model" / "config.json").is_file() else None
+
+
+def bundled_name(folder: Path) -> str | None:
+    """Return the name of the bundled model with this model directory; None if it is not bundled."""
+    for name in BUNDLED_MODELS:
+        run = bundled_model(name)
+        if run and (run / "model").resolve() == folder.resolve():
+            return name
+    return None
+
+
 def model_folder(folder: str | Path) -> Path:
-    """Return the model directory of a path: itself, or its `model/` if it is a run directory.
+    """Return the model directory of a path or of the name of a bundled model.
+
+    A path is a model directory, or a run directory with `model/`. It wins over a bundled model.
 
     Raises:
-        ModelError: if the path is neither.
+        ModelError: if it is neither.
     """
     path = Path(folder).expanduser()
     for candidate in (path, path / "model"):
@@ -76,6 +94,13 @@ def model_folder(folder: str | Path) -> Path:
             sweep(candidate)  # restores a directory whose replacement was killed
         if (candidate / "config.json").is_file():
             return candidate
+    if run := bundled_model(str(folder)):
+        return run / "model"
+    if str(folder) in BUNDLED_MODELS and not path.exists():
+        raise ModelError(
+            f"{path}: this captioner bundles no such model, and there is no folder of that name; "
+            f"train a model with `captioner train`, or name another"
+        )
     raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from captioner.config import Config, load_config
 from captioner.errors import ConfigError, ModelError
-from captioner.model_config import model_folder
+from captioner.model_config import BUNDLED_MODELS, bundled_model, bundled_name, model_folder
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
 # Required keys of each kind of line in `metrics.jsonl`, besides `epoch` and `step`.
@@ -29,30 +29,48 @@ OPTIONAL = ("train_loss", "dev_loss", "reward", "seconds", "tokens_per_second")
 LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 
 
-def find_model(model: Path | None) -> Path:
-    """Return the model directory of a model or run directory.
+def find_model(model: Path | None, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Return the model directory of a model or run directory, or of a bundled model.
 
-    By default it is in `$CAPTIONER_MODEL`, or else the newest below `runs/`.
+    By default it is in `$CAPTIONER_MODEL`, or else the newest below `runs/`, or else the bundled
+    model for photographs; then one line says which.
 
     Raises:
         ModelError: if there is no model.
     """
-    if model is None and (named := os.environ.get("CAPTIONER_MODEL")):
-        model = Path(named)
     if model is not None:
-        return model_folder(model)
+        folder = model_folder(model)
+        if str(model) in BUNDLED_MODELS and not bundled_name(folder):
+            say(f"model: {folder} (this folder, not the bundled model {model})")
+        return folder
+    if named := os.environ.get("CAPTIONER_MODEL"):
+        folder = model_folder(named)
+        say(f"model: {bundled_name(folder) or folder} ($CAPTIONER_MODEL)")
+        return folder
     finished = sorted(Path("runs").glob("*/model/config.json"), key=lambda p: p.stat().st_mtime)
-    if not finished:
-        raise ModelError(
-            "no model: no finished run in runs/; train a model with `captioner train`, or name one "
-            "with --model DIR or $CAPTIONER_MODEL"
-        )
-    return finished[-1].parent
+    if finished:
+        say(f"model: {finished[-1].parent} (the newest run)")
+        return finished[-1].parent
+    if run := bundled_model("photos"):
+        say("model: photos (bundled with captioner)")
+        return run / "model"
+    raise ModelError(
+        "no model: no finished run in runs/; train a model with `captioner train`, or name one "
+        "with --model DIR or $CAPTIONER_MODEL"
+    )
 
 
-def find_models(models: tuple[Path, ...]) -> list[Path]:
+def find_models(
+    models: tuple[Path, ...], say: Callable[[str], None] = lambda _: None
+) -> list[Path]:
     """Return the model directories to use; see `find_model`."""
-    return [find_model(model) for model in models or (None,)]
+    return [find_model(model, say) for model in models or (None,)]
+
+
+def results_folder(model: Path, kind: str) -> Path:
+    """Return the folder for results of a model directory: in its run, if it is not bundled."""
+    name = bundled_name(model)
+    return Path(kind) / name if name else model.parent / kind
 
 
 def seed_folder(folder: Path, seed: int) -> Path:

@@ -25,6 +25,7 @@ LAYERS = (
     ("model_dir", "pipeline"),
     ("captioner",),
     ("run_dir",),
+    ("model_list",),
     VERBS,
     ("gradients",),  # trains, step by step
     ("cli",),

@@ -205,9 +205,7 @@ def command(
     if how.dry_run:
         _dry_run(images, decoding, how, models)
         return
-    how = replace(how, models=find_models(models))
-    if not models:
-        say(f"model: {how.models[0]}")
+    how = replace(how, models=find_models(models, say))
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)

@@ -31,7 +31,7 @@ def command(
     from captioner.doctor.examine import examine
     from captioner.run_dir import config_of_model, find_model
 
-    folder = find_model(model)
+    folder = find_model(model, say)
     config = config_of_model(folder, data, overrides)
     captioner = Captioner.load(folder, device)
     checks = examine(captioner, config, folder, split, say=say)

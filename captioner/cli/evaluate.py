@@ -50,9 +50,9 @@ def command(
     from captioner.captioner import Captioner
     from captioner.evaluation.evaluate import evaluate
     from captioner.evaluation.report import write_report
-    from captioner.run_dir import config_of_model, find_models
+    from captioner.run_dir import config_of_model, find_models, results_folder
 
-    folders = find_models(models)
+    folders = find_models(models, say)
     folder = folders[0]
     config = config_of_model(folder, data, overrides)
     captioner = Captioner.load(folders, device)
@@ -60,7 +60,7 @@ def command(
     default = captioner.decoding.beam_size
     if options.beam_size > default and "beam_size" not in decoding:
         say(f"beam size: {options.beam_size} instead of {default}, because of --n-best {n_best}")
-    output = output or folder.parent / "evaluation"
+    output = output or results_folder(folder, "evaluation")
     result = evaluate(captioner, config, output, options, split=split, n_best=n_best, say=say)
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train

@@ -28,7 +28,7 @@ STEPS = 300
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="Measure this model or run directory instead of training each cell.",
+    help="Measure this model, as --model of caption, instead of training each cell.",
 )
 @set_option
 @click.option(
@@ -67,14 +67,14 @@ def command(
     from captioner.config import load_config
     from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
-    from captioner.run_dir import config_of_model, find_model
+    from captioner.run_dir import config_of_model, find_model, results_folder
     from captioner.system.ownership import check_files
 
     if model:
-        folder = find_model(model)
+        folder = find_model(model, say)
         settings = config_of_model(folder, overrides=overrides)
         captioner = Captioner.load(folder, device)
-        output = output or folder.parent / "gradients"
+        output = output or results_folder(folder, "gradients")
         check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)
     else:
