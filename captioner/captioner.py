@@ -573,8 +573,9 @@ class Captioner:
         """Load a model, or several models as an ensemble.
 
         Args:
-            folder: a model directory, or a run directory with `model/`. Several form an ensemble:
-                it uses the mean of the models' word distributions.
+            folder: a model directory, a run directory with `model/`, or the name of a bundled
+                model, "photos" or "scenes". Several form an ensemble: it uses the mean of the
+                models' word distributions.
             device: see `to`.
 
         Raises:
