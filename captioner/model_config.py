@@ -99,7 +99,7 @@ def model_folder(folder: str | Path) -> Path:
     if str(folder) in BUNDLED_MODELS and not path.exists():
         raise ModelError(
             f"{path}: this captioner bundles no such model, and there is no folder of that name; "
-            f"train a model with `captioner train`, or name another"
+            f"`captioner models` lists those that exist"
         )
     raise ModelError(f"{path}: no model here: expected config.json and model.safetensors")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,18 +15,22 @@ if TYPE_CHECKING:
 
 
 @click.command("models")
-def command() -> None:
-    """List the bundled models and the runs under runs/, newest first.
+@click.argument(
+    "runs", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+def command(runs: Path | None) -> None:
+    """List the runs in the folder RUNS, newest first, and the bundled models.
 
-    NAME is what --model takes. The scores are those of the dev split at the best epoch. Scores of
-    different data sets cannot be compared.
+    RUNS is by default runs/. NAME is what --model takes. The scores are those of the dev split at
+    the best epoch. Scores of different data sets cannot be compared.
     """
     from captioner.model_list import list_models
     from captioner.system.foreign import plain
 
-    models = list_models()
+    runs = runs or Path("runs")
+    models = list_models(runs)
     if not models:
-        say("no models: no run in runs/; train a model with `captioner train`")
+        say(f"no models: no run in {plain(runs)}/; train a model with `captioner train`")
         return
     rows = [("NAME", "BLEU-4", "CIDER-D", "MB", "WRITTEN")]
     rows += [_row(model) for model in models]
