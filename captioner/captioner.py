@@ -299,7 +299,8 @@ class Captioner:
             **overrides: the settings to change, such as beam_size=5.
 
         Raises:
-            ConfigError: if a setting is unknown, out of range, or has no effect on this search.
+            ConfigError: if a setting is unknown, out of range, has no effect on this search, or
+                cannot be fulfilled.
         """
         options = changed_decoding(self.decoding, n_best, overrides)
         self._check_fit(options, n_best)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError
 from captioner.search import SpecialIds
-from captioner.system.foreign import plain
+from captioner.system.foreign import excerpt, plain
 from captioner.text import Vocabulary, tokenize
 
 MOST_NAMED = 10  # unknown words in a message
@@ -24,7 +24,7 @@ def steered(ids: SpecialIds, options: DecodingConfig, vocabulary: Vocabulary) ->
     """
     start, forbidden = tokenize(options.start), [_one_token(word) for word in options.forbid]
     if options.start and not start:
-        raise ConfigError(f"decoding.start: {plain(options.start)}: holds no word")
+        raise ConfigError(f"decoding.start: holds no word, given {excerpt(options.start, 60)}")
     _check_start(start, set(forbidden), options, vocabulary)
     known = [token for token in forbidden if token in vocabulary.counts]
     never = {*ids.suppress_ids, *vocabulary.encode(known)}
@@ -39,11 +39,12 @@ def _one_token(word: str) -> str:
         return tokens[0]
     if not tokens:
         raise ConfigError(
-            f"decoding.forbid: {plain(word) or 'an empty text'}: no word; captions hold words only"
+            f"decoding.forbid: must be words, as captions hold no punctuation, given "
+            f"{excerpt(word, 60)}"
         )
     raise ConfigError(
-        f"decoding.forbid: {plain(word)}: {len(tokens)} words of the model, "
-        f"{plain(' + '.join(tokens))}; forbid one of them"
+        f"decoding.forbid: must be single words, given {excerpt(word, 60)}, which is "
+        f"{len(tokens)}: {plain(', '.join(tokens), 60)}; forbid one of them"
     )
 
 
@@ -53,14 +54,16 @@ def _check_start(
     """Raise a ConfigError if no caption can begin with `start`."""
     unknown = [token for token in dict.fromkeys(start) if token not in vocabulary.counts]
     if unknown:
-        names = ", ".join(map(plain, unknown[:MOST_NAMED]))
+        names = ", ".join(plain(word, 60) for word in unknown[:MOST_NAMED])
         more = f" and {len(unknown) - MOST_NAMED:,} more" if len(unknown) > MOST_NAMED else ""
         raise ConfigError(
             f"decoding.start: the model does not know {names}{more}; start with words of its "
             f"training captions"
         )
     if both := [token for token in start if token in forbidden]:
-        raise ConfigError(f"decoding.start: holds {plain(both[0])}, which decoding.forbid forbids")
+        raise ConfigError(
+            f"decoding.start: holds {excerpt(both[0], 60)}, which decoding.forbid forbids"
+        )
     if len(start) > options.max_length:
         raise ConfigError(
             f"decoding.start: {len(start):,} words, more than decoding.max_length, "
@@ -70,7 +73,7 @@ def _check_start(
     ngrams = [tuple(start[i : i + size]) for i in range(len(start) - size + 1) if size]
     if repeated := next((gram for gram in ngrams if ngrams.count(gram) > 1), None):
         raise ConfigError(
-            f"decoding.start: repeats {plain(' '.join(repeated))}, which "
+            f"decoding.start: repeats {excerpt(' '.join(repeated), 60)}, which "
             f"decoding.no_repeat_ngram_size {size} forbids"
         )
 

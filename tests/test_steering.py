@@ -184,15 +184,15 @@ EVERY = list(toys.WORDS)
     [
         ({"start": "a Unicorn in blau"}, "decoding.start: the model does not know unicorn, blau; "),
         ({"start": "<unk>"}, "decoding.start: the model does not know "),
-        ({"start": "..."}, "decoding.start: ...: holds no word"),
-        ({"start": "a red a", "forbid": ["A"]}, "decoding.start: holds a, which decoding.forbid"),
+        ({"start": "..."}, "decoding.start: holds no word, given '...'"),
+        ({"start": "a red a", "forbid": ["A"]}, "decoding.start: holds 'a', which decoding.forbid"),
         (
             {"start": "a red blue", "max_length": 2},
             "decoding.start: 3 words, more than decoding.max_length, 2",
         ),
         (
             {"start": "a red a red", "no_repeat_ngram_size": 2},
-            "decoding.start: repeats a red, which decoding.no_repeat_ngram_size 2 forbids",
+            "decoding.start: repeats 'a red', which decoding.no_repeat_ngram_size 2 forbids",
         ),
         ({"forbid": EVERY}, "decoding.forbid: forbids every word of the model; forbid fewer"),
         ({"forbid": EVERY, "min_length": 0}, "decoding.forbid: forbids every word"),
@@ -200,9 +200,15 @@ EVERY = list(toys.WORDS)
             {"forbid": EVERY[1:], "start": "a", "min_length": 2, "no_repeat_ngram_size": 1},
             "min_len",
         ),
-        ({"forbid": ["doesn't"]}, "decoding.forbid: doesn't: 2 words of the model, does + n't"),
-        ({"forbid": ["red", " . "]}, "decoding.forbid:  . : no word"),
-        ({"forbid": [""]}, "decoding.forbid: an empty text: no word"),
+        ({"forbid": ["doesn't"]}, "given \"doesn't\", which is 2: does, n't; forbid one"),
+        (
+            {"forbid": ["red", " . "]},
+            "decoding.forbid: must be words, as captions hold no punctuation, given ' . '",
+        ),
+        (
+            {"forbid": [""]},
+            "decoding.forbid: must be words, as captions hold no punctuation, given ''",
+        ),
         ({"forbid": [3]}, "decoding.forbid.0: input should be a valid string, given 3"),
         ({"forbid": 3}, "decoding.forbid: input should be"),
         ({"start": 3}, "decoding.start: input should be a valid string, given 3"),
@@ -302,10 +308,14 @@ def test_options_steer(folder, tmp_path):
     ("words", "code", "message"),
     [
         (["--start", "a unicorn"], 2, "--start: the model does not know unicorn; start with"),
-        (["--forbid", "hot dog"], 2, "--forbid: hot dog: 2 words of the model, hot + dog; forbid"),
+        (
+            ["--forbid", "hot dog"],
+            2,
+            "--forbid: must be single words, given 'hot dog', which is 2: hot, dog; ",
+        ),
         (["--min-length", "9", "--max-length", "8"], 2, "--min-length: must be at most"),
         (["--forbid", "@nothing.txt"], 1, "nothing.txt: cannot be read: No such file"),
-        (["--start", "a", "--forbid", "a"], 2, "--start: holds a, which decoding.forbid forbids"),
+        (["--start", "a", "--forbid", "a"], 2, "--start: holds 'a', which decoding.forbid forbids"),
     ],
 )
 def test_mistakes_are_one_line(folder, words, code, message):

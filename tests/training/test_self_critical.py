@@ -57,6 +57,13 @@ def ended(captions):
     return [[*words, END] for words in captions]
 
 
+def test_an_empty_caption_is_sampled_where_the_model_writes_it():
+    mute = decoder()
+    with torch.no_grad():
+        mute.output.bias[WORDS.eos_id] = 100
+    assert words_of(critic(mute).write(images(0, 3))) == [[END]] * 2 * critic(mute).samples
+
+
 @pytest.mark.parametrize("bleu_weight", [0.0, 2.5])
 def test_rewards_are_the_scores_of_the_metrics_with_the_end_as_a_word(bleu_weight):
     captions = [
