@@ -70,6 +70,7 @@ class Captioner:
         vocabulary: Vocabulary,
         decoding: DecodingConfig | None = None,
         neighbours: Neighbours | None = None,
+        card: str = "",
     ):
         """Build a captioner from its components.
 
@@ -79,6 +80,7 @@ class Captioner:
             vocabulary: the word of each token id.
             decoding: default search settings.
             neighbours: captions of the training images, required if `decoding.neighbours` > 0.
+            card: text of the model card, which `save` writes as `README.md`; empty: none.
 
         Raises:
             ConfigError: if an argument is of another type.
@@ -88,11 +90,13 @@ class Captioner:
         must_be("vocabulary", vocabulary, Vocabulary)
         must_be("decoding", decoding, DecodingConfig, NoneType)
         must_be("neighbours", neighbours, Neighbours, NoneType)
+        must_be("card", card, str)
         self.encoder = encoder
         self.decoder = decoder.eval()
         self.vocabulary = vocabulary
         self.decoding = decoding or DecodingConfig()
         self.neighbours = neighbours
+        self.card = card
         self.device = torch.device("cpu")
         self.name = "the model"
         self._steps: dict[torch.dtype, Stepping] = {}
@@ -564,8 +568,8 @@ class Captioner:
         if storage not in FORMAT_VERSIONS:
             raise ConfigError(f"storage: must be 'fp32' or 'fp16', given {excerpt(storage)}")
         decoder = self.single_decoder("saved; the directories of its models exist already")
-        model = Model(self.encoder, decoder, self.vocabulary, self.decoding, self.neighbours)
-        write_model(Path(folder), model, storage)
+        parts = self.vocabulary, self.decoding, self.neighbours, self.card
+        write_model(Path(folder), Model(self.encoder, decoder, *parts), storage)
 
     @classmethod
     def load(

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from captioner.config import DecoderConfig, DecodingConfig, Precision, bundled, first_mistake
-from captioner.encoder.preprocess import FILE_NAME
 from captioner.errors import ModelError
 from captioner.system.files import no_stream, read_json, sweep
 from captioner.system.foreign import excerpt, plain
+from captioner.system.ownership import MODEL_FILES
 from captioner.system.version import __version__
 
 BUNDLED_MODELS = ("photos", "scenes")  # names for --model; run directories in the package
@@ -105,13 +105,13 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a digest of the files in a model directory.
+    """Return a digest of the files in a model directory, without its card.
 
     Raises:
         ModelError: if a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", "model.safetensors", "vocab.json", FILE_NAME):
+    for name in MODEL_FILES:
         try:
             with open(folder / name, "rb", opener=no_stream) as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

@@ -6,6 +6,7 @@
                               the training images, if the search uses them; in fp32 or fp16
     vocab.json                words and their ids
     preprocessor_config.json  how an image becomes the CNN's input
+    README.md                 the model card, if there is one; not needed to caption
 
 The directory is complete for `captioner caption`. Captioner never runs or unpickles its content.
 """
@@ -58,14 +59,17 @@ from captioner.system.disk import advice
 from captioner.system.files import (
     check_regular,
     mistaken_for,
+    no_stream,
     read_head,
+    sweep,
     whole_folder,
 )
 from captioner.system.foreign import plain
-from captioner.system.ownership import check
+from captioner.system.ownership import CARD, check, owns
 from captioner.text import Vocabulary
 
 TIED = "output.weight"
+MAX_CARD = 2**20  # bytes
 
 
 class Model(NamedTuple):
@@ -76,6 +80,7 @@ class Model(NamedTuple):
     vocabulary: Vocabulary
     decoding: DecodingConfig
     neighbours: Neighbours | None = None
+    card: str = ""  # text of the model card; empty: none
 
 
 def write_model(folder: Path, model: Model, storage: Storage = "fp32") -> None:
@@ -97,6 +102,7 @@ def write_model(folder: Path, model: Model, storage: Storage = "fp32") -> None:
             )
         if folder.resolve() == Path.cwd():
             raise ModelError(f"{folder}: is the current working directory; name a folder inside it")
+        sweep(folder / CARD)
         check(folder, "model", ModelError)
         _write(folder, model, storage)
     except (OSError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
@@ -105,7 +111,7 @@ def write_model(folder: Path, model: Model, storage: Storage = "fp32") -> None:
 
 
 def _write(folder: Path, model: Model, storage: Storage) -> None:
-    encoder, decoder, vocabulary, decoding, _ = model
+    encoder, decoder, vocabulary, decoding, _, card = model
     cnns = [
         CnnConfig.model_validate(asdict(cnn.spec) | {"precision": cnn.precision})
         for cnn in encoder.cnns
@@ -133,6 +139,8 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
         save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.cnns])
+        if card:
+            (aside / CARD).write_text(card, encoding="utf-8")
 
 
 def _tensors(model: Model, storage: Storage) -> dict[str, Tensor]:
@@ -199,7 +207,22 @@ def read_model(folder: str | Path) -> Model:
             neighbours = Neighbours.read(stored, widths)
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
-    return Model(encoder, decoder, vocabulary, config.decoding, neighbours)
+    return Model(encoder, decoder, vocabulary, config.decoding, neighbours, read_card(folder))
+
+
+def read_card(folder: Path) -> str:
+    """Return the model card of a model directory; empty if captioner wrote none, or it is damaged.
+
+    A model captions without its card, so nothing about the card is an error.
+    """
+    path = folder / CARD
+    try:
+        if not owns(path, "card") or path.stat().st_size > MAX_CARD:
+            return ""
+        with open(path, encoding="utf-8", newline="", opener=no_stream) as file:
+            return file.read()
+    except (OSError, ValueError):
+        return ""
 
 
 def _check_size(folder: Path, what: str, expected: int, found: int, where: str) -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     ("model_dir", "pipeline"),
     ("captioner",),
     ("run_dir",),
-    ("model_list",),
+    ("model_list", "model_card"),
     VERBS,
     ("gradients",),  # trains, step by step
     ("cli",),

@@ -35,7 +35,7 @@ from captioner.evaluation.evaluate import Evaluation, _write
 from captioner.evaluation.report import write_report
 from captioner.gradients.draw import write_json
 from captioner.gradients.study import Study
-from captioner.system.ownership import check_files
+from captioner.system.ownership import CARD_START, check_files
 from captioner.text import Caption
 from captioner.training.checkpoint import write_tensors
 from captioner.training.run import train
@@ -47,6 +47,7 @@ Snapshot = Mapping[str, tuple[str, int, bytes]]
 FILES = (
     *("config.yaml", "train.log", "metrics.jsonl", "curves.png", ".captioner.json", "notes.md"),
     *("config.json", "model.safetensors", "vocab.json", "preprocessor_config.json", "photo.jpg"),
+    *("README.md", ".README.md.captioner-4194305-abc.part"),
     *("step-1.safetensors", "step-5 (copy).safetensors", "step-.safetensors", "best.safetensors"),
     *("o.jsonl", "o.jsonl.journal", "o.jsonl.journal.1", "o.jsonl.journal-wal", "errors.jsonl"),
     *("o.csv", "o.json", "o.txt", ".o.jsonl.lock", ".o.jsonl.captioner.lock", ".x.old", ".y.part"),
@@ -70,6 +71,7 @@ CONTENTS = (
     b'{"cider": 0.9}',
     b'{"kind": "step", "epoch": 1, "step": 1}\n',
     b'{"min_count": 1, "words": {}}',
+    b"---\nlibrary_name: transformers\n---\n# Mine\n",
 )
 
 
@@ -119,6 +121,7 @@ class Tools:
         """Make them in a folder."""
         self.config: Config = toys.config(folder)
         self.captioner: Captioner = toys.captioner()
+        self.captioner.card = f"{CARD_START}---\n# A toy\n"
         self.picture = toys.draw(folder / "picture.png", "red")
         self.hypotheses = folder / "hypotheses.txt"
         self.hypotheses.write_text("a red square\n")
@@ -157,7 +160,7 @@ class Tools:
             assert known["encoder"] == "eyes"
             return trainer
 
-        return SimpleNamespace(trainer=build, assemble=lambda _: self.captioner)
+        return SimpleNamespace(trainer=build, finish=lambda *_: self.captioner)
 
     def train(self, folder: Path, **how: Any) -> None:
         """Start or resume a run."""

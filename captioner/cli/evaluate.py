@@ -67,6 +67,18 @@ def command(
     )
     _show(result, f"captioned by {' and '.join(map(str, folders))}")
     say(f"report: {report}")
+    own_data = data is None and not overrides
+    if own_data and len(folders) == 1 and options == captioner.decoding:
+        _record(result, folder)
+
+
+def _record(result: Evaluation, folder: Path) -> None:
+    """Add scores of a run's own data and settings to the model card."""
+    from captioner.model_card import Results, record
+
+    results = Results(result.split, result.scores, result.word_use, result.truth)
+    if card := record(folder, results):
+        say(f"scores added to the model card: {card}")
 
 
 def _show(result: Evaluation, by: str) -> None:

@@ -30,7 +30,10 @@ JOURNAL_ID = 0x43617074  # application_id in the header of a journal, "Capt"
 SQLITE = b"SQLite format 3\0"
 MAX_BYTES = 2**26  # of a file or a line that is read completely to be recognised
 
-_MODEL = {"config.json", "model.safetensors", "vocab.json", "preprocessor_config.json"}
+MODEL_FILES = ("config.json", "model.safetensors", "vocab.json", "preprocessor_config.json")
+CARD = "README.md"  # the model card, beside the files of a model; models of 0.1 have none
+CARD_START = "---\nlibrary_name: captioner\n"  # of the metadata that Hugging Face reads
+_MODEL = {*MODEL_FILES, CARD}
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
 # Names of the files that captioner writes into marked folders, by the folder's kind.
@@ -110,6 +113,8 @@ def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerEr
         reason = "not a model directory that captioner wrote"
         if foreign := sorted(path.name for path in place.iterdir() if path.name not in _MODEL):
             reason += f": it contains {plain(foreign[0])}"
+        elif (place / CARD).is_file() and not owns(place / CARD, "card"):
+            reason += f": its {CARD} is not a model card of captioner"
     elif place.is_dir():
         reason = f"not marked as captioner's {kind} folder by the hidden file {MARKER}"
     return error(
@@ -215,8 +220,9 @@ def _is_in_marked(kind: str, path: Path) -> bool:
 def _is_model(folder: Path) -> bool:
     """Recognise a model directory by its content, because it has no marker."""
     return (
-        {path.name for path in folder.iterdir()} == _MODEL
+        {path.name for path in folder.iterdir()} | {CARD} == _MODEL
         and all(path.is_file() for path in folder.iterdir())
+        and (owns(folder / CARD, "card") or not os.path.lexists(folder / CARD))
         and isinstance(_json(folder / "config.json").get("captioner_version"), str)
         and _has_keys({"format_version", "encoder", "decoder", "decoding"}, folder / "config.json")
         and owns(folder / "vocab.json", "vocabulary")
@@ -332,6 +338,7 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
     "map": partial(_has_signature, b"tEXtTitle\0captioner attention"),
     "figure": partial(_has_signature, b"tEXtSoftware\0captioner"),
     "vocabulary": partial(_has_keys, {"min_count", "specials", "words"}),
+    "card": partial(_has_signature, CARD_START.splitlines()[1].encode()),
 }
 FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     **{kind: partial(_is_marked, kind) for kind in (*_IN_MARKED, "part")},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
 
@@ -12,10 +13,13 @@ from captioner.data.caption_table import CaptionTable, iterate
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
-from captioner.metrics import PreparedReferences, Score, score_captions
+from captioner.metrics import PreparedReferences, Score, compare_word_use, score_captions
+from captioner.model_card import Results
 from captioner.text import tokenize
 from captioner.training.bptt import total_loss
 
+Judge: TypeAlias = Callable[[str, str], bool]  # see `Dataset.judge`
+RESAMPLES = 1000  # for the intervals of the final scores
 LOSS_CAPTIONS = 1000  # most captions for the loss: about 1% of the time of training on Flickr8k
 
 
@@ -56,6 +60,20 @@ class DevSplit:
         The decoder stays in evaluation mode.
         """
         captioner = self._assemble(decoder)
+        return self._scores(captioner, self._caption(captioner), ("bleu", "cider_d"))
+
+    def results(self, captioner: Captioner, judge: Judge | None = None) -> Results:
+        """Return the results of the trained model, as `captioner evaluate --split dev` does."""
+        tokens = self._caption(captioner)
+        scores = self._scores(captioner, tokens, ("bleu", "rouge_l", "cider"), RESAMPLES)
+        truth = None
+        if judge:
+            pairs = zip(self.table.examples, self.captions, strict=True)
+            truth = sum(judge(e.image_id, text) for e, text in pairs) / len(self.captions)
+        return Results("dev", scores, compare_word_use(tokens, self.table.references), truth)
+
+    def _caption(self, captioner: Captioner) -> list[list[str]]:
+        """Caption the split; return the tokens of each caption."""
         captions: list[str] = []
         failures: list[ImageError] = []
         # A thread counts the references and tokenises captions while the device searches.
@@ -72,10 +90,21 @@ class DevSplit:
         if failures:
             self._say(f"dev: {len(failures):,} image(s) scored as empty captions: {failures[0]}")
         self.captions = captions
+        return [words for batch in tokens for words in batch.result()]
+
+    def _scores(
+        self,
+        captioner: Captioner,
+        tokens: list[list[str]],
+        metrics: tuple[str, ...],
+        resamples: int = 0,
+    ) -> dict[str, Score]:
+        references = self._references.result() if self._references else self.table.references
         return score_captions(
-            [words for batch in tokens for words in batch.result()],
-            self._references.result(),
-            metrics=("bleu", "cider_d"),
+            tokens,
+            references,
+            metrics=metrics,
+            resamples=resamples,
             decode=captioner.decoding.summary(),
             split="dev",
         )

@@ -14,16 +14,18 @@ from torch import Tensor
 from captioner.captioner import Captioner, choose_device
 from captioner.config import Config, home_path, load_config
 from captioner.data.caption_table import CaptionTable
+from captioner.data.dataset import Dataset
 from captioner.data.prepare import Prepared, open_dataset, open_encoder, prepare
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, checked_names, must_be, within_memory
+from captioner.model_card import Source, write_card
 from captioner.run_dir import identity_of, saved_steps
 from captioner.steering import steered
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
-from captioner.system.ownership import begin, check, check_writable, clear
+from captioner.system.ownership import CARD, begin, check, check_writable, clear
 from captioner.system.world import World, joined
 from captioner.text import Vocabulary
 from captioner.training.checkpoint import Progress, check_identity, left_alone
@@ -93,7 +95,7 @@ def train(
             trainer.resume()
         trainer.run()
         if world.leads:
-            setup.assemble(trainer.decoder).save(folder / "model")
+            setup.finish(trainer, dataset).save(folder / "model")
             best_epoch = trainer.progress.best_epoch
             log.draw_curves(clip_norm=config.training.clip_norm, best_epoch=best_epoch)
     return Summary(folder, config.training.metric, trainer.progress, peak_memory(own_device))
@@ -200,6 +202,18 @@ class _Setup:
         captioner.device = self.device
         return captioner
 
+    def finish(self, trainer: Trainer, dataset: Dataset) -> Captioner:
+        """Make a captioner of the trained decoder, with its model card."""
+        captioner, prepared = self.assemble(trainer.decoder), self.prepared
+        counts = {
+            name: (len(images), sum(map(len, images)))
+            for name, images in (("train", prepared.references), ("dev", prepared.dev.references))
+        }
+        source = Source(dataset.name, dataset.format, counts, prepared.data)
+        results = trainer.dev.results(captioner, dataset.judge)
+        captioner.card = write_card(captioner, self.config, source, results)
+        return captioner
+
 
 def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> None:
     """Refuse a folder with files that the run would overwrite without permission."""
@@ -210,6 +224,7 @@ def check_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
             f"training.start_from: {model} is in {folder}, which --overwrite deletes; "
             f"write to another folder with --output DIR"
         )
+    sweep(folder / "model" / CARD)
     check(folder, "run")
     check_writable(folder)
     for kind in ("checkpoints", "tensorboard", "model"):

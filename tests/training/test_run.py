@@ -15,6 +15,7 @@ from captioner.data.prepare import open_encoder, prepare
 from captioner.encoder.encoder import FrozenEncoder
 from captioner.errors import CaptionerError, CheckpointError, ConfigError, DataError, ModelError
 from captioner.run_dir import read_metrics
+from captioner.system.ownership import CARD, MODEL_FILES
 from captioner.training import loop
 from captioner.training.run import Stopped, train
 
@@ -175,7 +176,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypat
     assert not (tmp_path / "part" / "model").exists()
     train(config, tmp_path / "part", device="cpu", resume=True)
     assert timeless(tmp_path / "part") == timeless(whole)
-    for name in ("model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"):
+    for name in (*MODEL_FILES, CARD):
         assert (tmp_path / "part" / "model" / name).read_bytes() == (
             whole / "model" / name
         ).read_bytes(), name
@@ -183,10 +184,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypat
 
 def test_resuming_a_finished_run_changes_nothing(config, tmp_path):
     folder = train(config, tmp_path / "run", device="cpu").folder
-    before = (folder / "model" / "model.safetensors").read_bytes()
+    before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    assert before.keys() == {*MODEL_FILES, CARD}
     done = train(config, folder, device="cpu", resume=True)
     assert done.progress.epoch == 3
-    assert (folder / "model" / "model.safetensors").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in (folder / "model").iterdir()} == before
 
 
 def test_a_run_whose_data_changed_is_not_resumed(config, tmp_path):
