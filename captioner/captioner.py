@@ -578,9 +578,9 @@ class Captioner:
         """Load a model, or several models as an ensemble.
 
         Args:
-            folder: a model directory, a run directory with `model/`, or the name of a bundled
-                model, "photos" or "scenes". Several form an ensemble: it uses the mean of the
-                models' word distributions.
+            folder: a model directory, a run directory with `model/`, the name of a bundled model,
+                "photos" or "scenes", or "hub:OWNER/NAME@REVISION", a model on the Hugging Face
+                Hub. Several form an ensemble: it uses the mean of the models' word distributions.
             device: see `to`.
 
         Raises:

@@ -237,7 +237,9 @@ class TrainingConfig(Section):
         "rewards the scores of sampled captions",
     )
     start_from: str | None = Field(
-        None, description="run or model directory with the initial weights; scst requires it"
+        None,
+        description="run or model directory, or hub:OWNER/NAME@REVISION, with the initial weights; "
+        "scst requires it",
     )
     samples: int = Field(5, ge=2, le=1000, description="scst: captions sampled per image")
     bleu_weight: float = Field(

@@ -8,9 +8,10 @@ Markdown is escaped.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import yaml
 
 from captioner.captioner import Captioner
 from captioner.config import BUNDLED, Config, holds_scenes
+from captioner.errors import ModelError
 from captioner.metrics import Score, WordUse
 from captioner.metrics.signature import joined
+from captioner.model_config import read_config
 from captioner.model_dir import read_card
+from captioner.run_dir import config_of_model, identity_of
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import CARD, CARD_START, owns
@@ -32,6 +36,7 @@ _SPECIAL = re.compile(r"[\\`*\[\]<>#|~&$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _FLICKR8K = re.compile(r"(dataset_?)?flickr_?8k", re.IGNORECASE)
 _FLICKR8K_FILES = ("Flickr8k.token.txt", "*/Flickr8k.token.txt", "dataset_flickr8k.json")
 _CELLS = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN", "elman": "Elman RNN"}
+DIGESTS = ("train captions", "train images", "dev captions", "dev images")
 _METRICS = {"bleu": "bleu", "rouge": "rouge", "cider": "cider"}
 
 
@@ -53,6 +58,7 @@ class Source:
     format: str = ""
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # images, captions
     digests: Mapping[str, str] = field(default_factory=dict)  # of images and captions, by name
+    version: str = __version__  # of captioner that trained the model
 
 
 class _Markdown(str):
@@ -62,13 +68,13 @@ class _Markdown(str):
 
 
 def write_card(
-    captioner: Captioner, config: Config, source: Source, results: Results | None = None
+    captioner: Captioner, config: Config | None, source: Source, results: Results | None = None
 ) -> str:
     """Return the card of a model.
 
     Args:
         captioner: the model, not an ensemble.
-        config: the settings of its training.
+        config: the settings of its training; None: not known.
         source: its data.
         results: its scores on the dev split; None: not measured.
     """
@@ -80,12 +86,12 @@ def write_card(
     metadata: dict[str, Any] = {"pipeline_tag": "image-to-text", **_LICENCES[kind][0]}
     metadata |= {} if kind == "other" else {"language": ["en"]}
     metadata |= {"datasets": [slug], "metrics": [*_METRICS.values()], "tags": ["image-captioning"]}
-    metadata["model-index"] = [{"name": title, "results": []}]
     if results:
+        metadata["model-index"] = [{"name": title, "results": []}]
         _put(metadata, results, {"name": name, "type": slug})
     body = _template().render(
         title=title,
-        version=__version__,
+        version=source.version,
         data_name=name,
         data_format=source.format,
         counts=source.counts,
@@ -97,7 +103,7 @@ def write_card(
         use=results and results.word_use["captions"],
         people=results and results.word_use["first_references"],
         **parts,
-        **_settings_of(config),
+        **(_settings_of(config) if config else {"settings": ""}),
     )
     return _whole(metadata, body)
 
@@ -135,6 +141,33 @@ def record(folder: Path, results: Results) -> Path | None:
     return folder / CARD
 
 
+def complete(folder: Path, captioner: Captioner, *, write: bool = True) -> Path | None:
+    """Write the card of a model that has none, such as one of captioner 0.1; return its path.
+
+    Its scores are not known, and its data only if the model lies in its run. None if there is one.
+
+    Raises:
+        ModelError: if there is a `README.md` that is not a card of captioner.
+    """
+    path = folder / CARD
+    if captioner.card:
+        return None
+    if os.path.lexists(path):
+        raise ModelError(
+            f"{path}: not a model card of captioner; move it away, and copy what you want to keep "
+            f"into the card that captioner writes"
+        )
+    config, source = None, Source("not known", version=read_config(folder).captioner_version)
+    if owns(folder.resolve().parent, "run"):
+        config = config_of_model(folder)
+        saved = identity_of(folder.resolve().parent / "checkpoints")
+        digests = {name: str(saved[name]) for name in DIGESTS if name in saved}
+        source = replace(source, name=Path(config.data.root).name, digests=digests)
+    if write:
+        write_text(path, write_card(captioner, config, source), "card")
+    return path
+
+
 def _whole(metadata: dict[str, Any], body: str) -> str:
     metadata.pop("library_name", None)
     text = yaml.safe_dump(metadata, sort_keys=False, width=1000)
@@ -159,8 +192,10 @@ _LICENCES: Mapping[str, tuple[dict[str, str], str]] = {
 }
 
 
-def _kind_of(config: Config, source: Source) -> str:
+def _kind_of(config: Config | None, source: Source) -> str:
     """Return the key in `_LICENCES`."""
+    if config is None:
+        return "other"
     if source.format == "scenes" or holds_scenes(config.data.root):
         return "scenes"
     root = Path(config.data.root)
@@ -172,7 +207,7 @@ def _kind_of(config: Config, source: Source) -> str:
     return "flickr8k" if known or any(map(_FLICKR8K.fullmatch, named)) else "other"
 
 
-def _parts_of(captioner: Captioner, config: Config) -> dict[str, Any]:
+def _parts_of(captioner: Captioner, config: Config | None) -> dict[str, Any]:
     """Return what the template says about the parts of a model."""
     encoder, decoder = captioner.encoder, captioner.single_decoder("described")
     side = captioner.map_size()
@@ -192,7 +227,7 @@ def _parts_of(captioner: Captioner, config: Config) -> dict[str, Any]:
         "cell": _CELLS.get(decoder.config.cell, decoder.config.cell),
         "attention": f"over {side} x {side} places of the image" if side else "none",
         "words": len(captioner.vocabulary),
-        "min_count": config.text.min_count,
+        "min_count": config and config.text.min_count,
         "search": captioner.decoding.summary(),
         "neighbours": captioner.neighbours and len(captioner.neighbours.states),
     }
@@ -226,9 +261,12 @@ def _settings_of(config: Config) -> dict[str, Any]:
 
 def _put(metadata: dict[str, Any], results: Results, data: dict[str, str] | None = None) -> None:
     """Put the scores of a split into the metadata, in the form of Hugging Face's `model-index`."""
-    entries = metadata["model-index"][0]["results"]
-    # The card names its data once, in the first entry.
-    known = data or {key: entries[0]["dataset"][key] for key in ("name", "type")}
+    slug = metadata["datasets"][0]
+    index = metadata.setdefault("model-index", [{"name": f"captioner-{slug}", "results": []}])
+    entries = index[0]["results"]
+    if data is None and entries:
+        data = {key: entries[0]["dataset"][key] for key in ("name", "type")}
+    known = data or {"name": slug, "type": slug}
     metrics = [
         {
             "type": _METRICS[score.name.partition("_")[0]],
@@ -258,7 +296,7 @@ def _put(metadata: dict[str, Any], results: Results, data: dict[str, str] | None
 
 def _scores_of(metadata: dict[str, Any]) -> str:
     """Return the scores in the metadata as a table in Markdown, with their signatures."""
-    entries = metadata["model-index"][0]["results"]
+    entries = metadata["model-index"][0]["results"] if "model-index" in metadata else []
     if not entries:
         return "Not measured."
     splits = [str(entry["dataset"]["split"]) for entry in entries]
@@ -280,7 +318,7 @@ def _scores_of(metadata: dict[str, Any]) -> str:
     table = "\n".join(lines)
     return (
         f"{table}\n\nIn parentheses: the 95% confidence interval, by bootstrap over the images. "
-        f"Signatures:\n\n{_fenced(_lines(joined(signatures)))}"
+        f"Signatures:\n\n{_fenced(_lines(joined(dict.fromkeys(signatures))))}"
     )
 
 

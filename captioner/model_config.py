@@ -11,6 +11,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from captioner.config import DecoderConfig, DecodingConfig, Precision, bundled, first_mistake
 from captioner.errors import ModelError
+from captioner.hub import fetch, is_hub
 from captioner.system.files import no_stream, read_json, sweep
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import MODEL_FILES
@@ -85,9 +86,13 @@ def model_folder(folder: str | Path) -> Path:
 
     A path is a model directory, or a run directory with `model/`. It wins over a bundled model.
 
+    A model on the Hub, `hub:OWNER/NAME`, is fetched; see `hub.fetch`.
+
     Raises:
-        ModelError: if it is neither.
+        ModelError: if it is neither, or the model cannot be fetched.
     """
+    if is_hub(folder):
+        return fetch(folder)
     path = Path(folder).expanduser()
     for candidate in (path, path / "model"):
         if not candidate.exists():

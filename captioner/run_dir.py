@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from captioner.config import Config, load_config
 from captioner.errors import ConfigError, ModelError
+from captioner.hub import cached_name
 from captioner.model_config import BUNDLED_MODELS, bundled_model, bundled_name, model_folder
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
@@ -68,8 +69,12 @@ def find_models(
 
 
 def results_folder(model: Path, kind: str) -> Path:
-    """Return the folder for results of a model directory: in its run, if it is not bundled."""
-    name = bundled_name(model)
+    """Return the folder for results of a model directory.
+
+    It is in the model's run, or else, for a bundled model or one of the Hub, in the working
+    directory.
+    """
+    name = bundled_name(model) or cached_name(model)
     return Path(kind) / name if name else model.parent / kind
 
 

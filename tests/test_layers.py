@@ -17,7 +17,7 @@ ROOT = Path(captioner.__file__).parent
 VERBS = ("captioning", "training", "evaluation", "scoring", "doctor")
 LAYERS = (
     ("system",),
-    ("text", "config", "images"),
+    ("text", "config", "images", "hub"),
     ("search", "metrics"),
     ("encoder",),
     ("decoder",),

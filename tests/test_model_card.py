@@ -201,7 +201,7 @@ def test_results_of_a_split_replace_those_of_the_same_split_only(config):
     ("old", "new"),
     [
         ("<!-- captioner: scores -->", ""),
-        ("model-index:", "other:"),
+        ("datasets:", "others:"),
         ("pipeline_tag: image-to-text", "pipeline_tag: {"),
         ("pipeline_tag: image-to-text", "- pipeline_tag"),
         ("\n---\n", "\n"),
@@ -214,6 +214,14 @@ def test_a_card_that_somebody_changed_is_left_alone(config, old, new):
     assert add_results(card, results("test"))
     assert old in card
     assert add_results(card.replace(old, new), results("test")) is None
+
+
+def test_a_card_without_scores_gets_its_first(config):
+    card = write_card(toys.captioner(), config, SOURCE)
+    assert "model-index" not in metadata_of(card)
+    first = add_results(card, results("test"))
+    assert metadata_of(first)["model-index"][0]["results"][0]["dataset"]["name"] == "mine"
+    assert "Not measured." not in first.partition("## Speed")[0]
 
 
 def test_undefined_scores_are_left_out(config):

@@ -23,19 +23,22 @@ set_option = click.option(
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
+_MODEL = (
+    "Model or run directory; a bundled model, photos or scenes; or hub:OWNER/NAME[@REVISION], on "
+    "the Hugging Face Hub"
+)
 _DEFAULT = "[default: $CAPTIONER_MODEL, else the newest run under runs/, else photos]"
 model_option = click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help=f"Model or run directory, or a bundled model: photos or scenes.  {_DEFAULT}",
+    help=f"{_MODEL}.  {_DEFAULT}",
 )
 models_option = click.option(
     "--model",
     "models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Model or run directory, or a bundled model: photos or scenes. Repeat to average the "
-    f"predictions of several models.  {_DEFAULT}",
+    help=f"{_MODEL}. Repeat to average the predictions of several models.  {_DEFAULT}",
 )
 _DECODING = {
     "--search": (

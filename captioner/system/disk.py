@@ -42,7 +42,7 @@ def is_full(error: Exception, folder: Path) -> bool:
     return False
 
 
-def advice(error: Exception) -> str:
+def advice(error: BaseException) -> str:
     """Return advice if the disk is full or a permission is missing; else an empty string."""
     if any(words in str(error) for words in FULL):
         return "; free some space"

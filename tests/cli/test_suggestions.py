@@ -35,7 +35,7 @@ def test_no_suggestion_deletes_or_replaces(command: str) -> None:
         said = run(command, slip, "x")
         suggested |= set(re.findall(r"--[a-z-]+", said.rpartition(slip)[2])) - {slip}
     assert not suggested & {f"--{name}" for name in DESTRUCTIVE}
-    assert not names or suggested & {"--device", "--seed"}  # others are still suggested
+    assert not names or suggested & {"--device", "--seed", "--revision"}  # others still are
 
 
 def test_what_was_meant_is_suggested() -> None:
