@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
 
 import yaml
@@ -390,14 +391,12 @@ class DecodingConfig(Section):
     @field_validator("forbid", mode="before")
     @classmethod
     def _tuple_of_words(cls, words: Any) -> Any:
-        # A string is a sequence of letters; a list could change.
-        return (
-            (words,)
-            if isinstance(words, str)
-            else tuple(words)
-            if isinstance(words, list)
-            else words
-        )
+        # A string is a sequence of letters, a list could change, and YAML reads nothing as null.
+        if isinstance(words, str):
+            return (words,)
+        if not isinstance(words, list | tuple | NoneType):
+            raise PydanticCustomError("words", "should be a list of words")
+        return tuple(words or ())
 
     @model_validator(mode="after")
     def _min_below_max(self) -> Self:

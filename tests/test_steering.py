@@ -14,7 +14,7 @@ from PIL import Image
 
 from captioner.captioner import Captioner
 from captioner.cli import main
-from captioner.config import DecodingConfig
+from captioner.config import DecodingConfig, load_config
 from captioner.decoder.decoder import SPECIAL_IDS
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours, count_ngrams
@@ -173,6 +173,7 @@ def test_words_are_read_as_captions_are():
         *vocabulary.encode(["blue", "green"])
     }
     assert steered(SPECIAL_IDS, DecodingConfig(), vocabulary) == SPECIAL_IDS
+    assert load_config(None, ["decoding.forbid=", "decoding.start="]).decoding == DecodingConfig()
     assert DecodingConfig(forbid="blue") == DecodingConfig(forbid=["blue"])
 
 
@@ -210,7 +211,7 @@ EVERY = list(toys.WORDS)
             "decoding.forbid: must be words, as captions hold no punctuation, given ''",
         ),
         ({"forbid": [3]}, "decoding.forbid.0: input should be a valid string, given 3"),
-        ({"forbid": 3}, "decoding.forbid: input should be"),
+        ({"forbid": 3}, "decoding.forbid: should be a list of words, given 3"),
         ({"start": 3}, "decoding.start: input should be a valid string, given 3"),
         ({"min_length": 25}, "decoding.min_length: must be at most decoding.max_length, 24, given"),
         (
