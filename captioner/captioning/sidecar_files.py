@@ -76,7 +76,7 @@ def joined(caption: str, user: Texts, existing: str, form: str) -> Texts:
         UnusableError: if a text is not UTF-8.
     """
     if any(map(NOT_UTF8.search, user)):
-        raise UnusableError("not UTF-8; convert it to join a caption to it")
+        raise UnusableError("not UTF-8")
     end = "" if form == "xmp" else "\n"
     return tuple(_joined(caption, text, existing, end) for text in user)
 

@@ -109,7 +109,7 @@ class Sidecars:
         try:
             texts = read_texts(place, self.form)
         except UnusableError as error:
-            return _refusal(place, error)
+            return _unusable(place, error)
         origin = None if texts is None else self.journal.origin(place, texts)
         if origin and origin.image != image.name and not self.overwrite:
             # A renamed image may replace the text of its old name.
@@ -154,7 +154,10 @@ class Sidecars:
         if isinstance(found := self.look(image), str):
             return found
         if found.is_users and self.existing == "skip":
-            return _refusal(place, "captioner did not write it or it was edited since")
+            return (
+                f"its caption would replace {place}, which captioner did not write or which was "
+                f"edited since; see --existing"
+            )
         try:
             texts = self.texts(record.caption, found)
             self.written.add(place)
@@ -164,7 +167,7 @@ class Sidecars:
             if texts != found.texts:
                 write_texts(place, self.form, texts)
         except UnusableError as error:
-            return _refusal(place, error)
+            return _unusable(place, error)
         except OSError as error:
             remedy = (
                 "free some space" if is_full(error, place.parent) else "choose another --format"
@@ -211,8 +214,11 @@ class Sidecars:
             return False  # captioning reports the error
 
 
-def _refusal(place: Path, reason: object) -> str:
-    return f"its caption would replace {place}: {reason}; move it away or choose another --format"
+def _unusable(place: Path, reason: UnusableError) -> str:
+    return (
+        f"its caption cannot go into {place}: {reason}; mend that file, move it away, or choose "
+        f"another --format"
+    )
 
 
 def _taken(place: Path) -> str:

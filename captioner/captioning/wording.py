@@ -9,11 +9,12 @@ import hashlib
 import re
 import sys
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from captioner.errors import ConfigError, DataError, must_be
 from captioner.system.escapes import CONTROL
@@ -93,10 +94,14 @@ class Wording:
     def __call__(self, text: str) -> str:
         """Write out one caption."""
         if self.replaced:
-            text = _replace(text, self.replaced)
+            text = self._map(text)
         if self.style == "sentence":
             text = sentence(text)
         return self.template.replace(CAPTION, text)
+
+    @cached_property
+    def _map(self) -> _Map:
+        return _Map(self.replaced)
 
     @property
     def key(self) -> str:
@@ -156,26 +161,55 @@ def _folded(phrase: str) -> str:
     return " ".join(phrase.lower().split())
 
 
-def _replace(text: str, replaced: Mapping[str, str]) -> str:
-    """Replace whole words and phrases, the longest first; what was put in is not replaced again."""
-    pattern, phrases = _pattern(tuple(replaced))
-    changed = pattern.sub(lambda match: replaced[phrases[(match.lastindex or 1) - 1]], text)
-    return " ".join(changed.split())
+class _Piece(NamedTuple):
+    """A word, or another character, with its place in a text."""
+
+    text: str  # in lower case
+    is_spaced: bool  # whether white space comes before it
+    start: int
+    end: int
 
 
-@lru_cache(maxsize=4)
-def _pattern(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], list[str]]:
-    """Return a pattern with one group for each phrase, and the phrases in the order of groups."""
-    longest_first = sorted(phrases, key=len, reverse=True)
-    ways = (r"\s+".join(map(re.escape, phrase.split())) for phrase in longest_first)
-    inside = _inside()
-    edge = f"(?:(?<!{inside})|(?!{inside}))"  # also before a clitic, such as 's
-    return re.compile(f"{edge}(?:({')|('.join(ways)})){edge}", re.IGNORECASE), longest_first
+class _Map:
+    """Replaces whole words and phrases."""
+
+    def __init__(self, replaced: Mapping[str, str]):
+        self.ways: dict[str, list[tuple[list[_Piece], str]]] = defaultdict(list)  # by first piece
+        for phrase, after in replaced.items():
+            pieces = _pieces(phrase)
+            self.ways[pieces[0].text].append((pieces, after))
+        for ways in self.ways.values():
+            ways.sort(key=lambda way: len(way[0]), reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Replace the longest phrases first; what was put in is not replaced again."""
+        pieces, at, end, parts = _pieces(text), 0, 0, []
+        while at < len(pieces):
+            for phrase, after in self.ways.get(pieces[at].text, ()):
+                found = pieces[at : at + len(phrase)]
+                if [each.text for each in found] == [each.text for each in phrase] and all(
+                    each.is_spaced == own.is_spaced
+                    for each, own in zip(found[1:], phrase[1:], strict=True)
+                ):
+                    parts += [text[end : found[0].start], after]
+                    end = found[-1].end
+                    at += len(found) - 1
+                    break
+            at += 1
+        return " ".join("".join([*parts, text[end:]]).split())
+
+
+def _pieces(text: str) -> list[_Piece]:
+    """Split a text into words and other characters, without white space."""
+    return [
+        _Piece(match[0].lower(), text[match.start() - 1 : match.start()].isspace(), *match.span())
+        for match in _piece().finditer(text)
+    ]
 
 
 @lru_cache(maxsize=1)
-def _inside() -> str:
-    r"""Return a pattern of the characters inside a word; `\w` lacks the vowel signs of Hindi."""
+def _piece() -> re.Pattern[str]:
+    r"""Return a pattern of a word or one other character; `\w` lacks the vowel signs of Hindi."""
     codes: Iterator[str] = map(chr, range(sys.maxunicode + 1))
     marks = "".join(code for code in codes if unicodedata.category(code)[0] == "M")
-    return rf"[\w\-{re.escape(marks)}]"
+    return re.compile(rf"[\w\-{re.escape(marks)}]+|\S")

@@ -216,8 +216,9 @@ class _Reader:
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         namespace, _, name = tag.rpartition(" ")
         parent = self.open[-1] if self.open else None
-        scope = (parent.scope if parent else {}) | self.declared
-        self.declared = {}
+        scope = parent.scope if parent else {}
+        if self.declared:
+            scope, self.declared = scope | self.declared, {}
         place = self.parser.CurrentByteIndex
         element = _Element((namespace, name), attributes, place, scope, parent)
         (parent.children if parent else self.roots).append(element)

@@ -84,7 +84,7 @@ def test_captions_are_joined_as_people_join_texts(user: str, existing: str, expe
 
 
 def test_a_text_that_is_not_utf_8_is_not_joined() -> None:
-    with pytest.raises(UnusableError, match="not UTF-8; convert it"):
+    with pytest.raises(UnusableError, match="not UTF-8"):
         joined("a dog", ("caf\udce9",), "append", "txt")
 
 
@@ -206,7 +206,7 @@ def test_an_empty_file_has_no_text_to_keep(notes: Path) -> None:
 def test_a_text_of_another_encoding_is_replaced_but_not_joined(notes: Path) -> None:
     notes.write_bytes(b"caf\xe9")
     [(_, said)] = caption_all(notes.parent, {"a.jpg": "a dog"}, existing="append")[1]
-    assert "not UTF-8; convert it to join a caption to it" in said
+    assert "a.txt: not UTF-8; mend that file" in said
     assert notes.read_bytes() == b"caf\xe9"
     assert caption_all(notes.parent, {"a.jpg": "a dog"}, existing="replace")[1] == [("a.jpg", None)]
     assert notes.read_text() == "a dog\n"

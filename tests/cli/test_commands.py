@@ -332,7 +332,7 @@ def test_no_caption_takes_the_place_of_another_or_of_a_users_file(home, tmp_path
     for existing in ("skip", "replace", "append"):
         refused = run(*given, "--existing", existing)
         assert refused.exit_code == 1
-        assert "would replace" in refused.stderr
+        assert "x.txt: not a text in UTF-8; mend that file, move it away" in refused.stderr
         assert notes.read_bytes() == before
     notes.write_text("my notes")
     picture.rename(picture.with_suffix(".txt"))
