@@ -231,7 +231,7 @@ def _dry_run(
     def caption(items: list[Item]) -> Iterator[Record]:
         from captioner.captioner import Captioner
 
-        captioner = Captioner.load(find_models(models), how.device)
+        captioner = Captioner.load(find_models(models, say), how.device)
         records = caption_files(captioner, items, captioner.settings(**decoding), how.job())
         return (record.worded(how.wording) for record in records)
 
