@@ -1,8 +1,8 @@
 """Trains a model that travels with the package; `train_scenes_model.py` shows how.
 
-A bundled model is a small run directory in `models/`: the model in fp16, `config.yaml` (so that
-`captioner evaluate --model scenes` finds the data) and the epochs of `metrics.jsonl` (so that
-`captioner models` shows the scores).
+A bundled model is a small run directory in `models/`: the model in fp16, whose card holds the
+scores of what was written, `config.yaml` (so that `captioner evaluate --model scenes` finds the
+data) and the epochs of `metrics.jsonl` (so that `captioner models` shows the scores).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from captioner.captioner import Captioner
 from captioner.config import load_config, resolve_path
 from captioner.encoder.weights import read_state_dict
 from captioner.evaluation.evaluate import evaluate
+from captioner.model_card import Results, add_results
+from captioner.system.ownership import CARD
 from captioner.training.run import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,12 +63,16 @@ def bundle(
         epochs = "".join(line for line in lines if '"kind": "epoch"' in line)
         (target / "metrics.jsonl").write_text(epochs, encoding="utf-8")
         written = Captioner.load(target, "cpu")
+        card = written.card
         for split in splits:
             found = evaluate(written, settings, Path(aside) / split, split=split)
             for key in ("bleu_4", "cider"):
                 print(f"{split} {key:7} {found.scores[key]}")
             if found.truth is not None:
                 print(f"{split} truth   {found.truth:.3f}")
+            results = Results(split, found.scores, found.word_use, found.truth)
+            card = add_results(card, results) or card
+        (target / "model" / CARD).write_text(card, encoding="utf-8")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size:,} bytes")
     if size > most_bytes:

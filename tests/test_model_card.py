@@ -18,7 +18,9 @@ from captioner.cli import main
 from captioner.config import load_config
 from captioner.errors import ModelError
 from captioner.metrics import compare_word_use, score_captions
-from captioner.model_card import Results, Source, add_results, escape, write_card
+from captioner.model_card import Results, Source, add_results, escape, record, write_card
+from captioner.model_config import BUNDLED_MODELS, bundled_model
+from captioner.model_dir import read_card
 from captioner.system.ownership import CARD, CARD_START
 from captioner.training.run import train
 
@@ -222,6 +224,15 @@ def test_a_card_without_scores_gets_its_first(config):
     first = add_results(card, results("test"))
     assert metadata_of(first)["model-index"][0]["results"][0]["dataset"]["name"] == "mine"
     assert "Not measured." not in first.partition("## Speed")[0]
+
+
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_a_bundled_model_has_a_card_and_evaluate_does_not_change_it(name, config):
+    if run := bundled_model(name):
+        card = read_card(run / "model")
+        assert metadata_of(card)["model-index"][0]["results"]
+        assert record(run / "model", results("test")) is None
+        assert read_card(run / "model") == card
 
 
 def test_undefined_scores_are_left_out(config):
