@@ -6,6 +6,7 @@ punctuation) without Java or downloads. `docs/reference/metrics.md` lists the di
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import unicodedata
@@ -253,6 +254,11 @@ class Caption:
     score: float
     finished: bool
     words: tuple[Word, ...] = ()
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of `words`, end token included; NaN without words."""
+        return math.exp(self.log_prob / len(self.words)) if self.words else math.nan
 
 
 @dataclass(frozen=True)

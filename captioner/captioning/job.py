@@ -69,6 +69,12 @@ class JobOptions(CaptioningOptions):
     stop_on_error: bool = False
     salvage: bool = False  # see `journal.salvaged`
     wording: Callable[[str], str] | None = None  # the journal holds the model's own text
+    min_confidence: float | None = None  # see `Writer`
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether the output needs `Caption.words`."""
+        return self.words or self.min_confidence is not None
 
 
 def caption_to_file(
@@ -152,6 +158,7 @@ def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str,
         "max_pixels": how.max_pixels,
         "scaled_decoding": how.scaled_decoding,
         "resizing": RESIZING,
+        "words": how.needs_words or None,
     }
     if options.search == "sample":
         identity["batch_size"] = how.batch_size  # random draws depend on the position in a batch
@@ -250,6 +257,7 @@ def _caption_batches(
         read,
         options,
         n_best=how.n_best,
+        words=how.needs_words,
         maps=how.maps,
         needed=lambda images: not all(image.is_known for image in images),
         num_workers=how.num_workers,
@@ -387,4 +395,12 @@ def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
             f"away; {how_to_continue(how.overwrite)}"
         )
     records = journal.merged(listed)
-    return write_output(records, output, how.format, n_best=how.n_best, wording=how.wording)
+    return write_output(
+        records,
+        output,
+        how.format,
+        n_best=how.n_best,
+        wording=how.wording,
+        words=how.words,
+        min_confidence=how.min_confidence,
+    )

@@ -280,7 +280,8 @@ def known_arithmetic(output: Path, identity: Mapping[str, Any]) -> str | None:
             with closing(_connect(path)) as db:
                 [(text, checksum)] = db.execute("SELECT identity, checksum FROM job")
             started = json.loads(text)
-            if checksum == _checksum(b"", text) and identity.items() <= started.items():
+            same = all(started.get(key) == value for key, value in identity.items())
+            if same and checksum == _checksum(b"", text):
                 arithmetic: str | None = started.get("arithmetic")
                 return arithmetic
     return None
@@ -359,7 +360,9 @@ def _rows(
 
 
 def _text(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)
+    """Return a job's identity as JSON; a setting that is None leaves the text as it was before."""
+    given = {key: value for key, value in identity.items() if value is not None}
+    return json.dumps(given, sort_keys=True)
 
 
 def _key(identity: Mapping[str, Any]) -> bytes:
@@ -477,4 +480,6 @@ def _difference(key: str, was: Any, now: Any) -> str:
         return "another model"
     if key == "arithmetic":
         return other_arithmetic(was, now)
+    if key == "words":
+        return "with --words or --min-confidence" if was else "without --words, --min-confidence"
     return f"{key} was {excerpt(was)}, is {excerpt(now)}"

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,7 @@ def caption_with_ray(
     *,
     format: str = "jsonl",
     wording: Callable[[str], str] | None = None,
+    min_confidence: float | None = None,
     num_gpus: float = 0,
     concurrency: int | None = None,
     address: str | None = None,
@@ -65,6 +67,8 @@ def caption_with_ray(
             machine.
         format: a format of `writers.FORMATS` that writes one file, such as `jsonl` or `parquet`.
         wording: writes out the text of a caption, such as `sentence`; None: the model's own text.
+        min_confidence: write for each caption whether its `Caption.confidence` is at least this;
+            None: do not.
         num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
         concurrency: number of workers; workers that do not fit wait until the cluster grows. None:
             as many as fit.
@@ -86,6 +90,10 @@ def caption_with_ray(
         raise ConfigError(f"concurrency: must be a number of workers, given {excerpt(concurrency)}")
     if not 0 <= num_gpus <= MOST_GPUS:  # also refuses NaN
         raise ConfigError(f"num_gpus: must be 0 to {MOST_GPUS:,}, given {excerpt(num_gpus, 60)}")
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise ConfigError(
+            f"min_confidence: must be 0 to 1 or None, given {excerpt(min_confidence, 60)}"
+        )
     how = how or CaptioningOptions()
     if how.maps:
         raise ConfigError("maps: not with Ray; use `caption_files`")
@@ -93,6 +101,14 @@ def caption_with_ray(
         how = replace(how, num_workers=how.num_workers or 1)
     models = [model] if isinstance(model, str | Path) else list(model)
     captioner = Captioner.load(models, "cpu")
+    output_of = partial(
+        write_output,
+        n_best=how.n_best,
+        wording=wording,
+        words=how.words,
+        min_confidence=min_confidence,
+    )
+    how = replace(how, words=how.words or min_confidence is not None)
     options = captioner.settings(n_best=how.n_best, **(overrides or {}))
     next(caption_files(captioner, (), options, how), None)  # checks the settings
 
@@ -110,7 +126,7 @@ def caption_with_ray(
             ]
             blocks = _blocks(map(_sent, items), how.batch_size)
             records = _captioned(ray, workers, files, blocks, tell)
-            return write_output(records, output, format, n_best=how.n_best, wording=wording)
+            return output_of(records, output, format)
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from captioner.captioning.sources import Item
 from captioner.config import DecodingConfig
@@ -19,7 +19,7 @@ from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory
-from captioner.text import Caption
+from captioner.text import Caption, Word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,7 @@ class CaptioningOptions:
         scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, but at no less than
             twice the CNN's input size: much faster; pixels (0 to 255) differ by less than 1.
         max_memory: bytes for reading and decoding images; None: `usual_limit`.
+        words: fill `Caption.words`.
         maps: fill `Caption.words` with attention, and `Record.pixels`, for `draw_maps`; not with
             Ray.
     """
@@ -56,6 +57,7 @@ class CaptioningOptions:
     max_pixels: int = MAX_PIXELS
     scaled_decoding: bool = False
     max_memory: int | None = None
+    words: bool = False
     maps: bool = False
 
     def __post_init__(self) -> None:
@@ -122,14 +124,22 @@ class Record:
 
     def to_json(self) -> str:
         """Return all fields except the name and the attention, without loss, for `from_json`."""
-        captions = [[c.text, c.log_prob, c.score, c.finished] for c in self.captions]
+        captions: list[list[Any]] = []
+        for c in self.captions:
+            captions.append([c.text, c.log_prob, c.score, c.finished])
+            if c.words:
+                captions[-1].append([[word.text, word.log_prob] for word in c.words])
         return json.dumps([captions, self.error, self.kind, self.blank])
 
     @classmethod
     def from_json(cls, file_name: str, text: str) -> Record:
         """Read the output of `to_json`."""
-        captions, *rest = json.loads(text)
-        return cls(file_name, tuple(Caption(*fields) for fields in captions), *rest)
+        rows, *rest = json.loads(text)
+        captions = []
+        for line, log_prob, score, finished, *more in rows:
+            words = tuple(Word(*word) for word in (more[0] if more else ()))
+            captions.append(Caption(line, log_prob, score, finished, words))
+        return cls(file_name, tuple(captions), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ class Totals:
     blank: int = 0  # images in which the CNN sees one colour only
     new_failed: int = 0  # failures that the file did not list before this run
     renamed: int = 0  # see `Writer`
+    unsure: int = 0  # see `Writer`
 
     @property
     def captioned(self) -> int:
@@ -266,6 +277,7 @@ def caption_files(
         lambda queued: reader.read(*queued, (lambda _: True) if digests else None),
         options,
         n_best=how.n_best,
+        words=how.words,
         maps=how.maps,
         num_workers=how.num_workers,
     ):

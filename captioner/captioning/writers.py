@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar, Self, TextIO
+from typing import Any, ClassVar, Self, TextIO
 
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
@@ -20,6 +20,7 @@ from captioner.captioning.wording import Wording
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
 from captioner.system.version import __version__
+from captioner.text import Caption
 
 COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{1,18})", re.ASCII)
 ROW_GROUP = 2**16  # rows per row group of a Parquet file
@@ -34,6 +35,7 @@ class Writer(ABC):
     """
 
     several: ClassVar[bool] = True  # whether the format holds more than one caption per image
+    detailed: ClassVar[bool] = False  # whether it holds words and marks captions
 
     def __init__(
         self,
@@ -41,13 +43,17 @@ class Writer(ABC):
         *,
         n_best: int = 1,
         wording: Callable[[str], str] | None = None,
+        words: bool = False,
+        min_confidence: float | None = None,
         existing: Existing = "skip",
         overwrite: bool = False,
     ):
         self.file, self.n_best, self.wording = file, n_best, wording
+        self.words, self.min_confidence = words, min_confidence
         self.existing, self.overwrite = existing, overwrite
         self.taken: set[int | str] = set()  # ids that an image has
         self.renamed = 0  # images with their path as id, because another has their id
+        self.unsure = 0  # images whose caption's confidence is below `min_confidence`
 
     def write(self, record: Record) -> Record:
         """Write a record; return it, or a failure if its caption would replace another one.
@@ -56,6 +62,8 @@ class Writer(ABC):
             DataError: if the file next to an image cannot be written.
         """
         reason = self._write(record.worded(self.wording) if self.wording else record)
+        if self.min_confidence is not None and record.captions:
+            self.unsure += not record.captions[0].confidence >= self.min_confidence
         return Record(record.file_name, error=reason, kind="place_taken") if reason else record
 
     @abstractmethod
@@ -89,8 +97,11 @@ class TextWriter(Writer):
 class JsonLinesWriter(Writer):
     """One JSON object per line, including failures; see `as_dict`."""
 
+    detailed = True
+
     def _write(self, record: Record) -> None:
-        self.file.write(to_json(as_dict(record, self.n_best)) + "\n")
+        row = as_dict(record, self.n_best, words=self.words, min_confidence=self.min_confidence)
+        self.file.write(to_json(row) + "\n")
 
 
 class CsvWriter(Writer):
@@ -164,21 +175,30 @@ class XmpWriter(SidecarWriter):
 class ParquetWriter(Writer):
     """A Parquet file with the fields of JSON Lines as columns."""
 
+    detailed = True
+
     def _open(self) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         text, number = pa.string(), pa.float64()
+        pairs = {"words": pa.list_(pa.struct([("text", text), ("log_prob", number)]))}
         columns = dict.fromkeys((*COLUMNS, "error"), text) | {"score": number}
+        if self.min_confidence is not None:
+            columns["confident"] = pa.bool_()
+        if self.words:
+            columns |= pairs
         if self.n_best > 1:
             one = {"caption": text, "log_prob": number, "score": number}
+            one |= pairs if self.words else {}
             columns["n_best"] = pa.list_(pa.struct(one.items()))
         schema = pa.schema(columns.items(), {"captioner_version": __version__})
         self.table = parquet.ParquetWriter(self.file.buffer, schema)
         self.rows: list[dict[str, object]] = []
 
     def _write(self, record: Record) -> None:
-        self.rows.append(as_dict(record, self.n_best))
+        row = as_dict(record, self.n_best, words=self.words, min_confidence=self.min_confidence)
+        self.rows.append(_with_structs(row))
         if len(self.rows) == ROW_GROUP:
             self._close()
 
@@ -206,22 +226,52 @@ FORMATS: dict[str, type[Writer]] = {
 }
 
 
-def as_dict(record: Record, n_best: int = 1) -> dict[str, object]:
-    """Return a record as a JSONL object; `n_best` above 1 lists captions with scores."""
-    row: dict[str, object] = {
+def as_dict(
+    record: Record, n_best: int = 1, *, words: bool = False, min_confidence: float | None = None
+) -> dict[str, Any]:
+    """Return a record as a JSONL object.
+
+    Args:
+        record: of an image.
+        n_best: above 1: list so many captions, with scores.
+        words: list the words of each caption, with log-probabilities.
+        min_confidence: say whether the caption's confidence is at least this.
+    """
+    best = record.captions[0] if record.captions else None
+    row: dict[str, Any] = {
         "file_name": utf8_name(record.file_name),
         "image_id": utf8_name(record.image_id),
         "caption": record.caption,
-        "score": round(record.captions[0].score, 6) if record.captions else None,
+        "score": round(best.score, 6) if best else None,
         "status": record.status,
     }
+    if best and min_confidence is not None:
+        row["confident"] = best.confidence >= min_confidence
+    if best and words:
+        row["words"] = _pairs(best)
     if record.error:
         row["error"] = record.error
     if n_best > 1:
         row["n_best"] = [
             {"caption": c.text, "log_prob": round(c.log_prob, 6), "score": round(c.score, 6)}
+            | ({"words": _pairs(c)} if words else {})
             for c in record.captions[:n_best]
         ]
+    return row
+
+
+def _pairs(caption: Caption) -> list[list[Any]]:
+    """Return each word of a caption with its log-probability; 0.0 instead of -0.0."""
+    return [[word.text, round(word.log_prob, 6) or 0.0] for word in caption.words]
+
+
+def _with_structs(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of `as_dict` with objects for the words, because a Parquet list has one type."""
+    row = dict(row)
+    if "words" in row:
+        row["words"] = [{"text": text, "log_prob": log_prob} for text, log_prob in row["words"]]
+    if "n_best" in row:
+        row["n_best"] = [_with_structs(caption) for caption in row["n_best"]]
     return row
 
 
@@ -232,6 +282,8 @@ def write_output(
     *,
     n_best: int = 1,
     wording: Callable[[str], str] | None = None,
+    words: bool = False,
+    min_confidence: float | None = None,
 ) -> Totals:
     """Write the output of a job and its list of failures, each atomically; return the counts."""
     images = failed = blank = new = 0
@@ -239,7 +291,9 @@ def write_output(
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
-        FORMATS[format](file, n_best=n_best, wording=wording) as writer,
+        FORMATS[format](
+            file, n_best=n_best, wording=wording, words=words, min_confidence=min_confidence
+        ) as writer,
     ):
         for images, record in enumerate(map(writer.write, records), 1):
             blank += record.status == "blank"
@@ -249,4 +303,4 @@ def write_output(
             if images % LOOK_EVERY == 0 and not aside.exists():
                 raise FileNotFoundError(errno.ENOENT, MOVED, str(output))
     errors = output.with_name(ERRORS) if failed else None
-    return Totals(images, failed, images, errors, blank, new, writer.renamed)
+    return Totals(images, failed, images, errors, blank, new, writer.renamed, writer.unsure)

@@ -53,6 +53,8 @@ class RunOptions:
     wording: Wording
     existing: Existing
     n_best: int
+    words: bool
+    min_confidence: float | None
     overwrite: bool
     stop_on_error: bool
     retry_errors: bool
@@ -118,6 +120,12 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 )
 @wording_options
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
+@click.option("--words", is_flag=True, help="Write the log-probability of each word.")
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    help="Mark captions whose words have a geometric mean probability below this.",
+)
 @click.option(
     "--overwrite",
     is_flag=True,
@@ -209,13 +217,8 @@ def command(
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
     totals = caption(images, decoding, how)
-    to_files = output or how.is_beside
-    if totals and (
-        not 0 < totals.images < SHOW_RATE_FROM or totals.failed or totals.blank or to_files
-    ):
-        say_totals(totals, time.perf_counter() - started, output)
-    if totals and totals.renamed:
-        say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
+    if totals:
+        _say_totals(totals, time.perf_counter() - started, how)
     if totals and totals.failed and not _is_known(totals, how):
         raise SystemExit(1)
 
@@ -267,6 +270,8 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
         sys.stdout,
         n_best=how.n_best,
         wording=how.wording,
+        words=how.words,
+        min_confidence=how.min_confidence,
         existing=how.existing,
         overwrite=how.overwrite,
     )
@@ -279,9 +284,10 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
             load, _ = stack.enter_context(_started(images, how))
             captioner = load()
             options = captioner.settings(n_best=how.n_best, **decoding)
-            digests = how.is_beside
+            job = how.job()
+            job = replace(job, words=job.needs_words)
             records = caption_files(
-                captioner, items, options, how.job(), memory=memory, digests=digests
+                captioner, items, options, job, memory=memory, digests=how.is_beside
             )
         else:  # no need for the model
             records = (Record(i.name).complete(cast(ImageError, i.source)) for i in items)
@@ -298,7 +304,7 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
     say_maps(maps)
     if isinstance(writer, SidecarWriter):
         say_texts(writer.texts)
-    return Totals(count, failed, count, blank=blank, renamed=writer.renamed)
+    return Totals(count, failed, count, blank=blank, renamed=writer.renamed, unsure=writer.unsure)
 
 
 def _until_image(items: Iterator[Item]) -> tuple[Iterator[Item], bool]:
@@ -376,6 +382,7 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
         how.job(),
         format=how.format,
         wording=how.wording,
+        min_confidence=how.min_confidence,
         num_gpus=how.num_gpus or 0,
         tell=_report,
     )
@@ -520,10 +527,37 @@ def _problems(how: RunOptions) -> Iterator[str]:
         yield "--salvage needs --output, and excludes --overwrite"
     from captioner.captioning.writers import FORMATS  # slow to import
 
+    yield from _problems_of_words(how, detailed=FORMATS[how.format].detailed)
     if how.n_best > 1 and not FORMATS[how.format].several:
         yield f"--n-best: {how.format} holds one caption per image; use jsonl or text"
     if how.existing != "skip" and not how.is_beside:
         yield f"--existing needs --format txt, caption or xmp, given {how.format}"
+
+
+def _problems_of_words(how: RunOptions, *, detailed: bool) -> Iterator[str]:
+    """Yield why the format does not support `--words` or `--min-confidence`."""
+    least = how.min_confidence
+    if least is not None and not 0 <= least <= 1:  # NaN
+        yield f"--min-confidence: must be 0 to 1, given {least}"
+    if (how.words or least is not None) and not detailed:
+        yield (
+            f"{'--words' if how.words else '--min-confidence'}: {how.format} holds only captions; "
+            f"use --format jsonl, or parquet with --engine ray"
+        )
+
+
+def _say_totals(totals: Totals, seconds: float, how: RunOptions) -> None:
+    """Say what a job did; nothing about a few images whose captions are all on stdout."""
+    few = 0 < totals.images < SHOW_RATE_FROM
+    if not few or totals.failed or totals.blank or how.output or how.is_beside:
+        say_totals(totals, seconds, how.output)
+    if totals.renamed:
+        say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
+    if how.min_confidence is not None:
+        say(
+            f"{totals.unsure:,} of {totals.captioned:,} caption(s) are not confident: below "
+            f"{how.min_confidence:g}"
+        )
 
 
 def _map_folder(how: RunOptions) -> MapFolder | None:

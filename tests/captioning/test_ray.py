@@ -58,6 +58,9 @@ def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ray.shutdown()
 
 
+LEAST = 0.07  # confidence; some captions of the toy model have it, and others have not
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     toys.captioner().save(tmp_path / "model")
@@ -81,13 +84,14 @@ def items(tmp_path: Path) -> list[Item]:
     return [*listed, Item("shard.tar/caf\udce9.png", member)]
 
 
-def plain(models: list[Path], items: list[Item], n_best: int) -> str:
+def plain(models: list[Path], items: list[Item], n_best: int, least: float | None = None) -> str:
     """What `captioner caption --format jsonl` writes."""
     file = io.StringIO()
     captioner = Captioner.load(models, "cpu")
-    options = toys.options(captioner, batch_size=BATCH, n_best=n_best, beam_size=3)
+    words = least is not None
+    options = toys.options(captioner, batch_size=BATCH, n_best=n_best, beam_size=3, words=words)
     records = caption_files(captioner, items, *options)
-    with JsonLinesWriter(file, n_best=n_best) as writer:
+    with JsonLinesWriter(file, n_best=n_best, words=words, min_confidence=least) as writer:
         assert all(map(writer.write, records))
     return file.getvalue()
 
@@ -101,14 +105,19 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
         iter(items),
         output,
         {"beam_size": 3},
-        CaptioningOptions(n_best=2, batch_size=BATCH),
+        CaptioningOptions(n_best=2, batch_size=BATCH, words=True),
+        min_confidence=LEAST,
         concurrency=2,
         tell=heard.append,
     )
+    marks = [row.get("confident") for row in map(json.loads, output.open(encoding="utf-8"))]
+    unsure = marks.count(False)
+    assert 0 < unsure < 23  # or choose another
     assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
     errors = output.with_name("errors.jsonl")
-    assert totals == Totals(images=25, failed=2, fresh=25, errors=errors, new_failed=2)
-    assert output.read_text(encoding="utf-8") == plain([model], items, 2)
+    counts = {"images": 25, "failed": 2, "fresh": 25, "new_failed": 2, "unsure": unsure}
+    assert totals == Totals(errors=errors, **counts)
+    assert output.read_text(encoding="utf-8") == plain([model], items, 2, LEAST)
     told = [json.loads(line) for line in errors.read_text(encoding="utf-8").splitlines()]
     assert [(row["path"], row["kind"]) for row in told] == [
         (items[10].name, "not_an_image"),

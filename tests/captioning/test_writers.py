@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from captioner.captioning.records import Record, digest_of
 from captioner.captioning.sidecar_files import FORMS
@@ -24,7 +27,7 @@ from captioner.errors import ConfigError, DataError, ImageError
 from captioner.scoring.caption_rows import read_captions
 from captioner.system.escapes import unescape
 from captioner.system.ownership import JOURNAL_ID, JOURNAL_SUFFIX, SQLITE, check
-from captioner.text import Caption
+from captioner.text import Caption, Word
 
 DOG = Caption("a dog runs", log_prob=-1.25, score=-0.75, finished=True)
 CAT = Caption("a cat", log_prob=-2.0000004, score=-1.123456789, finished=False)
@@ -33,6 +36,16 @@ QUOTED = Record('say "hi", you.png', (CAT,))
 BAD = Record("broken.jpg", error="empty file")
 BLANK = Record("black.png", (CAT,), blank=True)
 RECORDS = [GOOD, BAD, QUOTED]
+
+
+def confident(probability: float, *texts: str) -> Caption:
+    """A caption whose words all have one probability."""
+    words = tuple(Word(text, math.log(probability)) for text in (*texts, "<eos>"))
+    log_prob = len(words) * math.log(probability)
+    return Caption(" ".join(texts), log_prob, -1.0, True, words)
+
+
+SURE, UNSURE = confident(0.75, "a", "dog"), confident(0.25, "cat")
 
 
 def written(records: list[Record], format: str, n_best: int = 1) -> str:
@@ -256,8 +269,65 @@ def test_blank_images_are_flagged_in_tables_and_counted(tmp_path: Path) -> None:
         assert [row.captions[0] for row in read_captions(output, [])][1] == "a cat"
 
 
+def test_json_lines_have_words_that_add_up() -> None:
+    file = io.StringIO()
+    never = replace(UNSURE, words=(Word("cat", -1e-9), Word("<eos>", -2.0)))
+    with FORMATS["jsonl"](file, n_best=2, words=True) as writer:
+        for record in (Record("a.png", (SURE, never)), BAD):
+            writer.write(record)
+    good, bad = map(json.loads, file.getvalue().splitlines())
+    assert good["words"] == [["a", -0.287682], ["dog", -0.287682], ["<eos>", -0.287682]]
+    assert [list(each) for each in good["n_best"]] == [
+        ["caption", "log_prob", "score", "words"]
+    ] * 2
+    assert sum(number for _, number in good["words"]) == pytest.approx(SURE.log_prob, abs=1e-5)
+    assert "-0.0]" not in file.getvalue()
+    assert "confident" not in good
+    assert not {"words", "confident"} & bad.keys()
+
+
+def test_a_caption_below_the_confidence_is_marked_and_counted(tmp_path: Path) -> None:
+    assert SURE.confidence == pytest.approx(0.75)
+    assert UNSURE.confidence == pytest.approx(0.25)
+    assert math.isnan(DOG.confidence)
+    uneven = replace(SURE, log_prob=math.log(0.9 * 0.1), words=(Word("a", -1.0), Word("b", -1.0)))
+    assert uneven.confidence == pytest.approx(0.3)  # the geometric mean, not 0.5
+    records = [Record("a.png", (SURE, UNSURE)), Record("b.png", (UNSURE, SURE)), BAD]
+    for least, marks in ((0.1, [True, True]), (0.5, [True, False]), (1.0, [False, False])):
+        output = tmp_path / "out.jsonl"
+        totals = write_output(records, output, "jsonl", min_confidence=least)
+        found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        assert [row.get("confident") for row in found] == [*marks, None]
+        assert [row["status"] for row in found] == ["ok", "ok", "error"]
+        assert "words" not in found[0]
+        assert totals.unsure == marks.count(False)
+        check(output, "captions")
+        assert next(row.captions[0] for row in read_captions(output, [])) == "a dog"
+
+
+def test_parquet_has_words_and_marks(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
+    output = tmp_path / "out.parquet"
+    records = [Record("a.png", (SURE, UNSURE)), BAD]
+    write_output(records, output, "parquet", n_best=2, words=True, min_confidence=0.5)
+    good, bad = parquet.read_table(output).to_pylist()
+    assert good["words"][0] == {"text": "a", "log_prob": -0.287682}
+    assert [word["text"] for word in good["n_best"][1]["words"]] == ["cat", "<eos>"]
+    assert good["confident"] is True
+    assert bad["words"] is bad["confident"] is None
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("option", [["--words"], ["--min-confidence", "0.5"]])
+def test_a_format_without_words_refuses_them_in_one_line(format: str, option: list[str]) -> None:
+    result = CliRunner().invoke(command, ["photo.jpg", "--format", format, *option])
+    refused = f"{option[0]}: {format} holds only captions; use --format jsonl" in result.output
+    assert refused == (not FORMATS[format].detailed)
+    assert [name for name in FORMATS if FORMATS[name].detailed] == ["jsonl", "parquet"]
+
+
 def test_a_record_is_read_back_exactly() -> None:
-    for record in (*RECORDS, BLANK):
+    for record in (*RECORDS, BLANK, Record("a.png", (SURE, DOG, UNSURE))):
         assert Record.from_json(record.file_name, record.to_json()) == record
 
 
