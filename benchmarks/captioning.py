@@ -15,7 +15,7 @@ In each part, the variants take turns; speeds are medians over the rounds.
   over Python lists; beam 5 for both. Target: at least 8.
 - search: batched beam search of 64 images / the plain beam search, image by image, on the same
   features, beam 5. Target: at least 15. A third search, without a target, steps the K hypotheses
-  of an image together.
+  of an image together. Two more record the probabilities of words, and alternatives.
 - transformers (`--transformers`): from pixels to caption, greedy / `generate` of BLIP-base and
   ViT-GPT2 with random weights. Target: at least 100.
 - memory (`--memory`): peak memory of captioning 50,000 images to a file / 1,000 images. Target: at
@@ -490,9 +490,17 @@ def search_part(scene: Scene) -> bool:
     plain = Plain(scene.captioner)
     features = scene.features[:64]
     five = scene.captioner.settings(beam_size=5)
-    ours, theirs, together = race({
+    ours, words, alternatives, theirs, together = race({
         "batched beam search, 64 images": (
             lambda: scene.captioner.search(features, five),
+            len(features),
+        ),
+        "the same with words": (
+            lambda: scene.captioner.search(features, five, words=True),
+            len(features),
+        ),
+        "the same with 4 alternatives": (
+            lambda: scene.captioner.search(features, five, alternatives=4),
             len(features),
         ),
         "one hypothesis at a time": (
@@ -507,6 +515,7 @@ def search_part(scene: Scene) -> bool:
     plain_lengths = [len(plain.search(f[None], 5)) - 2 for f in features]
     lengths = [len(best.text.split()) for best, *_ in scene.captioner.search(features, five)]
     print(f"  words per caption: ours {mean(lengths):.1f}, plain {mean(plain_lengths):.1f}")
+    print(f"with words / without: {words / ours:.2f}, with alternatives: {alternatives / ours:.2f}")
     print(f"ours / an image's hypotheses together: {ours / together:.2f}")
     return check("ours / one hypothesis at a time", ours / theirs, at_least=15)
 

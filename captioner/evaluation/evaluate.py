@@ -25,11 +25,13 @@ from captioner.errors import (
     within_memory,
 )
 from captioner.metrics import (
+    Calibration,
     Pointing,
     PreparedReferences,
     Score,
     Thing,
     WordUse,
+    calibration,
     compare_word_use,
     pointing,
     score_captions,
@@ -39,6 +41,8 @@ from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
 from captioner.text import Caption, tokenize
+
+ALTERNATIVES = 4  # of each word, in the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Evaluation:
     pointing: dict[str, Pointing]  # of all words, and in images of different things; see `pointing`
     truth: float | None  # fraction of captions that are true of their image; drawn scenes only
     output: Path  # folder with `predictions.jsonl` and `scores.json`
+    calibration: Calibration | None = None  # of the words of the best captions
 
 
 @within_memory("to evaluate")
@@ -113,7 +118,8 @@ def evaluate(
         truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
     words = compare_word_use(tokens, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
-    result = Evaluation(dataset, split, table, captions, scores, words, points, truth, output)
+    fields = (dataset, split, table, captions, scores, words, points, truth, output)
+    result = Evaluation(*fields, calibration((best[0] for best in captions), table.references))
     _write(result)
     return result
 
@@ -154,7 +160,7 @@ def caption_split(
     n_best: int = 1,
     maps: bool = False,
 ) -> list[list[Caption]]:
-    """Caption every image of a split from its stored features; `maps`: with attention.
+    """Caption every image of a split from its stored features, with words; `maps`: with attention.
 
     Raises:
         ImageError: if the model computes NaN or infinity for an image; names the first one.
@@ -162,7 +168,9 @@ def caption_split(
     captions: list[list[Caption]] = []
     with tqdm(total=len(table.examples), desc="captioning", unit="image", disable=None) as bar:
         for features in table.features.split(SEARCH_BATCH):
-            for best in captioner.search_each(features, options, n_best=n_best, maps=maps):
+            for best in captioner.search_each(
+                features, options, n_best=n_best, alternatives=ALTERNATIVES, maps=maps
+            ):
                 if isinstance(best, ImageError):
                     path = table.examples[len(captions)].image
                     raise ImageError(f"{plain(path)}: {best}; no scores written", kind=best.kind)
@@ -201,6 +209,8 @@ def _write(result: Evaluation) -> None:
     scores["word_use"] = {name: asdict(use) for name, use in result.word_use.items()}
     if result.truth is not None:
         scores["truth"] = {"value": result.truth, "signature": f"truth|split:{result.split}"}
+    if result.calibration:
+        scores["calibration"] = asdict(result.calibration)
     if result.pointing:
         scores["pointing"] = {
             "value": result.pointing["all"].accuracy,

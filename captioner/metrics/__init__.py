@@ -1,6 +1,7 @@
 """Metrics of captions, computed on tokens, with statistics per image for resampling."""
 
 from captioner.metrics.bleu import Bleu
+from captioner.metrics.calibration import Bin, Calibration, calibration
 from captioner.metrics.cider import Cider, CiderD
 from captioner.metrics.pointing import Pointing, Thing, pointing
 from captioner.metrics.references import PreparedReferences
@@ -17,7 +18,9 @@ from captioner.metrics.word_use import WordUse, compare_word_use, word_use
 
 __all__ = [
     "METRICS",
+    "Bin",
     "Bleu",
+    "Calibration",
     "Cider",
     "CiderD",
     "Comparison",
@@ -28,6 +31,7 @@ __all__ = [
     "Signature",
     "Thing",
     "WordUse",
+    "calibration",
     "compare_captions",
     "compare_word_use",
     "compatible",

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from captioner.evaluation.report.charts import Line, length_chart, line_chart
+from captioner.evaluation.report.charts import Line, calibration_chart, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
+from captioner.evaluation.report.word_marks import least_confident
 from captioner.metrics.bootstrap import CONFIDENCE
 from captioner.metrics.signature import joined
 from captioner.run_dir import read_metrics
@@ -77,6 +78,8 @@ def write_report(
         model=run.name if metrics else model.name,
         split_train=split_train,
         length_chart=length_chart(findings.lengths, findings.reference_lengths),
+        calibration_chart=result.calibration and calibration_chart(result.calibration.bins),
+        least_confident=least_confident([best[0] for best in result.captions]),
         loss_chart=line_chart("Loss over steps", loss, x_label="step"),
         score_chart=line_chart("Dev scores over steps", scores, x_label="step", y_zero=True),
         epochs=epochs,

@@ -14,6 +14,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from captioner.metrics import Bin
+
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, WIDTH - 12, 12, HEIGHT - 34  # edges of the plot
 LONGEST = 30  # words; the last bar of the histogram counts all longer captions
@@ -113,6 +115,22 @@ def length_chart(captions: Sequence[int], references: Sequence[int]) -> Markup:
         hint = f"{count}: {bars[words]:.1%} of captions, {outline[words]:.1%} of references"
         plot.add(bar, left, top, right - left, bottom - top, hint)
     plot.add_line("second", points)
+    return plot.svg + Markup("</svg>")
+
+
+def calibration_chart(bins: Sequence[Bin]) -> Markup:
+    """Draw how often references hold words of each probability, with the number of words."""
+    plot = Plot("Stated probability of words, and how often references hold them", (0, 100), (0, 1))
+    plot.axes("probability of the word, %", ".0%")
+    bar = '<rect class="bar" x="{}" y="{}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
+    for low, words, stated, held in ((b.low, b.words, b.stated, b.held) for b in bins):
+        left, top = plot.at(100 * low + 0.8, held)
+        right, bottom = plot.at(100 * low + 9.2, 0)
+        hint = f"{words:,} words: {stated:.1%} stated, {held:.1%} in a reference"
+        plot.add(bar, left, top, right - left, bottom - top, hint)
+        place = (left + right) / 2, max(top - 4, TOP - 2)
+        plot.add('<text class="tick" x="{}" y="{}" text-anchor="middle">{:,}</text>', *place, words)
+    plot.add_line("second", [plot.at(0, 0), plot.at(100, 1)])
     return plot.svg + Markup("</svg>")
 
 

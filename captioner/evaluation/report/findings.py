@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from captioner.data.dataset import Example
 from captioner.errors import ImageError
+from captioner.evaluation.report.word_marks import marks_of
 from captioner.images.decode import read_image
 from captioner.text import Caption, Vocabulary, tokenize
 
@@ -126,6 +127,7 @@ def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]
             "captions": [
                 [c.text, _finite(c.log_prob), c.finished, _finite(c.score)] for c in captions
             ],
+            "words": marks_of(captions[0]),
             "references": example.captions,
             "scores": list(map(_finite, scores)),
             "flags": flags,

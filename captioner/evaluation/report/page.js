@@ -65,7 +65,7 @@
     const card = get("card").content.cloneNode(true).firstElementChild;
     const part = (selector) => card.querySelector(selector);
     const title = part("h3");
-    title.textContent = row.captions[0][0] || "(empty caption)";
+    fillWords(title, row);
     title.id = `caption-${row.index}`;
     card.dataset.index = row.index;
     card.setAttribute("aria-labelledby", title.id);
@@ -83,6 +83,21 @@
     fillReferences(part(".references"), row);
     fillBest(part(".n-best"), row);
     return card;
+  }
+
+  function fillWords(title, row) {
+    if (!row.captions[0][0] || !row.words.length) {
+      title.textContent = row.captions[0][0] || "(empty caption)";
+      return;
+    }
+    for (const [gap, text, level, hints] of row.words) {
+      const word = element("span", text, `word ${level}${text ? "" : " end"}`);
+      const tip = element("span", undefined, "tip");
+      tip.append(...hints.map((hint) => element("span", hint)));
+      word.append(tip);
+      word.tabIndex = -1; // only those of the focused card are tab stops
+      title.append(gap, word);
+    }
   }
 
   function fillReferences(details, row) {
@@ -232,6 +247,14 @@
   window.addEventListener("hashchange", () => {
     readAddress();
     show();
+  });
+
+  cards.addEventListener("focusin", (event) => {
+    const card = event.target.closest(".card");
+    for (const word of cards.querySelectorAll(".word[tabindex='0']")) {
+      if (!card.contains(word)) word.tabIndex = -1;
+    }
+    for (const word of card.querySelectorAll(".word")) word.tabIndex = 0;
   });
 
   function moveFocus(by) {
