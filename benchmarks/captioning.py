@@ -145,7 +145,7 @@ def random_scene(folder: Path) -> Scene:
     decoding = config.decoding.model_copy(update=NOT_RANKED)
     captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
     features = torch.cat([encoder(batch) for batch in pixels.split(32)])
-    decoder.init_hidden.measure(features)
+    decoder.measure(features)
     decoder.init_hidden.to(DEVICE)
     bias = choose_bias(captioner, features[:128])
     lengths = words_of(captioner, features)
