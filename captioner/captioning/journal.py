@@ -280,8 +280,9 @@ def known_arithmetic(output: Path, identity: Mapping[str, Any]) -> str | None:
             with closing(_connect(path)) as db:
                 [(text, checksum)] = db.execute("SELECT identity, checksum FROM job")
             started = json.loads(text)
-            same = all(started.get(key) == value for key, value in identity.items())
-            if same and checksum == _checksum(b"", text):
+            if checksum != _checksum(b"", text):
+                return None
+            if all(started.get(key) == value for key, value in identity.items()):
                 arithmetic: str | None = started.get("arithmetic")
                 return arithmetic
     return None

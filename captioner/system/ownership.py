@@ -271,7 +271,8 @@ def _is_sidecar(path: Path) -> bool:
 
 
 def _is_scores(path: Path) -> bool:
-    scores = [score for name, score in _json(path).items() if name != "word_use"]
+    others = ("word_use", "calibration")
+    scores = [score for name, score in _json(path).items() if name not in others]
     return bool(scores) and all(
         isinstance(score, dict) and "value" in score and "|" in str(score.get("signature"))
         for score in scores

@@ -59,7 +59,7 @@ def test_caption_prints_path_and_caption_and_nothing_else_on_stdout():
     path, caption = result.stdout.rstrip("\n").split("\t")
     assert path == "dev_red_5.png"
     assert caption.startswith("a red square")
-    assert result.stderr == "model: runs/toy/model\n"
+    assert result.stderr == "model: runs/toy/model (the newest run)\n"
     assert run("caption", "dev_red_5.png", "--model", "runs/toy").stderr == ""
 
 
