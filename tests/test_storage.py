@@ -146,6 +146,16 @@ def test_a_weight_that_fp16_cannot_hold_is_named_and_nothing_is_written(tmp_path
     made.save(tmp_path / "x")
 
 
+@pytest.mark.parametrize("storage", ["fp16", "fp32"])
+def test_neighbours_of_the_other_storage_are_refused(captioner, storage, tmp_path):
+    captioner.save(tmp_path / "one", storage)
+    captioner.save(tmp_path / "other", "fp32" if storage == "fp16" else "fp16")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    other = {name: tensor for name, tensor in other.items() if name.startswith("neighbours.")}
+    save_file(one | other, tmp_path / "one" / "model.safetensors")
+    assert "neighbours.states must be a 2-dimensional torch." in refused(tmp_path / "one")
+
+
 def packed(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     tensors = neighbours(6, seed).tensors()
     return tensors, pack(tensors)
@@ -202,6 +212,7 @@ def test_images_without_entries_are_packed():
         ("pages", lambda t: -t, "do not fit"),
         ("pages", lambda t: t + 1, "do not fit"),
         ("pages", lambda t: torch.cat((t, t * 0), 1), "do not fit"),
+        ("pages", lambda t: torch.cat((-t[:1], t[1:2] + 2 * t[:1], t[2:])), "do not fit"),
         ("pages", lambda t: t * 0 + 2**31 - 1, "do not fit"),
         ("ngrams", lambda t: t[1:], "do not fit"),
         ("ngrams", lambda t: (t.int() * 0 + 65_535).to(torch.uint16), "do not fit"),
