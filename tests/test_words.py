@@ -100,7 +100,7 @@ def test_alternatives_are_the_best_other_words_of_the_step() -> None:
     captioner = lively()
     vocabulary, decoder = captioner.vocabulary, captioner.decoder
     images = features(captioner)
-    options = captioner.settings(search="sample", temperature=5.0, max_length=6)
+    options = captioner.settings(search="sample", temperature=5.0, max_length=6, min_length=0)
     beside = 0
     for image, [caption] in zip(
         images, captioner.search(images, options, alternatives=3), strict=True
@@ -130,7 +130,9 @@ def test_alternatives_are_the_best_other_words_of_the_step() -> None:
 
 def test_there_are_no_more_alternatives_than_words() -> None:
     captioner = lively()
-    [[caption]] = captioner.search(features(captioner, 1), alternatives=1000)
+    [[caption]] = captioner.search(
+        features(captioner, 1), captioner.settings(min_length=0), alternatives=1000
+    )
     writable = len(captioner.vocabulary) - len(Vocabulary.unwritable)
     assert {len(word.alternatives) for word in caption.words} == {writable - 1}
 
@@ -139,7 +141,9 @@ def test_an_empty_caption_is_its_end_token() -> None:
     captioner = toys.captioner()
     with torch.no_grad():
         captioner.decoder.output.bias[Vocabulary.eos_id] = 50.0
-    [[caption]] = captioner.search(features(captioner, 1), words=True)
+    [[caption]] = captioner.search(
+        features(captioner, 1), captioner.settings(min_length=0), words=True
+    )
     assert (caption.text, [word.text for word in caption.words]) == ("", ["<eos>"])
 
 

@@ -89,7 +89,7 @@ class SidecarJournal:
         path, known = place.parent / JOURNAL, self.of(place.parent)
         if known.get(key) == origin:
             return
-        row: dict[str, Any] = dict(zip(FIELDS, (*key, origin.image, origin.digest), strict=True))
+        row: dict[str, object] = dict(zip(FIELDS, (*key, origin.image, origin.digest), strict=True))
         row |= {name: value for name in MORE if (value := getattr(origin, name))}
         try:
             with writing(path), path.open("ab") as file:

@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self, TextIO
+from typing import Any, ClassVar, Self, TextIO, cast
 
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
@@ -228,7 +228,7 @@ FORMATS: dict[str, type[Writer]] = {
 
 def as_dict(
     record: Record, n_best: int = 1, *, words: bool = False, min_confidence: float | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return a record as a JSONL object.
 
     Args:
@@ -238,7 +238,7 @@ def as_dict(
         min_confidence: say whether the caption's confidence is at least this.
     """
     best = record.captions[0] if record.captions else None
-    row: dict[str, Any] = {
+    row: dict[str, object] = {
         "file_name": utf8_name(record.file_name),
         "image_id": utf8_name(record.image_id),
         "caption": record.caption,
@@ -265,13 +265,15 @@ def _pairs(caption: Caption) -> list[list[Any]]:
     return [[word.text, round(word.log_prob, 6) or 0.0] for word in caption.words]
 
 
-def _with_structs(row: dict[str, Any]) -> dict[str, Any]:
+def _with_structs(row: dict[str, object]) -> dict[str, object]:
     """Return a row of `as_dict` with objects for the words, because a Parquet list has one type."""
     row = dict(row)
     if "words" in row:
-        row["words"] = [{"text": text, "log_prob": log_prob} for text, log_prob in row["words"]]
+        pairs = cast(list[list[object]], row["words"])
+        row["words"] = [{"text": text, "log_prob": log_prob} for text, log_prob in pairs]
     if "n_best" in row:
-        row["n_best"] = [_with_structs(caption) for caption in row["n_best"]]
+        captions = cast(list[dict[str, object]], row["n_best"])
+        row["n_best"] = [_with_structs(caption) for caption in captions]
     return row
 
 
