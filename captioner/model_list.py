@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from captioner.encoder.preprocess import FILE_NAME
 from captioner.errors import ModelError
 from captioner.model_config import BUNDLED_MODELS, bundled_model, read_config
-from captioner.run_dir import read_metrics
+from captioner.run_dir import epoch_rank, read_metrics
 from captioner.system.foreign import plain
 
 FILES = ("model.safetensors", "vocab.json", FILE_NAME)
@@ -76,16 +75,11 @@ def _problem(model: Path) -> str:
 def _scores(run: Path) -> dict[str, float]:
     """Return the dev scores of a run's best epoch; none without `metrics.jsonl`."""
     epochs = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "epoch"]
-    metric = _metric(run / "config.yaml")
-
-    def rank(line: dict[str, Any]) -> tuple[float, float]:
-        numbers = line[metric], -line.get("dev_loss", math.nan)
-        score, loss = (-math.inf if math.isnan(number) else number for number in numbers)
-        return score, loss
-
     if not epochs:
         return {}
-    best = max(epochs, key=rank)  # the first of equals, as in training
+    metric = _metric(run / "config.yaml")
+    ranks = [epoch_rank(line[metric], line.get("dev_loss", math.nan)) for line in epochs]
+    best = epochs[ranks.index(max(ranks))]  # the first of equals, as in training
     return {name: best[name] for name in ("bleu_4", "cider_d")}
 
 

@@ -151,6 +151,11 @@ def parse_metrics(text: bytes) -> dict[str, Any] | None:
     return line
 
 
+def epoch_rank(score: float, dev_loss: float) -> tuple[float, float]:
+    """Return a key that grows with the quality of an epoch; scores are at least 0."""
+    return (-1 if math.isnan(score) else score, -math.inf if math.isnan(dev_loss) else -dev_loss)
+
+
 def saved_steps(folder: Path) -> list[Path]:
     """Return the checkpoint files of a run, oldest first; other names are ignored."""
     paths = {

@@ -17,6 +17,7 @@ from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import dtype_of
 from captioner.errors import DivergedError
+from captioner.run_dir import epoch_rank
 from captioner.system.signals import caught_signals
 from captioner.system.world import World
 from captioner.training import bptt
@@ -296,7 +297,7 @@ class Trainer:
         dev loss is better.
         """
         progress = self.progress
-        best = _rank(progress.best_score, progress.best_loss)
+        best = epoch_rank(progress.best_score, progress.best_loss)
         if math.isnan(score) and not self.said_undefined:
             self.said_undefined = True
             reason = f" ({self.undefined})" if self.undefined else ""
@@ -304,7 +305,7 @@ class Trainer:
                 f"dev {self.config.metric} is undefined{reason}; without a score, the lowest dev "
                 f"loss chooses the best epoch"
             )
-        if not progress.best_score < 0 and _rank(score, dev_loss) <= best:  # not the first
+        if not progress.best_score < 0 and epoch_rank(score, dev_loss) <= best:  # not the first
             return ""
         progress.best_score, progress.best_loss = score, dev_loss
         progress.best_epoch = progress.epoch
@@ -339,11 +340,6 @@ class Trainer:
 
 def _shown(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.3f}"
-
-
-def _rank(score: float, dev_loss: float) -> tuple[float, float]:
-    """Return a key that grows with the quality of an epoch; scores are at least 0."""
-    return (-1 if math.isnan(score) else score, -math.inf if math.isnan(dev_loss) else -dev_loss)
 
 
 def _mixed_seed(seed: int, step: int, rank: int) -> int:
