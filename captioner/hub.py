@@ -20,12 +20,11 @@ from captioner.errors import CaptionerError, ConfigError, ModelError
 from captioner.system.disk import advice
 from captioner.system.files import MAX_JSON
 from captioner.system.foreign import excerpt, plain
-from captioner.system.ownership import CARD, MODEL_FILES
+from captioner.system.ownership import CARD, MAX_CARD, MODEL_FILES
 from captioner.system.version import __version__
 
 PREFIX = "hub:"
 MAIN = "main"
-MAX_CARD = 2**20  # bytes
 MAX_WEIGHTS = 2**33  # bytes; the largest CNNs of torchvision take a third
 TIMEOUT = 10.0  # seconds until the server begins to answer
 _REPOSITORY = r"(?!.*(?:--|\.\.|\.git$))(\w[\w.-]{0,95}/\w[\w.-]{0,95})"

@@ -65,11 +65,10 @@ from captioner.system.files import (
     whole_folder,
 )
 from captioner.system.foreign import plain
-from captioner.system.ownership import CARD, check, owns
+from captioner.system.ownership import CARD, MAX_CARD, check, owns
 from captioner.text import Vocabulary
 
 TIED = "output.weight"
-MAX_CARD = 2**20  # bytes
 
 
 class Model(NamedTuple):

@@ -32,6 +32,7 @@ MAX_BYTES = 2**26  # of a file or a line that is read completely to be recognise
 
 MODEL_FILES = ("config.json", "model.safetensors", "vocab.json", "preprocessor_config.json")
 CARD = "README.md"  # the model card, beside the files of a model; models of 0.1 have none
+MAX_CARD = 2**20  # bytes
 CARD_START = "---\nlibrary_name: captioner\n"  # of the metadata that Hugging Face reads
 _MODEL = {*MODEL_FILES, CARD}
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
