@@ -90,6 +90,13 @@ class Dataset:
     notes: tuple[str, ...] = ()  # decisions of the reader, one sentence each; not problems
     empty_splits: tuple[str, ...] = ()  # splits of the annotations without a usable image
 
+    def truth(self, examples: Sequence[Example], captions: Sequence[str]) -> float | None:
+        """Return the fraction of captions that are true, one of each example; None: unknown."""
+        if self.judge is None:
+            return None
+        pairs = zip(examples, captions, strict=True)
+        return sum(self.judge(e.image_id, text) for e, text in pairs) / len(captions)
+
     @property
     def splits(self) -> dict[str, int]:
         """Images per split: train, dev and test first, then the data set's own."""

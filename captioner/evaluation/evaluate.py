@@ -112,10 +112,7 @@ def evaluate(
         decode=options.summary() + models,
         split=split,
     )
-    truth = None
-    if dataset.judge:
-        pairs = zip(table.examples, texts, strict=True)
-        truth = sum(dataset.judge(e.image_id, text) for e, text in pairs) / len(texts)
+    truth = dataset.truth(table.examples, texts)
     words = compare_word_use(tokens, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
     fields = (dataset, split, table, captions, scores, words, points, truth, output)

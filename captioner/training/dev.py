@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeAlias
 
 import torch
 
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.data.caption_table import CaptionTable, iterate
+from captioner.data.dataset import Dataset
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
@@ -18,7 +18,6 @@ from captioner.model_card import Results
 from captioner.text import tokenize
 from captioner.training.bptt import total_loss
 
-Judge: TypeAlias = Callable[[str, str], bool]  # see `Dataset.judge`
 RESAMPLES = 1000  # for the intervals of the final scores
 LOSS_CAPTIONS = 1000  # most captions for the loss: about 1% of the time of training on Flickr8k
 
@@ -62,14 +61,11 @@ class DevSplit:
         captioner = self._assemble(decoder)
         return self._scores(captioner, self._caption(captioner), ("bleu", "cider_d"))
 
-    def results(self, captioner: Captioner, judge: Judge | None = None) -> Results:
+    def results(self, captioner: Captioner, dataset: Dataset) -> Results:
         """Return the results of the trained model, as `captioner evaluate --split dev` does."""
         tokens = self._caption(captioner)
         scores = self._scores(captioner, tokens, ("bleu", "rouge_l", "cider"), RESAMPLES)
-        truth = None
-        if judge:
-            pairs = zip(self.table.examples, self.captions, strict=True)
-            truth = sum(judge(e.image_id, text) for e, text in pairs) / len(self.captions)
+        truth = dataset.truth(self.table.examples, self.captions)
         return Results("dev", scores, compare_word_use(tokens, self.table.references), truth)
 
     def _caption(self, captioner: Captioner) -> list[list[str]]:

@@ -210,7 +210,7 @@ class _Setup:
             for name, images in (("train", prepared.references), ("dev", prepared.dev.references))
         }
         source = Source(dataset.name, dataset.format, counts, prepared.data)
-        results = trainer.dev.results(captioner, dataset.judge)
+        results = trainer.dev.results(captioner, dataset)
         captioner.card = write_card(captioner, self.config, source, results)
         return captioner
 
