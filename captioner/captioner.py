@@ -33,7 +33,7 @@ from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_pic
 from captioner.model_config import FORMAT_VERSIONS
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
-from captioner.search import Hypotheses, beam_search, sample
+from captioner.search import Hypotheses, SpecialIds, beam_search, sample
 from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
@@ -244,14 +244,14 @@ class Captioner:
             )
         map_size = self.map_size() if maps else 0
         options = options or self.settings(n_best=n_best)
-        self._check_fit(options, n_best)
+        ids = self._fitting_ids(options, n_best)
         size = self.encoder.feature_size
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         features = features.to(self.device)
         voters = self.neighbours if options.search == "beam" and options.neighbours else None
         hidden, hypotheses = self._hypotheses(
-            features, options, options.beam_size if voters else n_best, alternatives
+            features, options, ids, options.beam_size if voters else n_best, alternatives
         )
         # Before the votes, which may turn NaN scores into numbers.
         errors = self._errors(
@@ -272,7 +272,12 @@ class Captioner:
         return [error or best for error, best in zip(errors, captions, strict=True)]
 
     def _hypotheses(
-        self, features: Tensor, options: DecodingConfig, n_best: int, alternatives: int
+        self,
+        features: Tensor,
+        options: DecodingConfig,
+        ids: SpecialIds,
+        n_best: int,
+        alternatives: int,
     ) -> tuple[Tensor, Hypotheses]:
         """Search from features, (B, F); return also the initial hidden states, (L, B, H)."""
         # One more than the alternatives: the word itself is among the most probable.
@@ -281,7 +286,6 @@ class Captioner:
         if precision == "auto" and self.decoder.hidden_size < MIN_ROUNDED_SIZE:
             precision = "fp32"
         hidden, step = self._step(dtype_of(precision, self.device)).start(features)
-        ids = steered(SPECIAL_IDS, options, self.vocabulary)
         if options.search == "beam":
             return hidden, beam_search(step, hidden, ids, options, n_best, choices)
         generator = torch.Generator(self.device).manual_seed(options.seed)
@@ -307,11 +311,11 @@ class Captioner:
                 cannot be fulfilled.
         """
         options = changed_decoding(self.decoding, n_best, overrides)
-        self._check_fit(options, n_best)
+        self._fitting_ids(options, n_best)
         return options
 
-    def _check_fit(self, options: DecodingConfig, n_best: int) -> None:
-        """Raise a ConfigError if the model cannot search so, or n_best is out of range."""
+    def _fitting_ids(self, options: DecodingConfig, n_best: int) -> SpecialIds:
+        """Return the ids that steer a search; a ConfigError if it does not fit the model."""
         sampling = options.search == "sample"
         most = MAX_CAPTIONS if sampling else options.beam_size
         if not isinstance(n_best, int) or not 1 <= n_best <= most:
@@ -323,7 +327,7 @@ class Captioner:
                 f"decoding.neighbours: {which} stores no training captions; set "
                 f"decoding.neighbours to 0, or train a model with decoding.neighbours above 0"
             )
-        steered(SPECIAL_IDS, options, self.vocabulary)
+        return steered(SPECIAL_IDS, options, self.vocabulary)
 
     @overload  # a string is also an iterable of strings: mypy takes the first overload that fits
     def caption(  # type: ignore[overload-overlap]
