@@ -233,9 +233,12 @@ def _parts_of(captioner: Captioner, config: Config | None) -> dict[str, Any]:
     }
 
 
-def _settings_of(config: Config) -> dict[str, Any]:
-    """Return the settings of a training without a path of this machine, and where paths belong."""
-    places = []
+def without_folders(config: Config) -> tuple[dict[str, Any], list[str]]:
+    """Return settings whose paths are names only, and the settings in which a path belongs.
+
+    Paths of bundled files and names on the Hub stay.
+    """
+    places: list[str] = []
 
     def without_folder(tree: dict[str, Any], key: str, place: str) -> None:
         value = tree[key]
@@ -251,9 +254,14 @@ def _settings_of(config: Config) -> dict[str, Any]:
     for number, cnn in enumerate(tree["encoder"]["cnns"]):
         place = f"encoder.cnns.{number}.weights" if number else "encoder.weights"
         without_folder(cnn, "weights", place)
-    text = yaml.safe_dump(tree, sort_keys=False)
+    return tree, places
+
+
+def _settings_of(config: Config) -> dict[str, Any]:
+    """Return what the template says about the settings of a training."""
+    tree, places = without_folders(config)
     return {
-        "settings": _fenced(text, "yaml"),
+        "settings": _fenced(yaml.safe_dump(tree, sort_keys=False), "yaml"),
         "options": _Markdown("".join(f" --set {place}=PATH" for place in places)),
         "seed": config.training.seed,
     }

@@ -14,10 +14,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from captioner.captioner import Captioner
-from captioner.config import BUNDLED, Config, load_config, resolve_path
+from captioner.config import Config, load_config, resolve_path
 from captioner.encoder.weights import read_state_dict
 from captioner.evaluation.evaluate import evaluate
-from captioner.model_card import Results, add_results
+from captioner.model_card import Results, add_results, without_folders
 from captioner.system.ownership import CARD
 from captioner.training.run import train
 
@@ -58,7 +58,8 @@ def bundle(
         encoder = settings.encoder.model_copy(update={"cnns": cnns})
         run = train(settings.model_copy(update={"encoder": encoder}), Path(aside) / "run").folder
         Captioner.load(run, "cpu").save(target / "model", storage="fp16")
-        (target / "config.yaml").write_text(_without_folders(settings).to_yaml(), encoding="utf-8")
+        without = Config.model_validate(without_folders(settings)[0])
+        (target / "config.yaml").write_text(without.to_yaml(), encoding="utf-8")
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         epochs = "".join(line for line in lines if '"kind": "epoch"' in line)
         (target / "metrics.jsonl").write_text(epochs, encoding="utf-8")
@@ -77,18 +78,6 @@ def bundle(
     print(f"{target}: {size:,} bytes")
     if size > most_bytes:
         raise SystemExit(f"{target}: {size:,} bytes, more than {most_bytes:,}")
-
-
-def _without_folders(settings: Config) -> Config:
-    """Return settings whose paths are names only; those of bundled files stay."""
-    tree = settings.model_dump(mode="json")
-    for place, key in (
-        (tree["data"], "root"),
-        *((cnn, "weights") for cnn in tree["encoder"]["cnns"]),
-    ):
-        if not place[key].startswith(BUNDLED):
-            place[key] = Path(place[key]).name
-    return Config.model_validate(tree)
 
 
 def _rounded(weights: str, folder: Path) -> Path:
