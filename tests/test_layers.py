@@ -18,7 +18,7 @@ VERBS = ("captioning", "training", "evaluation", "scoring", "doctor")
 LAYERS = (
     ("system",),
     ("text", "config", "images", "hub"),
-    ("search", "metrics"),
+    ("search", "metrics", "page"),
     ("encoder",),
     ("decoder",),
     ("data", "model_config", "steering"),

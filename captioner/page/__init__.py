@@ -1,0 +1,1 @@
+"""The page of `captioner serve`: templates, styles and scripts, without a build step."""
