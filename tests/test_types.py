@@ -10,16 +10,16 @@ import pytest
 import captioner
 
 ROOT = Path(captioner.__file__).parent
-ROADS = ("captioning", "training", "encoder", "decoder", "search", "images", "data")
+ROADS = ("captioning", "training", "encoder", "decoder", "search", "images", "data", "text")
 FILES = [path for room in ROADS for path in sorted((ROOT / room).rglob("*.py"))]
-ROOMS = ("captioner", "pipeline", "model_config", "model_dir", "run_dir", "text")
+ROOMS = ("captioner", "pipeline", "model_config", "model_dir", "run_dir")
 FILES += [ROOT / f"{name}.py" for name in ROOMS]
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
     "encoder/weights.py",  # torchvision's builder arguments, as config.json has them
     "model_config.py",  # config.json
     "run_dir.py",  # lines of metrics.jsonl
-    "text.py",  # vocab.json
+    "text/vocabulary.py",  # vocab.json
     "training/curves.py",  # lines of metrics.jsonl
 }
 
