@@ -27,7 +27,7 @@ from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
 from captioner.errors import ModelError, within_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_BYTES = 16  # images per pass times bytes per value; larger passes do not fit the CPU caches
+CPU_IMAGES = 4  # in one pass; the maps of more are too large for malloc to keep between passes
 MAX_NAME = 120  # characters; a folder name holds it and the fingerprint
 
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
     @property
     def images_per_pass(self) -> int:
         """Images in one forward pass on the CPU."""
-        return CPU_BYTES // self.dtype.itemsize
+        return CPU_IMAGES
 
     @property
     def arithmetic(self) -> str:

@@ -288,7 +288,6 @@ def test_elsewhere_than_on_a_processor_a_batch_goes_through_at_once(
     assert (features.device, features.shape, features.dtype) == (meta, (7, 512), torch.float32)
     assert encoder(pixels(32, count=0)).shape[0] == 0
     assert calls == [("meta", 7), ("meta", 0)]
-    assert make_encoder("resnet18", image_size=32, precision="bf16").images_per_pass == 8
 
 
 def test_the_fingerprint_of_a_known_network_stays_as_it_is() -> None:
