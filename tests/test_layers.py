@@ -27,7 +27,7 @@ LAYERS = (
     ("run_dir",),
     ("model_list", "model_card"),
     VERBS,
-    ("gradients",),  # trains, step by step
+    ("gradients", "serving"),  # the one trains, the other writes captions out
     ("cli",),
     ("__main__",),
     ("__init__",),  # the public names, which nothing inside imports
@@ -35,7 +35,7 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SERVED_BY = {"compare": "scoring", "evaluate": "evaluation", "score": "scoring"}
 SERVED_BY |= {verb: verb for verb in ("doctor", "gradients")}
-SERVED_BY |= {"caption": "captioning", "train": "training"}
+SERVED_BY |= {"caption": "captioning", "serve": "serving", "train": "training"}
 SERVED_BY |= dict.fromkeys(("dry_run", "messages", "wording_options"), "captioning")  # its parts
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -155,6 +155,8 @@ def test_the_proof_of_circles() -> None:
         ("encoder", "from captioner import __version__", 1),
         ("encoder", "from captioner.system.version import __version__", 0),
         ("gradients", "from captioner.training import bptt", 0),
+        ("serving", "from captioner.captioning.wording import sentence", 0),
+        ("captioning", "from captioner.serving.app import build_app", 1),
     ],
 )
 def test_the_proof_itself(room: str, source: str, found: int) -> None:
@@ -173,7 +175,7 @@ def test_search_and_metrics_know_no_networks_and_no_pictures(room: str) -> None:
 
 @pytest.mark.parametrize("path", files_of("cli"), ids=lambda path: path.stem)
 def test_a_command_calls_the_room_of_its_verb(path: Path) -> None:
-    verbs = {room_of(name) for name in imported(parse(path))} & {*VERBS, "gradients"}
+    verbs = {room_of(name) for name in imported(parse(path))} & {*VERBS, "gradients", "serving"}
     assert verbs <= {SERVED_BY.get(path.stem)}
 
 

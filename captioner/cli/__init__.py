@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": "Compare the captions of two systems, with significance tests.",
     "doctor": "Find out why captions are poor or all the same.",
     "gradients": "Show how gradients travel back through time, vanish and explode.",
+    "serve": "Serve a page to try models on, and an HTTP API.",
     "publish": "Upload a model to the Hugging Face Hub.",
     "features": "Fill the feature store ahead of training; check, clear or prune stores.",
 }

@@ -1,0 +1,1 @@
+"""`captioner serve`: a page and an HTTP API that caption pictures."""

@@ -1,0 +1,260 @@
+"""The application: its routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from captioner.captioner import Captioner
+from captioner.serving.answer import JSON, to_answer
+from captioner.serving.door import Door, Visit
+from captioner.serving.limits import Limits, Uploads
+from captioner.serving.queue import Queue
+from captioner.serving.refusal import GoneError, RefusedError, busy, refusal_of
+from captioner.serving.uploads import Part, parts_of
+from captioner.serving.wish import Wish, read_wish
+from captioner.system.escapes import utf8_name
+
+T = TypeVar("T")
+PAGE = Path(str(files("captioner"))) / "page"
+IMAGE = "image"  # the name of the field of a form
+FORM = "multipart/form-data"
+
+
+def build_app(
+    models: Mapping[str, Captioner],
+    limits: Limits,
+    say: Callable[[str], None] = lambda line: None,  # noqa: ARG005
+) -> Starlette:
+    """Build the application.
+
+    Args:
+        models: by name, all on one device; the first is the default.
+        limits: of requests and of the queue.
+        say: prints a line of the log.
+    """
+    uploads = Uploads(limits)
+
+    def tell(visit: Visit) -> None:
+        say(
+            f"{visit.method:.10} {visit.route} {visit.status}, {visit.size:,} bytes, "
+            f"{visit.seconds:.3f} s"
+        )
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with Queue(models, limits, uploads) as queue:
+            app.state.service = Service(models, limits, uploads, queue)
+            yield
+
+    app = Starlette(
+        routes=[*_routes(), *_page_routes()],
+        middleware=[Middleware(Door, tell=tell, say=say)],
+        exception_handlers={HTTPException: _raise},
+        lifespan=lifespan,
+    )
+    app.state.stopping = False  # whether new requests are refused
+    return app
+
+
+async def _raise(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Leave the errors of the router to `Door`."""
+    raise error
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Captioner],
+        limits: Limits,
+        uploads: Uploads,
+        queue: Queue,
+    ):
+        self.models, self.limits, self.uploads, self.queue = models, limits, uploads, queue
+
+    async def caption(self, content: bytes, wish: Wish) -> JSON:
+        """Caption one picture within the time limit."""
+        seconds = self.limits.max_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return to_answer(wish, await self.queue.caption(content, wish))
+        except TimeoutError:
+            raise busy(f"busy: no caption after {seconds:g} s; try again") from None
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _unless_gone(request: Request, work: Coroutine[object, object, T]) -> T:
+    """Do some work; if the client hangs up, drop it.
+
+    Raises:
+        GoneError: if the client hangs up.
+    """
+
+    async def until_gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.create_task(work), asyncio.create_task(until_gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise GoneError
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _caption(request: Request) -> Response:
+    service = _service(request)
+    wish = read_wish(request.query_params.multi_items(), service.models)
+    service.queue.check()
+    content = await _one_image(request, service)
+    return JSONResponse(await _unless_gone(request, service.caption(content, wish)))
+
+
+async def _one_image(request: Request, service: Service) -> bytes:
+    """Read the picture of a request: the body, or the part `image` of a form."""
+    async with service.uploads.slot():
+        if not _is_form(request):
+            return b"".join([chunk async for chunk in service.uploads.chunks(request)])
+        parts = await _images(request, service, 1)
+    return bytes(parts[0].content)
+
+
+async def _images(request: Request, service: Service, most: int) -> list[Part]:
+    """Read the parts `image` of a form, from 1 to `most`."""
+    kind = request.headers["content-type"]
+    chunks = service.uploads.chunks(request)
+    parts = [part async for part in parts_of(kind, chunks, most)]
+    if other := next((part for part in parts if part.name != IMAGE), None):
+        raise RefusedError(
+            400, f"body: a part named {other.name[:60]!r}; send pictures as {IMAGE!r}"
+        )
+    if not parts:
+        raise RefusedError(400, f"body: no part named {IMAGE!r}; send the picture in one")
+    return parts
+
+
+def _is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+
+
+async def _captions(request: Request) -> Response:
+    service = _service(request)
+    wish = read_wish(request.query_params.multi_items(), service.models)
+    service.queue.check()
+    if not _is_form(request):
+        raise RefusedError(415, f"body: must be {FORM} with parts named {IMAGE!r}")
+    async with service.uploads.slot():
+        parts = await _images(request, service, service.limits.max_images)
+    return StreamingResponse(_lines(service, wish, parts), media_type="application/x-ndjson")
+
+
+async def _lines(service: Service, wish: Wish, parts: list[Part]) -> AsyncIterator[str]:
+    """Caption some pictures at a time; yield a line for each as it is finished."""
+    waiting = list(enumerate(parts))[::-1]
+    running: set[asyncio.Task[JSON]] = set()
+    try:
+        while waiting or running:
+            while waiting and len(running) < service.limits.max_batch:
+                running.add(asyncio.create_task(_line(service, wish, *waiting.pop())))
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield json.dumps(task.result(), ensure_ascii=False) + "\n"
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
+    content = bytes(part.content)
+    part.content.clear()
+    line: JSON = {"index": index, "file_name": utf8_name(part.file_name)}
+    try:
+        return line | await service.caption(content, wish)
+    except Exception as error:
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise
+        return line | {"status": "error", "error": refusal.message}
+
+
+async def _models(request: Request) -> Response:
+    models = _service(request).models
+    return JSONResponse(
+        {
+            "models": [
+                {
+                    "name": name,
+                    "default": number == 0,
+                    "cnns": [cnn.spec.backbone for cnn in captioner.encoder.cnns],
+                    "attention": captioner.map_size() > 0,
+                    "decoding": captioner.decoding.model_dump(),
+                }
+                for number, (name, captioner) in enumerate(models.items())
+            ],
+        }
+    )
+
+
+async def _health(request: Request) -> Response:  # noqa: ARG001
+    return JSONResponse({"status": "ok"})
+
+
+def _routes() -> list[BaseRoute]:
+    return [
+        _route("/v1/caption", _caption, "POST"),
+        _route("/v1/captions", _captions, "POST"),
+        _route("/v1/models", _models, "GET"),
+        _route("/healthz", _health, "GET"),
+    ]
+
+
+def _route(path: str, endpoint: Endpoint, method: str) -> Route:
+    async def answer(request: Request) -> Response:
+        request.scope["visit"].route = path
+        return await endpoint(request)
+
+    return Route(path, answer, methods=[method])
+
+
+async def _index(request: Request) -> Response:  # noqa: ARG001
+    page = PAGE / "index.html"
+    if page.is_file():
+        return FileResponse(page, headers={"Cache-Control": "no-cache"})
+    return PlainTextResponse("captioner: POST a picture to /v1/caption\n")
+
+
+def _page_routes() -> list[BaseRoute]:
+    static = PAGE / "static"
+    routes: list[BaseRoute] = [_route("/", _index, "GET")]
+    return [*routes, Mount("/static", StaticFiles(directory=static))] if static.is_dir() else routes

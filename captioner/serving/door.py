@@ -1,0 +1,124 @@
+"""What every request passes first: it makes an error one line, and logs size, time and outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from captioner.errors import CaptionerError
+from captioner.serving.refusal import GoneError, RefusedError, refusal_of
+from captioner.system.foreign import excerpt
+
+LINGER = 1.0  # seconds that the rest of a refused body is read, so that the client sees the answer
+MOST_LINGER = 2**23  # bytes
+HUNG_UP = 499  # the status of a client that has hung up, in logs and metrics
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        b"media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        b"frame-ancestors 'none'",
+    ),
+)
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request, as the log shows it: bytes of the body, seconds, status."""
+
+    method: str
+    route: str = "other"
+    size: int = 0
+    status: int = HUNG_UP
+    seconds: float = 0.0
+
+
+class Door:
+    """The first layer of the application."""
+
+    def __init__(self, app: ASGIApp, tell: Callable[[Visit], None], say: Callable[[str], None]):
+        """Pass requests to `app`; `tell` is called after each, `say` for an unexpected error."""
+        self.app, self.tell, self.say = app, tell, say
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit, started = Visit(scope["method"]), time.perf_counter()
+        exchange = _Exchange(receive, send, visit)
+        scope["visit"] = visit
+        try:
+            if scope["app"].state.stopping:
+                raise RefusedError(503, "the server stops", {"Connection": "close"})
+            await self.app(scope, exchange.receive, exchange.send)
+        except GoneError:
+            visit.status = HUNG_UP
+        except Exception as error:
+            await self._refuse(error, scope, exchange)
+        finally:
+            visit.seconds = time.perf_counter() - started
+            self.tell(visit)
+
+    async def _refuse(self, error: Exception, scope: Scope, exchange: _Exchange) -> None:
+        refusal = refusal_of(error)
+        if isinstance(error, HTTPException):  # of the router
+            path = excerpt(scope["path"], 60)
+            what = (
+                f"{scope['method']:.10} is not allowed" if error.status_code == 405 else "unknown"
+            )
+            headers = dict(error.headers or {})
+            refusal = RefusedError(error.status_code, f"{path}: {what}; see /openapi.yaml", headers)
+        if refusal is None or (refusal.status == 500 and not isinstance(error, CaptionerError)):
+            self.say(f"error: {type(error).__name__} in the server")
+        refusal = refusal or RefusedError(500, "the server failed; its log says why")
+        if not exchange.started:
+            await exchange.refuse(scope, refusal)
+
+
+class _Exchange:
+    """The messages of one request: counts the body and knows whether it is read to its end."""
+
+    def __init__(self, receive: Receive, send: Send, visit: Visit):
+        self._receive, self._send, self.visit = receive, send, visit
+        self.started = self.ended = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.visit.size += len(message.get("body", b""))
+        self.ended |= not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started, self.visit.status = True, message["status"]
+            message["headers"] = [*message.get("headers", ()), *HEADERS]
+        await self._send(message)
+
+    async def refuse(self, scope: Scope, refusal: RefusedError) -> None:
+        """Answer with an error, then read on for a moment.
+
+        A client that still sends would otherwise find the connection closed, and no answer.
+        """
+        content = {"error": refusal.message}
+        response = JSONResponse(content, refusal.status, refusal.headers)
+        start = {"type": "http.response.start", "status": refusal.status}
+        await self.send(start | {"headers": response.raw_headers})
+        body = b"" if scope["method"] == "HEAD" else bytes(response.body)
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self.ended and self.visit.size < MOST_LINGER:
+                    await self.receive()
+        await self._send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,93 @@
+"""What a request asks for, read from its query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from captioner.captioner import Captioner
+from captioner.captioning.wording import STYLES, Style
+from captioner.config import DecodingConfig, DecodingOverrides
+from captioner.errors import check_names
+from captioner.serving.refusal import RefusedError
+from captioner.system.foreign import excerpt
+
+MOST = 50  # captions, alternatives or hypotheses of one picture
+MOST_TOKENS = 100  # of a caption, unless the model's own setting is more
+OWN = ("model", "n_best", "words", "maps", "trace", "style")
+SEVERAL = "forbid"
+YES_NO = {"true": True, "1": True, "": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks for; `words` is the number of alternatives for each word."""
+
+    model: str
+    options: DecodingConfig
+    n_best: int = 1
+    words: int = 0
+    maps: bool = False
+    trace: bool = False
+    style: Style = "plain"
+
+
+def read_wish(query: Iterable[tuple[str, str]], models: Mapping[str, Captioner]) -> Wish:
+    """Read a query; the first model is the default.
+
+    Raises:
+        RefusedError: if a name is unknown, repeated or without a valid value.
+        ConfigError: if a name is unknown, or a search setting does not fit the model.
+    """
+    given, forbidden = _collect(query)
+    check_names("", given, (*OWN, *DecodingConfig.model_fields))
+    model = given.pop("model", next(iter(models)))
+    if model not in models:
+        raise RefusedError(404, f"model: no {excerpt(model, 60)}; served: {', '.join(models)}")
+    style = given.pop("style", "plain")
+    if style not in STYLES:
+        raise RefusedError(400, f"style: must be {' or '.join(STYLES)}, given {excerpt(style, 60)}")
+    n_best = _number(given, "n_best", 1, least=1)
+    words = _number(given, "words", 0, least=0)
+    flags = {name: _flag(given, name) for name in ("maps", "trace")}
+    overrides: dict[str, object] = {**given} | ({SEVERAL: forbidden} if forbidden else {})
+    options = models[model].settings(n_best=n_best, **cast(DecodingOverrides, overrides))
+    _check_cost(options, models[model].decoding)
+    return Wish(model, options, n_best, words, style=cast(Style, style), **flags)
+
+
+def _collect(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Return the values by name, and the forbidden words."""
+    given: dict[str, str] = {}
+    forbidden: list[str] = []
+    for name, value in query:
+        if name == SEVERAL:
+            forbidden.append(value)
+        elif name in given:
+            raise RefusedError(400, f"{excerpt(name, 60)}: given more than once; give one value")
+        else:
+            given[name] = value
+    return given, forbidden
+
+
+def _number(given: dict[str, str], name: str, default: int, *, least: int) -> int:
+    text = given.pop(name, str(default))
+    if not (text.isdecimal() and text.isascii() and least <= int(text[:9]) <= MOST):
+        raise RefusedError(400, f"{name}: must be {least} to {MOST}, given {excerpt(text, 60)}")
+    return int(text)
+
+
+def _flag(given: dict[str, str], name: str) -> bool:
+    text = given.pop(name, "false")
+    if text.lower() not in YES_NO:
+        raise RefusedError(400, f"{name}: must be true or false, given {excerpt(text, 60)}")
+    return YES_NO[text.lower()]
+
+
+def _check_cost(options: DecodingConfig, own: DecodingConfig) -> None:
+    """Refuse a search that takes far longer than others."""
+    for name, most in (("beam_size", MOST), ("max_length", MOST_TOKENS)):
+        limit, given = max(most, getattr(own, name)), getattr(options, name)
+        if given > limit:
+            raise RefusedError(400, f"{name}: must be at most {limit}, given {given}")
