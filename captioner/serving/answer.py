@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from captioner.captioning.wording import Wording
 from captioner.serving.wish import Wish
-from captioner.text import Caption, Vocabulary, Word
+from captioner.text.vocabulary import Vocabulary
+from captioner.text.words import Caption, Word
 
 JSON = dict[str, object]
 END = Vocabulary.specials[Vocabulary.eos_id]

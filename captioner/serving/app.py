@@ -6,25 +6,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from importlib.resources import files
-from pathlib import Path
 from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    JSONResponse,
-    PlainTextResponse,
-    Response,
-    StreamingResponse,
-)
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
 
 from captioner.captioner import Captioner
+from captioner.page.assets import Asset, page_assets
 from captioner.serving.answer import JSON, to_answer
 from captioner.serving.door import Door, Visit
 from captioner.serving.limits import Limits, Uploads
@@ -35,7 +27,6 @@ from captioner.serving.wish import Wish, read_wish
 from captioner.system.escapes import utf8_name
 
 T = TypeVar("T")
-PAGE = Path(str(files("captioner"))) / "page"
 IMAGE = "image"  # the name of the field of a form
 FORM = "multipart/form-data"
 
@@ -247,14 +238,14 @@ def _route(path: str, endpoint: Endpoint, method: str) -> Route:
     return Route(path, answer, methods=[method])
 
 
-async def _index(request: Request) -> Response:  # noqa: ARG001
-    page = PAGE / "index.html"
-    if page.is_file():
-        return FileResponse(page, headers={"Cache-Control": "no-cache"})
-    return PlainTextResponse("captioner: POST a picture to /v1/caption\n")
-
-
 def _page_routes() -> list[BaseRoute]:
-    static = PAGE / "static"
-    routes: list[BaseRoute] = [_route("/", _index, "GET")]
-    return [*routes, Mount("/static", StaticFiles(directory=static))] if static.is_dir() else routes
+    """Return a route for each file of the page."""
+    return [_file_route(path, asset) for path, asset in page_assets().items()]
+
+
+def _file_route(path: str, asset: Asset) -> Route:
+    async def file(request: Request) -> Response:  # noqa: ARG001
+        headers = {"Cache-Control": "no-cache"}
+        return Response(asset.content, headers=headers, media_type=asset.media_type)
+
+    return _route(path, file, "GET")

@@ -30,7 +30,7 @@ from captioner.serving.wish import Wish
 from captioner.system.cores import cores
 from captioner.system.memory import Memory
 from captioner.system.workers import WithinMemory, workers
-from captioner.text import Caption
+from captioner.text.words import Caption
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)

@@ -10,7 +10,8 @@ import pytest
 
 from captioner.captioner import Captioner
 from captioner.captioning.wording import sentence
-from captioner.text import Caption
+from captioner.page.assets import page_assets
+from captioner.text.words import Caption
 
 import toys
 from served import Served, png, serving
@@ -177,7 +178,7 @@ def test_a_wrong_query_is_one_line(served: Served, query: str, status: int, mess
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/nix", 404), ("GET", "/v1/caption", 405), ("POST", "/healthz", 405),
-     ("GET", "/static/../app.py", 404), ("GET", "/static/%2e%2e/__init__.py", 404)],
+     ("GET", "/page/../app.py", 404), ("GET", "/page/%2e%2e/assets.py", 404)],
 )  # fmt: skip
 def test_an_unknown_path_is_one_line(served: Served, method: str, path: str, status: int) -> None:
     answer = served.client.request(method, path)
@@ -201,8 +202,15 @@ def test_a_wrong_form_is_one_line(served: Served, files: object, status: int, me
 def test_every_answer_forbids_foreign_and_inline_code(served: Served) -> None:
     for path in ("/", "/healthz", "/nix"):
         policy = served.client.get(path).headers["content-security-policy"]
-        assert "default-src 'none'" in policy
+        assert policy.startswith("default-src 'self'")
         assert "unsafe" not in policy and "http" not in policy and "*" not in policy
+
+
+def test_the_page_is_served(served: Served) -> None:
+    for path, asset in page_assets().items():
+        answer = served.client.get(path)
+        assert answer.content == asset.content
+        assert answer.headers["content-type"] == asset.media_type
 
 
 def test_the_log_holds_size_time_and_outcome_alone(served: Served) -> None:
