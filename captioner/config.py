@@ -95,7 +95,7 @@ class Section(BaseModel, metaclass=_CHECKED):  # type: ignore[metaclass]
     def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic reads `epochs: yes` as 1.
         expected = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and expected is not bool:
+        if isinstance(value, bool) and expected not in (bool, bool | None):
             raise PydanticCustomError("boolean", "should not be true or false")
         return value
 
@@ -168,8 +168,10 @@ class EncoderConfig(Section):
         description="for decoder.attention: numbers of a place and CNN; channels beyond are added "
         "to these with random signs",
     )
-    flip: bool = Field(
-        False, description="train on mirrored images too; else average the features of both views"
+    flip: bool = Field(False, description="train on mirrored images too")
+    mirrored: bool | None = Field(
+        None,
+        description="caption from the mean features of image and mirror image; null: as flip",
     )
     batch_size: Size = Field(64, description="images per forward pass of the CNNs")
 

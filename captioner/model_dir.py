@@ -333,7 +333,7 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
     for folder, model in others:
         for what, same in (
             ("vocabulary", model.vocabulary.words == first.vocabulary.words),
-            ("encoder.flip", model.encoder.mirrored == first.encoder.mirrored),
+            ("encoder.mirrored", model.encoder.mirrored == first.encoder.mirrored),
         ):
             if not same:
                 raise ModelError(

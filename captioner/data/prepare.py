@@ -101,7 +101,7 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
             raise ModelError(OF_A_CNN.sub(rf"encoder.cnns.{number}.\1", str(error))) from error
         cnns.append(frozen)
     encoder = side_by_side(cnns).to_device(device)
-    encoder.mirrored = settings.flip
+    encoder.mirrored = settings.flip if settings.mirrored is None else settings.mirrored
     return encoder
 
 

@@ -53,7 +53,7 @@ class Encoder(nn.Module):
     grid_channels: int = 0  # the most numbers of a place and CNN
     device: torch.device
     dtype: torch.dtype  # of the computation
-    mirrored = False  # whether `see` averages both views, as after training with `encoder.flip`
+    mirrored = False  # whether `see` averages both views
 
     def __init__(self, cnns: Sequence[FrozenEncoder]):
         """Combine CNNs, all on one device, in the order of their features; see `side_by_side`."""

@@ -101,5 +101,5 @@ def test_what_an_ensemble_cannot_be_is_said_in_one_line(tmp_path):
     with pytest.raises(ModelError, match="b: vocabulary differs from a"):
         join_models([("a", parts(one)), ("b", odd)])
     other.encoder.mirrored = True
-    with pytest.raises(ModelError, match=r"b: encoder\.flip differs from a"):
+    with pytest.raises(ModelError, match=r"b: encoder\.mirrored differs from a"):
         join_models([("a", parts(one)), ("b", parts(other))])

@@ -315,6 +315,11 @@ def test_dev_pictures_are_seen_as_the_mean_of_themselves_and_their_mirror_images
     plain, mirrored = encoder(pixels)[0], encoder(pixels.flip(3))[0]
     assert (plain - mirrored).abs().max() > 0.02
     torch.testing.assert_close(dev.features[row].float(), (plain + mirrored) / 2, atol=2e-3, rtol=0)
+    config = change(config, "encoder", mirrored=False)
+    alone = open_encoder(config, torch.device("cpu"))
+    dev = prepare(config, alone, lambda _: None).dev
+    torch.testing.assert_close(dev.features[row].float(), plain, atol=2e-3, rtol=0)
+    assert prepare(config, alone, lambda _: None).train.rows.shape[1] == 2
 
 
 def test_metrics_are_json_lines_with_a_step_each(config, tmp_path):
