@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from captioner.data.caption_table import Batch, CaptionTable, epoch_order, iterate
 from captioner.decoder.decoder import Decoder
+from captioner.decoder.unrolled import unroll
 from captioner.errors import ConfigError
 from captioner.text import Vocabulary
 from captioner.training import bptt
@@ -99,20 +100,11 @@ def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 
         float64 (T + 1, S, B, H): [0] for the initial state, [t] for the state after t tokens; zero
         after a caption's end. S is L, or 2L for an LSTM.
     """
-    twin = copy.deepcopy(decoder).cpu().eval()
-    hidden = twin.init_hidden(batch.features.cpu()).detach().double().requires_grad_()
-    twin.double()
-    keys = twin.keys(batch.features.cpu().double())
-    states = [hidden]
-    for token_ids in batch.inputs.cpu().split(1, dim=1):
-        _, hidden = twin.run_cell(token_ids, hidden)
-        states.append(hidden)
-    # The output layer reads h of the last layer.
-    outputs = torch.stack([state[twin.num_layers - 1] for state in states])  # (T + 1, B, H)
-    lengths, indices = caption_lengths(batch), torch.arange(len(batch.targets))
+    lengths = caption_lengths(batch)
+    states, logits = unroll(decoder, batch.features, batch.inputs, lengths)
     loss = functional.cross_entropy(
-        twin.to_logits(twin.look(outputs[lengths, indices][:, None], keys)[:, 0]),
-        batch.targets.cpu()[indices, lengths - 1],
+        logits,
+        batch.targets.cpu()[torch.arange(len(lengths)), lengths - 1],
         reduction="sum",  # captions do not share states
         label_smoothing=label_smoothing,
     )
