@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from captioner.config import DecodingConfig
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
+    from captioner.explanation.trace import (
+        Candidate,
+        RankedCaption,
+        SearchTrace,
+        StateTrace,
+        Trace,
+    )
     from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
     from captioner.text import Caption, Word, WordAttention, detokenize, tokenize
 
@@ -39,12 +46,14 @@ _MODULES = {
     "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
     "captioning.sources": ["list_images"],
     "captioning.wording": ["sentence"],
+    "explanation.trace": ["Candidate", "RankedCaption", "SearchTrace", "StateTrace", "Trace"],
     "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
     "captioner": ["Captioner"],
     "text": ["Caption", "Word", "WordAttention", "detokenize", "tokenize"],
 }
 
 __all__ = [
+    "Candidate",
     "Caption",
     "Captioner",
     "CaptionerError",
@@ -56,7 +65,11 @@ __all__ = [
     "ImageError",
     "ModelError",
     "PreparedReferences",
+    "RankedCaption",
     "Record",
+    "SearchTrace",
+    "StateTrace",
+    "Trace",
     "Word",
     "WordAttention",
     "__version__",

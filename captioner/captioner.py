@@ -29,11 +29,12 @@ from captioner.errors import (
     must_be,
     within_memory,
 )
+from captioner.explanation.trace import Trace, check_units, trace
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_config import FORMAT_VERSIONS
 from captioner.model_dir import Model, join_models, read_model, write_model
 from captioner.pipeline import run
-from captioner.search import Hypotheses, SpecialIds, beam_search, sample
+from captioner.search import Extensions, Hypotheses, SpecialIds, beam_search, sample
 from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
@@ -238,20 +239,39 @@ class Captioner:
         must_be("options", options, DecodingConfig, NoneType)
         must_be("words", words, bool)
         must_be("maps", maps, bool)
-        if type(alternatives) is not int or not 0 <= alternatives <= MAX_CAPTIONS:
-            raise ConfigError(
-                f"alternatives: must be 0 to {MAX_CAPTIONS:,}, given {excerpt(alternatives, 60)}"
-            )
+        _check_alternatives(alternatives)
         map_size = self.map_size() if maps else 0
         options = options or self.settings(n_best=n_best)
+        best, errors = self._best(features, options, n_best, alternatives)
+        captions = to_captions(
+            best,
+            self.vocabulary,
+            words=words or maps or alternatives > 0,
+            alternatives=alternatives,
+            weights=attend(self.decoder, features.to(self.device), best.token_ids)
+            if map_size
+            else None,
+        )
+        return [error or best for error, best in zip(errors, captions, strict=True)]
+
+    @torch.inference_mode()
+    def _best(
+        self,
+        features: Tensor,
+        options: DecodingConfig,
+        n_best: int,
+        alternatives: int,
+        watch: Callable[[Extensions], None] | None = None,
+    ) -> tuple[Hypotheses, list[ImageError | None]]:
+        """Search for n_best hypotheses from features, (B, F); return also each image's error."""
         ids = self._fitting_ids(options, n_best)
         size = self.encoder.feature_size
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != size:
             raise ConfigError(f"features: must be a tensor (B, {size}), as `encode` returns")
         features = features.to(self.device)
-        voters = self.neighbours if options.search == "beam" and options.neighbours else None
+        voters = self._voters(options)
         hidden, hypotheses = self._hypotheses(
-            features, options, ids, options.beam_size if voters else n_best, alternatives
+            features, options, ids, options.beam_size if voters else n_best, alternatives, watch
         )
         # Before the votes, which may turn NaN scores into numbers.
         errors = self._errors(
@@ -261,15 +281,46 @@ class Captioner:
         )
         if voters:
             hypotheses = voters.rank(hypotheses, hidden, options.neighbours)
-        best = Hypotheses(*(column[:, :n_best] for column in hypotheses))
-        captions = to_captions(
-            best,
-            self.vocabulary,
-            words=words or maps or alternatives > 0,
-            alternatives=alternatives,
-            weights=attend(self.decoder, features, best.token_ids) if map_size else None,
-        )
-        return [error or best for error, best in zip(errors, captions, strict=True)]
+        return Hypotheses(*(column[:, :n_best] for column in hypotheses)), errors
+
+    def trace(
+        self,
+        image: ImageLike,
+        *,
+        n_best: int = 1,
+        alternatives: int = 5,
+        units: int = 64,
+        **overrides: Unpack[DecodingOverrides],
+    ) -> Trace:
+        """Caption one image and keep how: what the search kept and cut, and the hidden states.
+
+        The search is that of `caption`. The hidden states are computed once more, in float64.
+
+        Args:
+            image: one image; see `caption`.
+            n_best: captions, best first.
+            alternatives: alternatives for each word of the captions; sampling: also the candidates
+                of each step.
+            units: units of the hidden state to keep, at most; those that move most.
+            **overrides: search settings to change, such as beam_size=5; see `settings`.
+
+        Raises:
+            ImageError: if the image cannot be read, or the model computes NaN or infinity for it.
+            ConfigError: if a setting is unknown or out of range.
+        """
+        check_units(units)
+        _check_alternatives(alternatives)
+        options = self.settings(n_best=n_best, **overrides)
+        features, watched = self.encode([image]), list[Extensions]()
+        ranked = n_best if self._voters(options) is None else options.beam_size
+        found, errors = self._best(features, options, ranked, alternatives, watched.append)
+        _raise_first(errors)
+        parts = self.decoder, self.vocabulary, features, options, found, watched
+        return trace(*parts, n_best=n_best, alternatives=alternatives, units=units)
+
+    def _voters(self, options: DecodingConfig) -> Neighbours | None:
+        """Return the neighbours that rank the captions of a search, if they do."""
+        return self.neighbours if options.search == "beam" and options.neighbours else None
 
     def _hypotheses(
         self,
@@ -278,6 +329,7 @@ class Captioner:
         ids: SpecialIds,
         n_best: int,
         alternatives: int,
+        watch: Callable[[Extensions], None] | None,
     ) -> tuple[Tensor, Hypotheses]:
         """Search from features, (B, F); return also the initial hidden states, (L, B, H)."""
         # One more than the alternatives: the word itself is among the most probable.
@@ -287,7 +339,7 @@ class Captioner:
             precision = "fp32"
         hidden, step = self._step(dtype_of(precision, self.device)).start(features)
         if options.search == "beam":
-            return hidden, beam_search(step, hidden, ids, options, n_best, choices)
+            return hidden, beam_search(step, hidden, ids, options, n_best, choices, watch)
         generator = torch.Generator(self.device).manual_seed(options.seed)
         return hidden, sample(step, hidden, ids, options, n_best, generator, choices)
 
@@ -604,6 +656,14 @@ class Captioner:
                 captioner.encoder, captioner.decoder = join_models(models)
             captioner.name = " and ".join(f"model {folder}" for folder, _ in models)
             return captioner.to(device)
+
+
+def _check_alternatives(alternatives: int) -> None:
+    """Raise a ConfigError if there can be no such number of alternatives."""
+    if type(alternatives) is not int or not 0 <= alternatives <= MAX_CAPTIONS:
+        raise ConfigError(
+            f"alternatives: must be 0 to {MAX_CAPTIONS:,}, given {excerpt(alternatives, 60)}"
+        )
 
 
 def _raise_first(results: Sequence[object]) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("search", "metrics", "page"),
     ("encoder",),
     ("decoder",),
-    ("data", "model_config", "steering"),
+    ("data", "model_config", "steering", "explanation"),
     ("model_dir", "pipeline"),
     ("captioner",),
     ("run_dir",),

@@ -28,7 +28,10 @@ NONSENSE: tuple[object, ...] = (
     *([], [None], [3], ["x"], [["a"], [3]], {}, {"a": 1}, Path("/nowhere")),
     *(torch.zeros(2), np.zeros((2, 2))),
 )
-METHODS = ("caption", "encode", "search", "search_each", "score", "embed", "settings", "to", "save")
+METHODS = (
+    *("caption", "encode", "search", "search_each", "trace", "score", "embed", "settings"),
+    *("to", "save"),
+)
 # It starts a Ray cluster, and has tests of its own.
 LEFT_OUT = {"caption_with_ray"}
 
@@ -59,6 +62,7 @@ def test_nonsense_is_one_line_of_our_own_errors(
         "decoder": captioner.decoder,
         "vocabulary": captioner.vocabulary,
         "items": [],
+        "image": draw(0),
         "images": [draw(0)],
         "features": torch.zeros(1, captioner.encoder.feature_size),
         "captions": ["a b"],

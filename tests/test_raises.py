@@ -114,6 +114,8 @@ CASES = {
     ("Captioner.settings", ConfigError): lambda: sound().settings(beam_size=0),
     ("Captioner.caption", ConfigError): lambda: sound().caption([], beam_size=0),
     ("Captioner.caption", ImageError): lambda: sound().caption(b"no image"),
+    ("Captioner.trace", ImageError): lambda: broken().trace(GREY),
+    ("Captioner.trace", ConfigError): lambda: sound().trace(GREY, units=-1),
     ("Captioner.score", ImageError): lambda: sound().score(b"no image", ["a dog"]),
     ("Captioner.score", ConfigError): lambda: sound().score(GREY, [1]),
     ("Captioner.embed", ConfigError): lambda: sound().embed([1]),

@@ -35,10 +35,13 @@ class Ensemble(nn.Module):
 
     def attend(self, features: Tensor, token_ids: Tensor) -> Tensor | None:
         """Return the mean weights of the members with attention; see `Decoder.attend`."""
-        parts = _parts(features, self._columns)
-        weights = [m.attend(part, token_ids) for m, part in zip(self._members, parts, strict=True)]
+        weights = [member.attend(part, token_ids) for member, part in self.split(features)]
         looking = [each for each in weights if each is not None]
         return torch.stack(looking).mean(0) if looking else None
+
+    def split(self, features: Tensor) -> list[tuple[Decoder, Tensor]]:
+        """Return each member with what it reads of features, (B, F)."""
+        return [*zip(self._members, _parts(features, self._columns), strict=True)]
 
     def stepper(self, dtype: torch.dtype = torch.float32) -> Stepping:
         """Return what starts a search of all members; see `Decoder.stepper`."""

@@ -3,8 +3,8 @@
 Nothing here depends on networks, images or words.
 """
 
-from captioner.search.beam import beam_search
+from captioner.search.beam import Extensions, beam_search
 from captioner.search.common import Hypotheses, SpecialIds, Step
 from captioner.search.sampling import sample
 
-__all__ = ["Hypotheses", "SpecialIds", "Step", "beam_search", "sample"]
+__all__ = ["Extensions", "Hypotheses", "SpecialIds", "Step", "beam_search", "sample"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor
 from captioner.config import DecodingConfig
 from captioner.search.common import Hypotheses, SpecialIds, Step, TokenRules, no_numbers
 from captioner.search.top_tokens import ids_of, to_keys, top_tokens
+
+
+class Extensions(NamedTuple):
+    """The m best extensions of a step by one token, for A images, best first."""
+
+    totals: Tensor  # log-probabilities of the extended prefixes, (A, m); -inf: not allowed
+    keys: Tensor  # of the token (see `top_tokens`), int64 (A, m)
+    beams: Tensor  # the live prefix that each extends, 0 to W-1, int64 (A, m)
+    live: Tensor  # places, 0 to m-1, of the new live prefixes, int64 (A, K)
 
 
 class _Sentences(NamedTuple):
@@ -43,6 +53,7 @@ def beam_search(
     options: DecodingConfig,
     n_best: int = 1,
     choices: int = 0,
+    watch: Callable[[Extensions], None] | None = None,
 ) -> Hypotheses:
     """Search for the sentences of highest score with a beam of K prefixes.
 
@@ -63,6 +74,7 @@ def beam_search(
             Its words, start and forbid, are not read: `ids` holds their ids.
         n_best: sentences per image, 1 to K.
         choices: number C of the most probable tokens to keep for each place, 0 to V.
+        watch: called at each step with the best extensions of the unfinished images.
 
     Returns:
         n_best different sentences per image, best first. Sentences that max_length cut off rank
@@ -87,7 +99,9 @@ def beam_search(
             prefixes = ids_of(written[:, :, 1 : 1 + length, 0]).flatten(0, 1)
             _block_repeats(log_probs, prefixes, options.no_repeat_ngram_size)
         length += 1
-        ended, written, totals, rows = _extend(written, totals, log_probs, length, rules, options)
+        ended, written, totals, rows = _extend(
+            written, totals, log_probs, length, rules, options, watch
+        )
         if ended is not None:
             kept = kept.beside(ended)
             order = kept.scores.sort(dim=1, descending=True, stable=True).indices
@@ -125,6 +139,7 @@ def _extend(
     length: int,
     rules: TokenRules,
     options: DecodingConfig,
+    watch: Callable[[Extensions], None] | None,
 ) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
     """Extend every prefix by every token, and separate finished and live extensions.
 
@@ -135,6 +150,7 @@ def _extend(
         length: tokens of an extended prefix.
         rules: hold the end token, and the token of a given start.
         options: search settings.
+        watch: see `beam_search`.
 
     Returns:
         The finished among the K best extensions, if any; the K best live extensions as `written`
@@ -168,6 +184,8 @@ def _extend(
             ended_totals / math.pow(length, options.length_penalty),
         )
     live = ends.byte().sort(dim=1, stable=True).indices[:, :beam_size]
+    if watch is not None:
+        watch(Extensions(totals, keys, beams, live))
     totals = totals.masked_fill(ends, -torch.inf).gather(1, live)
     rows = rows.gather(1, live)
     written = prefixes[rows]
