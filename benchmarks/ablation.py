@@ -85,6 +85,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
     **{f"{LOOKING}, {name}": (*ONE, *ATTENTION, *each) for name, each in LOOKS.items()},
     "attention": ATTENTION,
 }
+SHORT = {"beam_size": 10, "length_penalty": 0.9}  # of `configs/flickr8k-attention.yaml`
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},
     "beam 3, no votes": {"beam_size": 3, "neighbours": 0},
@@ -97,6 +98,7 @@ SEARCH: dict[str, dict[str, Any]] = {
     "votes count 12": {"neighbours": 12},
     "length penalty 0.7": {"length_penalty": 0.7},
     "length penalty 0.9": {"length_penalty": 0.9},
+    "beam 10, length penalty 0.9": SHORT,
     "no three words twice": {"no_repeat_ngram_size": 3},
     "search in fp32": {"precision": "fp32"},
     "from the plain view alone": {"mirrored": False},
@@ -108,9 +110,9 @@ ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
     "ensemble with words tied": (("recipe", TIED), {}),
     "ensemble with words tied, beam 5": (("recipe", TIED), {"beam_size": 5}),
-    "attention, ensemble": (("attention",), {}),
-    "attention, ensemble, votes count 12": (("attention",), {"neighbours": 12}),
-    "attention, ensemble with pooled models": (("attention", "recipe"), {}),
+    "attention, ensemble": (("attention",), SHORT),
+    "attention, ensemble, votes count 12": (("attention",), {**SHORT, "neighbours": 12}),
+    "attention, ensemble with pooled models": (("attention", "recipe"), SHORT),
     "words tied, ensemble": ((TIED,), {}),
     "words tied, ensemble with GRUs": ((TIED, f"{TIED}, GRU"), {}),
 }
