@@ -24,7 +24,7 @@ from captioner.evaluation.evaluate import caption_split
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.model_config import model_folder
 from captioner.run_dir import config_of_model
-from captioner.text import tokenize
+from captioner.text import PTB, tokenize
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     exact = side_by_side([FrozenEncoder(cnn.spec, cnn.state, "fp32") for cnn in encoder.cnns])
     exact.mirrored = encoder.mirrored
     full, rounded = (
-        read_split(dataset, given.split, each, batch_size=config.encoder.batch_size, say=print)
+        read_split(dataset, given.split, each, PTB, batch_size=config.encoder.batch_size, say=print)
         for each in (exact, encoder)
     )
     sizes = [cnn.feature_size for cnn in encoder.cnns]

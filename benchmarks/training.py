@@ -115,7 +115,7 @@ class Ours:
             places=places,
             channels=channels,
         )
-        dev = DevSplit(SplitTable((), table.features[:0], []), table, no_captioner, print)
+        dev = DevSplit(SplitTable((), table.features[:0], [], []), table, no_captioner, print)
         self.tokens = tokens_of(table)
         log = RunLog(folder / "run")
         decoder.to(device)

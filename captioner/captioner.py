@@ -38,7 +38,7 @@ from captioner.search import Extensions, Hypotheses, SpecialIds, beam_search, sa
 from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
 from captioner.system.foreign import excerpt
-from captioner.text import Caption, Vocabulary, tokenize
+from captioner.text import Caption, Vocabulary
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -602,7 +602,7 @@ class Captioner:
         for text in texts:
             if not isinstance(text, str):
                 raise ConfigError(f"captions: must be text, given {excerpt(text)}")
-        return [self.vocabulary.encode(tokenize(text)) for text in texts]
+        return [self.vocabulary.encode_text(text) for text in texts]
 
     def save(self, folder: str | Path, storage: Literal["fp32", "fp16"] = "fp32") -> None:
         """Write the model directory.

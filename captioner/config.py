@@ -131,7 +131,15 @@ class DataConfig(Section):
 class TextConfig(Section):
     """How captions become token ids."""
 
-    min_count: Count = Field(5, description="rarer words in train become <unk>")
+    tokenizer: Literal["ptb", "unicode", "characters", "bpe"] = Field(
+        "ptb",
+        description="ptb: English words, as the COCO evaluation splits them; unicode: words of any "
+        "language; characters; bpe: pieces of words",
+    )
+    min_count: Count = Field(5, description="rarer words in train become <unk>; not with bpe")
+    vocab_size: int = Field(
+        2000, ge=300, le=2**16, description="for text.tokenizer bpe: pieces, at most"
+    )
     max_length: Size = Field(50, description="tokens of a training caption; the rest is cut off")
 
 

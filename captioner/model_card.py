@@ -29,6 +29,7 @@ from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import CARD, CARD_START, owns
 from captioner.system.version import __version__
+from captioner.text import PTB
 
 BEGIN, END = "<!-- captioner: scores -->", "<!-- captioner: end of scores -->"
 # Whatever Markdown, inside a line, reads as more than a character.
@@ -84,7 +85,8 @@ def write_card(
     parts = _parts_of(captioner, config)
     title = f"{captioner.encoder.name}, {parts['cell']}, {slug}"
     metadata: dict[str, Any] = {"pipeline_tag": "image-to-text", **_LICENCES[kind][0]}
-    metadata |= {} if kind == "other" else {"language": ["en"]}
+    english = kind != "other" and captioner.vocabulary.tokenizer == PTB
+    metadata |= {"language": ["en"]} if english else {}
     metadata |= {"datasets": [slug], "metrics": [*_METRICS.values()], "tags": ["image-captioning"]}
     if results:
         metadata["model-index"] = [{"name": title, "results": []}]
@@ -228,6 +230,7 @@ def _parts_of(captioner: Captioner, config: Config | None) -> dict[str, Any]:
         "attention": f"over {side} x {side} places of the image" if side else "none",
         "words": len(captioner.vocabulary),
         "min_count": config and config.text.min_count,
+        "tokenizer": captioner.vocabulary.tokenizer.name,
         "search": captioner.decoding.summary(),
         "neighbours": captioner.neighbours and len(captioner.neighbours.states),
     }

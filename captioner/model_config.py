@@ -21,6 +21,7 @@ BUNDLED_MODELS = ("photos", "scenes")  # names for --model; run directories in t
 Storage = Literal["fp32", "fp16"]
 # The format version of each storage: older versions of captioner read fp32 only.
 FORMAT_VERSIONS: Mapping[Storage, int] = {"fp32": 1, "fp16": 2}
+OTHER_WORDS = 2  # added for a tokeniser that is not ptb, whose words older versions cannot join
 
 
 class CnnConfig(BaseModel):
@@ -56,8 +57,13 @@ class ModelConfig(BaseModel):
     mirrored: bool = False
     grid: int = Field(default=0, ge=0)
     grid_channels: int = Field(default=256, ge=1)
+    tokenizer: str = "ptb"  # as in vocab.json, which holds what it has learnt
     decoder: SizedDecoderConfig
     decoding: DecodingConfig
+
+    def version(self) -> int:
+        """Return the format version of a directory with these settings."""
+        return FORMAT_VERSIONS[self.storage or "fp32"] + OTHER_WORDS * (self.tokenizer != "ptb")
 
     def cnns(self) -> dict[str, CnnConfig]:
         """Return the CNNs by the prefix of their weights' names."""
@@ -138,10 +144,10 @@ def read_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
         raise ModelError(f"{path}: not a captioner model config: {reason}") from error
-    if type(version) is not int or version not in FORMAT_VERSIONS.values():
-        known = " and ".join(map(str, FORMAT_VERSIONS.values()))
+    known = range(1, 1 + OTHER_WORDS + max(FORMAT_VERSIONS.values()))
+    if type(version) is not int or version not in known:
         raise ModelError(
-            f"{path}: format version {excerpt(version)}, this captioner reads {known}; "
+            f"{path}: format version {excerpt(version)}, this captioner reads 1 to {known[-1]}; "
             f"update captioner or convert the model"
         )
     try:
@@ -149,8 +155,10 @@ def read_config(folder: Path) -> ModelConfig:
     except ValidationError as error:
         mistake = first_mistake(error, "one", "several")
         raise ModelError(f"{path}: cannot be used: {mistake}") from error
-    if FORMAT_VERSIONS[model.storage or "fp32"] != version:
-        stated = model.storage or "not stated"
+    if model.version() != version:
+        stated = str(model.storage or "not stated")
+        if model.tokenizer != "ptb":
+            stated += f" and tokenizer {plain(model.tokenizer, 60)}"
         raise ModelError(
             f"{path}: damaged: format version {version} with storage {stated}; restore the file"
         )

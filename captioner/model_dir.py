@@ -4,7 +4,7 @@
     model.safetensors         weights: `encoder.*` (with several CNNs `encoder.0.*`,
                               `encoder.1.*`, ...) and `decoder.*`; `neighbours.*`, the captions of
                               the training images, if the search uses them; in fp32 or fp16
-    vocab.json                words and their ids
+    vocab.json                words and their ids, and the tokeniser if it is not ptb
     preprocessor_config.json  how an image becomes the CNN's input
     README.md                 the model card, if there is one; not needed to caption
 
@@ -47,7 +47,6 @@ from captioner.encoder.preprocess import (
 from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
 from captioner.model_config import (
-    FORMAT_VERSIONS,
     CnnConfig,
     ModelConfig,
     SizedDecoderConfig,
@@ -116,7 +115,7 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
         for cnn in encoder.cnns
     ]
     config = ModelConfig(
-        format_version=FORMAT_VERSIONS[storage],
+        format_version=0,  # set below
         storage=storage,
         encoder=one_or_list(cnns),
         mirrored=encoder.mirrored,
@@ -129,12 +128,15 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
             channels=decoder.channels,
             **decoder.config.model_dump(),
         ),
+        tokenizer=vocabulary.tokenizer.name,
         decoding=decoding,
     )
+    config = config.model_copy(update={"format_version": config.version()})
+    usual = {"tokenizer"} if config.tokenizer == "ptb" else set()  # as older versions wrote it
     tensors = _tensors(model, storage)
     with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config.model_dump(), indent=2) + "\n"
+        text = json.dumps(config.model_dump(exclude=usual), indent=2) + "\n"
         (aside / "config.json").write_text(text, encoding="utf-8")
         vocabulary.save(aside / "vocab.json")
         save_preprocess(aside, [cnn.spec.preprocess for cnn in encoder.cnns])
@@ -183,6 +185,11 @@ def read_model(folder: str | Path) -> Model:
     folder = model_folder(folder)
     config = read_config(folder)
     vocabulary = Vocabulary.load(folder / "vocab.json")
+    if config.tokenizer != vocabulary.tokenizer.name:
+        raise ModelError(
+            f"{folder}: config.json states tokenizer {plain(config.tokenizer, 60)}, vocab.json "
+            f"{vocabulary.tokenizer.name}; restore both files"
+        )
     preprocess = load_preprocess(folder)
     cnns, sizes = config.cnns(), config.decoder
     _check_size(folder, "CNN(s)", len(cnns), len(preprocess), PREPROCESSOR)
@@ -333,6 +340,7 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
     for folder, model in others:
         for what, same in (
             ("vocabulary", model.vocabulary.words == first.vocabulary.words),
+            ("text.tokenizer", model.vocabulary.tokenizer == first.vocabulary.tokenizer),
             ("encoder.mirrored", model.encoder.mirrored == first.encoder.mirrored),
         ):
             if not same:

@@ -6,7 +6,7 @@ from captioner.config import DecodingConfig
 from captioner.errors import ConfigError
 from captioner.search import SpecialIds
 from captioner.system.foreign import excerpt, plain
-from captioner.text import Vocabulary, tokenize
+from captioner.text import Tokenizer, Vocabulary
 
 MOST_NAMED = 10  # unknown words in a message
 
@@ -22,7 +22,9 @@ def steered(ids: SpecialIds, options: DecodingConfig, vocabulary: Vocabulary) ->
     Raises:
         ConfigError: if a word cannot be used, or if no caption can fulfil all settings.
     """
-    start, forbidden = tokenize(options.start), [_one_token(word) for word in options.forbid]
+    tokenizer = vocabulary.tokenizer
+    start = tokenizer.tokenize(options.start) if options.start else []
+    forbidden = [_one_token(word, tokenizer) for word in options.forbid]
     if options.start and not start:
         raise ConfigError(f"decoding.start: holds no word, given {excerpt(options.start, 60)}")
     _check_start(start, set(forbidden), options, vocabulary)
@@ -32,9 +34,14 @@ def steered(ids: SpecialIds, options: DecodingConfig, vocabulary: Vocabulary) ->
     return ids._replace(suppress_ids=tuple(sorted(never)), start=tuple(vocabulary.encode(start)))
 
 
-def _one_token(word: str) -> str:
+def _one_token(word: str, tokenizer: Tokenizer) -> str:
     """Return the token of a forbidden word."""
-    tokens = tokenize(word)
+    if tokenizer.name == "bpe":
+        raise ConfigError(
+            f"decoding.forbid: a model of text.tokenizer bpe writes pieces of words and cannot "
+            f"forbid a word, given {excerpt(word, 60)}; replace it in the captions, with --map"
+        )
+    tokens = tokenizer.tokenize(word)
     if len(tokens) == 1:
         return tokens[0]
     if not tokens:

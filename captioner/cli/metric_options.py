@@ -31,6 +31,12 @@ _OPTIONS = (
         help="Bootstrap resamples for the confidence intervals; 0: no intervals.",
     ),
     click.option(
+        "--tokenizer",
+        type=click.Choice(["ptb", "unicode", "characters", "bpe"]),
+        help="What scores compare: English words (ptb), words of any language (unicode, bpe), "
+        "characters.  [default: that of the scores beside the captions, else ptb]",
+    ),
+    click.option(
         "--seed",
         type=click.IntRange(0, 2**63 - 1),
         default=0,
@@ -52,7 +58,13 @@ def metric_options(
     def decorate(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         @wraps(command)
         def run(
-            *, metrics: str, output: Path | None, resamples: int, seed: int, **rest: Any
+            *,
+            metrics: str,
+            output: Path | None,
+            resamples: int,
+            tokenizer: str | None,
+            seed: int,
+            **rest: Any,
         ) -> None:
             from captioner.metrics import METRICS
             from captioner.system.escapes import to_json
@@ -66,6 +78,7 @@ def metric_options(
                 check(output, kind)
             names = list(METRICS) if "all" in names else names
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
+            scoring |= {"tokenizer": tokenizer} if tokenizer else {}
             content = command(scoring=scoring, **rest)
             if output:
                 write_text(output, to_json(content, indent=2) + "\n", kind)

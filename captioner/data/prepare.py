@@ -26,17 +26,14 @@ from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
 from captioner.errors import ConfigError, DataError, ModelError
 from captioner.system.foreign import excerpt, plain
 from captioner.system.world import World
-from captioner.text import Vocabulary, tokenize
+from captioner.text import UNSPACED, Tokenizer, Vocabulary, make_tokenizer
+from captioner.text.languages import advice, length_advice
 
 Say: TypeAlias = Callable[[str], None]
 Tokens: TypeAlias = list[list[str]]  # of each caption of an image
 LEAST_COVERAGE = 0.5  # of the words in the captions
 NEARLY_ALL = 0.9  # of the words: a good coverage
-# Scripts that are written without spaces between words: Thai to Lao, Burmese, Khmer, kana, Han.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
-)
-PHRASE = 7  # characters of a token that is hardly one word of these scripts
+PHRASE = 7  # characters of a token that is hardly one word of a script without spaces
 # Settings of the first CNN, as its error messages name them.
 OF_A_CNN = re.compile(r"\bencoder\.(backbone|weights|builder_args)\b")
 SCENES_CNN = "scenes_cnn.safetensors"  # weights that know drawn scenes only
@@ -48,7 +45,8 @@ class SplitTable:
 
     examples: tuple[Example, ...]
     features: Tensor  # fp16 (N, F)
-    references: list[Tokens]
+    references: list[Tokens]  # words, for scores
+    tokens: list[Tokens]  # of the same captions, as the model writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Prepared:
 
     vocabulary: Vocabulary
     train: CaptionTable
-    references: list[Tokens]  # of each training image
+    references: list[Tokens]  # words of each training image's captions, for scores
     dev: SplitTable
     data: dict[str, str]  # digests of the images and captions of train and dev, by name
 
@@ -116,21 +114,24 @@ def prepare(
     """Tokenise and encode the data of a run, together with the other processes of a world.
 
     Without a data set, load that of the config. The words of `base` are kept, and new ones added.
+    Its tokeniser must be that of the config.
 
     Raises:
         DataError: if the data cannot be used.
-        ConfigError: if the vocabulary covers too few words.
+        ConfigError: if the vocabulary covers too few words, or the tokeniser cannot be used.
     """
     dataset = open_dataset(config.data) if dataset is None else dataset
-    train = _tokenized(dataset, config.data.split_train, say)
-    dev = _tokenized(dataset, config.data.split_dev, say)
-    vocabulary = _build_vocabulary(dataset, train, dev, config.text.min_count, base, say)
+    tokenizer = _tokenizer(dataset, config, base)
+    train = _tokenized(dataset, config.data.split_train, tokenizer, say)
+    dev = _tokenized(dataset, config.data.split_dev, tokenizer, say)
+    _advise(config, train, say)
+    min_count = 1 if tokenizer.name == "bpe" else config.text.min_count
+    vocabulary = _build_vocabulary(dataset, train, dev, min_count, tokenizer, base, say)
     size, strict = config.encoder.batch_size, config.data.strict
     encode = partial(_encoded, encoder, batch_size=size, strict=strict, say=say, world=world)
     train, features, rows, images = encode(train, flip=config.encoder.flip)
-    references = list(train.values())
     table = CaptionTable.build(
-        features, references, vocabulary, views=rows, max_length=config.text.max_length
+        features, [*train.values()], vocabulary, views=rows, max_length=config.text.max_length
     )
     dev, features, rows, dev_images = encode(dev, flip=encoder.mirrored)
     data = {
@@ -139,7 +140,38 @@ def prepare(
         "dev captions": _digest_of_captions(dev),
         "dev images": dev_images,
     }
-    return Prepared(vocabulary, table, references, _split_table(dev, features, rows), data)
+    split = _split_table(dev, features, rows, tokenizer)
+    return Prepared(vocabulary, table, _words(train, tokenizer), split, data)
+
+
+def _tokenizer(dataset: Dataset, config: Config, base: Vocabulary | None) -> Tokenizer:
+    """Return the tokeniser of a config; `bpe` learns from the train split, unless `base` has it.
+
+    Raises:
+        ConfigError: if a library is missing, or `base` has another tokeniser.
+    """
+    name = config.text.tokenizer
+    if base is not None:
+        if base.tokenizer.name != name:
+            raise ConfigError(
+                f"text.tokenizer: the model of training.start_from has {base.tokenizer.name}, the "
+                f"run has {name}; set text.tokenizer={base.tokenizer.name}"
+            )
+        return base.tokenizer
+    examples = dataset.split(config.data.split_train)
+    captions = (caption for example in examples for caption in example.captions)
+    return make_tokenizer(name, captions, config.text.vocab_size)
+
+
+def _advise(config: Config, train: dict[Example, Tokens], say: Say) -> None:
+    """Suggest settings of text that fit the captions better."""
+    captions = [caption for example in train for caption in example.captions]
+    tokens = [*chain.from_iterable(train.values())]
+    found = [length_advice(map(len, tokens), config.decoding.max_length)]
+    if config.text.tokenizer == "ptb" and config.training.start_from is None:
+        found.append(advice(captions, tokens))
+    for suggestion in filter(None, found[::-1]):
+        say(suggestion)
 
 
 def _build_vocabulary(
@@ -147,6 +179,7 @@ def _build_vocabulary(
     train: dict[Example, Tokens],
     dev: dict[Example, Tokens],
     min_count: int,
+    tokenizer: Tokenizer,
     base: Vocabulary | None,
     say: Say,
 ) -> Vocabulary:
@@ -159,7 +192,7 @@ def _build_vocabulary(
         DataError: if this is because there are no spaces between words.
     """
     captions = [[*chain.from_iterable(split.values())] for split in (train, dev)]
-    vocabulary = Vocabulary.build(captions[0], min_count, base)
+    vocabulary = Vocabulary.build(captions[0], min_count, base, tokenizer)
     covered = [vocabulary.coverage(split) for split in captions]
     words = f"words that occur {min_count} times or more"
     if base is not None:
@@ -190,8 +223,9 @@ def _check_spaces(captions: Tokens) -> None:
     phrases = [token for token in unspaced if len(token) >= PHRASE]
     if len(phrases) * 2 > len(unspaced) > len(tokens) / 2:
         raise DataError(
-            f"captions: no spaces between words, as in {excerpt(phrases[0], 40)}; separate the "
-            f"words by spaces first, with a word segmenter of the language"
+            f"captions: no spaces between words, as in {excerpt(phrases[0], 40)}; set "
+            f"text.tokenizer=unicode (--set text.tokenizer=unicode), or separate the words by "
+            f"spaces first, with a word segmenter of the language"
         )
 
 
@@ -208,24 +242,32 @@ def _better_count(captions: Tokens, min_count: int) -> str:
 
 
 def read_split(
-    dataset: Dataset, split: str, encoder: Encoder, *, batch_size: int, say: Say
+    dataset: Dataset,
+    split: str,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    say: Say,
 ) -> SplitTable:
     """Tokenise and encode one split to caption and score; a `DataError` if none of it is usable."""
-    captions = _tokenized(dataset, split, say)
+    captions = _tokenized(dataset, split, tokenizer, say)
     captions, features, rows, _ = _encoded(
         encoder, captions, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
     )
-    return _split_table(captions, features, rows)
+    return _split_table(captions, features, rows, tokenizer)
 
 
-def _tokenized(dataset: Dataset, split: str, say: Say) -> dict[Example, Tokens]:
+def _tokenized(
+    dataset: Dataset, split: str, tokenizer: Tokenizer, say: Say
+) -> dict[Example, Tokens]:
     """Tokenise the captions of a split; leave out, and count, captions without a word.
 
     Raises:
         DataError: if there is no such split, or it has no word.
     """
     captions = {
-        example: [tokens for caption in example.captions if (tokens := tokenize(caption))]
+        example: [tokens for caption in example.captions if (tokens := tokenizer.tokenize(caption))]
         for example in dataset.split(split)
     }
     wordless = sum(len(example.captions) - len(kept) for example, kept in captions.items())
@@ -268,10 +310,18 @@ def _encoded(
     return kept, features, rows.view(len(kept), -1), _digest_of(wanted)
 
 
-def _split_table(captions: dict[Example, Tokens], features: Tensor, rows: Tensor) -> SplitTable:
+def _split_table(
+    captions: dict[Example, Tokens], features: Tensor, rows: Tensor, tokenizer: Tokenizer
+) -> SplitTable:
     """Return a split with the mean features of each image's views."""
     mean = features[rows].float().mean(1).half()
-    return SplitTable(tuple(captions), mean, list(captions.values()))
+    tokens = list(captions.values())
+    return SplitTable(tuple(captions), mean, _words(captions, tokenizer), tokens)
+
+
+def _words(captions: dict[Example, Tokens], tokenizer: Tokenizer) -> list[Tokens]:
+    """Return the words of the captions of each image, for scores."""
+    return [[tokenizer.words_in(tokens) for tokens in image] for image in captions.values()]
 
 
 def _digest_of_captions(captions: dict[Example, Tokens]) -> str:

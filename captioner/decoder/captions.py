@@ -12,7 +12,7 @@ from torch.nn import functional
 from captioner.decoder.likelihood import ROWS
 from captioner.search import Hypotheses
 from captioner.search.top_tokens import ids_of, log_probs_of
-from captioner.text import Caption, Vocabulary, Word, WordAttention, detokenize
+from captioner.text import Caption, Vocabulary, Word, WordAttention
 
 
 class Attending(Protocol):
@@ -63,7 +63,7 @@ def to_captions(
                 keys = found.written[image, number, : len(tokens) + finished]
                 looks = None if weights is None else weights[image, number]
                 spelled = _words(vocabulary, keys, alternatives, looks)
-            text = detokenize(tokens)
+            text = vocabulary.tokenizer.detokenize(tokens)
             captions[-1].append(Caption(text, log_prob, score, finished, spelled))
     return captions
 

@@ -29,7 +29,7 @@ from captioner.errors import ImageError
 from captioner.images.decode import read_image
 from captioner.metrics import PreparedReferences, score_captions
 from captioner.run_dir import identity_of
-from captioner.text import Vocabulary, tokenize
+from captioner.text import Vocabulary
 
 RECOMPUTED = 32  # features to recompute
 SHUFFLES = 5
@@ -59,7 +59,8 @@ def examine(
     split = split or next((name for name in usual if name in dataset.splits), usual[0])
     preprocessing = _check_preprocessing(encoder, folder.resolve().parent)
     try:
-        table = read_split(dataset, split, encoder, batch_size=config.encoder.batch_size, say=say)
+        tokenizer, size = captioner.vocabulary.tokenizer, config.encoder.batch_size
+        table = read_split(dataset, split, encoder, tokenizer, batch_size=size, say=say)
     except AlteredError as error:
         advice = "drop the damaged rows with `captioner features --prune`, and train again"
         return [preprocessing, Check("feature store", "problem", str(error), advice)]
@@ -72,7 +73,7 @@ def examine(
     except ImageError as error:
         advice = "restore model.safetensors, or train again with a lower training.learning_rate"
         return [Check("numbers", "problem", str(error), advice)]
-    tokens = [tokenize(caption) for caption in captions]
+    tokens = [tokenizer.words(caption) for caption in captions]
     features = table.features.float().numpy()
     mean, std = (each.cpu().numpy() for each in (decoder.init_hidden.mean, decoder.init_hidden.std))
     fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
@@ -91,15 +92,16 @@ def examine(
             *outputs,
             "train again with a lower training.learning_rate or decoder.hidden_size",
         ),
-        _check_vocabulary(captioner.vocabulary, tokens, table),
+        _check_vocabulary(captioner.vocabulary, captions, table),
         checks.check_distinct(captions, [example.captions for example in table.examples]),
         _check_shuffle(tokens, table, rng),
     ]
 
 
-def _check_vocabulary(words: Vocabulary, tokens: list[list[str]], table: SplitTable) -> Check:
-    coverage = words.coverage(chain.from_iterable(table.references))
-    return checks.check_vocabulary(coverage, len({*chain.from_iterable(tokens)}), len(words.words))
+def _check_vocabulary(words: Vocabulary, captions: list[str], table: SplitTable) -> Check:
+    coverage = words.coverage(chain.from_iterable(table.tokens))
+    used = {*chain.from_iterable(map(words.tokenizer.tokenize, captions))}
+    return checks.check_vocabulary(coverage, len(used), len(words.words))
 
 
 def shuffled_scores(
@@ -146,7 +148,7 @@ def _run(
         captions += texts
         hidden = decoder.init_hidden(batch.to(captioner.device))
         initial += hidden.transpose(0, 1).flatten(1).aminmax(dim=0)  # (L, B, H) -> (B, L * H)
-        ids = [captioner.vocabulary.encode(tokenize(text)) for text in texts]
+        ids = [captioner.vocabulary.encode_text(text) for text in texts]
         rows = [torch.tensor([Vocabulary.bos_id, *words]) for words in ids]
         token_ids = pad_sequence(rows, batch_first=True, padding_value=Vocabulary.pad_id)
         read, _ = decoder.run_cell(token_ids.to(captioner.device), hidden)

@@ -40,7 +40,7 @@ from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
-from captioner.text import Caption, tokenize
+from captioner.text import Caption
 
 ALTERNATIVES = 4  # of each word, in the report
 
@@ -96,19 +96,21 @@ def evaluate(
             f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
             f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
         )
+    tokenizer = captioner.vocabulary.tokenizer
     table = read_split(
-        dataset, split, captioner.encoder, batch_size=config.encoder.batch_size, say=say
+        dataset, split, captioner.encoder, tokenizer, batch_size=config.encoder.batch_size, say=say
     )
     maps = dataset.regions is not None and _has_maps(captioner, say)
     captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)
     texts = [best[0].text for best in captions]
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    tokens = [tokenize(text) for text in texts]
+    tokens = [tokenizer.words(text) for text in texts]
     scores = score_captions(
         tokens,
         PreparedReferences(table.references),
         metrics=("bleu", "rouge_l", "cider"),
         resamples=resamples,
+        tokenizer=tokenizer.name,
         decode=options.summary() + models,
         split=split,
     )
@@ -116,7 +118,8 @@ def evaluate(
     words = compare_word_use(tokens, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
     fields = (dataset, split, table, captions, scores, words, points, truth, output)
-    result = Evaluation(*fields, calibration((best[0] for best in captions), table.references))
+    best = (found[0] for found in captions)
+    result = Evaluation(*fields, calibration(best, table.tokens, tokenizer.shown))
     _write(result)
     return result
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from captioner.metrics.references import Tokens
-from captioner.text import Caption, tokenize
+from captioner.text import PTB, Caption
 
 BINS = 10  # of equal width
 
@@ -32,7 +32,9 @@ class Calibration:
 
 
 def calibration(
-    captions: Iterable[Caption], references: Iterable[Sequence[Tokens]]
+    captions: Iterable[Caption],
+    references: Iterable[Sequence[Tokens]],
+    shown: Callable[[str], str] = PTB.shown,
 ) -> Calibration | None:
     """Compare the probability of each word with whether a reference of its image holds it.
 
@@ -42,18 +44,19 @@ def calibration(
 
     Args:
         captions: of each image, with `words`.
-        references: of each image, as tokens.
+        references: of each image, as the tokens that the model writes.
+        shown: returns a token as `Word.text` shows it.
 
     Returns:
         None if there is no word.
     """
     groups: dict[int, list[tuple[float, bool]]] = {}
     for caption, texts in zip(captions, references, strict=True):
-        tokens = {token for text in texts for token in text}
+        tokens = {shown(token) for text in texts for token in text}
         for word in caption.words[: len(caption.words) - caption.finished]:
             stated = math.exp(word.log_prob)
             number = min(int(stated * BINS), BINS - 1)
-            groups.setdefault(number, []).append((stated, tokens.issuperset(tokenize(word.text))))
+            groups.setdefault(number, []).append((stated, word.text in tokens))
     bins = []
     for number, rows in sorted(groups.items()):
         stated, held = (sum(column) / len(rows) for column in zip(*rows, strict=True))

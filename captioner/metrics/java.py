@@ -17,6 +17,8 @@ import numpy as np
 
 from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens
+from captioner.text import PTB
+from captioner.text.languages import is_latin
 
 # English parameters of METEOR 1.5: weights of exact, stem, synonym and paraphrase matches;
 # alpha: precision against recall; beta, gamma: fragmentation; delta: content words.
@@ -25,7 +27,19 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _METEOR_COLUMNS = 23
 
 
-class Meteor(Metric):
+class _English(Metric):
+    """A metric for English captions."""
+
+    def check_language(self, tokenizer: str) -> None:
+        """Refuse captions of another tokeniser than `ptb`, or with few Latin letters, in `note`."""
+        title = type(self).__name__.upper()
+        if tokenizer != PTB.name:
+            self.note = f"{title} knows English only, and text.tokenizer is {tokenizer}"
+        elif not is_latin(word for caption in self._references.captions for word in caption):
+            self.note = f"{title} knows English only, and most letters are not Latin"
+
+
+class Meteor(_English):
     """METEOR 1.5: Java finds the matches, Python computes the score, so matches can be resampled.
 
     Source: Denkowski, Lavie: Meteor universal: language specific translation evaluation for any
@@ -85,7 +99,7 @@ class Meteor(Metric):
         return np.asarray((mean * (1 - _GAMMA * fragmentation**_BETA))[..., None])
 
 
-class Spice(Metric):
+class Spice(_English):
     """SPICE: F-score of scene graph propositions, the mean over images.
 
     Source: Anderson, Fernando, Johnson, Gould: SPICE: semantic propositional image caption

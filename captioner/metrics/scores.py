@@ -116,7 +116,7 @@ def score_captions(
     _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
     scores: dict[str, Score] = {}
-    for metric in _make(metrics, prepared):
+    for metric in _make(metrics, prepared, tokenizer):
         statistics = metric.statistics(hypotheses)
         values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
         intervals: list[tuple[float, float] | None] = [None] * len(values)
@@ -156,7 +156,7 @@ def compare_captions(
         _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
-    for metric in _make(metrics, prepared):
+    for metric in _make(metrics, prepared, tokenizer):
         stats_a, stats_b = metric.statistics(a), metric.statistics(b)
         test = bootstrap.paired_test(
             stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
@@ -187,7 +187,7 @@ def _check(hypotheses: Sequence[Tokens], **numbers: int) -> None:
             raise ConfigError(f"{name}: must be 0 to {2**32 - 1:,}, given {excerpt(number, 60)}")
 
 
-def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric]:
+def _make(metrics: Sequence[str], references: PreparedReferences, tokenizer: str) -> list[Metric]:
     must_be("metrics", metrics, Sequence)
     for name in metrics:
         must_be("metrics", name, str)
@@ -196,7 +196,11 @@ def _make(metrics: Sequence[str], references: PreparedReferences) -> list[Metric
         raise ConfigError(
             f"metrics: unknown {', '.join(unknown)}; choose from {', '.join(METRICS)}"
         )
-    return [METRICS[name](references) for name in metrics]
+    made = [METRICS[name](references) for name in metrics]
+    for metric in made:
+        if isinstance(metric, Meteor | Spice):
+            metric.check_language(tokenizer)
+    return made
 
 
 def _sign(

@@ -26,6 +26,7 @@ from captioner.scoring.systems import (
     read_hypotheses,
     reference_tokens,
     references_for,
+    tokenizer_for,
 )
 
 LEVEL = 0.05  # significance level
@@ -154,9 +155,10 @@ def compare_many(
         ConfigError: if a metric is unknown.
     """
     systems, hows, truth, warnings = _read(paths, references)
-    prepared = PreparedReferences(reference_tokens(truth))
+    tokenizer = options.setdefault("tokenizer", tokenizer_for(systems))
+    prepared = PreparedReferences(reference_tokens(truth, tokenizer))
     split = _common_split(systems)
-    tokens = [system.tokens() for system in systems]
+    tokens = [system.tokens(tokenizer) for system in systems]
     scores = {
         (a, b): compare_captions(tokens[a], tokens[b], prepared, split=split, **options)
         for a, b in combinations(range(len(systems)), 2)
@@ -224,10 +226,11 @@ def compare_files(
         ConfigError: if a metric is unknown.
     """
     [first, second], [how], truth, warnings = _read([a, b], references)
+    tokenizer = options.setdefault("tokenizer", tokenizer_for([first, second]))
     scores = compare_captions(
-        first.tokens(),
-        second.tokens(),
-        reference_tokens(truth),
+        first.tokens(tokenizer),
+        second.tokens(tokenizer),
+        reference_tokens(truth, tokenizer),
         split=_common_split([first, second]),
         **options,
     )

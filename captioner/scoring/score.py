@@ -15,6 +15,7 @@ from captioner.scoring.systems import (
     read_hypotheses,
     reference_tokens,
     references_for,
+    tokenizer_for,
 )
 
 
@@ -50,7 +51,8 @@ def score_file(
     system, truth = cut_blank_ends([system, references_for([system], references)])
     how, truth = match(system, truth, subset=subset)
     notes = tuple(dict.fromkeys(system.notes + truth.notes))
-    tokens, true_tokens = system.tokens(), reference_tokens(truth)
+    tokenizer = options.setdefault("tokenizer", tokenizer_for([system]))
+    tokens, true_tokens = system.tokens(tokenizer), reference_tokens(truth, tokenizer)
     scores = score_captions(
         tokens,
         true_tokens,

@@ -21,7 +21,8 @@ from captioner.scoring.caption_rows import (
 )
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
-from captioner.text import tokenize
+from captioner.text import PTB, words_of
+from captioner.text.languages import TOKENIZERS
 
 PREDICTIONS = "predictions.jsonl"
 LISTED = 10  # images listed in an error
@@ -33,6 +34,7 @@ class MetricOptions(TypedDict, total=False):
     metrics: Sequence[str]
     resamples: int
     seed: int
+    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,10 @@ class CaptionSet:
         """Return the id of an image, or its line number without ids."""
         return plain(self.images[image].key, 100) if self.named else f"line {image + 1}"
 
-    def tokens(self) -> list[list[str]]:
+    def tokens(self, tokenizer: str) -> list[list[str]]:
         """Return the words of each image's first caption."""
-        return [tokenize(image.captions[0]) for image in self.images]
+        words = words_of(tokenizer)
+        return [words(image.captions[0]) for image in self.images]
 
 
 def read_hypotheses(path: Path) -> CaptionSet:
@@ -186,20 +189,37 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
     raise DataError(f"the files name different images (by {how}): {'; '.join(sides)}")
 
 
-def reference_tokens(found: CaptionSet) -> list[list[list[str]]]:
-    """Tokenise the references of each image; leave out references without a word.
+def reference_tokens(found: CaptionSet, tokenizer: str = PTB.name) -> list[list[list[str]]]:
+    """Split the references of each image into words; leave out references without a word.
 
     Raises:
         DataError: if an image has no reference with a word.
     """
+    words = words_of(tokenizer)
     tokens = [
-        [words for caption in image.captions if (words := tokenize(caption))]
-        for image in found.images
+        [kept for caption in image.captions if (kept := words(caption))] for image in found.images
     ]
     bare = [found.label(number) for number, kept in enumerate(tokens) if not kept]
     if bare:
         raise DataError(f"{found.name}: no reference caption for {_listed(bare)}")
     return tokens
+
+
+def tokenizer_for(systems: Sequence[CaptionSet]) -> str:
+    """Return the tokeniser that the systems' own scores were computed with; `ptb` without any.
+
+    Raises:
+        DataError: if the systems have different ones.
+    """
+    own = {found.signature["tok"]: found.name for found in systems if "tok" in found.signature}
+    own = {name: system for name, system in own.items() if name in TOKENIZERS}
+    if len(own) > 1:
+        each = ", ".join(f"{name} for {system}" for name, system in own.items())
+        raise DataError(
+            f"the scores beside the captions are of different tokenisers ({each}); choose one for "
+            f"all with --tokenizer"
+        )
+    return next(iter(own), PTB.name)
 
 
 def cut_blank_ends(sets: Sequence[CaptionSet]) -> list[CaptionSet]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from captioner.errors import must_be
+from captioner.text.tokenizer import Tokenizer
 
 # The COCO evaluation removes these tokens. Its list also holds upper-case brackets, but it
 # compares after lower-casing: "(" remains as "-lrb-", so it remains here.
@@ -22,7 +25,7 @@ _BRACKETS = {
     "[": "-lsb-", "]": "-rsb-",
     "{": "-lcb-", "}": "-rcb-",
 }  # fmt: skip
-MARKS = {name: mark for mark, name in _BRACKETS.items()}
+_MARKS = {name: mark for mark, name in _BRACKETS.items()}
 
 # The PTB conventions for single characters. Double quotes, long dashes and ellipses become
 # spaces here, because they are punctuation that is removed later.
@@ -173,7 +176,7 @@ def detokenize(tokens: Iterable[str]) -> str:
     words: list[str] = []
     previous = ""
     for token in tokens:
-        word = MARKS.get(token, token)
+        word = _MARKS.get(token, token)
         if words and _joins(previous, token):
             words[-1] += word
         else:
@@ -189,3 +192,25 @@ def _joins(previous: str, token: str) -> bool:
     if _CLITIC.match(token):
         return bool(_PLAIN_WORD.match(previous))
     return (previous, token) in _SPELT_TOGETHER
+
+
+@dataclass(frozen=True)
+class Ptb(Tokenizer):
+    """The functions of this file as a tokeniser."""
+
+    name: ClassVar[str] = "ptb"
+
+    def tokenize(self, caption: str) -> list[str]:
+        """Split a caption into lower-case PTB tokens; see the function `tokenize`."""
+        return tokenize(caption)
+
+    def detokenize(self, tokens: Iterable[str]) -> str:
+        """Join tokens to a readable caption; see the function `detokenize`."""
+        return detokenize(tokens)
+
+    def shown(self, token: str) -> str:
+        """Return a token as captions show it: `(` for `-lrb-`."""
+        return _MARKS.get(token, token)
+
+
+PTB = Ptb()

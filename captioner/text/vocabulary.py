@@ -14,7 +14,12 @@ from captioner.errors import ModelError
 from captioner.system.escapes import to_json
 from captioner.system.files import read_json, write_text
 from captioner.system.foreign import excerpt, plain
-from captioner.text.ptb import MARKS
+from captioner.text.bpe import Bpe
+from captioner.text.languages import read_tokenizer
+from captioner.text.ptb import PTB
+from captioner.text.tokenizer import Tokenizer
+
+_JOINERS = str.maketrans("", "", "\u200c\u200d")  # inside words of Persian and Hindi, and in emoji
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Vocabulary:
 
     counts: dict[str, int]  # word -> occurrences in the training captions, in the order of ids
     min_count: int  # minimum number of occurrences of a word
+    tokenizer: Tokenizer = PTB  # whose tokens are the words
     words: tuple[str, ...] = field(init=False, repr=False)  # without special tokens, from id 4
     _tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
@@ -55,11 +61,13 @@ class Vocabulary:
         captions_tokens: Iterable[Sequence[str]],
         min_count: int = 5,
         base: Vocabulary | None = None,
+        tokenizer: Tokenizer = PTB,
     ) -> Vocabulary:
         """Build the vocabulary of captions: most frequent words first, ties in alphabetical order.
 
         Words of fewer than `min_count` occurrences or more than `longest` characters are left out.
-        All words of `base` stay, with their ids and counts, and new words follow.
+        All words of `base` stay, with their ids and counts, and new words follow. The captions are
+        tokens of the tokeniser.
         """
         counts = Counter(token for tokens in captions_tokens for token in tokens)
         kept = [
@@ -68,7 +76,8 @@ class Vocabulary:
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
         ordered = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
-        return cls(ordered if base is None else base.counts | ordered | base.counts, min_count)
+        words = ordered if base is None else base.counts | ordered | base.counts
+        return cls(words, min_count, tokenizer)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
@@ -99,8 +108,11 @@ class Vocabulary:
 
     def shown(self, token_id: int) -> str:
         """Return a token as captions show it: `(` for `-lrb-`."""
-        token = self._tokens[token_id]
-        return MARKS.get(token, token)
+        return self.tokenizer.shown(self._tokens[token_id])
+
+    def encode_text(self, caption: str) -> list[int]:
+        """Convert a caption to ids, as `encode` does with its tokens."""
+        return self.encode(self.tokenizer.tokenize(caption))
 
     def coverage(self, captions_tokens: Iterable[Sequence[str]]) -> float:
         """Return the fraction of tokens that are in the vocabulary, 0 to 1; 1 without tokens."""
@@ -108,8 +120,16 @@ class Vocabulary:
         return sum(known) / len(known) if known else 1.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a readable JSON file: `min_count`, the special tokens, and each word's count."""
-        content = {"min_count": self.min_count, "specials": self.specials, "words": self.counts}
+        """Write a readable JSON file: `min_count`, the special tokens, and each word's count.
+
+        The tokeniser is in it too, unless it is `ptb`.
+        """
+        content: dict[str, Any] = {"min_count": self.min_count, "specials": self.specials}
+        if self.tokenizer != PTB:
+            content["tokenizer"] = self.tokenizer.name
+        if isinstance(self.tokenizer, Bpe):
+            content["merges"] = self.tokenizer.merges
+        content["words"] = self.counts
         write_text(Path(path), to_json(content, indent=1), "vocabulary")
 
     @classmethod
@@ -138,12 +158,12 @@ class Vocabulary:
             raise ValueError("words must map each word to its count")
         if not all(type(number) is int and number >= 0 for number in (min_count, *words.values())):
             raise ValueError("min_count and every count must be a whole number of at least 0")
-        return cls(words, min_count)
+        return cls(words, min_count, read_tokenizer(content))
 
 
 def _is_word(text: str) -> bool:
     """Return whether `text` can be a token: no white space, no terminal control characters."""
-    if not 1 <= len(text) <= Vocabulary.longest:
+    if not 1 <= len(text) <= Vocabulary.longest or not (text := text.translate(_JOINERS)):
         return False
     if text.isalpha():
         return True

@@ -15,7 +15,6 @@ from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, compare_word_use, score_captions
 from captioner.model_card import Results
-from captioner.text import tokenize
 from captioner.training.bptt import total_loss
 
 RESAMPLES = 1000  # for the intervals of the final scores
@@ -70,6 +69,7 @@ class DevSplit:
 
     def _caption(self, captioner: Captioner) -> list[list[str]]:
         """Caption the split; return the tokens of each caption."""
+        words = captioner.vocabulary.tokenizer.words
         captions: list[str] = []
         failures: list[ImageError] = []
         # A thread counts the references and tokenises captions while the device searches.
@@ -81,12 +81,12 @@ class DevSplit:
                 results = captioner.search_each(features)
                 failures += [result for result in results if isinstance(result, ImageError)]
                 batch = ["" if isinstance(best, ImageError) else best[0].text for best in results]
-                tokens.append(worker.submit(lambda texts: [*map(tokenize, texts)], batch))
+                tokens.append(worker.submit(lambda texts: [*map(words, texts)], batch))
                 captions += batch
         if failures:
             self._say(f"dev: {len(failures):,} image(s) scored as empty captions: {failures[0]}")
         self.captions = captions
-        return [words for batch in tokens for words in batch.result()]
+        return [caption for batch in tokens for caption in batch.result()]
 
     def _scores(
         self,
@@ -101,6 +101,7 @@ class DevSplit:
             references,
             metrics=metrics,
             resamples=resamples,
+            tokenizer=captioner.vocabulary.tokenizer.name,
             decode=captioner.decoding.summary(),
             split="dev",
         )

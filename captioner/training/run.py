@@ -142,7 +142,7 @@ class _Setup:
         }
         targets = CaptionTable.build(
             prepared.dev.features,
-            prepared.dev.references,
+            prepared.dev.tokens,
             prepared.vocabulary,
             max_length=config.text.max_length,
         )

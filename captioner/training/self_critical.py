@@ -64,7 +64,7 @@ class SelfCritical:
         self.options = DecodingConfig(search="sample", max_length=max_length, min_length=0)
         self.dtype = dtype
         self.world = world
-        self.words = vocabulary.specials + vocabulary.words
+        self.tokenizer, self.tokens = vocabulary.tokenizer, vocabulary.specials + vocabulary.words
         end = vocabulary.specials[vocabulary.eos_id]
         prepared = PreparedReferences([[[*words, end] for words in image] for image in references])
         self.cider, self.bleu = CiderD(prepared), Bleu(prepared)
@@ -113,15 +113,20 @@ class SelfCritical:
 
         Targets, int64 (N, T), are words, end token and padding; images are indices, int64 (N,).
         """
-        captions = [
-            [self.words[i] for i in row if i != Vocabulary.pad_id] for row in targets.tolist()
-        ]
+        captions = [self._words(row) for row in targets.tolist()]
         indices = images.numpy()
         rewards = self.cider.score(captions, indices)
         if self.bleu_weight:
             bleu = self.bleu.combine(self.bleu.statistics(captions, indices))
             rewards = rewards + self.bleu_weight * bleu[:, -1]
         return torch.from_numpy(rewards)
+
+    def _words(self, token_ids: list[int]) -> list[str]:
+        """Return the words of a caption, and the end token if it has one."""
+        ids = [token_id for token_id in token_ids if token_id != Vocabulary.pad_id]
+        tokens = [self.tokens[token_id] for token_id in ids]
+        length = len(tokens) - (Vocabulary.eos_id in ids)
+        return [*self.tokenizer.words_in(tokens[:length]), *tokens[length:]]
 
     def report(self, device: torch.device) -> dict[str, float]:
         """Return statistics of all processes' captions since the last report.

@@ -80,7 +80,7 @@ def evaluation(
         decode="beam2,lp0.0",
         split="dev",
     )
-    table = SplitTable(tuple(examples), torch.empty(len(examples), 0), references)
+    table = SplitTable(tuple(examples), torch.empty(len(examples), 0), references, references)
     words = compare_word_use(tokens, references)
     return Evaluation(dataset, "dev", table, captions, scores, words, {}, None, output)
 

@@ -20,7 +20,7 @@ from captioner.data.dataset import Example
 from captioner.errors import ImageError
 from captioner.evaluation.report.word_marks import marks_of
 from captioner.images.decode import read_image
-from captioner.text import Caption, Vocabulary, tokenize
+from captioner.text import Caption, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
@@ -55,8 +55,8 @@ class Findings:
 def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findings:
     """Compute the statistics and flags of a split's captions."""
     best = [captions[0] for captions in result.captions]
-    tokens = [tokenize(caption.text) for caption in best]
-    checks = _checks(result, split_train)
+    tokens = [vocabulary.tokenizer.words(caption.text) for caption in best]
+    checks = _checks(result, split_train, vocabulary.tokenizer)
     counts = Counter(caption.text for caption in best)
     return Findings(
         flags=[
@@ -71,13 +71,13 @@ def find(result: Evaluation, vocabulary: Vocabulary, split_train: str) -> Findin
     )
 
 
-def _checks(result: Evaluation, split_train: str) -> dict[str, Check]:
+def _checks(result: Evaluation, split_train: str, tokenizer: Tokenizer) -> dict[str, Check]:
     """Return the flags that the data set allows."""
     dataset = result.dataset
     checks: dict[str, Check] = {
         "unk": (
             "with the unknown word <unk>",
-            lambda _, caption, __: "<unk>" in caption.text.split(),
+            lambda _, caption, __: "<unk>" in caption.text,
         ),
         "repetition": (
             "with a word, two words or three words repeated",
@@ -90,7 +90,9 @@ def _checks(result: Evaluation, split_train: str) -> dict[str, Check]:
     }
     if split_train in dataset.splits:
         examples = dataset.split(split_train)
-        training = {tuple(tokenize(text)) for example in examples for text in example.captions}
+        training = {
+            tuple(tokenizer.words(text)) for example in examples for text in example.captions
+        }
         checks["verbatim"] = (
             f"equal to a caption in the {split_train} split of {dataset.name}",
             lambda _, __, words: tuple(words) in training,
