@@ -37,6 +37,7 @@ from captioner.pipeline import run
 from captioner.search import Extensions, Hypotheses, SpecialIds, beam_search, sample
 from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
+from captioner.system.devices import choose_device
 from captioner.system.foreign import excerpt
 from captioner.text import Caption, Vocabulary
 
@@ -45,7 +46,6 @@ R = TypeVar("R")
 
 BATCH_SIZE = 128
 SEARCH_BATCH = 256  # stored features that evaluation, doctor and dev scores search together
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 MIN_ROUNDED_SIZE = 256  # hidden units; below it, rounding the matrices saves no time
 
 FEATURES = "the image's features are not finite"
@@ -672,27 +672,3 @@ def _raise_first(results: Sequence[object]) -> None:
         if isinstance(error, ImageError):
             where = f"image {number} of {len(results)}: " if len(results) > 1 else ""
             raise ImageError(f"{where}{error}", kind=error.kind)
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """Return a device that is available; "auto" takes cuda, else mps, else cpu.
-
-    Raises:
-        ConfigError: if the device is unknown or not available.
-    """
-    must_be("device", device, str, torch.device)
-    best = "mps" if torch.backends.mps.is_available() else "cpu"
-    best = "cuda" if torch.cuda.is_available() else best
-    if device == "auto":
-        return torch.device(best)
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in DEVICES:  # such as meta, which holds no numbers
-            raise ValueError(f"{chosen.type} is not supported")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        known = ", ".join(dict.fromkeys(("cpu", best)))
-        raise ConfigError(
-            f"device {device!s:.60}: not available here; choose auto or one of {known}"
-        ) from error
-    return torch.device("cpu") if chosen.type == "cpu" else chosen

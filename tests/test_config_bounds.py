@@ -16,7 +16,7 @@ from config_edges import Setting, edges
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captioner.captioner import Captioner, choose_device
+from captioner.captioner import Captioner
 from captioner.captioning.ray import caption_with_ray
 from captioner.captioning.records import caption_files
 from captioner.captioning.sources import list_images
@@ -28,6 +28,7 @@ from captioner.errors import CaptionerError, ConfigError, ModelError, ShortageEr
 from captioner.metrics.bootstrap import paired_test, resampled_sums
 from captioner.system import world
 from captioner.system.cores import cores
+from captioner.system.devices import choose_device
 from captioner.system.workers import WithinMemory
 from captioner.training import run as training_run
 from captioner.training.run import train

@@ -487,7 +487,7 @@ def _started(
     if how.output and is_alone and how.device in ("auto", "cpu"):
         yield load, World()
         return
-    from captioner.captioner import choose_device
+    from captioner.system.devices import choose_device
 
     # Ranks finish at different times and wait for the leader to merge. If one dies, `torchrun`
     # ends the others.

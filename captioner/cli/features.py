@@ -85,8 +85,8 @@ def _fill(config: str | None, overrides: tuple[str, ...], device: str) -> None:
 
     settings = load_config(choose_config(config, overrides), overrides)
 
-    from captioner.captioner import choose_device
     from captioner.data.prepare import open_dataset, open_encoder, prepare
+    from captioner.system.devices import choose_device
 
     dataset = open_dataset(settings.data)  # fails before weights are downloaded
     encoder = open_encoder(settings, choose_device(device))

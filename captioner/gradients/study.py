@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 import torch
 from tqdm import tqdm
 
-from captioner.captioner import Captioner, choose_device
+from captioner.captioner import Captioner
 from captioner.config import Config, DecoderConfig, TrainingConfig
 from captioner.data.caption_table import Batch, CaptionTable, iterate
 from captioner.data.prepare import Prepared, open_encoder, prepare
@@ -31,6 +31,7 @@ from captioner.gradients.measure import (
     recurrent_sizes,
 )
 from captioner.run_dir import read_metrics
+from captioner.system.devices import choose_device
 from captioner.training import bptt
 from captioner.training.update import Updater, check_room
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from captioner.captioner import Captioner, choose_device
+from captioner.captioner import Captioner
 from captioner.config import Config, home_path, load_config
 from captioner.data.caption_table import CaptionTable
 from captioner.data.dataset import Dataset
@@ -23,6 +23,7 @@ from captioner.errors import ConfigError, checked_names, must_be, within_memory
 from captioner.model_card import Source, write_card
 from captioner.run_dir import identity_of, saved_steps
 from captioner.steering import steered
+from captioner.system.devices import choose_device
 from captioner.system.files import sweep, sweep_marked, write_text
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import CARD, begin, check, check_writable, clear

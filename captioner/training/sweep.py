@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from pydantic_core import to_json
 
-from captioner.captioner import choose_device
 from captioner.config import Config
 from captioner.errors import ConfigError
 from captioner.run_dir import read_metrics, seed_folder
+from captioner.system.devices import choose_device
 from captioner.system.escapes import utf8_name
 from captioner.system.files import write_text
 from captioner.system.ownership import check
