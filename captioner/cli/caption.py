@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from captioner.cli.messages import say_maps, say_texts, say_totals
-from captioner.cli.options import decoding_options, device_option, models_option, say
+from captioner.cli.options import (
+    decoding_options,
+    device_option,
+    models_option,
+    read_bytes,
+    say,
+)
 from captioner.cli.wording_options import wording_options
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.system.foreign import plain
@@ -99,15 +105,6 @@ class RunOptions:
         return JobOptions(**options)
 
 
-def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int | None:
-    from captioner.system.memory import bytes_of
-
-    try:
-        return None if size is None else bytes_of(size)
-    except ConfigError as error:
-        raise ConfigError(f"{option.opts[0]}: {error}") from error
-
-
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True)
 @models_option
@@ -181,7 +178,7 @@ def _bytes(_: click.Context, option: click.Parameter, size: str | None) -> int |
 @click.option(
     "--max-memory",
     metavar="SIZE",
-    callback=_bytes,
+    callback=read_bytes,
     help="Memory for reading and decoding images, such as 2G; ray: per worker.  "
     "[default: from cores and free memory]",
 )

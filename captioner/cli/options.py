@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from captioner.errors import ConfigError
 from captioner.system.foreign import message, printable
 
 config_argument = click.argument("config", required=False)
@@ -76,6 +77,16 @@ def decoding_options(command: Callable[..., None]) -> Callable[..., None]:
         option = click.option(flag, type=kind, help=text, multiple=bool(read), callback=read)
         collected = option(collected)
     return collected
+
+
+def read_bytes(_: click.Context, option: click.Parameter, size: str | None) -> int | None:
+    """Return the bytes of an option such as 2G."""
+    from captioner.system.memory import bytes_of
+
+    try:
+        return None if size is None else bytes_of(size)
+    except ConfigError as error:
+        raise ConfigError(f"{option.opts[0]}: {error}") from error
 
 
 def _forbidden(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[str] | None:

@@ -2,12 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.options import device_option, say
+from captioner.cli.options import device_option, read_bytes, say
 from captioner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from captioner.serving.limits import Limits
+
+_LIMITS = (
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1, 2**16),
+        default=32,
+        show_default=True,
+        help="Pictures that are captioned together.",
+    ),
+    click.option(
+        "--max-wait-ms",
+        type=click.FloatRange(0, 60_000),
+        default=5,
+        show_default=True,
+        help="Milliseconds that a picture waits for others that are on their way.",
+    ),
+    click.option(
+        "--max-queue",
+        type=click.IntRange(1, 2**20),
+        default=256,
+        show_default=True,
+        help="Pictures that wait or are captioned; further ones are refused at once.",
+    ),
+    click.option(
+        "--max-uploads",
+        type=click.IntRange(1, 2**16),
+        default=64,
+        show_default=True,
+        help="Requests that are read at the same time.",
+    ),
+    click.option(
+        "--max-bytes",
+        metavar="SIZE",
+        callback=read_bytes,
+        default="32MiB",
+        show_default=True,
+        help="Largest body of a request.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1, 2**40),
+        default=89_478_485,
+        show_default=True,
+        help="Largest picture.",
+    ),
+    click.option(
+        "--max-images",
+        type=click.IntRange(1, 2**20),
+        default=1000,
+        show_default=True,
+        help="Pictures in a request to /v1/captions.",
+    ),
+    click.option(
+        "--max-seconds",
+        type=click.FloatRange(0.1, 86_400),
+        default=60,
+        show_default=True,
+        help="Longest upload, and longest wait for a caption.",
+    ),
+)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the limits; the command receives them as `limits: Limits`."""
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        with _extra():
+            from captioner.serving.limits import Limits
+        names = Limits.__dataclass_fields__.keys()
+        limits = Limits(**{name: options.pop(name) for name in names})
+        command(limits=limits, **options)
+
+    for option in reversed(_LIMITS):
+        run = option(run)
+    return run
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError("serve: needs pip install 'captioner[web]'") from error
 
 
 @click.command("serve")
@@ -20,22 +111,29 @@ from captioner.errors import ConfigError
     "default.  [default: $CAPTIONER_MODEL, else the newest run under runs/, else photos]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0: a free one.",
+)
+@limit_options
 @device_option
-def command(models: tuple[Path, ...], host: str, port: int, device: str) -> None:
-    """Serve a page to try models on, and an HTTP API."""
-    from captioner.run_dir import find_models
+def command(models: tuple[Path, ...], host: str, port: int, limits: Limits, device: str) -> None:
+    """Serve a page to try models on, and an HTTP API.
 
-    try:
+    SIGTERM and Ctrl-C finish the requests that are running and refuse further ones.
+    """
+    with _extra():
         from captioner.serving.app import build_app
-        from captioner.serving.limits import Limits
         from captioner.serving.server import listen, serve
-        from captioner.serving.shelf import load
-    except ModuleNotFoundError as error:
-        raise ConfigError("serve: needs pip install 'captioner[web]'") from error
+    from captioner.run_dir import find_models
+    from captioner.serving.shelf import load
+
+    folders = find_models(models, say)
     listener = listen(host, port)
-    served = load(find_models(models, say), device)
-    app = build_app(served, Limits(), say)
+    served = load(folders, device)
     say(f"{', '.join(served)}: http://{host}:{listener.getsockname()[1]}/")
-    serve(app, listener)
+    serve(build_app(served, limits, say), listener)
     say("stopped")

@@ -191,6 +191,7 @@ async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
     part.content.clear()
     line: JSON = {"index": index, "file_name": utf8_name(part.file_name)}
     try:
+        await service.queue.room()
         return line | await service.caption(content, wish)
     except Exception as error:
         refusal = refusal_of(error)

@@ -19,6 +19,7 @@ from captioner.system.foreign import excerpt
 
 LINGER = 1.0  # seconds that the rest of a refused body is read, so that the client sees the answer
 MOST_LINGER = 2**23  # bytes
+BODY = (b"content-length", b"transfer-encoding")  # a request with one of these has a body
 HUNG_UP = 499  # the status of a client that has hung up, in logs and metrics
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -55,8 +56,7 @@ class Door:
         exchange = _Exchange(receive, send, visit)
         scope["visit"] = visit
         try:
-            if scope["app"].state.stopping:
-                raise RefusedError(503, "the server stops", {"Connection": "close"})
+            self._check(scope)
             await self.app(scope, exchange.receive, exchange.send)
         except GoneError:
             visit.status = HUNG_UP
@@ -65,6 +65,14 @@ class Door:
         finally:
             visit.seconds = time.perf_counter() - started
             self.tell(visit)
+
+    def _check(self, scope: Scope) -> None:
+        """Refuse what is never answered."""
+        if scope["app"].state.stopping:
+            raise RefusedError(503, "the server stops; try again later", {"Connection": "close"})
+        names = [name for name, _ in scope["headers"]]
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise RefusedError(400, "body: has both Content-Length and Transfer-Encoding")
 
     async def _refuse(self, error: Exception, scope: Scope, exchange: _Exchange) -> None:
         refusal = refusal_of(error)
@@ -109,8 +117,10 @@ class _Exchange:
         """
         content = {"error": refusal.message}
         response = JSONResponse(content, refusal.status, refusal.headers)
+        unread = not self.ended and any(name in BODY for name, _ in scope["headers"])
+        close = [(b"connection", b"close")] if unread else []
         start = {"type": "http.response.start", "status": refusal.status}
-        await self.send(start | {"headers": response.raw_headers})
+        await self.send(start | {"headers": [*response.raw_headers, *close]})
         body = b"" if scope["method"] == "HEAD" else bytes(response.body)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         with suppress(TimeoutError):

@@ -74,7 +74,8 @@ class Queue:
         self.memory = Memory()
         self.size = 0  # pictures that wait or are captioned
         self._jobs: deque[_Job] = deque()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # a picture has come or gone
+        self._left = asyncio.Event()  # a picture has gone
         self._open = ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -98,6 +99,12 @@ class Queue:
         """
         if self.size >= self.limits.max_queue:
             raise busy(f"busy: {self.size:,} pictures wait already; try again")
+
+    async def room(self) -> None:
+        """Wait until the queue is not full."""
+        while self.size >= self.limits.max_queue:
+            self._left.clear()
+            await self._left.wait()
 
     async def caption(self, content: bytes, wish: Wish) -> Captioned:
         """Caption a picture; cancelling drops it from the queue.
@@ -123,6 +130,7 @@ class Queue:
         finally:
             self.size -= 1
             self._changed.set()
+            self._left.set()
 
     def _read(self, content: bytes, captioner: Captioner) -> asyncio.Future[Picture]:
         """Decode a picture in a thread, within the memory limit."""
