@@ -321,6 +321,7 @@ class DecodingOverrides(TypedDict, total=False):
     start: str
     forbid: Sequence[str]
     no_repeat_ngram_size: int
+    repeat_penalty: float
     neighbours: float
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     temperature: float
@@ -336,7 +337,9 @@ class DecodingConfig(Section):
     # Settings that a search ignores.
     idle: ClassVar[Mapping[str, frozenset[str]]] = {
         "beam": frozenset({"temperature", "top_k", "top_p"}),
-        "sample": frozenset({"beam_size", "length_penalty", "no_repeat_ngram_size", "neighbours"}),
+        "sample": frozenset(
+            {"beam_size", "length_penalty", "no_repeat_ngram_size", "repeat_penalty", "neighbours"}
+        ),
     }
 
     search: Literal["beam", "sample"] = Field(
@@ -356,6 +359,13 @@ class DecodingConfig(Section):
     )
     no_repeat_ngram_size: int = Field(
         0, ge=0, le=1000, description="n: no n-gram repeats in a caption; 0: off"
+    )
+    repeat_penalty: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="subtracted from a caption's log-probability, for its score, for each earlier "
+        "use of a word; words that make up 2% of the training captions or more are free",
     )
     neighbours: float = Field(
         0.0,
@@ -423,8 +433,10 @@ class DecodingConfig(Section):
             drawn = f"sample,t{self.temperature},k{self.top_k},p{self.top_p},seed{self.seed}"
             return drawn + self._steering()
         blocked = f",no_repeat{self.no_repeat_ngram_size}" if self.no_repeat_ngram_size else ""
+        repeats = f",repeat{self.repeat_penalty}" if self.repeat_penalty else ""
         votes = f",neighbours{self.neighbours}" if self.neighbours else ""
-        return f"beam{self.beam_size},lp{self.length_penalty}{blocked}{votes}{self._steering()}"
+        more = f"{blocked}{repeats}{votes}{self._steering()}"
+        return f"beam{self.beam_size},lp{self.length_penalty}{more}"
 
     def _steering(self) -> str:
         """Return the steering of the summary; empty for the defaults."""

@@ -31,7 +31,11 @@ def steered(ids: SpecialIds, options: DecodingConfig, vocabulary: Vocabulary) ->
     known = [token for token in forbidden if token in vocabulary.counts]
     never = {*ids.suppress_ids, *vocabulary.encode(known)}
     _check_rest(len(start), len(vocabulary) - len(never | {ids.eos_id}), options)
-    return ids._replace(suppress_ids=tuple(sorted(never)), start=tuple(vocabulary.encode(start)))
+    return ids._replace(
+        suppress_ids=tuple(sorted(never)),
+        start=tuple(vocabulary.encode(start)),
+        repeatable=vocabulary.common_ids(),
+    )
 
 
 def _one_token(word: str, tokenizer: Tokenizer) -> str:

@@ -411,7 +411,13 @@ def test_what_is_no_table_of_features_is_refused(captioner, features):
 @pytest.mark.parametrize("search", ["beam", "sample"])
 def test_an_override_without_effect_is_refused(captioner, search, monkeypatch):
     values = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "beam_size": 2, "length_penalty": 1.0}
-    values |= {"no_repeat_ngram_size": 2, "neighbours": 0.0, "max_length": 5, "seed": 1}
+    values |= {
+        "no_repeat_ngram_size": 2,
+        "repeat_penalty": 1.0,
+        "neighbours": 0.0,
+        "max_length": 5,
+        "seed": 1,
+    }
     values |= {"min_length": 2, "start": "a red", "forbid": ("blue",)}
     assert values.keys() | {"search", "precision"} == DecodingConfig.model_fields.keys()
     drawing = {"temperature", "top_k", "top_p"}

@@ -420,6 +420,7 @@ def test_decoding_names_itself_as_a_signature_does() -> None:
     for overrides, summary in (
         ([], "beam3,lp0.7"),
         (["beam_size=5", "length_penalty=0", "no_repeat_ngram_size=2"], "beam5,lp0.0,no_repeat2"),
+        (["repeat_penalty=1", "neighbours=6"], "beam3,lp0.7,repeat1.0,neighbours6.0"),
         (["search=sample", "top_k=9", "seed=4"], "sample,t1.0,k9,p1.0,seed4"),
         (["min_length=1", "start=", "forbid=[]"], "beam3,lp0.7"),
         (["min_length=0"], "beam3,lp0.7,min0"),

@@ -20,7 +20,7 @@ from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.errors import ConfigError
 from captioner.steering import steered
-from captioner.text import tokenize
+from captioner.text import Vocabulary, tokenize
 from captioner.training.run import train
 
 import toys
@@ -79,6 +79,7 @@ def steerings(draw):
     if search == "beam":
         wish |= {"beam_size": draw(st.integers(1, 6))}
         wish |= {"no_repeat_ngram_size": draw(st.integers(0, 3))}
+        wish |= {"repeat_penalty": draw(st.sampled_from([0.0, 2.0]))}
     else:
         wish |= {"seed": draw(st.integers(0, 99)), "top_k": draw(st.sampled_from([0, 3]))}
     wish["min_length"] = draw(st.integers(0, min(wish["max_length"], len(left))))
@@ -172,7 +173,9 @@ def test_words_are_read_as_captions_are():
     assert {*ids.suppress_ids} - {*SPECIAL_IDS.suppress_ids} == {
         *vocabulary.encode(["blue", "green"])
     }
-    assert steered(SPECIAL_IDS, DecodingConfig(), vocabulary) == SPECIAL_IDS
+    assert steered(SPECIAL_IDS, DecodingConfig(), vocabulary)[:4] == SPECIAL_IDS[:4]
+    frequent = Vocabulary({"a": 99, "dog": 1}, 1)
+    assert frequent.decode(steered(SPECIAL_IDS, DecodingConfig(), frequent).repeatable) == ["a"]
     assert load_config(None, ["decoding.forbid=", "decoding.start="]).decoding == DecodingConfig()
     assert DecodingConfig(forbid="blue") == DecodingConfig(forbid=["blue"])
 

@@ -257,6 +257,14 @@ def test_coverage() -> None:
     assert vocabulary.coverage([]) == 1.0
 
 
+def test_common_words_are_two_in_a_hundred() -> None:
+    counts = {"a": 50, "in": 2, "dog": 1}
+    texts = [[word] * count for word, count in counts.items()]
+    vocabulary = Vocabulary.build([*texts, [f"rare{i}" for i in range(47)]], min_count=1)
+    assert vocabulary.decode(vocabulary.common_ids()) == ["a", "in"]
+    assert Vocabulary.build([], min_count=1).common_ids() == ()
+
+
 def test_vocabulary_is_immutable() -> None:
     vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
     with pytest.raises(FrozenInstanceError):

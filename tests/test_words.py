@@ -23,6 +23,7 @@ SEARCHES = (
     {},
     {"beam_size": 4, "length_penalty": 1.0},
     {"no_repeat_ngram_size": 1, "beam_size": 5},
+    {"repeat_penalty": 0.5, "beam_size": 5},
     {"search": "sample", "temperature": 3.0},
     {"search": "sample", "top_p": 0.8},
 )

@@ -53,6 +53,7 @@ _DECODING = {
     "--start": (str, 'First words of every caption, such as "a photo of".'),
     "--forbid": (str, "Word that no caption may hold; @FILE: one word a line. Repeatable."),
     "--no-repeat-ngram-size": (int, "Never repeat an n-gram of this size; 0: allow repeats."),
+    "--repeat-penalty": (float, "Cost of each earlier use of a word in the caption; 0: off."),
     "--neighbours": (float, "Weight of the captions of similar training images; 0: off."),
     "--precision": (str, "Precision of the decoder's matrix products: auto, fp32, bf16 or fp16."),
     "--temperature": (float, "Sampling: below 1 sharpens the distribution, above 1 flattens it."),

@@ -17,7 +17,8 @@ from captioner.search.top_tokens import ids_of, to_keys, top_tokens
 class Extensions(NamedTuple):
     """The m best extensions of a step by one token, for A images, best first."""
 
-    totals: Tensor  # log-probabilities of the extended prefixes, (A, m); -inf: not allowed
+    totals: Tensor  # log-probabilities of the extended prefixes less the penalties of repeated
+    # words, (A, m); -inf: not allowed
     keys: Tensor  # of the token (see `top_tokens`), int64 (A, m)
     beams: Tensor  # the live prefix that each extends, 0 to W-1, int64 (A, m)
     live: Tensor  # places, 0 to m-1, of the new live prefixes, int64 (A, K)
@@ -28,7 +29,7 @@ class _Sentences(NamedTuple):
 
     written: Tensor  # start token, words, then end tokens, int64 (A, W, 1+max_length, 1+C): keys
     # (see `top_tokens`) of the token at each place and of the C most probable there
-    totals: Tensor  # log-probabilities, float32 (A, W)
+    totals: Tensor  # log-probabilities less the penalties of repeated words, float32 (A, W)
     scores: Tensor  # ranking scores, float32 (A, W)
 
     def select(self, images: Tensor) -> _Sentences:
@@ -70,8 +71,10 @@ def beam_search(
         hidden: initial decoder state of the images, (L, B, H).
         ids: the special tokens, and the first tokens of every sentence.
         options: beam_size K (1: greedy search), min_length, max_length, no_repeat_ngram_size, and
-            the length_penalty a in score = log_prob / length**a, where length counts the end token.
-            Its words, start and forbid, are not read: `ids` holds their ids.
+            the length_penalty a and repeat_penalty b in score = (log_prob - b * r) / length**a.
+            length counts the end token; r counts, for each token that is not repeatable, its
+            earlier uses in the sentence. Its words, start and forbid, are not read: `ids` holds
+            their ids.
         n_best: sentences per image, 1 to K.
         choices: number C of the most probable tokens to keep for each place, 0 to V.
         watch: called at each step with the best extensions of the unfinished images.
@@ -81,7 +84,7 @@ def beam_search(
         after all finished ones.
     """
     max_length, penalty = options.max_length, options.length_penalty
-    rules = TokenRules(ids, options.min_length, hidden.device)
+    rules = TokenRules(ids, options.min_length, hidden.device, options.repeat_penalty)
     images = torch.arange(hidden.shape[1], device=hidden.device)  # the A unfinished images
     # Live prefixes, (A, W), best first; an extension of a dead prefix (total -inf) is dead.
     written = images.new_full((len(images), 1, 1 + max_length, 1 + choices), ids.eos_id)
@@ -129,7 +132,7 @@ def beam_search(
 
     cut_off = _Sentences(written, totals, totals / math.pow(length, penalty))
     results.append((images, *_fill_with_cut_off(kept, cut_off)))
-    return _in_order(results, length, ids.eos_id)
+    return rules.unpenalized(_in_order(results, length, ids.eos_id))
 
 
 def _extend(
@@ -161,6 +164,7 @@ def _extend(
     choices = written.shape[3] - 1
     if choices:
         prefixes[:, length, 1:] = to_keys(*top_tokens(log_probs, choices))
+    rules.penalize(log_probs, ids_of(prefixes[:, 1:length, 0]))
     rules.force(log_probs, length - 1)
     log_probs += totals.view(-1, 1)
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.

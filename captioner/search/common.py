@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from captioner.search.top_tokens import ids_of, to_keys, top_tokens
+from captioner.search.top_tokens import ids_of, log_probs_of, to_keys, top_tokens
 
 Step: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps (token_ids int64 (N,), hidden (L, N, H), images int64 (A,)) to (logits (N, V), hidden).
@@ -24,6 +24,7 @@ class SpecialIds(NamedTuple):
     eos_id: int  # end token
     suppress_ids: tuple[int, ...] = ()  # tokens never to write; not the end token
     start: tuple[int, ...] = ()  # first tokens of every sentence; not the end token or suppressed
+    repeatable: tuple[int, ...] = ()  # tokens that a sentence may repeat without penalty
 
 
 class Hypotheses(NamedTuple):
@@ -61,10 +62,23 @@ def finished_first(hypotheses: Hypotheses, scores: Tensor) -> Hypotheses:
 
 
 class TokenRules:
-    """Which tokens may come next: the given start, then no end token before the minimum length."""
+    """Which tokens may come next, and which cost a penalty.
 
-    def __init__(self, ids: SpecialIds, min_length: int, device: torch.device):
+    The given start comes first, then no end token before the minimum length. Each earlier use of
+    a token in its sentence costs the penalty, if the token is not repeatable.
+    """
+
+    def __init__(
+        self,
+        ids: SpecialIds,
+        min_length: int,
+        device: torch.device,
+        repeat_penalty: float = 0.0,
+    ):
         self.eos_id, self._start, self._min_length = ids.eos_id, ids.start, min_length
+        self._penalty = repeat_penalty
+        free = (*ids.repeatable, ids.eos_id)
+        self._free = torch.tensor(free, dtype=torch.int64, device=device)
         never = (*ids.suppress_ids, ids.eos_id)
         self._no_end = torch.tensor(never, dtype=torch.int64, device=device)
         self._suppressed = self._no_end[:-1]
@@ -90,6 +104,26 @@ class TokenRules:
         if length < len(self._start):
             only = log_probs[:, self._start[length]].clone()
             log_probs.fill_(-torch.inf)[:, self._start[length]] = only
+
+    def penalize(self, log_probs: Tensor, prefixes: Tensor) -> None:
+        """Subtract the penalties of tokens after prefixes, (N, T), from (N, V), in place."""
+        if self._penalty and prefixes.shape[1]:
+            log_probs.scatter_add_(1, prefixes, -self._costs(prefixes))
+
+    def unpenalized(self, found: Hypotheses) -> Hypotheses:
+        """Add the penalties to the log-probabilities again, but not to the scores."""
+        if not self._penalty:
+            return found
+        same = found.token_ids[..., None] == found.token_ids[..., None, :]
+        costs = self._costs(found.token_ids) * same.tril(-1).sum(dim=-1)
+        written = found.written.clone()
+        log_probs = (log_probs_of(written[..., 0]) + costs).clamp_(max=0)
+        written[..., 0] = to_keys(log_probs, found.token_ids)
+        return found._replace(written=written, log_probs=found.log_probs + costs.sum(dim=-1))
+
+    def _costs(self, token_ids: Tensor) -> Tensor:
+        """Return what one earlier use of each token costs, float32."""
+        return torch.isin(token_ids, self._free, invert=True).float() * self._penalty
 
 
 def no_numbers(scores: Tensor) -> Tensor:

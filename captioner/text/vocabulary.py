@@ -21,6 +21,8 @@ from captioner.text.tokenizer import Tokenizer
 
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # inside words of Persian and Hindi, and in emoji
 
+COMMON = 0.02  # of all words; a word as frequent connects others, such as "and"
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -78,6 +80,11 @@ class Vocabulary:
         ordered = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
         words = ordered if base is None else base.counts | ordered | base.counts
         return cls(words, min_count, tokenizer)
+
+    def common_ids(self) -> tuple[int, ...]:
+        """Return the ids of words that make up 2% of all words or more, such as "a" and "in"."""
+        least = COMMON * sum(self.counts.values())
+        return tuple(self._ids[word] for word, count in self.counts.items() if count >= least)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""

@@ -80,6 +80,7 @@ STEERED = (
     {"min_length": 5},
     {"start": "in", "forbid": ["blue"], "min_length": 3, "no_repeat_ngram_size": 2},
     {"max_length": 3, "min_length": 3},
+    {"repeat_penalty": 1.0},
 )
 
 

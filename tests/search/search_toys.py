@@ -24,12 +24,13 @@ def beam_search(
     *,
     suppress_ids: tuple[int, ...] = (),
     start: tuple[int, ...] = (),
+    repeatable: tuple[int, ...] = (),
     n_best: int = 1,
     choices: int = 0,
     **options: float,
 ) -> Hypotheses:
     """Beam search with some settings; without length penalty or least length unless given."""
-    ids = SpecialIds(BOS, EOS, suppress_ids, start)
+    ids = SpecialIds(BOS, EOS, suppress_ids, start, repeatable)
     return search.beam_search(
         of_any_image(step), hidden, ids, NEUTRAL.model_copy(update=options), n_best, choices
     )
@@ -121,6 +122,12 @@ def whole_space(
     return sorted(sentences, key=lambda s: (not s.finished, -s.score))
 
 
+def penalties(token_ids: tuple[int, ...], repeatable: tuple[int, ...]) -> list[int]:
+    """Return for each token its earlier uses, 0 if it may be repeated."""
+    free = {EOS, *repeatable}
+    return [0 if t in free else token_ids[:i].count(t) for i, t in enumerate(token_ids)]
+
+
 def repeats_ngram(token_ids: tuple[int, ...], size: int) -> bool:
     ngrams = [token_ids[i : i + size] for i in range(len(token_ids) - size + 1)]
     return len(set(ngrams)) < len(ngrams)
@@ -134,12 +141,17 @@ def plain_beam_search(
     max_length: int,
     length_penalty: float = 0.0,
     no_repeat_ngram_size: int = 0,
+    repeat_penalty: float = 0.0,
     n_best: int = 1,
     suppress_ids: tuple[int, ...] = (),
     start: tuple[int, ...] = (),
+    repeatable: tuple[int, ...] = (),
     min_length: int = 0,
 ) -> list[Sentence]:
-    """Beam search for one image with lists and loops, which never stops early but when greedy."""
+    """Beam search for one image with lists and loops, which never stops early but when greedy.
+
+    The log-probabilities are less the penalties.
+    """
     live = [((), torch.tensor(0.0), hidden)]
     finished: list[Sentence] = []
     for length in range(1, max_length + 1):
@@ -154,7 +166,10 @@ def plain_beam_search(
                 blocked |= written[: len(start)] != start[:length]
                 blocked |= token == EOS and length <= min_length
                 if token not in suppress_ids and not blocked:
-                    new_total = total + log_probs[token]
+                    log_prob = log_probs[token]
+                    for _ in range(penalties(written, repeatable)[-1]):
+                        log_prob = log_prob - repeat_penalty
+                    new_total = total + log_prob
                     key = (-new_total.item(), beam, token)
                     grown.append((key, written, new_total, new_state))
         grown.sort(key=lambda candidate: candidate[0])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from search_toys import (
     BOS,
     EOS,
     beam_search,
+    penalties,
     plain_beam_search,
     random_model,
     repeats_ngram,
@@ -61,6 +64,8 @@ def searches(draw):
         "max_length": max_length,
         "length_penalty": draw(st.sampled_from([0.0, 0.3, 1.0, 1.7])),
         "no_repeat_ngram_size": draw(st.integers(0, 3)),
+        "repeat_penalty": draw(st.sampled_from([0.0, 0.0, 0.75, 3.0])),
+        "repeatable": draw(st.sampled_from([(), (vocab_size - 1,)])),
         "suppress_ids": draw(st.sampled_from([(), (BOS,), (BOS, vocab_size - 1)]))
         if vocab_size > 2
         else (),
@@ -84,7 +89,11 @@ def test_equals_plain_search_without_early_exit(search):
     found = beam_search(step, hidden, **options)
     for image in range(hidden.shape[1]):
         expected = plain_beam_search(step, hidden[:, image : image + 1], **options)
-        assert sentences_of(found, image) == expected
+        for ours, theirs in zip(sentences_of(found, image), expected, strict=True):
+            costs = sum(penalties(theirs.token_ids, options["repeatable"]))
+            log_prob = theirs.log_prob + options["repeat_penalty"] * costs
+            assert ours.log_prob == pytest.approx(log_prob, abs=1e-5)
+            assert replace(ours, log_prob=theirs.log_prob) == theirs
 
 
 @given(searches())
@@ -105,7 +114,9 @@ def test_hypotheses_are_what_they_say(search):
         for s in sentences:
             log_prob = teacher_forced(step, hidden[:, image : image + 1], s.token_ids)
             assert s.log_prob == pytest.approx(log_prob, abs=1e-4)
-            score = log_prob / len(s.token_ids) ** options["length_penalty"]
+            costs = sum(penalties(s.token_ids, options["repeatable"]))
+            ranked = log_prob - options["repeat_penalty"] * costs
+            score = ranked / len(s.token_ids) ** options["length_penalty"]
             assert s.score == pytest.approx(score, abs=1e-4)
             assert not set(s.token_ids) & set(options["suppress_ids"])
             if options["no_repeat_ngram_size"]:

@@ -72,6 +72,7 @@ def test_every_token_has_the_log_probability_of_its_step(
     else:
         beam_size = data.draw(st.integers(1, 6))
         options |= {"beam_size": beam_size, "n_best": beam_size, "no_repeat_ngram_size": ngram}
+        options |= {"repeat_penalty": data.draw(st.sampled_from([0.0, 1.5]))}
         found = beam_search(step, hidden, choices=choices, **options)
         plain = beam_search(step, hidden, **options)
     for column, same in zip(found[1:], plain[1:], strict=True):
