@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -15,9 +16,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.captioning.records import Record
+from captioner.captioning.wording import Wording, sentence
+from captioner.captioning.writers import TextWriter
 from captioner.errors import ConfigError, ModelError
+from captioner.evaluation.report.word_marks import marks_of
 from captioner.metrics import score_captions
-from captioner.text import CHARACTERS, PTB, UNICODE, Tokenizer, Vocabulary, words_of
+from captioner.text import (
+    CHARACTERS,
+    PTB,
+    UNICODE,
+    Caption,
+    Tokenizer,
+    Vocabulary,
+    Word,
+    words_of,
+)
 from captioner.text.bpe import Bpe
 from captioner.text.languages import TOKENIZERS, advice, is_latin, length_advice
 
@@ -78,11 +92,11 @@ def bare(caption: str) -> str:
 def test_a_sentence_comes_back_up_to_case_and_punctuation(
     language: str, tokenizer: Tokenizer
 ) -> None:
-    for sentence in SENTENCES[language]:
-        tokens = tokenizer.tokenize(sentence)
-        assert tokenizer.detokenize(tokens) == bare(sentence)
-        assert tokenizer.words_in(tokens) == tokenizer.words(sentence)
-        assert words_of(tokenizer.name)(sentence) == tokenizer.words(sentence)
+    for text in SENTENCES[language]:
+        tokens = tokenizer.tokenize(text)
+        assert tokenizer.detokenize(tokens) == bare(text)
+        assert tokenizer.words_in(tokens) == tokenizer.words(text)
+        assert words_of(tokenizer.name)(text) == tokenizer.words(text)
 
 
 @pytest.mark.parametrize("tokenizer", ALL, ids=lambda each: each.name)
@@ -288,3 +302,45 @@ def test_every_name_of_the_setting_is_known() -> None:
         assert TextConfig(tokenizer=name).tokenizer == name
     with pytest.raises(ConfigError, match=r"text\.tokenizer"):
         TextConfig(tokenizer="words")
+
+
+# Written out
+
+
+def test_a_map_replaces_characters_of_scripts_without_spaces() -> None:
+    wording = Wording(replaced={"红色": "深红色", "圆": "圈", "собака": "пёс", "น้ำ": "ทะเล"})
+    assert wording("一个红色的圆和собака") == "一个深红色的圈和пёс"
+    assert wording("สีน้ำตาล") == "สีทะเลตาล"
+    assert wording("собаками") == "собаками"
+
+
+def test_a_sentence_ends_as_its_script_does() -> None:
+    assert sentence("一个红色的圆") == "一个红色的圆。"
+    assert sentence("красный круг") == "Красный круг."
+    assert sentence("एक कुत्ता") == "एक कुत्ता।"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("caption", ["كلب يركض.", "כלב רץ."])
+def test_a_right_to_left_caption_is_isolated_in_a_terminal_only(caption: str) -> None:
+    record = Record("dog.jpg", (Caption(caption, -1.0, -0.5, True),) * 2)
+    for file, shown in ((Terminal(), f"\u2068{caption}\u2069"), (io.StringIO(), caption)):
+        with TextWriter(file, n_best=2) as writer:
+            writer.write(record)
+        assert file.getvalue() == f"dog.jpg\t{shown}\t-0.5000\n" * 2
+    file = Terminal()
+    with TextWriter(file) as writer:
+        writer.write(Record("dog.jpg", (Caption("一只狗 бежит", -1.0, -0.5, True),)))
+    assert file.getvalue() == "dog.jpg\t一只狗 бежит\n"
+
+
+def test_the_report_marks_closed_up_words_and_parts_of_characters() -> None:
+    words = tuple(Word(text, -0.1) for text in ("红", "色", r"\xe7", "的", "<eos>"))
+    marks = marks_of(Caption("红色的", -1.0, -1.0, True, words))
+    assert [(mark.gap, mark.text) for mark in marks] == [
+        ("", "红"), ("", "色"), ("", r"\xe7"), ("", "的"), ("", ""),
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from captioner.errors import ConfigError, DataError, must_be
 from captioner.system.escapes import CONTROL
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import read_lines
+from captioner.text import UNSPACED
 
 Style: TypeAlias = Literal["plain", "sentence"]
 STYLES: tuple[str, ...] = get_args(Style)
@@ -209,7 +210,11 @@ def _pieces(text: str) -> list[_Piece]:
 
 @lru_cache(maxsize=1)
 def _piece() -> re.Pattern[str]:
-    r"""Return a pattern of a word or one other character; `\w` lacks the vowel signs of Hindi."""
+    r"""Return a pattern of a word or one other character; `\w` lacks the vowel signs of Hindi.
+
+    In scripts without spaces, a character with its marks is a word.
+    """
     codes: Iterator[str] = map(chr, range(sys.maxunicode + 1))
     marks = "".join(code for code in codes if unicodedata.category(code)[0] == "M")
-    return re.compile(rf"[\w\-{re.escape(marks)}]+|\S")
+    marks, single = re.escape(marks), UNSPACED.pattern
+    return re.compile(rf"{single}[{marks}]*|(?:(?!{single})[\w\-{marks}])+|\S")

@@ -17,7 +17,7 @@ from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
 from captioner.captioning.sidecars import ADVICE, Existing, Sidecars
 from captioner.captioning.wording import Wording
-from captioner.system.escapes import COLUMNS, LINE_NAME, escape, to_json, utf8_name
+from captioner.system.escapes import COLUMNS, LINE_NAME, escape, isolated, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
 from captioner.system.version import __version__
 from captioner.text import Caption
@@ -88,10 +88,11 @@ class TextWriter(Writer):
     """Path, tab, caption; with n-best, also a tab and the caption's score."""
 
     def _write(self, record: Record) -> None:
-        name = escape(record.file_name, LINE_NAME)
+        shown = isolated if self.file.isatty() else str
+        name = shown(escape(record.file_name, LINE_NAME))
         for caption in record.captions[: self.n_best]:
             detail = f"\t{caption.score:.4f}" if self.n_best > 1 else ""
-            self.file.write(f"{name}\t{escape(caption.text)}{detail}\n")
+            self.file.write(f"{name}\t{shown(escape(caption.text))}{detail}\n")
 
 
 class JsonLinesWriter(Writer):

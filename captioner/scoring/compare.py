@@ -27,6 +27,7 @@ from captioner.scoring.systems import (
     reference_tokens,
     references_for,
     tokenizer_for,
+    tokenizer_note,
 )
 
 LEVEL = 0.05  # significance level
@@ -154,7 +155,7 @@ def compare_many(
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    systems, hows, truth, warnings = _read(paths, references)
+    systems, hows, truth, warnings = _read(paths, references, options.get("tokenizer"))
     tokenizer = options.setdefault("tokenizer", tokenizer_for(systems))
     prepared = PreparedReferences(reference_tokens(truth, tokenizer))
     split = _common_split(systems)
@@ -190,7 +191,7 @@ def holm(
 
 
 def _read(
-    paths: Sequence[Path], references: Sequence[Path]
+    paths: Sequence[Path], references: Sequence[Path], tokenizer: str | None
 ) -> tuple[list[CaptionSet], list[str], CaptionSet, list[str]]:
     """Return the systems and the references, all in one order, how they match, and warnings."""
     first, *others = cut_blank_ends([read_hypotheses(path) for path in paths])
@@ -199,6 +200,8 @@ def _read(
     *systems, truth = cut_blank_ends([*systems, references_for(systems, references)])
     _, truth = match(systems[0], truth)
     notes = [note for found in (*systems, truth) for note in found.notes]
+    if not (tokenizer or any(found.signature for found in systems)):
+        notes += tokenizer_note(truth)
     for number, other in enumerate(systems[1:], start=1):
         notes += _warnings(first, other, label(number))
     return systems, [how for how, _ in matched], truth, list(dict.fromkeys(notes))
@@ -225,7 +228,8 @@ def compare_files(
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    [first, second], [how], truth, warnings = _read([a, b], references)
+    given = options.get("tokenizer")
+    [first, second], [how], truth, warnings = _read([a, b], references, given)
     tokenizer = options.setdefault("tokenizer", tokenizer_for([first, second]))
     scores = compare_captions(
         first.tokens(tokenizer),

@@ -16,6 +16,7 @@ from captioner.scoring.systems import (
     reference_tokens,
     references_for,
     tokenizer_for,
+    tokenizer_note,
 )
 
 
@@ -51,6 +52,8 @@ def score_file(
     system, truth = cut_blank_ends([system, references_for([system], references)])
     how, truth = match(system, truth, subset=subset)
     notes = tuple(dict.fromkeys(system.notes + truth.notes))
+    if not options.get("tokenizer") and not system.signature:
+        notes += tokenizer_note(truth)
     tokenizer = options.setdefault("tokenizer", tokenizer_for([system]))
     tokens, true_tokens = system.tokens(tokenizer), reference_tokens(truth, tokenizer)
     scores = score_captions(

@@ -21,8 +21,8 @@ from captioner.scoring.caption_rows import (
 )
 from captioner.system.foreign import plain
 from captioner.system.text_files import read_json
-from captioner.text import PTB, words_of
-from captioner.text.languages import TOKENIZERS
+from captioner.text import PTB, UNICODE, words_of
+from captioner.text.languages import TOKENIZERS, is_latin
 
 PREDICTIONS = "predictions.jsonl"
 LISTED = 10  # images listed in an error
@@ -220,6 +220,14 @@ def tokenizer_for(systems: Sequence[CaptionSet]) -> str:
             f"all with --tokenizer"
         )
     return next(iter(own), PTB.name)
+
+
+def tokenizer_note(found: CaptionSet) -> tuple[str, ...]:
+    """Return a note if references are not split well without `--tokenizer`."""
+    captions = [caption for image in found.images for caption in image.captions]
+    if is_latin(captions):
+        return ()
+    return (f"most letters of {found.name} are not Latin; --tokenizer {UNICODE.name} splits them",)
 
 
 def cut_blank_ends(sets: Sequence[CaptionSet]) -> list[CaptionSet]:

@@ -24,6 +24,11 @@ LINE_NAME = re.compile(rf"{CELL.pattern}|#(?=\d+\Z)")
 NOT_UTF8 = re.compile(f"[{_SURROGATES}]")
 OBEYED = re.compile(f"[{_OBEYED}{_SURROGATES}]")  # characters that JSON and YAML would not escape
 
+# Letters that are written from right to left: Hebrew, Arabic and others.
+_RIGHT_TO_LEFT = re.compile(
+    "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
+
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n"}
 _READ = {written: character for character, written in _SHORT.items()}
 _ESCAPE = r"\\(?:[\\tn]|x[0-9a-f]{2}|u[0-9a-f]{4})"
@@ -52,6 +57,14 @@ def unescape(text: str) -> str:
 def visible(text: str) -> str:
     """Escape control characters for display; `unescape` does not undo this."""
     return CONTROL.sub(_written, text)
+
+
+def isolated(text: str) -> str:
+    """Keep what stands beside a right-to-left text in its place: for terminals, not for files.
+
+    The text gets the direction of its first letter, by a first strong isolate of UAX #9.
+    """
+    return f"\u2068{text}\u2069" if _RIGHT_TO_LEFT.search(text) else text
 
 
 def utf8_name(name: str) -> str:

@@ -319,14 +319,20 @@ def test_a_seed_gives_the_same_files_and_another_seed_others(few: Path, tmp_path
         assert (tmp_path / "other" / file).read_bytes() != written
 
 
-def test_the_module_redraws(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_redraws(
+    few: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = tmp_path / "anew" / "scenes"
     monkeypatch.setattr(sys, "argv", ["scenes", str(folder)])
     runpy.run_module("captioner.data.scenes", run_name="__main__")
     assert (folder / "captions.jsonl").read_bytes() == (few / "captions.jsonl").read_bytes()
     monkeypatch.setattr(sys, "argv", ["scenes"])
-    with pytest.raises(SystemExit, match="usage: "):
+    with pytest.raises(SystemExit, match="2"):
         runpy.run_module("captioner.data.scenes", run_name="__main__")
+    assert capsys.readouterr().err.startswith("usage: python -m captioner.data.scenes")
 
 
 # What is read.

@@ -1,20 +1,23 @@
 """Drawn scenes: small images with a known set of true captions.
 
 An image shows either one to four equal things, or two things of different kinds, one left of or
-above the other. To draw the bundled data set again, run `python -m captioner.data.scenes FOLDER`.
+above the other. To draw the bundled data set again, run `python -m captioner.data.scenes FOLDER`;
+with `--language ru` or `zh`, the captions are Russian or Chinese.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from captioner.data.dataset import Dataset, Options, Region
 from captioner.data.formats.collect import Collector
+from captioner.data.scenes import chinese, grammar, russian
 from captioner.data.scenes.drawing import draw, masks
-from captioner.data.scenes.grammar import Scene, captions, is_true, parse_scene, plural
+from captioner.data.scenes.grammar import Scene, Sentences, Thing, captions, is_true, parse_scene
 from captioner.data.scenes.splits import scenes, split_combinations
 from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
@@ -23,11 +26,19 @@ from captioner.system.text_files import read_lines
 
 PICTURES = {"train": 2000, "dev": 200, "test": 200}
 INDEX = "captions.jsonl"
+# What is said of a scene, and the words that name a thing, by language.
+LANGUAGES: dict[str, tuple[Sentences, Callable[[Thing], frozenset[str]]]] = {
+    "en": (grammar.sentences, grammar.names),
+    "ru": (russian.sentences, russian.names),
+    "zh": (chinese.sentences, chinese.names),
+}
 LOOKS_FOR = f"a folder with drawn scenes in {INDEX} (python -m captioner.data.scenes FOLDER)"
 
 
-def generate(folder: Path, seed: int = 0) -> None:
+def generate(folder: Path, seed: int = 0, language: str = "en") -> None:
     """Draw `captions.jsonl` and `images/`; seed 0 gives the bundled data set, to the pixel.
+
+    The language is a key of `LANGUAGES`; the images are the same in each.
 
     Raises:
         ConfigError: if the folder holds other files.
@@ -35,6 +46,7 @@ def generate(folder: Path, seed: int = 0) -> None:
     check(folder, "scenes")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     allowed = split_combinations(seed)
+    say = LANGUAGES[language][0]
     lines = []
     for split, pictures in PICTURES.items():
         endless = scenes(allowed[split], random.Random(f"{seed}/{split}"))
@@ -46,10 +58,11 @@ def generate(folder: Path, seed: int = 0) -> None:
             record = {
                 "file_name": f"images/{image_id}.png",
                 "split": split,
-                "captions": captions(scene),
+                "captions": captions(scene, say),
                 "scene": asdict(scene),
             }
-            lines.append(json.dumps(record) + "\n")
+            record |= {"language": language} if language != "en" else {}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     (folder / INDEX).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
@@ -66,10 +79,10 @@ def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
     index = root / INDEX
     collector = Collector(root, "scenes", [root])
     collector.note_others([index])
-    truths: dict[str, Scene] = {}
+    truths: dict[str, tuple[Scene, str]] = {}  # with the language of the captions
     for where, line in collector.lines(index, read_lines(index)):
         try:
-            file, split, texts, scene = _parse(line)
+            file, split, texts, scene, language = _parse(line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             detail = f"not a record of a drawn scene: {excerpt(line)} ({excerpt(error)})"
             collector.problem("malformed line", where, detail)
@@ -77,29 +90,33 @@ def load(root: Path, options: Options | None = None) -> Dataset:  # noqa: ARG001
         image_id = Path(file).stem
         entry = collector.add(image_id, file, split, where)
         if entry:
-            truths[image_id] = scene
+            truths[image_id] = scene, language
             for caption in texts:
                 collector.caption(entry, caption, where)
 
     def judge(image_id: str, caption: str) -> bool:
-        return is_true(truths[image_id], caption)
+        scene, language = truths[image_id]
+        return is_true(scene, caption, LANGUAGES[language][0])
 
     dataset = collector.dataset(report_unnamed=True)
     images = {example.image_id: example.image for example in dataset.examples}
 
     def regions(image_id: str) -> list[Region]:
-        things, places = truths[image_id].things, masks(images[image_id])
+        scene, language = truths[image_id]
+        things, places = scene.things, masks(images[image_id])
         if len(things) != len(places):  # another program wrote the image again
             return []
-        named = [frozenset((thing.kind, plural(thing.kind), thing.colour)) for thing in things]
-        return list(map(Region, named, places))
+        return list(map(Region, map(LANGUAGES[language][1], things), places))
 
     return replace(dataset, judge=judge, regions=regions)
 
 
-def _parse(line: str) -> tuple[str, str, list[object], Scene]:
+def _parse(line: str) -> tuple[str, str, list[object], Scene, str]:
     record = json.loads(line)
     file, split, texts = record["file_name"], record["split"], record["captions"]
     if not (isinstance(file, str) and isinstance(split, str) and isinstance(texts, list)):
         raise TypeError("file_name and split must be text, captions a list")
-    return file, split, texts, parse_scene(record["scene"])
+    language = record.get("language", "en")
+    if language not in LANGUAGES:
+        raise ValueError(f"language must be one of {', '.join(LANGUAGES)}")
+    return file, split, texts, parse_scene(record["scene"]), language

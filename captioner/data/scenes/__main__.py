@@ -1,17 +1,24 @@
-"""Draws the bundled data set again: `python -m captioner.data.scenes FOLDER`."""
+"""Draws the bundled data set again: `python -m captioner.data.scenes FOLDER [--language ru]`."""
 
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
-from captioner.data.scenes import generate
+from captioner.data.scenes import LANGUAGES, generate
 from captioner.errors import ConfigError
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m captioner.data.scenes FOLDER")
+    parser = ArgumentParser(
+        prog="python -m captioner.data.scenes", description="Draw scenes and write their captions."
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--language", choices=LANGUAGES, default="en", help="of the captions (default: en)"
+    )
+    given = parser.parse_args()
     try:
-        generate(Path(sys.argv[1]))
+        generate(given.folder, language=given.language)
     except ConfigError as error:
         sys.exit(f"captioner: error: {error}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,13 +96,25 @@ def sentences(scene: Scene) -> list[list[str]]:
     return [[opening + body for body in _bodies(scene)] for opening in openings]
 
 
-def captions(scene: Scene) -> tuple[str, ...]:
+Sentences = Callable[[Scene], list[list[str]]]  # a row per opening, with a sentence per body
+
+
+def captions(scene: Scene, say: Sentences = sentences) -> tuple[str, ...]:
     """Return the five captions of an image of the scene."""
-    rows = sentences(scene)
+    rows = say(scene)
     return tuple(rows[opening][body] for opening, body in _WORDINGS)
 
 
-def is_true(scene: Scene, caption: str) -> bool:
-    """Return whether a caption is one of the scene's sixteen true sentences."""
-    text = " ".join(caption.lower().split())
-    return any(text in row for row in sentences(scene))
+def is_true(scene: Scene, caption: str, say: Sentences = sentences) -> bool:
+    """Return whether a caption is one of the scene's sixteen true sentences, up to commas."""
+    text = _bare(caption)
+    return any(text == _bare(sentence) for row in say(scene) for sentence in row)
+
+
+def names(thing: Thing) -> frozenset[str]:
+    """Return the words that name the kind or the colour of a thing."""
+    return frozenset((thing.kind, plural(thing.kind), thing.colour))
+
+
+def _bare(sentence: str) -> str:
+    return " ".join(re.sub("[,，]", "", sentence.lower()).split())

@@ -13,7 +13,9 @@
 
   // ---- search and sort ----
 
-  const words = (text) => ` ${text.toLowerCase().split(/[^\p{L}\p{M}\p{N}<>'-]+/u).filter(Boolean).join(" ")} `;
+  // In scripts without spaces, each character with its marks is a word.
+  const SINGLE = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Thai}\p{sc=Laoo}\p{sc=Khmr}\p{sc=Mymr}ー]\p{M}*/gu;
+  const words = (text) => ` ${text.toLowerCase().replace(SINGLE, " $& ").split(/[^\p{L}\p{M}\p{N}<>'-]+/u).filter(Boolean).join(" ")} `;
   const haystacks = {
     caption: (row) => words(row.captions[0][0]),
     references: (row) => words(row.references.join(" ")),
@@ -94,6 +96,7 @@
       const word = element("span", text, `word ${level}${text ? "" : " end"}`);
       const tip = element("span", undefined, "tip");
       tip.append(...hints.map((hint) => element("span", hint)));
+      for (const line of tip.children) line.dir = "auto";
       word.append(tip);
       word.tabIndex = -1; // only those of the focused card are tab stops
       title.append(gap, word);

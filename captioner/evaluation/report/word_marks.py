@@ -28,7 +28,9 @@ def marks_of(caption: Caption) -> list[WordMark]:
     for word in caption.words:
         text = "" if word.text == END else word.text
         start = caption.text.find(text, place) if text else place
-        gap, place = caption.text[place:start], start + len(text)
+        gap = caption.text[place : max(place, start)]
+        if start >= 0:  # else a piece that is part of a character
+            place = start + len(text)
         probability = math.exp(word.log_prob)
         level = next(name for least, name in LEVELS if probability >= least)
         hints = [f"{text or 'end of the caption'}: {probability:.1%}"]
