@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from captioner.config import DecodingConfig
     from captioner.data.load import load_dataset
     from captioner.errors import CaptionerError, ConfigError, DataError, ImageError, ModelError
+    from captioner.explanation.explained import Explanation
     from captioner.explanation.trace import (
         Candidate,
         RankedCaption,
@@ -41,6 +42,7 @@ _MODULES = {
     "config": ["DecodingConfig"],
     "data.load": ["load_dataset"],
     "errors": ["CaptionerError", "ConfigError", "DataError", "ImageError", "ModelError"],
+    "explanation.explained": ["Explanation"],
     "captioning.maps": ["draw_maps"],
     "captioning.ray": ["caption_with_ray"],
     "captioning.records": ["CaptioningOptions", "Record", "caption_files"],
@@ -62,6 +64,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DecodingConfig",
+    "Explanation",
     "ImageError",
     "ModelError",
     "PreparedReferences",

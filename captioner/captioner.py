@@ -29,6 +29,13 @@ from captioner.errors import (
     must_be,
     within_memory,
 )
+from captioner.explanation.explained import (
+    METHODS,
+    Explanation,
+    Method,
+    spelled,
+    token_ids_of,
+)
 from captioner.explanation.trace import Trace, check_units, trace
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_config import FORMAT_VERSIONS
@@ -51,6 +58,7 @@ MIN_ROUNDED_SIZE = 256  # hidden units; below it, rounding the matrices saves no
 FEATURES = "the image's features are not finite"
 STATES = "the decoder's states are not finite"
 SCORES = "the words' probabilities are not finite"
+MAPS = "the words' maps are not finite"
 OVERFLOW = "the weights overflow; try precision fp32, restore the weights, or train the model again"
 
 
@@ -560,6 +568,57 @@ class Captioner:
             scores.append(log_probs.cpu())
         lengths = torch.tensor([len(ids) + 1 if per_token else 1 for ids in token_ids])
         return torch.cat(scores) / lengths
+
+    @within_memory("to explain")
+    def explain(
+        self,
+        image: ImageLike,
+        caption: str | Caption | None = None,
+        options: DecodingConfig | None = None,
+        *,
+        method: Method = "gradient",
+        alternatives: int = 4,
+    ) -> Explanation:
+        """Compute where each word of a caption came from.
+
+        Args:
+            image: one image; see `caption`.
+            caption: text, with or without the words of a search; None: the best caption. A word
+                that the model does not know is explained as <unk>.
+            options: search settings of the best caption; None: the model's own.
+            method: "gradient" leads each word's log-probability back through time and the CNN's
+                last feature map, and compares with the average training image. "occlusion" covers
+                one place after the other; it knows nothing of the model and takes many times as
+                long. Votes of neighbours choose the caption, and have no part in its maps.
+            alternatives: for each word.
+
+        Raises:
+            ImageError: if the image cannot be read, or the model computes NaN or infinity for it.
+            ConfigError: if the caption holds no word or too many, or an argument is out of range.
+            ModelError: if the CNN sees the image as a single place.
+        """
+        must_be("caption", caption, str, Caption, NoneType)
+        must_be("method", method, str)
+        _check_alternatives(alternatives)
+        if method not in METHODS:
+            names = " or ".join(map(repr, METHODS))
+            raise ConfigError(f"method: must be {names}, given {excerpt(method, 60)}")
+        picture, preprocess = to_picture(image), self.encoder.preprocess
+        pixels = preprocess.pixels(picture)
+        features, looks = self.encoder.see(pixels[None]), self.map_size() > 0
+        _raise_first(self._errors((FEATURES, features.isfinite().all(1))))
+        if isinstance(caption, str):
+            caption = Caption(caption, 0.0, 0.0, finished=True)
+        if caption is None:
+            [[caption]] = self.search(features, options, alternatives=alternatives, maps=looks)
+        token_ids = token_ids_of(caption, self.vocabulary).to(self.device)
+        if not caption.words:
+            parts = self.decoder, features, token_ids, self.vocabulary, alternatives
+            caption = spelled(*parts, looks=looks)
+        maps = METHODS[method](self.encoder, self.decoder, pixels[None], token_ids)
+        _raise_first(self._errors((MAPS, maps.isfinite().all()[None])))
+        visible = preprocess.visible(*picture.size)
+        return Explanation(caption, maps.cpu(), method, pixels, visible)
 
     @within_memory("to embed captions")
     def embed(self, captions: str | Iterable[str]) -> Tensor:

@@ -29,8 +29,8 @@ NONSENSE: tuple[object, ...] = (
     *(torch.zeros(2), np.zeros((2, 2))),
 )
 METHODS = (
-    *("caption", "encode", "search", "search_each", "trace", "score", "embed", "settings"),
-    *("to", "save"),
+    *("caption", "encode", "search", "search_each", "explain", "trace", "score", "embed"),
+    *("settings", "to", "save"),
 )
 # It starts a Ray cluster, and has tests of its own.
 LEFT_OUT = {"caption_with_ray"}

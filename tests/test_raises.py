@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import random_state
 from PIL import Image
 
 import captioner
@@ -32,6 +33,9 @@ from captioner import (
     tokenize,
 )
 from captioner.decoder.ensemble import Ensemble
+from captioner.encoder.encoder import FrozenEncoder
+from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.weights import EncoderSpec
 
 import toys
 
@@ -79,6 +83,11 @@ def blind() -> Captioner:
     return model
 
 
+def of_one_pixel() -> Captioner:
+    spec = EncoderSpec("shufflenet_v2_x0_5", {}, Preprocess(1, 1))
+    return toys.captioner(FrozenEncoder(spec, random_state("shufflenet_v2_x0_5"), "fp32"))
+
+
 def saved(device: str = "cpu") -> Path:
     sound().save("model")
     Captioner.load("model", device)
@@ -118,6 +127,9 @@ CASES = {
     ("Captioner.trace", ConfigError): lambda: sound().trace(GREY, units=-1),
     ("Captioner.score", ImageError): lambda: sound().score(b"no image", ["a dog"]),
     ("Captioner.score", ConfigError): lambda: sound().score(GREY, [1]),
+    ("Captioner.explain", ImageError): lambda: sound().explain(b"no image"),
+    ("Captioner.explain", ConfigError): lambda: sound().explain(GREY, method="magic"),
+    ("Captioner.explain", ModelError): lambda: of_one_pixel().explain(GREY),
     ("Captioner.embed", ConfigError): lambda: sound().embed([1]),
     ("Captioner.embed", ModelError): lambda: broken().embed(["a dog"]),
     ("Captioner.single_decoder", ModelError): lambda: ensemble().single_decoder("saved"),

@@ -1,1 +1,1 @@
-"""What a model did with an image: what the search kept and cut, and how the states moved."""
+"""What a model did with an image: what the search kept, how states moved, where words came from."""
