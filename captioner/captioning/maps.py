@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
-import warnings
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captioner.captioning.records import Record
 from captioner.errors import ConfigError, checked_names, must_be
-from captioner.system.files import whole_file
+from captioner.explanation.panels import Block, Panel, draw_panels, save_figure
 from captioner.system.ownership import owns
-from captioner.system.version import __version__
 from captioner.text import Word
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 6  # panels in a row, at most
-# Sizes in inches.
-SIDE = 1.6  # of a panel
-WIDTH, HEIGHT, BELOW = SIDE + 0.12, SIDE + 0.52, 0.24  # of a panel with its words
-SCALE, MARGIN = 0.55, 0.12  # of the colour scale, and around the panels
-DPI = 100
-COLOURS = "inferno"
-OPACITY = 0.55  # of a map over the picture
-LONGEST = 18  # characters of a word over its panel
 LONGEST_NAME = 200  # bytes of a file name
-_WORDS: Any = {"parse_math": False}  # of a caption, in which $ is a $
 
 
 @checked_names
@@ -65,13 +51,8 @@ def draw_maps(record: Record, path: str | Path) -> None:
         raise ConfigError(f"record: has no maps: {reason}")
     if record.captions[0].finished:
         words = words[:-1]  # the end token
-    picture = record.pixels.permute(1, 2, 0).numpy()
-    figure = _figure(picture, record.caption, words, record.visible)
-    # `system.ownership` recognises the file by its title before it replaces the file.
-    metadata = {"Title": "captioner attention", "Software": f"captioner {__version__}"}
-    with whole_file(Path(path), "map") as aside, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as boxes
-        figure.savefig(aside, format="png", metadata=metadata, pil_kwargs={"optimize": True})
+    figure = _figure(record.pixels.permute(1, 2, 0).numpy(), record.caption, words, record.visible)
+    save_figure(figure, Path(path), "map")
 
 
 @dataclass(slots=True)
@@ -120,56 +101,9 @@ def _figure(
     visible: float,
 ) -> Figure:
     """Draw a picture, uint8 (H, W, 3), and one panel for each word."""
-    from matplotlib.cm import ScalarMappable  # slow to import
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
-    rows = -(-(len(words) + 1) // COLUMNS)
-    columns = -(-(len(words) + 1) // rows)
-    lines = textwrap.wrap(caption, 13 * columns) or [""]
-    width, height = columns * WIDTH + SCALE + MARGIN, rows * HEIGHT + 0.25 * len(lines) + 2 * MARGIN
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    figure.text(
-        MARGIN / width, 1 - MARGIN / height, "\n".join(lines), **_WORDS, fontsize=12, va="top"
-    )
-
-    def panel(number: int) -> Axes:
-        """Add the axes of a panel, row by row."""
-        row, column = divmod(number, columns)
-        left, bottom = MARGIN + column * WIDTH, MARGIN + (rows - 1 - row) * HEIGHT + BELOW
-        axes = figure.add_axes((left / width, bottom / height, SIDE / width, SIDE / height))
-        axes.set_axis_off()
-        return axes
-
-    first = panel(0)
-    first.imshow(picture, interpolation="nearest")
-    first.set_title("the image", fontsize=9, color="0.4", pad=4)
-    if visible < 0.995:
-        _write_below(first, f"the middle {visible:.0%} of it")
-    looks = [word.attention for word in words if word.attention]
-    edges = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-    scale = Normalize(0, max((max(map(max, look.places)) for look in looks), default=1))
-    for number, (word, look) in enumerate(zip(words, looks, strict=True), 1):
-        axes = panel(number)
-        axes.imshow(picture)
-        weights = np.array(look.places)
-        axes.imshow(weights, COLOURS, scale, alpha=OPACITY, extent=edges, interpolation="bilinear")
-        title = word.text if len(word.text) <= LONGEST else word.text[: LONGEST - 1] + "…"
-        axes.set_title(title, **_WORDS, fontsize=10, pad=4)
-        _write_below(axes, f"not the image: {look.sentinel:.2f}")
-    bar = figure.add_axes(
-        (
-            (width - SCALE) / width,
-            (MARGIN + (rows - 1) * HEIGHT + BELOW) / height,
-            0.12 / width,
-            SIDE / height,
-        )
-    )
-    figure.colorbar(ScalarMappable(scale, COLOURS), cax=bar, alpha=OPACITY)
-    bar.set_title("weight", fontsize=8, pad=4, loc="left")
-    bar.tick_params(labelsize=8, length=2)
-    return figure
-
-
-def _write_below(axes: Axes, text: str) -> None:
-    axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=8)
+    looks = [(word.text, word.attention) for word in words if word.attention]
+    panels = [
+        Panel(text, np.array(look.places), f"not the image: {look.sentinel:.2f}")
+        for text, look in looks
+    ]
+    return draw_panels(picture, caption, [Block("the image", "weight", panels, "weights")], visible)

@@ -337,6 +337,10 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
         or _has_signature("· captioner</title>".encode(), path)  # of version 0.1
     ),
     "study": partial(_has_keys, {"captions", "shortest", "longest", "clip_norm", "seed", "cells"}),
+    "explanation": lambda path: (
+        _has_signature(b"tEXtTitle\0captioner explanation", path)
+        or _has_signature(b'<meta name="generator" content="captioner explain">', path)
+    ),
     "map": partial(_has_signature, b"tEXtTitle\0captioner attention"),
     "figure": partial(_has_signature, b"tEXtSoftware\0captioner"),
     "vocabulary": partial(_has_keys, {"min_count", "specials", "words"}),

@@ -13,12 +13,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captioner.captioner import Captioner
-from captioner.captioning.maps import LONGEST, MapFolder, _figure, draw_maps
+from captioner.captioning.maps import MapFolder, _figure, draw_maps
 from captioner.captioning.records import CaptioningOptions, Record, caption_files
 from captioner.captioning.sources import list_images
 from captioner.cli import main
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ConfigError
+from captioner.explanation.panels import LONGEST
 from captioner.system.ownership import owns
 from captioner.text import Caption, Word, WordAttention
 
