@@ -14,7 +14,7 @@ import pytest
 import captioner
 
 ROOT = Path(captioner.__file__).parent
-VERBS = ("captioning", "training", "evaluation", "scoring", "doctor")
+VERBS = ("captioning", "training", "evaluation", "scoring", "doctor", "explaining")
 LAYERS = (
     ("system",),
     ("text", "config", "images", "hub"),
@@ -35,7 +35,12 @@ LAYERS = (
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SERVED_BY = {"compare": "scoring", "evaluate": "evaluation", "score": "scoring"}
 SERVED_BY |= {verb: verb for verb in ("doctor", "gradients")}
-SERVED_BY |= {"caption": "captioning", "serve": "serving", "train": "training"}
+SERVED_BY |= {
+    "caption": "captioning",
+    "explain": "explaining",
+    "serve": "serving",
+    "train": "training",
+}
 SERVED_BY |= dict.fromkeys(("dry_run", "messages", "wording_options"), "captioning")  # its parts
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -31,6 +31,7 @@ from captioner.system.version import __version__
 COMMANDS = {
     "train": "Train a captioner.",
     "caption": "Write captions for images, folders or globs.",
+    "explain": "Show where each word of a caption came from.",
     "models": "List the bundled models and the runs, with their scores.",
     "evaluate": "Caption a split of a data set and score the captions.",
     "score": "Score the captions of any system against references.",
