@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -14,6 +15,7 @@ from captioner.cli.options import device_option, read_bytes, say
 from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
+    from captioner.serving.access import Access
     from captioner.serving.limits import Limits
 
 _LIMITS = (
@@ -93,6 +95,49 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_ACCESS = (
+    click.option(
+        "--token",
+        envvar="CAPTIONER_TOKEN",
+        show_envvar=True,
+        help="Token that a request must send, as `Authorization: Bearer TOKEN`.",
+    ),
+    click.option("--no-token", is_flag=True, help="Serve other machines without a token."),
+    click.option(
+        "--allow-host",
+        "hosts",
+        metavar="NAME",
+        multiple=True,
+        help="Name by which the server may be called, besides --host, localhost and IP addresses. "
+        "Repeatable.",
+    ),
+    click.option(
+        "--allow-origin",
+        "origins",
+        metavar="ORIGIN",
+        multiple=True,
+        help="Other page that may call the server, such as https://example.org; *: all. "
+        "Repeatable.",
+    ),
+)
+
+
+def access_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add who may use the server; the command receives it as `access: Access`."""
+
+    @wraps(command)
+    def run(*, host: str, token: str | None, hosts: Any, origins: Any, **options: Any) -> None:
+        with _extra():
+            from captioner.serving.access import Access, is_name
+        names = (*hosts, *([host] if is_name(host) else []))
+        access = Access(token=token, hosts=names, origins=origins)
+        command(host=host, access=access, **options)
+
+    for option in reversed(_ACCESS):
+        run = option(run)
+    return run
+
+
 @contextmanager
 def _extra() -> Iterator[None]:
     try:
@@ -118,22 +163,37 @@ def _extra() -> Iterator[None]:
     show_default=True,
     help="Port to listen on; 0: a free one.",
 )
+@access_options
 @limit_options
+@click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 @device_option
-def command(models: tuple[Path, ...], host: str, port: int, limits: Limits, device: str) -> None:
+def command(
+    models: tuple[Path, ...],
+    host: str,
+    port: int,
+    access: Access,
+    no_token: bool,
+    limits: Limits,
+    opens: bool,
+    device: str,
+) -> None:
     """Serve a page to try models on, and an HTTP API.
 
     SIGTERM and Ctrl-C finish the requests that are running and refuse further ones.
     """
     with _extra():
+        from captioner.serving.access import check_reach
         from captioner.serving.app import build_app
-        from captioner.serving.server import listen, serve
+        from captioner.serving.server import address_of, listen, serve
     from captioner.run_dir import find_models
     from captioner.serving.shelf import load
 
     folders = find_models(models, say)
-    listener = listen(host, port)
-    served = load(folders, device)
-    say(f"{', '.join(served)}: http://{host}:{listener.getsockname()[1]}/")
-    serve(build_app(served, limits, say), listener)
+    with listen(host, port) as listener:
+        check_reach(listener, access, no_token=no_token)
+        served, page = load(folders, device), address_of(listener)
+        say(f"{', '.join(served)}: {page}")
+        if opens:  # browsers keep what is behind the # to themselves
+            webbrowser.open(f"{page}#token={access.token}" if access.token else page)
+        serve(build_app(served, limits, access, say), listener)
     say("stopped")

@@ -21,23 +21,32 @@ class Captioned:
         captions: up to n_best.
         size: width and height of the upright picture, in pixels.
         blank: the CNN sees one colour only, so the captions say nothing about the picture.
+        trace: how the first was written, as JSON; None unless asked for.
     """
 
     captions: list[Caption]
     size: tuple[int, int]
     blank: bool
+    trace: JSON | None = None
+
+    @property
+    def status(self) -> str:
+        """`ok` or `blank`, as in JSON Lines."""
+        return "blank" if self.blank else "ok"
 
 
 def to_answer(wish: Wish, found: Captioned) -> JSON:
     """Return the answer to a request for one picture."""
     best = found.captions[0]
-    answer: JSON = {"model": wish.model, "status": "blank" if found.blank else "ok"}
+    answer: JSON = {"model": wish.model, "status": found.status}
     answer |= _caption(best, wish)
     answer["n_best"] = [_caption(caption, wish) for caption in found.captions]
     if wish.words or wish.maps:
         answer["words"] = [_word(word, wish) for word in best.words]
     if wish.maps and any(word.attention for word in best.words):
         answer["map_source"] = "attention"
+    if found.trace is not None:
+        answer["trace"] = found.trace
     answer["image"] = dict(zip(("width", "height"), found.size, strict=True))
     return answer
 

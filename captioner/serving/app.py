@@ -6,18 +6,24 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from captioner.captioner import Captioner
+from captioner.errors import ImageError
 from captioner.page.assets import Asset, page_assets
-from captioner.serving.answer import JSON, to_answer
+from captioner.serving.access import Access, Guard
+from captioner.serving.answer import JSON, Captioned, to_answer
+from captioner.serving.chat import chat_error, read_chat, to_completion, to_stream
+from captioner.serving.counters import MEDIA_TYPE, Counters
 from captioner.serving.door import Door, Visit
 from captioner.serving.limits import Limits, Uploads
 from captioner.serving.queue import Queue
@@ -27,6 +33,8 @@ from captioner.serving.wish import Wish, read_wish
 from captioner.system.escapes import utf8_name
 
 T = TypeVar("T")
+OPENAPI = Path(__file__).parent / "openapi.yaml"
+PUBLIC = ("/healthz", "/openapi.yaml")  # need no token, nor do the files of the page
 IMAGE = "image"  # the name of the field of a form
 FORM = "multipart/form-data"
 
@@ -34,6 +42,7 @@ FORM = "multipart/form-data"
 def build_app(
     models: Mapping[str, Captioner],
     limits: Limits,
+    access: Access,
     say: Callable[[str], None] = lambda line: None,  # noqa: ARG005
 ) -> Starlette:
     """Build the application.
@@ -41,11 +50,14 @@ def build_app(
     Args:
         models: by name, all on one device; the first is the default.
         limits: of requests and of the queue.
+        access: who may use it.
         say: prints a line of the log.
     """
-    uploads = Uploads(limits)
+    uploads, counters = Uploads(limits), Counters()
+    assets = page_assets()
 
     def tell(visit: Visit) -> None:
+        counters.add(visit)
         say(
             f"{visit.method:.10} {visit.route} {visit.status}, {visit.size:,} bytes, "
             f"{visit.seconds:.3f} s"
@@ -53,18 +65,36 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Queue(models, limits, uploads) as queue:
-            app.state.service = Service(models, limits, uploads, queue)
+        async with Queue(models, limits, uploads, counters.batches.add) as queue:
+            app.state.service = Service(models, limits, uploads, counters, queue)
             yield
 
     app = Starlette(
-        routes=[*_routes(), *_page_routes()],
-        middleware=[Middleware(Door, tell=tell, say=say)],
+        routes=[*_routes(), *(_file_route(*each) for each in assets.items())],
+        middleware=[
+            *_cors(access),
+            Middleware(Door, tell=tell, say=say),
+            Middleware(Guard, access=access, public={*PUBLIC, *assets}),
+        ],
         exception_handlers={HTTPException: _raise},
         lifespan=lifespan,
     )
     app.state.stopping = False  # whether new requests are refused
     return app
+
+
+def _cors(access: Access) -> list[Middleware]:
+    """Return what lets other pages call; nothing if none may."""
+    if not access.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=[*access.origins],
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    ]
 
 
 async def _raise(request: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -80,18 +110,25 @@ class Service:
         models: Mapping[str, Captioner],
         limits: Limits,
         uploads: Uploads,
+        counters: Counters,
         queue: Queue,
     ):
-        self.models, self.limits, self.uploads, self.queue = models, limits, uploads, queue
+        self.models, self.limits, self.uploads = models, limits, uploads
+        self.counters, self.queue = counters, queue
 
-    async def caption(self, content: bytes, wish: Wish) -> JSON:
+    async def caption(self, content: bytes, wish: Wish) -> Captioned:
         """Caption one picture within the time limit."""
         seconds = self.limits.max_seconds
         try:
             async with asyncio.timeout(seconds):
-                return to_answer(wish, await self.queue.caption(content, wish))
+                found = await self.queue.caption(content, wish)
         except TimeoutError:
             raise busy(f"busy: no caption after {seconds:g} s; try again") from None
+        except ImageError:
+            self.counters.images["error"] += 1
+            raise
+        self.counters.images[found.status] += 1
+        return found
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -129,7 +166,8 @@ async def _caption(request: Request) -> Response:
     wish = read_wish(request.query_params.multi_items(), service.models)
     service.queue.check()
     content = await _one_image(request, service)
-    return JSONResponse(await _unless_gone(request, service.caption(content, wish)))
+    found = await _unless_gone(request, service.caption(content, wish))
+    return JSONResponse(to_answer(wish, found))
 
 
 async def _one_image(request: Request, service: Service) -> bytes:
@@ -192,7 +230,7 @@ async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
     line: JSON = {"index": index, "file_name": utf8_name(part.file_name)}
     try:
         await service.queue.room()
-        return line | await service.caption(content, wish)
+        return line | to_answer(wish, await service.caption(content, wish))
     except Exception as error:
         refusal = refusal_of(error)
         if refusal is None:
@@ -200,10 +238,32 @@ async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
         return line | {"status": "error", "error": refusal.message}
 
 
+async def _chat(request: Request) -> Response:
+    service = _service(request)
+    request.scope["visit"].to_json = chat_error
+    service.queue.check()
+    async with service.uploads.slot():
+        body = b"".join([chunk async for chunk in service.uploads.chunks(request)])
+    asked = read_chat(body, request.query_params.multi_items(), service.models)
+    found = await _unless_gone(request, service.caption(asked.content, asked.wish))
+    if asked.stream:
+        return StreamingResponse(to_stream(asked, found), media_type="text/event-stream")
+    return JSONResponse(to_completion(asked, found))
+
+
+async def _metrics(request: Request) -> Response:
+    service = _service(request)
+    text = service.counters.text(service.queue.size, service.uploads)
+    return Response(text, media_type=MEDIA_TYPE)
+
+
 async def _models(request: Request) -> Response:
     models = _service(request).models
+    entry = {"object": "model", "created": 0, "owned_by": "captioner"}
     return JSONResponse(
         {
+            "object": "list",  # with `data`, the form of chat completions
+            "data": [{"id": name} | entry for name in models],
             "models": [
                 {
                     "name": name,
@@ -226,8 +286,11 @@ def _routes() -> list[BaseRoute]:
     return [
         _route("/v1/caption", _caption, "POST"),
         _route("/v1/captions", _captions, "POST"),
+        _route("/v1/chat/completions", _chat, "POST"),
         _route("/v1/models", _models, "GET"),
+        _route("/metrics", _metrics, "GET"),
         _route("/healthz", _health, "GET"),
+        _file_route("/openapi.yaml", Asset(OPENAPI.read_bytes(), "application/yaml")),
     ]
 
 
@@ -237,11 +300,6 @@ def _route(path: str, endpoint: Endpoint, method: str) -> Route:
         return await endpoint(request)
 
     return Route(path, answer, methods=[method])
-
-
-def _page_routes() -> list[BaseRoute]:
-    """Return a route for each file of the page."""
-    return [_file_route(path, asset) for path, asset in page_assets().items()]
 
 
 def _file_route(path: str, asset: Asset) -> Route:

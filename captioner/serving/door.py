@@ -29,11 +29,21 @@ HEADERS = (
 )
 
 
+def plain_error(refusal: RefusedError) -> dict[str, object]:
+    """Return an error as JSON."""
+    return {"error": refusal.message}
+
+
 @dataclass(slots=True)
 class Visit:
-    """One request, as the log shows it: bytes of the body, seconds, status."""
+    """One request, as the log shows it: bytes of the body, seconds, status.
+
+    Attributes:
+        to_json: the form of its errors.
+    """
 
     method: str
+    to_json: Callable[[RefusedError], dict[str, object]] = plain_error
     route: str = "other"
     size: int = 0
     status: int = HUNG_UP
@@ -115,8 +125,7 @@ class _Exchange:
 
         A client that still sends would otherwise find the connection closed, and no answer.
         """
-        content = {"error": refusal.message}
-        response = JSONResponse(content, refusal.status, refusal.headers)
+        response = JSONResponse(self.visit.to_json(refusal), refusal.status, refusal.headers)
         unread = not self.ended and any(name in BODY for name, _ in scope["headers"])
         close = [(b"connection", b"close")] if unread else []
         start = {"type": "http.response.start", "status": refusal.status}

@@ -14,12 +14,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from captioner.captioner import Captioner
+from captioner.config import DecodingOverrides
 from captioner.errors import ImageError, within_memory
 from captioner.images.decode import read_image
 from captioner.pipeline import IMAGES_PER_SEARCH
@@ -38,11 +39,19 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture: pixels for the CNN, uint8 (3, S, S), and the size of the whole."""
+    """A decoded picture.
+
+    Attributes:
+        pixels: for the CNN, uint8 (3, S, S).
+        size: width and height of the whole.
+        blank: see `Captioned`.
+        content: its bytes, if a trace needs them; else empty.
+    """
 
     pixels: Tensor
     size: tuple[int, int]
     blank: bool
+    content: bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -121,7 +130,7 @@ class Queue:
         self.size += 1
         try:
             with self.uploads.holding(len(content)):
-                picture = await self._read(content, self.models[wish.model])
+                picture = await self._read(content, wish)
             loop = asyncio.get_running_loop()
             job = _Job(wish, picture, loop.create_future(), loop.time())
             self._jobs.append(job)
@@ -132,16 +141,17 @@ class Queue:
             self._changed.set()
             self._left.set()
 
-    def _read(self, content: bytes, captioner: Captioner) -> asyncio.Future[Picture]:
+    def _read(self, content: bytes, wish: Wish) -> asyncio.Future[Picture]:
         """Decode a picture in a thread, within the memory limit."""
+        preprocess = self.models[wish.model].encoder.preprocess
         ticket = self.memory.join()  # in the order of the threads' own queue
 
         def read() -> Picture:
             try:
                 claim = partial(self.memory.claim, number=ticket)
                 image = read_image(content, max_pixels=self.limits.max_pixels, claim=claim)
-                pixels = captioner.encoder.preprocess.pixels(image)
-                return Picture(pixels, image.size, captioner.encoder.preprocess.is_blank(pixels))
+                pixels, kept = preprocess.pixels(image), content if wish.trace else b""
+                return Picture(pixels, image.size, preprocess.is_blank(pixels), kept)
             finally:
                 self.memory.leave(ticket)
 
@@ -211,12 +221,21 @@ class Queue:
         for same in _grouped(rows, _search_of).values():
             found = self._search(captioner, same[0].wish, torch.stack([rows[job] for job in same]))
             for job, captions in zip(same, found, strict=True):
-                outcomes[job] = (
-                    captions
-                    if isinstance(captions, ImageError)
-                    else Captioned(captions, job.picture.size, job.picture.blank)
-                )
+                outcomes[job] = self._outcome(captioner, job, captions)
         return outcomes
+
+    def _outcome(
+        self, captioner: Captioner, job: _Job, captions: list[Caption] | ImageError
+    ) -> Outcome:
+        """Add the trace that a request asks for."""
+        if isinstance(captions, ImageError):
+            return captions
+        wish, picture, trace = job.wish, job.picture, None
+        if wish.trace and not job.done.done():
+            changes = cast(DecodingOverrides, dict(wish.changes))
+            number = {"n_best": wish.n_best, "alternatives": wish.words}
+            trace = captioner.trace(picture.content, **number, **changes).to_json()
+        return Captioned(captions, picture.size, picture.blank, trace)
 
     def _search(
         self, captioner: Captioner, wish: Wish, features: Tensor

@@ -118,6 +118,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {plain(host, 60)}, port {port}: {reason}") from error
 
 
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of the page for this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 def build_server(app: Starlette) -> Server:
     """Build the server of an application."""
     config = uvicorn.Config(

@@ -22,10 +22,22 @@ YES_NO = {"true": True, "1": True, "": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks for; `words` is the number of alternatives for each word."""
+    """What a request asks for.
+
+    Attributes:
+        model: its name.
+        options: search settings.
+        changes: those that differ from the model's own, as they were given.
+        n_best: captions.
+        words: alternatives for each word.
+        maps: where each word came from.
+        trace: how the first caption was written.
+        style: of the captions.
+    """
 
     model: str
     options: DecodingConfig
+    changes: tuple[tuple[str, object], ...] = ()
     n_best: int = 1
     words: int = 0
     maps: bool = False
@@ -51,10 +63,11 @@ def read_wish(query: Iterable[tuple[str, str]], models: Mapping[str, Captioner])
     n_best = _number(given, "n_best", 1, least=1)
     words = _number(given, "words", 0, least=0)
     flags = {name: _flag(given, name) for name in ("maps", "trace")}
-    overrides: dict[str, object] = {**given} | ({SEVERAL: forbidden} if forbidden else {})
+    overrides: dict[str, object] = {**given} | ({SEVERAL: (*forbidden,)} if forbidden else {})
     options = models[model].settings(n_best=n_best, **cast(DecodingOverrides, overrides))
     _check_cost(options, models[model].decoding)
-    return Wish(model, options, n_best, words, style=cast(Style, style), **flags)
+    changes = (*overrides.items(),)
+    return Wish(model, options, changes, n_best, words, style=cast(Style, style), **flags)
 
 
 def _collect(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:

@@ -16,6 +16,7 @@ import httpx
 from PIL import Image
 
 from captioner.captioner import Captioner
+from captioner.serving.access import Access
 from captioner.serving.app import build_app
 from captioner.serving.limits import Limits
 from captioner.serving.server import build_server, listen
@@ -60,10 +61,10 @@ class Served:
 
 @contextmanager
 def serving(
-    models: Mapping[str, Captioner], limits: Limits | None = None, **options: Any
+    models: Mapping[str, Captioner], limits: Limits | None = None, **access: Any
 ) -> Iterator[Served]:
     log: list[str] = []
-    app = build_app(models, limits or Limits(), log.append, **options)
+    app = build_app(models, limits or Limits(), Access(**access), log.append)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = build_server(app)
