@@ -7,7 +7,6 @@ two minutes. The script runs the commands of the README and writes SVG files for
 pages to docs/pictures:
 
 - `session`: a terminal session, and three test images with their captions
-- `words`: the probabilities of the next word at each step
 - `follows`: the log-likelihood of four captions given each of four images
 """
 
@@ -23,9 +22,8 @@ from html import escape
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from captioner import Captioner, tokenize
+from captioner import Captioner
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
@@ -131,28 +129,6 @@ def halves(caption: str) -> list[str]:
     return [caption[:cut], caption[cut + 1 :]]
 
 
-def words(color: Color, index: int, steps: list[list[tuple[str, float]]]) -> str:
-    """Draw the most probable next words at each step; the first one is the caption's word."""
-    across, bar, left, row = 112, 92, 150, 6
-    down = 46 + 34 * len(steps[0])
-    width, height = left + across * row, down * -(-len(steps) // row)
-    body = [f'<rect width="{width}" height="{height}" rx="10" fill="{color["page"]}"/>']
-    body.append(image(scene(index), 14, 46, 112, color))
-    for step, candidates in enumerate(steps):
-        x, top = left + across * (step % row), down * (step // row)
-        body.append(text(x, top + 26, f"step {step + 1}", color["quiet"], size=12))
-        for rank, (word, probability) in enumerate(candidates):
-            y = top + 46 + 34 * rank
-            fill = color["accent"] if rank == 0 else color["soft"]
-            weight = 'font-weight="bold"' if rank == 0 else ""
-            number, right = f"{probability:.3f}", 'text-anchor="end"'
-            long = f'width="{max(1.5, bar * probability):.1f}"'
-            body.append(text(x, y + 11, word, color["text"], size=12, more=weight))
-            body.append(text(x + bar, y + 11, number, color["quiet"], size=11, more=right))
-            body.append(f'<rect x="{x}" y="{y + 16}" {long} height="6" rx="2" fill="{fill}"/>')
-    return svg(width, height, "probabilities of the next word", body)
-
-
 def follows(color: Color, captions: dict[int, str], scores: torch.Tensor) -> str:
     """Draw a table of images and captions; a cell is the mean log-likelihood per token."""
     left, across, down = 300, 96, 44
@@ -174,24 +150,6 @@ def follows(color: Color, captions: dict[int, str], scores: torch.Tensor) -> str
             more = 'text-anchor="middle"' + (' font-weight="bold"' if own else "")
             body.append(text(x + across / 2, y + 23, f"{value:.2f}", color["text"], more=more))
     return svg(width, height, "log-likelihoods of captions", body)
-
-
-def next_words(captioner: Captioner, index: int, caption: str) -> list[list[tuple[str, float]]]:
-    """Return the five most probable words at each step of a caption."""
-    vocabulary = captioner.vocabulary
-    caption_ids = [vocabulary.bos_id, *vocabulary.encode(tokenize(caption))]
-    with torch.no_grad():
-        with Image.open(ROOT / scene(index)) as picture:
-            features = captioner.encode([picture.convert("RGB")])
-        hidden = captioner.decoder.init_hidden(features)
-        logits, _ = captioner.decoder(torch.tensor([caption_ids]), hidden)
-    logits[..., list(vocabulary.unwritable)] = float("-inf")
-    steps = []
-    for probabilities in logits[0].softmax(-1):
-        values, ids = probabilities.topk(5)
-        texts = [vocabulary.decode([token_id]) or ["(end)"] for token_id in ids.tolist()]
-        steps.append([(word, value) for [word], value in zip(texts, values.tolist(), strict=True)])
-    return steps
 
 
 def commands(work: Path) -> list[tuple[str, str]]:
@@ -218,14 +176,12 @@ def main(run_folder: Path | None) -> None:
         captioner = Captioner.load(work / "runs" / "scenes")
     every = sorted({*SHOWN, *CONTRASTED})
     texts = dict(zip(every, captioner.caption([ROOT / scene(i) for i in every]), strict=True))
-    steps = next_words(captioner, CONTRASTED[1], texts[CONTRASTED[1]])
     contrasted = {index: texts[index] for index in CONTRASTED}
     scores = captioner.score([ROOT / scene(index) for index in contrasted], contrasted.values())
     FOLDER.mkdir(exist_ok=True)
     for theme, color in THEMES.items():
         for title, drawn in (
             ("session", session(color, {index: texts[index] for index in SHOWN}, lines)),
-            ("words", words(color, CONTRASTED[1], steps)),
             ("follows", follows(color, contrasted, scores)),
         ):
             (FOLDER / f"{title}-{theme}.svg").write_text(drawn, encoding="utf-8")

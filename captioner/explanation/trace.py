@@ -103,7 +103,8 @@ class StateTrace:
         norms: T + 1 Euclidean norms of the whole state, all units.
         influence: T numbers: for each word, the norm of the gradient of its log-probability with
             respect to the image's state, all layers, and c of an LSTM as well. It says how far the
-            image's state is still felt.
+            image's state is still felt. It is small for a word that is almost certain, because a
+            small change of the state does not change its probability.
     """
 
     units: tuple[int, ...]
