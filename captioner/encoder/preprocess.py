@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,10 +98,20 @@ class Preprocess:
         pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
         return pixels.contiguous()
 
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of an image that the crop leaves: left, top, right, bottom.
+
+        Sizes are in pixels, results in parts of the width and the height. A crop that is larger
+        than the image begins below 0 and ends above 1.
+        """
+        sides = (max(side / min(width, height) * self.resize_size, 1) for side in (width, height))
+        across, down = (self.crop_size / side for side in sides)
+        return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
+
     def visible(self, width: int, height: int) -> float:
         """Return the share of an image's area that the crop leaves, 0 to 1; sizes in pixels."""
-        sides = (max(side / min(width, height) * self.resize_size, 1) for side in (width, height))
-        return math.prod(min(1, self.crop_size / side) for side in sides)
+        left, top, right, bottom = self.seen(width, height)
+        return min(1, right - left) * min(1, bottom - top)
 
     @staticmethod
     def is_blank(pixels: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 from captioner.captioning.wording import Wording
 from captioner.serving.wish import Wish
@@ -10,6 +11,7 @@ from captioner.text.vocabulary import Vocabulary
 from captioner.text.words import Caption, Word
 
 JSON = dict[str, object]
+DIGITS = 6  # after the decimal point
 END = Vocabulary.specials[Vocabulary.eos_id]
 
 
@@ -21,12 +23,16 @@ class Captioned:
         captions: up to n_best.
         size: width and height of the upright picture, in pixels.
         blank: the CNN sees one colour only, so the captions say nothing about the picture.
+        seen: the part that the CNN sees, see `Preprocess.seen`.
+        maps: of the words of the first, in nats; empty unless asked for.
         trace: how the first was written, as JSON; None unless asked for.
     """
 
     captions: list[Caption]
     size: tuple[int, int]
     blank: bool
+    seen: tuple[float, float, float, float]
+    maps: list[list[list[float]]] = field(default_factory=list)
     trace: JSON | None = None
 
     @property
@@ -42,13 +48,16 @@ def to_answer(wish: Wish, found: Captioned) -> JSON:
     answer |= _caption(best, wish)
     answer["n_best"] = [_caption(caption, wish) for caption in found.captions]
     if wish.words or wish.maps:
-        answer["words"] = [_word(word, wish) for word in best.words]
-    if wish.maps and any(word.attention for word in best.words):
-        answer["map_source"] = "attention"
+        answer["words"] = [_word(word, wish) | _map(word, wish) for word in best.words]
+    if wish.maps:
+        answer["map_source"] = wish.maps
+    for entry, places in zip(cast(list[JSON], answer.get("words", [])), found.maps, strict=False):
+        entry["map"] = [[round(place, DIGITS) for place in row] for row in places]
     if found.trace is not None:
         answer["trace"] = found.trace
-    answer["image"] = dict(zip(("width", "height"), found.size, strict=True))
-    return answer
+    width, height = found.size
+    seen = [round(side, DIGITS) for side in found.seen]
+    return answer | {"image": {"width": width, "height": height, "seen": seen}}
 
 
 def _caption(caption: Caption, wish: Wish) -> JSON:
@@ -58,22 +67,26 @@ def _caption(caption: Caption, wish: Wish) -> JSON:
         "score": _rounded(caption.score),
     }
     if wish.words:
-        entry["words"] = [_word(word, wish, with_map=False) for word in caption.words]
+        entry["words"] = [_word(word, wish) for word in caption.words]
     return entry
 
 
-def _word(word: Word, wish: Wish, *, with_map: bool = True) -> JSON:
+def _word(word: Word, wish: Wish) -> JSON:
     entry: JSON = {"text": "" if word.text == END else word.text}
     entry["log_prob"] = _rounded(word.log_prob)
     if word.text == END:
         entry["end"] = True
     if wish.words:
         entry["alternatives"] = [_alternative(*choice) for choice in word.alternatives]
-    if wish.maps and with_map and word.attention:
-        places = word.attention.places
-        entry["map"] = [[round(place, 6) for place in row] for row in places]
-        entry["sentinel"] = round(word.attention.sentinel, 6)
     return entry
+
+
+def _map(word: Word, wish: Wish) -> JSON:
+    """Return where the model looked before a word; nothing if that is not asked for."""
+    if wish.maps != "attention" or not word.attention:
+        return {}
+    places = [[round(place, DIGITS) for place in row] for row in word.attention.places]
+    return {"map": places, "sentinel": round(word.attention.sentinel, DIGITS)}
 
 
 def _alternative(text: str, log_prob: float) -> JSON:
@@ -83,4 +96,4 @@ def _alternative(text: str, log_prob: float) -> JSON:
 
 def _rounded(number: float) -> float:
     """Round as JSON Lines do; 0.0 instead of -0.0."""
-    return round(number, 6) or 0.0
+    return round(number, DIGITS) or 0.0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from captioner.errors import CaptionerError
 from captioner.page.assets import POLICY
 from captioner.serving.refusal import GoneError, RefusedError, refusal_of
 from captioner.system.foreign import excerpt
@@ -93,11 +94,17 @@ class Door:
             )
             headers = dict(error.headers or {})
             refusal = RefusedError(error.status_code, f"{path}: {what}; see /openapi.yaml", headers)
-        if refusal is None or (refusal.status == 500 and not isinstance(error, CaptionerError)):
-            self.say(f"error: {type(error).__name__} in the server")
+        if refusal is None:
+            self.say(f"error: {type(error).__name__} in {_place_of(error)}")
         refusal = refusal or RefusedError(500, "the server failed; its log says why")
         if not exchange.started:
             await exchange.refuse(scope, refusal)
+
+
+def _place_of(error: Exception) -> str:
+    """Return file and line where an error was raised, without what a request holds."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{Path(last[0].filename).name}:{last[0].lineno}" if last else "the server"
 
 
 class _Exchange:

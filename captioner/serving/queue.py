@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from typing import Self, TypeVar, cast
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from captioner.captioner import Captioner
 from captioner.config import DecodingOverrides
-from captioner.errors import ImageError, within_memory
+from captioner.errors import CaptionerError, ImageError, within_memory
 from captioner.images.decode import read_image
 from captioner.pipeline import IMAGES_PER_SEARCH
 from captioner.serving.answer import Captioned
@@ -45,12 +45,14 @@ class Picture:
         pixels: for the CNN, uint8 (3, S, S).
         size: width and height of the whole.
         blank: see `Captioned`.
-        content: its bytes, if a trace needs them; else empty.
+        seen: see `Captioned`.
+        content: its bytes, if a map or a trace needs them; else empty.
     """
 
     pixels: Tensor
     size: tuple[int, int]
     blank: bool
+    seen: tuple[float, float, float, float]
     content: bytes
 
 
@@ -150,8 +152,10 @@ class Queue:
             try:
                 claim = partial(self.memory.claim, number=ticket)
                 image = read_image(content, max_pixels=self.limits.max_pixels, claim=claim)
-                pixels, kept = preprocess.pixels(image), content if wish.trace else b""
-                return Picture(pixels, image.size, preprocess.is_blank(pixels), kept)
+                pixels, size = preprocess.pixels(image), image.size
+                blank, seen = preprocess.is_blank(pixels), preprocess.seen(*size)
+                needed = wish.trace or wish.maps == "gradient"
+                return Picture(pixels, size, blank, seen, content if needed else b"")
             finally:
                 self.memory.leave(ticket)
 
@@ -227,15 +231,23 @@ class Queue:
     def _outcome(
         self, captioner: Captioner, job: _Job, captions: list[Caption] | ImageError
     ) -> Outcome:
-        """Add the trace that a request asks for."""
+        """Add the map and the trace that a request asks for."""
         if isinstance(captions, ImageError):
             return captions
-        wish, picture, trace = job.wish, job.picture, None
-        if wish.trace and not job.done.done():
-            changes = cast(DecodingOverrides, dict(wish.changes))
-            number = {"n_best": wish.n_best, "alternatives": wish.words}
-            trace = captioner.trace(picture.content, **number, **changes).to_json()
-        return Captioned(captions, picture.size, picture.blank, trace)
+        wish, picture = job.wish, job.picture
+        found = Captioned(captions, picture.size, picture.blank, picture.seen)
+        try:
+            if wish.maps == "gradient" and not job.done.done():
+                maps = captioner.explain(picture.content, captions[0]).maps
+                found = replace(found, maps=maps.tolist())
+            if wish.trace and not job.done.done():
+                changes = cast(DecodingOverrides, dict(wish.changes))
+                number = {"n_best": wish.n_best, "alternatives": wish.words}
+                trace = captioner.trace(picture.content, **number, **changes).to_json()
+                found = replace(found, trace=trace)
+        except CaptionerError as error:
+            return error
+        return found
 
     def _search(
         self, captioner: Captioner, wish: Wish, features: Tensor
@@ -245,9 +257,9 @@ class Queue:
             captioner.search_each,
             options=wish.options,
             n_best=wish.n_best,
-            words=wish.words > 0,
+            words=wish.words > 0 or wish.maps != "",
             alternatives=wish.words,
-            maps=wish.maps and captioner.map_size() > 0,
+            maps=wish.maps == "attention",
         )
         size = min(IMAGES_PER_SEARCH, ceil(len(features) / cores()))
         pieces = self.crew.compute(WithinMemory(search), features, size)

@@ -48,4 +48,5 @@ def refusal_of(error: Exception) -> RefusedError | None:
         return RefusedError(400, str(error).replace("decoding.", ""))
     if isinstance(error, ShortageError):
         return busy(str(error))
-    return RefusedError(500, str(error)) if isinstance(error, CaptionerError) else None
+    # Such as a CNN without places, for which there are no maps.
+    return RefusedError(422, str(error)) if isinstance(error, CaptionerError) else None

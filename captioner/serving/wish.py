@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 from captioner.captioner import Captioner
 from captioner.captioning.wording import STYLES, Style
@@ -17,6 +17,7 @@ MOST = 50  # captions, alternatives or hypotheses of one picture
 MOST_TOKENS = 100  # of a caption, unless the model's own setting is more
 OWN = ("model", "n_best", "words", "maps", "trace", "style")
 SEVERAL = "forbid"
+Maps: TypeAlias = Literal["", "attention", "gradient"]
 YES_NO = {"true": True, "1": True, "": True, "false": False, "0": False}
 
 
@@ -30,7 +31,7 @@ class Wish:
         changes: those that differ from the model's own, as they were given.
         n_best: captions.
         words: alternatives for each word.
-        maps: where each word came from.
+        maps: where each word came from; empty: no maps.
         trace: how the first caption was written.
         style: of the captions.
     """
@@ -40,7 +41,7 @@ class Wish:
     changes: tuple[tuple[str, object], ...] = ()
     n_best: int = 1
     words: int = 0
-    maps: bool = False
+    maps: Maps = ""
     trace: bool = False
     style: Style = "plain"
 
@@ -62,12 +63,13 @@ def read_wish(query: Iterable[tuple[str, str]], models: Mapping[str, Captioner])
         raise RefusedError(400, f"style: must be {' or '.join(STYLES)}, given {excerpt(style, 60)}")
     n_best = _number(given, "n_best", 1, least=1)
     words = _number(given, "words", 0, least=0)
-    flags = {name: _flag(given, name) for name in ("maps", "trace")}
+    maps = _maps(given, models[model])
+    trace = _flag(given, "trace")
     overrides: dict[str, object] = {**given} | ({SEVERAL: (*forbidden,)} if forbidden else {})
     options = models[model].settings(n_best=n_best, **cast(DecodingOverrides, overrides))
     _check_cost(options, models[model].decoding)
     changes = (*overrides.items(),)
-    return Wish(model, options, changes, n_best, words, style=cast(Style, style), **flags)
+    return Wish(model, options, changes, n_best, words, maps, trace, cast(Style, style))
 
 
 def _collect(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
@@ -89,6 +91,17 @@ def _number(given: dict[str, str], name: str, default: int, *, least: int) -> in
     if not (text.isdecimal() and text.isascii() and least <= int(text[:9]) <= MOST):
         raise RefusedError(400, f"{name}: must be {least} to {MOST}, given {excerpt(text, 60)}")
     return int(text)
+
+
+def _maps(given: dict[str, str], captioner: Captioner) -> Maps:
+    """Return the kind of the maps: attention where the model has it, unless another is named."""
+    looks = captioner.map_size() > 0
+    if (kind := given.get("maps")) in ("attention", "gradient"):
+        del given["maps"]
+        if kind == "attention" and not looks:
+            raise RefusedError(400, "maps: the model has no attention; maps=gradient works always")
+        return cast(Maps, kind)
+    return ("attention" if looks else "gradient") if _flag(given, "maps") else ""
 
 
 def _flag(given: dict[str, str], name: str) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import torch
 
 from captioner.captioner import Captioner
 from captioner.captioning.wording import sentence
+from captioner.errors import ModelError
 from captioner.page.assets import page_assets
 from captioner.text.words import Caption
 
@@ -56,7 +58,7 @@ def test_a_picture_has_the_caption_that_python_gives(served: Served, model: Capt
     assert answer["score"] == pytest.approx(expected.score, abs=1e-4)
     assert answer["model"] == "toy"
     assert answer["status"] == "ok"
-    assert answer["image"] == {"width": 40, "height": 30}
+    assert answer["image"] == {"width": 40, "height": 30, "seen": [0.125, 0, 0.875, 1]}
     assert "words" not in answer
     form = served.client.post("/v1/caption", files={"image": ("a.png", png(), "image/png")})
     assert form.json() == answer
@@ -99,6 +101,36 @@ def test_attention_maps(served: Served, attentive: Captioner) -> None:
         assert given["sentinel"] == pytest.approx(word.attention.sentinel, abs=1e-4)
         for row, places in zip(given["map"], word.attention.places, strict=True):
             assert row == pytest.approx(places, abs=1e-4)
+
+
+def test_gradient_maps(served: Served, attentive: Captioner) -> None:
+    query = {"model": "looks", "maps": "gradient", "words": 1}
+    answer = served.client.post("/v1/caption", params=query, content=png()).json()
+    expected = attentive.explain(png())
+    assert answer["map_source"] == "gradient"
+    assert answer["caption"] == expected.caption.text
+    maps = torch.tensor([word["map"] for word in answer["words"]])
+    assert torch.allclose(maps, expected.maps, atol=1e-4)
+    assert maps.abs().max() > 1e-3
+    assert not any("sentinel" in word for word in answer["words"])
+
+
+def test_a_model_without_maps_says_so(
+    served: Served, model: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = served.client.post("/v1/caption?maps=true", content=png())
+    assert answer.json()["map_source"] == "gradient"
+    answer = served.client.post("/v1/caption?maps=attention", content=png())
+    assert answer.status_code == 400
+    assert error_of(answer).startswith("maps: the model has no attention")
+
+    def explain(*_: object) -> None:
+        raise ModelError("the CNN sees a single place")
+
+    monkeypatch.setattr(model, "explain", explain)
+    answer = served.client.post("/v1/caption?maps=true", content=png())
+    assert answer.status_code == 422
+    assert error_of(answer) == "the CNN sees a single place"
 
 
 def test_a_sampled_caption_depends_on_the_seed_alone(served: Served, model: Captioner) -> None:

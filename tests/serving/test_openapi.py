@@ -59,7 +59,15 @@ def test_the_schemas_are_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "n_best=3", "words=2", "model=looks&maps=true", "trace=true&words=1", "maps=1"]
+    "query",
+    [
+        "",
+        "n_best=3",
+        "words=2",
+        "model=looks&maps=true",
+        "trace=true&words=1",
+        "model=looks&maps=gradient",
+    ],
 )
 def test_the_answers_are_as_it_says(served: Served, query: str) -> None:
     answer = served.client.post(f"/v1/caption?{query}", content=png()).json()
