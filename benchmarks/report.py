@@ -18,11 +18,12 @@ from time import perf_counter
 
 from common import check, describe_machine, noise_jpeg
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "evaluation"))
+sys.path += [str(Path(__file__).parents[1] / "tests" / room) for room in ("", "evaluation")]
 from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
 
-from report_toys import caption, chromium, evaluation, vocabulary
+from browser import chromium
+from report_toys import caption, evaluation, vocabulary
 
 IMAGES = 5000
 PHOTOS = 50  # different images

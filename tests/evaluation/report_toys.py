@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +17,6 @@ from captioner.evaluation.evaluate import Evaluation
 from captioner.evaluation.report import write_report
 from captioner.metrics import compare_word_use, score_captions
 from captioner.text import Caption, Vocabulary, tokenize
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-NO_BROWSER = "needs a browser: apt-get install chromium; pip install 'captioner[test]'"
-QUIET = (
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-)
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """Run the system's Chromium, headless, with a fresh profile."""
-    from playwright.sync_api import sync_playwright
-
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *as_root])
-        yield browser
-        browser.close()
 
 
 def caption(text: str, log_prob: float = -5.0, *, finished: bool = True) -> Caption:

@@ -16,15 +16,8 @@ from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
 
 import toys
-from report_toys import (
-    CHROMIUM,
-    NO_BROWSER,
-    caption,
-    chromium,
-    evaluation,
-    scenes_report,
-    vocabulary,
-)
+from browser import CHROMIUM, NO_BROWSER, chromium
+from report_toys import caption, evaluation, scenes_report, vocabulary
 
 pytest.importorskip("playwright.sync_api", reason=NO_BROWSER)
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER), pytest.mark.slow]

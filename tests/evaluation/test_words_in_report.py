@@ -16,7 +16,8 @@ from captioner.evaluation.report.word_marks import LEVELS, least_confident, mark
 from captioner.metrics import calibration
 from captioner.text import Caption, Word
 
-from report_toys import CHROMIUM, NO_BROWSER, chromium, evaluation, model_folder, vocabulary
+from browser import CHROMIUM, NO_BROWSER, chromium
+from report_toys import evaluation, model_folder, vocabulary
 
 WORDS = (
     Word("it", -0.1, (("he", -2.5), ("<eos>", -4.0))),

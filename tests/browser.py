@@ -1,0 +1,34 @@
+"""The system's Chromium, driven by Playwright, for the tests of pages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+NO_BROWSER = "needs a browser: apt-get install chromium; pip install 'captioner[test]'"
+QUIET = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+)
+
+
+@contextmanager
+def chromium(*args: str) -> Iterator[Any]:
+    """Run the system's Chromium, headless, with a fresh profile."""
+    from playwright.sync_api import sync_playwright
+
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*QUIET, *as_root, *args]
+        )
+        yield browser
+        browser.close()
