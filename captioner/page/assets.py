@@ -39,11 +39,11 @@ def page_assets() -> dict[str, Asset]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    fields = DecodingConfig.model_fields
-    meanings = {name: field.description or "" for name, field in fields.items()}
     assets = {}
     for path, template in (("/", "index.html"), ("/settings.html", "settings.html")):
-        text = environment.get_template(template).render(examples=EXAMPLES, meanings=meanings)
+        text = environment.get_template(template).render(
+            examples=EXAMPLES, settings=DecodingConfig.model_fields
+        )
         assets[path] = Asset(text.encode(), "text/html; charset=utf-8")
     for folder, media_type in (("css", "text/css"), ("js", "text/javascript")):
         for file in sorted((HERE / folder).iterdir()):
