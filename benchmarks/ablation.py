@@ -85,34 +85,35 @@ TRAINING: dict[str, tuple[str, ...]] = {
     **{f"{LOOKING}, {name}": (*ONE, *ATTENTION, *each) for name, each in LOOKS.items()},
     "attention": ATTENTION,
 }
-SHORT = {"beam_size": 10, "length_penalty": 0.9}  # of `configs/flickr8k-attention.yaml`
+# The recipe's search until the repeat penalty.
+EARLIER = {"beam_size": 20, "neighbours": 6, "length_penalty": 0.8, "repeat_penalty": 0}
 SEARCH: dict[str, dict[str, Any]] = {
     "greedy": {"beam_size": 1, "neighbours": 0},
     "beam 3, no votes": {"beam_size": 3, "neighbours": 0},
     "beam 5, no votes": {"beam_size": 5, "neighbours": 0},
-    "beam 20, no votes": {"neighbours": 0},
+    "beam 10, no votes": {"neighbours": 0},
     "beam 3": {"beam_size": 3},
     "beam 5": {"beam_size": 5},
-    "beam 10": {"beam_size": 10},
-    "votes count 3": {"neighbours": 3},
-    "votes count 12": {"neighbours": 12},
-    "length penalty 0.7": {"length_penalty": 0.7},
-    "length penalty 0.9": {"length_penalty": 0.9},
-    "beam 10, length penalty 0.9": SHORT,
-    "no three words twice": {"no_repeat_ngram_size": 3},
+    "beam 20": {"beam_size": 20},
+    "votes count 6": {"neighbours": 6},
+    "votes count 24": {"neighbours": 24},
+    "length penalty 0.8": {"length_penalty": 0.8},
+    "length penalty 1": {"length_penalty": 1.0},
+    "no repeat penalty": {"repeat_penalty": 0},
+    "repeat penalty 1": {"repeat_penalty": 1},
+    "beam 20, votes count 6, length penalty 0.8, no repeat penalty": EARLIER,
+    "no three words twice": {"no_repeat_ngram_size": 3, "repeat_penalty": 0},
     "search in fp32": {"precision": "fp32"},
     "from the plain view alone": {"mirrored": False},
 }
 # Ensembles of the models of all seeds of some rows, with search settings.
 ENSEMBLES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "ensemble": (("recipe",), {}),
-    "ensemble, beam 5": (("recipe",), {"beam_size": 5}),
     "ensemble, beam 5, no votes": (("recipe",), {"beam_size": 5, "neighbours": 0}),
     "ensemble with words tied": (("recipe", TIED), {}),
-    "ensemble with words tied, beam 5": (("recipe", TIED), {"beam_size": 5}),
-    "attention, ensemble": (("attention",), SHORT),
-    "attention, ensemble, votes count 12": (("attention",), {**SHORT, "neighbours": 12}),
-    "attention, ensemble with pooled models": (("attention", "recipe"), SHORT),
+    "attention, ensemble": (("attention",), {}),
+    "attention, ensemble, beam 20": (("attention",), {"beam_size": 20}),
+    "attention, ensemble with pooled models": (("attention", "recipe"), {}),
     "words tied, ensemble": ((TIED,), {}),
     "words tied, ensemble with GRUs": ((TIED, f"{TIED}, GRU"), {}),
 }
