@@ -612,7 +612,8 @@ class Captioner:
         if caption is None:
             [[caption]] = self.search(features, options, alternatives=alternatives, maps=looks)
         token_ids = token_ids_of(caption, self.vocabulary).to(self.device)
-        if not caption.words:
+        # A search may spell a word in other pieces than the tokeniser.
+        if len(caption.words) != len(token_ids):
             parts = self.decoder, features, token_ids, self.vocabulary, alternatives
             caption = spelled(*parts, looks=looks)
         maps = METHODS[method](self.encoder, self.decoder, pixels[None], token_ids)

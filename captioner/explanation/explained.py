@@ -18,7 +18,7 @@ from captioner.explanation.gradient import gradient_maps
 from captioner.explanation.occlusion import occlusion_maps
 from captioner.explanation.teacher_forcing import given_caption
 from captioner.system.foreign import excerpt
-from captioner.text import Caption, Vocabulary, tokenize
+from captioner.text import Caption, Vocabulary
 
 MAX_WORDS = 200  # of a caption; the time grows with their square
 Method = Literal["gradient", "occlusion"]
@@ -53,15 +53,13 @@ def token_ids_of(caption: Caption, vocabulary: Vocabulary) -> Tensor:
     """Return the token ids of a caption, without start token, int64 (T,).
 
     Raises:
-        ConfigError: if there are too many words or none, or if `words` are those of another text.
+        ConfigError: if there are too many words or none.
     """
-    ids = vocabulary.encode(tokenize(caption.text)) + [vocabulary.eos_id] * caption.finished
+    ids = vocabulary.encode_text(caption.text) + [vocabulary.eos_id] * caption.finished
     if not 1 <= len(ids) <= MAX_WORDS + 1:
         raise ConfigError(
             f"caption: must have 1 to {MAX_WORDS} words, given {excerpt(caption.text, 60)}"
         )
-    if caption.words and len(caption.words) != len(ids):
-        raise ConfigError("caption: its words are not those of its text")
     return torch.tensor(ids)
 
 

@@ -96,11 +96,12 @@ def test_bad_arguments_are_one_line(given: dict[str, object], message: str) -> N
         restless().explain(PHOTO, **given)
 
 
-def test_words_of_another_text_are_refused() -> None:
+def test_words_in_other_pieces_than_the_text_are_computed_anew() -> None:
     captioner = restless()
-    best = captioner.explain(PHOTO).caption
-    with pytest.raises(ConfigError, match="its words are not those of its text"):
-        captioner.explain(PHOTO, replace(best, text=best.text + " red"))
+    best = captioner.explain(PHOTO, CAPTION).caption
+    found = captioner.explain(PHOTO, replace(best, words=best.words[1:]))
+    assert found.caption == best
+    assert len(found.maps) == len(best.words)
 
 
 def test_numbers_that_overflow_are_an_error_of_the_image() -> None:
