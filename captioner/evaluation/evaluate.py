@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config, DecodingConfig
-from captioner.data.dataset import Dataset
+from captioner.data.dataset import Dataset, Region
 from captioner.data.prepare import SplitTable, open_dataset, read_split
+from captioner.encoder.preprocess import Preprocess
 from captioner.errors import (
     DataError,
     ImageError,
@@ -136,20 +137,25 @@ def _pointing(
     captioner: Captioner, dataset: Dataset, table: SplitTable, captions: list[list[Caption]]
 ) -> dict[str, Pointing]:
     """Compute pointing accuracy of the best captions, where a word counts."""
-    size, pixels = captioner.map_size(), captioner.encoder.preprocess.pixels
-    rows = []
+    size, rows = captioner.map_size(), []
     for example, (best, *_) in zip(table.examples, captions, strict=True):
-        things = []
-        for region in dataset.regions(example.image_id) if dataset.regions else ():
-            seen = pixels(Image.fromarray(region.mask).convert("RGB"))[:1] > 127
-            cells = functional.adaptive_max_pool2d(seen.float(), size)[0] > 0
-            things.append(Thing(region.words, cells.numpy(), float(seen.sum())))
-        rows.append((best.words, things))
+        regions = dataset.regions(example.image_id) if dataset.regions else []
+        rows.append((best.words, things_of(regions, captioner.encoder.preprocess, size)))
     found = {
         "all": pointing(rows),
         "different_things": pointing(row for row in rows if len(row[1]) > 1),
     }
     return {name: point for name, point in found.items() if point}
+
+
+def things_of(regions: list[Region], preprocess: Preprocess, size: int) -> list[Thing]:
+    """Return the things of an image on size x size places of what the CNN sees."""
+    things = []
+    for region in regions:
+        seen = preprocess.pixels(Image.fromarray(region.mask).convert("RGB"))[:1] > 127
+        cells = functional.adaptive_max_pool2d(seen.float(), size)[0] > 0
+        things.append(Thing(region.words, cells.numpy(), float(seen.sum())))
+    return things
 
 
 def caption_split(
