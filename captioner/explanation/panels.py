@@ -24,7 +24,7 @@ COLUMNS = 6  # panels in a row, at most
 # Sizes in inches.
 SIDE = 1.6  # of a panel
 WIDTH, HEIGHT, BELOW = SIDE + 0.12, SIDE + 0.52, 0.24  # of a panel with its words
-SCALE, MARGIN = 0.55, 0.12  # of the colour scale, and around the panels
+SCALE, MARGIN = 0.68, 0.12  # of the colour scale, and around the panels
 LINE = 0.25  # of the caption
 DPI = 100
 WEIGHTS, OPACITY = "inferno", 0.55  # colours of weights over the picture
