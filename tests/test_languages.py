@@ -163,6 +163,12 @@ def test_pieces_are_of_bytes_and_show_text() -> None:
     assert pickle.loads(pickle.dumps(BPE)) == BPE
 
 
+def test_pieces_leave_no_word_unknown() -> None:
+    vocabulary = Vocabulary.build([BPE.tokenize("a dog")], 5, tokenizer=BPE)
+    assert vocabulary.unk_id not in vocabulary.encode_text("ещё ни разу не виденное слово 🐶")
+    assert len(vocabulary) == 4 + len(BPE.pieces)
+
+
 def test_pieces_do_not_depend_on_the_process() -> None:
     code = (
         "import sys, json; from captioner.text.bpe import Bpe;"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 MAX_MERGES = 2**16
+LONGEST = 64  # bytes of a piece: without spaces, captions that repeat would become one piece
 _NEEDED = "text.tokenizer bpe needs the library tokenizers: pip install 'captioner[text]'"
 
 
@@ -75,12 +76,22 @@ class Bpe(Tokenizer):
             raise ConfigError(_NEEDED) from error
         library = _library((), {})
         trainer = trainers.BpeTrainer(
-            vocab_size=size, min_frequency=2, show_progress=False, initial_alphabet=[*_BYTES]
+            vocab_size=size,
+            min_frequency=2,
+            max_token_length=LONGEST,
+            show_progress=False,
+            initial_alphabet=[*_BYTES],
         )
         words = (word for caption in captions for word in _spaced(caption))
         library.train_from_iterator(words, trainer)
         merges = json.loads(library.to_str())["model"]["merges"]
         return cls(tuple(each if isinstance(each, str) else " ".join(each) for each in merges))
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """All pieces: those of one byte spell every text, so no word is unknown."""
+        joined = (merge.replace(" ", "") for merge in self.merges)
+        return tuple(dict.fromkeys((*_BYTES, *joined)))
 
     def tokenize(self, caption: str) -> list[str]:
         """Split a caption into pieces of words.
@@ -108,7 +119,7 @@ class Bpe(Tokenizer):
 
     @cached_property
     def _pieces(self) -> _Pieces:
-        return _Pieces(self.merges)
+        return _Pieces(self.merges, self.pieces)
 
     def __getstate__(self) -> tuple[str, ...]:
         return self.merges
@@ -120,9 +131,7 @@ class Bpe(Tokenizer):
 class _Pieces:
     """Splits a word, with the space before it, into pieces; each word once."""
 
-    def __init__(self, merges: Sequence[str]):
-        joined = [merge.replace(" ", "") for merge in merges]
-        pieces = dict.fromkeys([*_BYTES, *joined])
+    def __init__(self, merges: Sequence[str], pieces: Sequence[str]):
         self._library = _library(
             [(left, right) for left, right in (merge.split(" ") for merge in merges)],
             {piece: number for number, piece in enumerate(pieces)},

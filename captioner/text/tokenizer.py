@@ -15,6 +15,11 @@ class Tokenizer(ABC):
 
     name: ClassVar[str]  # in `text.tokenizer` and in signatures
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The tokens that a vocabulary needs although no caption may hold them."""
+        return ()
+
     @abstractmethod
     def tokenize(self, caption: str) -> list[str]:
         """Split a caption into tokens, in lower case."""

@@ -67,7 +67,8 @@ class Vocabulary:
     ) -> Vocabulary:
         """Build the vocabulary of captions: most frequent words first, ties in alphabetical order.
 
-        Words of fewer than `min_count` occurrences or more than `longest` characters are left out.
+        Words of fewer than `min_count` occurrences or more than `longest` characters are left out;
+        the pieces that the tokeniser needs are not.
         All words of `base` stay, with their ids and counts, and new words follow. The captions are
         tokens of the tokeniser.
         """
@@ -78,6 +79,7 @@ class Vocabulary:
             if count >= min_count and word not in cls.specials and len(word) <= cls.longest
         ]
         ordered = dict(sorted(kept, key=lambda item: (-item[1], item[0])))
+        ordered |= {piece: 0 for piece in sorted(tokenizer.pieces) if piece not in ordered}
         words = ordered if base is None else base.counts | ordered | base.counts
         return cls(words, min_count, tokenizer)
 
