@@ -149,10 +149,12 @@ def answer(query: dict[str, list[str]]) -> JSON:
     found: JSON = {"model": model, "status": "ok", "caption": caption, "log_prob": -4.2}
     found |= {"score": -0.9, "n_best": captions, "words": entries}
     found["image"] = {"width": 640, "height": 480, "seen": [0.125, 0, 0.875, 1]}
-    if one.get("maps") == "true":
+    if source := one.get("maps"):
         for place, entry in enumerate(entries):
-            entry |= {"map": place_map(place), "sentinel": 0.25}
-        found["map_source"] = "attention"
+            entry |= {"map": place_map(place)} | (
+                {"sentinel": 0.25} if source != "gradient" else {}
+            )
+        found["map_source"] = source.replace("true", "attention")
     if one.get("trace") == "true":
         size = int(one.get("beam_size", 3))
         found["trace"] = {"beam": beam_of(model, words, size), "state": state_of(len(words) + 1)}

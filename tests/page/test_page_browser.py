@@ -126,7 +126,7 @@ def test_an_example_is_captioned_word_by_word(page, toy):
     assert page.get_attribute("#image", "alt") == SENTENCE
     first, second = (query for query, _ in toy.asked)
     assert "maps" not in first  # fast
-    assert second == first | {"maps": ["true"], "trace": ["true"]}
+    assert second == first | {"maps": ["attention"], "trace": ["true"]}
     sent = {body for _, body in toy.asked}
     assert sent == {bundled("data/pictures/dog.jpg").read_bytes()}  # small: as it is
 
@@ -333,6 +333,22 @@ def test_the_beam_is_a_tree_over_time(page, toy):
     assert toy.asked[0][0]["start"] == ["white"]
 
 
+def test_a_wide_beam_shows_its_best_first(page):
+    take_example(page)
+    page.click("#tab-settings")
+    page.fill("#beam_size", "12")
+    page.click("text=Write again")
+    settled(page)
+    page.click("#tab-beam")
+    nodes, steps = page.locator("#beam .node"), len(WORDS) + 1
+    expect(page.locator("#beam .node.chosen")).to_have_count(steps)
+    assert 6 * steps <= nodes.count() < 24 * steps
+    page.click(f"text=Show all {24 * steps}")
+    assert nodes.count() == 24 * steps
+    page.click("text=Show the best only")
+    assert nodes.count() < 24 * steps
+
+
 def test_the_hidden_state_through_time(page):
     take_example(page)
     page.click("#tab-state")
@@ -387,10 +403,15 @@ def test_settings_are_sent_and_explained(page, toy):
     asked = toy.asked[0][0]
     assert (asked["search"], asked["temperature"]) == (["sample"], ["0.5"])
     assert not asked.keys() & {"beam_size", "length_penalty"}
+    page.select_option("#maps", "gradient")
+    page.click("text=Write again")
+    page.locator(".word").first.click()
+    expect(page.locator("#word")).to_contain_text("Through the hidden state")
+    assert toy.asked[-1][0]["maps"] == ["gradient"]
     page.click("text=The model's own settings")
     assert page.input_value("#beam_size") == "3"
     links = page.locator(".meaning").evaluate_all("all => all.map(a => a.href)")
-    assert len(links) == 9
+    assert len(links) == 10
     page.goto(links[0])
     ids = {*page.locator("dt").evaluate_all("all => all.map(e => e.id)")}
     assert {link.partition("#")[2] for link in links} <= ids

@@ -10,10 +10,15 @@ const LEFT = 74;
 const BOX = 104;
 const LONGEST = 12; // letters of a word in its box
 
-// `writeOn(text)` starts the caption with a text.
-export function showBeam(panel, trace, beamSize, writeOn) {
-  const nodes = layOut(trace.beam);
-  const steps = trace.beam.steps.length;
+// Of a wide beam, the best of each step are enough to see the tree.
+const KEPT = 6;
+const CUT = 3;
+
+// `writeOn(text)` starts the caption with a text; `all`: draws every sentence.
+export function showBeam(panel, beam, settings, writeOn, all = false) {
+  const every = link(beam);
+  const nodes = layOut(all ? every : best(every, beam));
+  const steps = beam.steps.length;
   const readout = make("p", { class: "readout", role: "status" }, "Point at a word to read its numbers. Choose it to write on from there.");
   const drawing = draw(nodes, steps, (node) => { readout.replaceChildren(...describe(node)); }, writeOn);
   const slider = make("input", { type: "range", min: 1, max: steps, value: steps, id: "beam-step" });
@@ -25,27 +30,56 @@ export function showBeam(panel, trace, beamSize, writeOn) {
     }
   });
   panel.replaceChildren(
-    make("p", { class: "note" }, `At each step the ${beamSize} best sentences so far live on; the greyed ones were cut. Within a step the best stands on top. The thick line is the chosen caption; a square ends a sentence.`),
-    make("div", { class: "steps" }, make("label", { for: "beam-step" }, "Steps"), slider, told),
+    make("p", { class: "note" }, explain(settings)),
+    make("div", { class: "steps" }, make("label", { for: "beam-step" }, "Steps"), slider, told,
+      nodes.size < every.size || all ? make("button", { type: "button", class: "small", onclick: () => showBeam(panel, beam, settings, writeOn, !all) }, all ? "Show the best only" : `Show all ${every.size}`) : null),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The beam, from left to right" }, drawing),
     readout,
-    asTable(nodes, trace.beam.steps),
+    asTable(nodes, steps),
   );
 }
 
-// -> Map from id to a node with its place, its parent node and the sentence up to it.
-function layOut(beam) {
+function explain({ search, beam_size: size }) {
+  if (search === "sample") return "Each step draws a word at random; the greyed ones could have been drawn. The thick line is the chosen caption; a square ends a sentence.";
+  return `At each step the ${size} best sentences so far live on; the greyed ones were cut. Within a step the best stands on top. The thick line is the chosen caption; a square ends a sentence.`;
+}
+
+// -> Map from id to a node with its step, its parent node and the sentence up to it, best first.
+function link(beam) {
   const chosen = new Set(beam.chosen);
   const nodes = new Map();
-  beam.steps.forEach((step, column) => {
-    const ranked = [...step].sort((a, b) => b.score - a.score);
-    ranked.forEach((node, row) => {
+  beam.steps.forEach((step, i) => {
+    for (const node of [...step].sort((a, b) => b.score - a.score)) {
       const parent = nodes.get(node.parent);
       const words = [...(parent?.words ?? []), ...(node.finished ? [] : [node.text])];
-      nodes.set(node.id, { ...node, parent, words, step: column + 1, row, chosen: chosen.has(node.id),
-        x: LEFT + column * COLUMN, y: TOP + row * ROW });
-    });
+      nodes.set(node.id, { ...node, parent, words, step: i + 1, chosen: chosen.has(node.id) });
+    }
   });
+  return nodes;
+}
+
+// -> the best of each step and what leads to them.
+function best(nodes, beam) {
+  const wanted = new Set();
+  for (let step = 1; step <= beam.steps.length; step++) {
+    const here = [...nodes.values()].filter((node) => node.step === step);
+    const kept = here.filter((node) => node.kept).slice(0, KEPT);
+    const cut = here.filter((node) => !node.kept).slice(0, CUT);
+    for (const node of [...kept, ...cut, ...here.filter((each) => each.chosen)]) {
+      for (let each = node; each; each = each.parent) wanted.add(each.id);
+    }
+  }
+  return new Map([...nodes].filter(([id]) => wanted.has(id)));
+}
+
+// Gives each node its place: the step is the column, the rank within the step the row.
+function layOut(nodes) {
+  const rows = new Map();
+  for (const node of nodes.values()) {
+    const row = rows.get(node.step) ?? 0;
+    rows.set(node.step, row + 1);
+    Object.assign(node, { row, x: LEFT + (node.step - 1) * COLUMN, y: TOP + row * ROW });
+  }
   return nodes;
 }
 
@@ -137,7 +171,7 @@ function asTable(nodes, steps) {
     make("td", {}, node.chosen ? "chosen" : node.kept ? "kept" : "cut"),
   ));
   const heads = ["Step", "Sentence so far", "Last word", "Score", "Fate"];
-  return make("details", {}, make("summary", {}, `The ${rows.length} sentences of ${steps.length} steps as a table`),
+  return make("details", {}, make("summary", {}, `The ${rows.length} sentences of ${steps} steps as a table`),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The beam as a table" },
       make("table", {}, make("thead", {}, make("tr", {}, ...heads.map((head, i) => make("th", { scope: "col", class: i === 2 || i === 3 ? "number" : "" }, head)))),
         make("tbody", {}, ...rows))));

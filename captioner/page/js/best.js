@@ -8,7 +8,7 @@ export function showBest(panel, answer, settings) {
   const rows = answer.n_best;
   const beam = settings.search === "beam";
   const about = beam
-    ? `The search ranks captions by score = log-probability ÷ length^${settings.length_penalty}; the end counts as a word. The highest score is chosen.`
+    ? `The search ranks captions by score = log-probability ÷ length^${settings.length_penalty}; the end counts as a word. The highest score is chosen.${settings.neighbours > 0 ? " The score includes votes: captions of similar training pictures speak for a caption that is like them." : ""}`
     : "Captions drawn at random, best first: a probable word is drawn more often.";
   panel.replaceChildren(
     make("p", { class: "note" }, about),

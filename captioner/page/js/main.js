@@ -66,7 +66,7 @@ async function write(kept, picture = now.picture) {
 
 async function lookInside(query, signal) {
   const more = new URLSearchParams(query);
-  more.set("maps", "true");
+  more.set("maps", model()?.attention ? now.settings.maps : "true");
   more.set("trace", "true");
   const answer = await askCaption(now.picture.body, more, signal);
   const same = answer.caption === now.answer.caption;
@@ -87,9 +87,10 @@ function stop() {
 function show(picture) {
   if (now.picture?.url) URL.revokeObjectURL(now.picture.url);
   now.picture = picture;
-  const { url, name } = picture;
+  const { url, name, width, height } = picture;
   const image = byId("image");
   if (url) image.src = url;
+  byId("picture").style.setProperty("--ratio", width / height);
   image.alt = `Your picture, ${name}`;
   byId("picture").hidden = !url;
   byId("invitation").hidden = Boolean(url);
@@ -143,7 +144,7 @@ function drawOverlay() {
 function showInside() {
   const { answer, settings, maps } = now;
   if (!answer) return;
-  showBest(byId("best"), answer, settings);
+  showBest(byId("best"), answer, { ...model()?.decoding, ...settings });
   for (const name of ["beam", "state"]) {
     const panel = byId(name);
     if (answer.trace) continue;
@@ -151,7 +152,7 @@ function showInside() {
     panel.replaceChildren(make("p", { class: "note" }, text));
   }
   if (!answer.trace) return;
-  showBeam(byId("beam"), answer.trace, settings.beam_size, writeOn);
+  showBeam(byId("beam"), answer.trace.beam, settings, writeOn);
   showState(byId("state"), answer, now.chosen, choose);
 }
 
@@ -228,7 +229,7 @@ async function loadModels() {
 }
 
 function useModel() {
-  if (model()) fillSettings(model().decoding);
+  if (model()) fillSettings(model());
   showRequest(toQuery(readSettings(), model()));
 }
 

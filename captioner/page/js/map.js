@@ -4,8 +4,8 @@ const SIZE = 160; // pixels of a drawn map; between the places it is interpolate
 // Dim blue over glowing orange to clear yellow, each [red, green, blue, opacity].
 const GLOW = [[8, 10, 36, 0.6], [60, 16, 84, 0.52], [190, 52, 62, 0.4], [250, 140, 30, 0.3], [255, 228, 110, 0.2]];
 // For signed maps: what spoke against the word, and for it.
-const AGAINST = [30, 110, 220];
-const FOR = [245, 130, 20];
+const AGAINST = [16, 84, 226, 0.56];
+const FOR = [255, 150, 30, 0.3];
 
 // Draws a map into a canvas context. `box`: the part of the picture that the CNN sees, in pixels.
 // `scale`: the value that gets the brightest colour.
@@ -24,7 +24,6 @@ export function drawMap(context, map, scale, box) {
   small.getContext("2d").putImageData(pixels, 0, 0);
   context.imageSmoothingQuality = "high";
   context.drawImage(small, box.x, box.y, box.width, box.height);
-  if (signed) return;
   // What the CNN's crop leaves out had no part in any word.
   context.fillStyle = `rgba(${GLOW[0].slice(0, 3)}, ${GLOW[0][3]})`;
   const { width, height } = context.canvas;
@@ -68,7 +67,8 @@ function glow(value) {
 }
 
 function signedColour(value) {
-  return [...(value < 0 ? AGAINST : FOR), Math.min(0.75, 0.75 * Math.abs(value))];
+  const share = Math.min(1, Math.abs(value));
+  return (value < 0 ? AGAINST : FOR).map((to, i) => GLOW[0][i] + (to - GLOW[0][i]) * share);
 }
 
 // Bilinear interpolation; x and y from 0 to 1, values lie at the middles of the places.

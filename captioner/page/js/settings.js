@@ -6,20 +6,22 @@ const NUMBERS = ["beam_size", "length_penalty", "temperature", "min_length"];
 const OWN = { n_best: 5, words: 5 };
 
 // Fills the form with a model's own settings.
-export function fillSettings(decoding) {
+export function fillSettings({ decoding, attention }) {
   const form = byId("settings-form");
   form.elements.search.value = decoding.search;
   for (const name of NUMBERS) form.elements[name].value = decoding[name];
   for (const [name, value] of Object.entries(OWN)) form.elements[name].value = value;
   form.elements.start.value = decoding.start ?? "";
   form.elements.forbid.value = (decoding.forbid ?? []).join(" ");
+  form.elements.maps.value = "attention";
+  byId("maps-choice").hidden = !attention;
   showSearch();
 }
 
 // -> the settings as the form has them.
 export function readSettings() {
   const form = byId("settings-form");
-  const settings = { search: form.elements.search.value, start: form.elements.start.value.trim() };
+  const settings = { search: form.elements.search.value, start: form.elements.start.value.trim(), maps: form.elements.maps.value };
   for (const name of [...NUMBERS, ...Object.keys(OWN)]) settings[name] = form.elements[name].value;
   settings.forbid = form.elements.forbid.value.split(/[\s,;]+/).filter(Boolean);
   return settings;

@@ -7,8 +7,9 @@ import { isEnd, textBefore } from "./words.js";
 
 const SOURCES = {
   attention: "The map shows where the model's attention lay.",
-  gradient: "The map shows which places, through the hidden state, made this word more probable.",
+  gradient: "Through the hidden state, orange places made this word more probable, blue ones less.",
 };
+const BLIND = 0.95; // attention beside the picture, from which on its map says nothing
 
 // `maps`: "none", "waiting" or "there". `writeOn(text)` starts the caption with a text.
 export function showWord(answer, place, maps, writeOn) {
@@ -39,12 +40,11 @@ function given(before) {
 function mapInWords(answer, word, maps) {
   if (maps === "waiting") return ["The map is on its way …"];
   if (!word.map) return ["There is no map of this word."];
-  const sentences = [`${where(word.map)} ${SOURCES[answer.map_source] ?? ""}`];
-  if (word.sentinel !== undefined) {
-    const looked = Math.round((1 - word.sentinel) * 100);
-    sentences.push(`For this word it looks at the picture with ${looked}% of its attention.`);
-  }
-  return sentences;
+  const about = `${where(word.map)} ${SOURCES[answer.map_source] ?? ""}`;
+  if (word.sentinel === undefined) return [about];
+  const looked = percent(Math.log(1 - word.sentinel));
+  if (word.sentinel > BLIND) return [`For this word it hardly looks at the picture: with ${looked} of its attention.`];
+  return [about, `For this word it looks at the picture with ${looked} of its attention.`];
 }
 
 // The word itself is one of the bars: a beam does not always take the most probable word.
