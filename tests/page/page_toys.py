@@ -151,9 +151,9 @@ def answer(query: dict[str, list[str]]) -> JSON:
     found["image"] = {"width": 640, "height": 480, "seen": [0.125, 0, 0.875, 1]}
     if source := one.get("maps"):
         for place, entry in enumerate(entries):
-            entry |= {"map": place_map(place)} | (
-                {"sentinel": 0.25} if source != "gradient" else {}
-            )
+            entry["map"] = place_map(place)
+            if source != "gradient":
+                entry["sentinel"] = 0.25
         found["map_source"] = source.replace("true", "attention")
     if one.get("trace") == "true":
         size = int(one.get("beam_size", 3))
