@@ -65,6 +65,8 @@ TESTS: dict[str, tuple[str, ...]] = {  # file -> test files, optionally with a -
     "metrics/scores.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
     "captioning/job.py": JOB,
     "captioning/journal.py": ("captioning/test_journal.py", *JOB),
+    "captioning/wording.py": ("captioning/test_wording.py", "not (every_format or a_job or bad_wording_is)"),
+    "captioning/sidecars.py": ("captioning/test_sidecars.py", "captioning/test_writers.py"),
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from captioner.captioner import Captioner
 from captioner.captioning import ray as cluster
@@ -18,7 +19,9 @@ from captioner.captioning.ray import caption_with_ray
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
 from captioner.captioning.sources import Item, Slice, list_images
 from captioner.captioning.uri import UriFile
+from captioner.captioning.wording import Wording
 from captioner.captioning.writers import JsonLinesWriter
+from captioner.cli import main
 from captioner.errors import ConfigError, ImageError
 
 import toys
@@ -172,6 +175,56 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
     wanted = [json.loads(line) for line in plain([model], items[:11], 1).splitlines()]
     for row, local in zip(rows, wanted, strict=False):
         assert row == {"error": None} | local | {"file_name": row["file_name"]}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_the_command_line_writes_the_wording(small_cluster, model, items, tmp_path, format):
+    (tmp_path / "fixes.tsv").write_text("square\tbox\nred\truby\n")
+    output = tmp_path / f"captions.{format}"
+    pictures = [item.name for item in items[:4]]
+    words = (
+        "--map",
+        str(tmp_path / "fixes.tsv"),
+        "--style",
+        "sentence",
+        "--template",
+        "{caption} x",
+    )
+    wanted = ("--n-best", "2", "--beam-size", "3", "--batch-size", str(BATCH))
+    given = ["caption", *pictures, "--model", str(model), "--engine", "ray", *words, *wanted]
+    done = CliRunner().invoke(main, [*given, "--format", format, "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    rows = [*map(json.loads, plain([model], items[:4], 2).splitlines())]
+    wording = Wording("sentence", {"square": "box", "red": "ruby"}, "{caption} x")
+    for row in rows:
+        assert row["caption"] != wording(row["caption"])
+        for each in (row, *row["n_best"]):
+            each["caption"] = wording(each["caption"])
+    if format == "jsonl":
+        assert [*map(json.loads, output.open(encoding="utf-8"))] == rows
+    else:
+        table = pytest.importorskip("pyarrow.parquet").read_table(output).to_pylist()
+        assert [row["caption"] for row in table] == [row["caption"] for row in rows]
+        assert [[c["caption"] for c in row["n_best"]] for row in table] == [
+            [c["caption"] for c in row["n_best"]] for row in rows
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--template", "sks"), "--template: must contain {caption}"),
+        (("--map", "nowhere.tsv"), "nowhere.tsv: cannot be read: No such file"),
+    ],
+)
+def test_a_bad_wording_is_said_before_the_cluster_is_asked(
+    model, items, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.setattr(cluster, "_connected", None)
+    given = ["caption", items[0].name, "--model", str(model), "--engine", "ray", *words]
+    done = CliRunner().invoke(main, [*given, "--output", str(tmp_path / "x.jsonl")])
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_no_gpu_is_said_and_not_waited_for(small_cluster, model, tmp_path):
