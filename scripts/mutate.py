@@ -44,6 +44,7 @@ METRICS = ("metrics/test_metric_parity.py", "metrics/test_metric_properties.py")
 QUICK = "regnet_y_400mf or not (every_name or fast_form and not (squeezenet1_1 or resnet18))"
 ROOM = "test_update or the_room_a_decoder_takes"
 JOB = ("captioning/test_job.py", "not (twenty_random or flipped_bit)")
+WORDED = "not (every_format or a_job or bad_wording_is)"
 BUILT = "regnet_y_400mf or squeezenet1_1 or swin_t or build or built or backbone or kinds"
 BUILT += " or auxiliary"
 TESTS: dict[str, tuple[str, ...]] = {  # file -> test files, optionally with a -k expression
@@ -65,7 +66,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # file -> test files, optionally with a -
     "metrics/scores.py": (METRICS[1], "not (order_of or range or reference_ or rewards)"),
     "captioning/job.py": JOB,
     "captioning/journal.py": ("captioning/test_journal.py", *JOB),
-    "captioning/wording.py": ("captioning/test_wording.py", "not (every_format or a_job or bad_wording_is)"),
+    "captioning/wording.py": ("captioning/test_wording.py", WORDED),
     "captioning/sidecars.py": ("captioning/test_sidecars.py", "captioning/test_writers.py"),
 }
 

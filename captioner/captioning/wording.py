@@ -110,7 +110,7 @@ class Wording:
         if self == Wording():
             return ""
         parts = repr((self.style, sorted(self.replaced.items()), self.template))
-        return hashlib.blake2b(parts.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
 def _problem_of(template: str) -> str | None:

@@ -39,7 +39,19 @@ SENTENCES = [
     ("一只狗在草地上跑", "一只狗在草地上跑。"),
     ("犬がいる", "犬がいる。"),
     ("एक कुत्ता दौड़ता है", "एक कुत्ता दौड़ता है।"),
+    ("カメラ", "カメラ。"),
+    ("একটি কুকুর", "একটি কুকুর।"),
+    ("ਇੱਕ ਕੁੱਤਾ", "ਇੱਕ ਕੁੱਤਾ।"),
+    ("ଗୋଟିଏ କୁକୁର", "ଗୋଟିଏ କୁକୁର।"),
+    ("սև շուն", "Սև շուն։"),
+    ("ውሻ ይሮጣል", "ውሻ ይሮጣል።"),
+    ("ခွေးပြေး", "ခွေးပြေး။"),
+    ("ឆ្កែរត់", "ឆ្កែរត់។"),
     ("สุนัขวิ่ง", "สุนัขวิ่ง"),  # has no full stop
+    ("ໝາແລ່ນ", "ໝາແລ່ນ"),
+    ("ısı", "ısı."),  # the capital of another letter
+    ("a big X", "A big X."),
+    ("a dog.X", "A dog.X."),  # not what may follow a full stop
     ("", ""),
     ("  ", ""),
     ("...", "..."),
@@ -58,6 +70,11 @@ def test_a_sentence_has_a_capital_a_full_stop_and_no_needless_space(
     caption: str, expected: str
 ) -> None:
     assert sentence(caption) == expected
+
+
+def test_a_sentence_is_made_of_text() -> None:
+    with pytest.raises(ConfigError, match=r"^caption: must be str, given 3"):
+        sentence(3)  # type: ignore[arg-type]
 
 
 @given(ANY)
@@ -82,6 +99,11 @@ def test_a_map_replaces_whole_words_and_the_longest_phrase() -> None:
     assert replaced("a woman and a Man", man="person") == "a woman and a person"
     assert replaced("the man's man-made t-shirt", man="x", shirt="y") == "the x's man-made t-shirt"
     assert replaced("a dog  house", dog="cat", dog_house="kennel") == "a kennel"
+    assert replaced("a dog house", dog="animal", dog_house="hut", dog_house_door="x") == "a hut"
+    assert replaced("dog dog house dog dog", dog="x", dog_house="y") == "x y x x"
+    assert replaced("dog dog", dog="x", dog_dog="y") == "y"
+    assert replaced("the man's man 's", **{"man's": "x"}) == "the x man 's"
+    assert replaced("the man's man 's", **{"man_'s": "x"}) == "the man's x"
     assert replaced("dog houses", dog="cat", dog_house="kennel") == "cat houses"
     assert replaced("a cat and a dog", cat="dog", dog="cat") == "a dog and a cat"
     assert replaced("a very big dog", very="") == "a big dog"
@@ -124,12 +146,20 @@ def test_errors_of_a_map_name_file_and_line(content: bytes, message: str, tmp_pa
 
 def test_a_map_is_read_with_bom_and_any_line_end(tmp_path: Path) -> None:
     path = tmp_path / "fixes.tsv"
-    path.write_bytes("\ufeffA  Dog \t the cat\r\n\r\nvery\t\n".encode())
-    assert read_map(path) == {"a dog": "the cat", "very": ""}
+    path.write_bytes("\ufeffA  Dog \t the cat\r\n\r\nvery\t\nFOX\tX\r\n".encode())
+    assert read_map(path) == {"a dog": "the cat", "very": "", "fox": "X"}
+
+
+def test_the_longest_line_and_template_are_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "fixes.tsv"
+    path.write_text("dog\t" + "x" * 9_996)
+    assert read_map(path) == {"dog": "x" * 9_996}
+    assert Wording(template="x" * 9_991 + CAPTION)("") == "x" * 9_991
 
 
 @pytest.mark.parametrize(
-    "template", ["", "sks style", "{captions}", "a\n{caption}", "\ud800{caption}"]
+    "template",
+    ["", "sks style", "{captions}", "a\n{caption}", "\ud800{caption}", "x" * 10_000 + "{caption}"],
 )
 def test_a_template_is_one_line_with_a_caption(template: str) -> None:
     with pytest.raises(ConfigError, match=r"--template: must .*, given '") as error:
@@ -153,7 +183,8 @@ def test_wordings_differ_in_their_keys() -> None:
         *(Wording(replaced={"a": "b"}), Wording(replaced={"a": "c"})),
     ]
     assert len({wording.key for wording in every}) == len(every)
-    assert Wording().key == ""
+    assert all(len(wording.key) == 32 for wording in every[1:])
+    assert Wording().key == Wording("plain", {}, CAPTION).key == ""
     one, two = {"a": "b", "c": "d"}, {"c": "d", "a": "b"}
     assert Wording(replaced=one).key == Wording(replaced=two).key
 
