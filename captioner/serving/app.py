@@ -166,7 +166,9 @@ async def _caption(request: Request) -> Response:
     wish = read_wish(request.query_params.multi_items(), service.models)
     service.queue.check()
     content = await _one_image(request, service)
-    found = await _unless_gone(request, service.caption(content, wish))
+    service.uploads.check(len(content))
+    with service.uploads.holding(len(content)):
+        found = await _unless_gone(request, service.caption(content, wish))
     return JSONResponse(to_answer(wish, found))
 
 
@@ -205,6 +207,7 @@ async def _captions(request: Request) -> Response:
         raise RefusedError(415, f"body: must be {FORM} with parts named {IMAGE!r}")
     async with service.uploads.slot():
         parts = await _images(request, service, service.limits.max_images)
+    service.uploads.check(sum(len(part.content) for part in parts))
     return StreamingResponse(_lines(service, wish, parts), media_type="application/x-ndjson")
 
 
@@ -212,16 +215,18 @@ async def _lines(service: Service, wish: Wish, parts: list[Part]) -> AsyncIterat
     """Caption some pictures at a time; yield a line for each as it is finished."""
     waiting = list(enumerate(parts))[::-1]
     running: set[asyncio.Task[JSON]] = set()
-    try:
-        while waiting or running:
-            while waiting and len(running) < service.limits.max_batch:
-                running.add(asyncio.create_task(_line(service, wish, *waiting.pop())))
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield json.dumps(task.result(), ensure_ascii=False) + "\n"
-    finally:
-        for task in running:
-            task.cancel()
+    size = sum(len(part.content) for part in parts)
+    with service.uploads.holding(size):
+        try:
+            while waiting or running:
+                while waiting and len(running) < service.limits.max_batch:
+                    running.add(asyncio.create_task(_line(service, wish, *waiting.pop())))
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield json.dumps(task.result(), ensure_ascii=False) + "\n"
+        finally:
+            for task in running:
+                task.cancel()
 
 
 async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
@@ -244,8 +249,10 @@ async def _chat(request: Request) -> Response:
     service.queue.check()
     async with service.uploads.slot():
         body = b"".join([chunk async for chunk in service.uploads.chunks(request)])
+    service.uploads.check(len(body))
     asked = read_chat(body, request.query_params.multi_items(), service.models)
-    found = await _unless_gone(request, service.caption(asked.content, asked.wish))
+    with service.uploads.holding(len(body)):
+        found = await _unless_gone(request, service.caption(asked.content, asked.wish))
     if asked.stream:
         return StreamingResponse(to_stream(asked, found), media_type="text/event-stream")
     return JSONResponse(to_completion(asked, found))

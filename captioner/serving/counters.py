@@ -81,7 +81,7 @@ class Counters:
             ("captioner_received_bytes_total", "counter", "Bytes of bodies.", self.received),
             ("captioner_queue_images", "gauge", "Pictures that wait or are captioned.", waiting),
             ("captioner_uploads", "gauge", "Requests that are read now.", uploads.reading),
-            ("captioner_undecoded_bytes", "gauge", "Bytes that wait to be decoded.", uploads.held),
+            ("captioner_held_bytes", "gauge", "Bytes that wait for an answer.", uploads.held),
             ("process_resident_memory_bytes", "gauge", "Memory of the process.", memory),
         ):
             yield from _head(name, kind, text)

@@ -20,6 +20,7 @@ from captioner.system.foreign import excerpt
 
 LINGER = 1.0  # seconds that the rest of a refused body is read, so that the client sees the answer
 MOST_LINGER = 2**23  # bytes
+MOST_HEADER = 2**15  # bytes of the URL, and of the headers
 BODY = (b"content-length", b"transfer-encoding")  # a request with one of these has a body
 HUNG_UP = 499  # the status of a client that has hung up, in logs and metrics
 HEADERS = (
@@ -82,6 +83,12 @@ class Door:
         if scope["app"].state.stopping:
             raise RefusedError(503, "the server stops; try again later", {"Connection": "close"})
         names = [name for name, _ in scope["headers"]]
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise RefusedError(505, "HTTP: must be version 1.1")
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MOST_HEADER:
+            raise RefusedError(414, f"URL: more than {MOST_HEADER:,} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER:
+            raise RefusedError(431, f"headers: more than {MOST_HEADER:,} bytes")
         if b"transfer-encoding" in names and b"content-length" in names:
             raise RefusedError(400, "body: has both Content-Length and Transfer-Encoding")
 

@@ -13,7 +13,7 @@ from captioner.images.decode import MAX_PIXELS
 from captioner.serving.refusal import GoneError, RefusedError, busy
 
 MIB = 2**20
-HELD = 16  # times `max_bytes`: what all bodies that are not decoded yet take at most
+HELD = 16  # times `max_bytes`: what all bodies that wait for an answer take at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Uploads:
-    """Counts the requests that are read, and the bytes that wait to be decoded."""
+    """Counts the requests that are read, and the bytes that wait for an answer."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
@@ -88,15 +88,18 @@ class Uploads:
                 raise _too_large(most)
             yield chunk
 
-    @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """Count bytes that wait to be decoded.
+    def check(self, size: int) -> None:
+        """Refuse a body of so many bytes if too many wait for an answer.
 
         Raises:
-            RefusedError: if there are too many.
+            RefusedError: if so.
         """
         if self.held + size > HELD * self.limits.max_bytes:
-            raise busy("busy: too many bytes wait to be decoded; try again")
+            raise busy("busy: too many bytes wait for captions; try again")
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count the bytes of a body that waits for its answer."""
         self.held += size
         try:
             yield

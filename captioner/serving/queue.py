@@ -131,8 +131,7 @@ class Queue:
         self.check()
         self.size += 1
         try:
-            with self.uploads.holding(len(content)):
-                picture = await self._read(content, wish)
+            picture = await self._read(content, wish)
             loop = asyncio.get_running_loop()
             job = _Job(wish, picture, loop.create_future(), loop.time())
             self._jobs.append(job)

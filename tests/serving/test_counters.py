@@ -51,7 +51,7 @@ def test_requests_pictures_times_and_batches_are_counted() -> None:
     assert found[f"captioner_request_seconds_count{{{of_caption}}}"] == 5
     assert found[f'captioner_request_seconds_bucket{{{of_caption},le="+Inf"}}'] == 5
     assert found["captioner_batch_images_sum"] == 8
-    assert found["captioner_queue_images"] == found["captioner_undecoded_bytes"] == 0
+    assert found["captioner_queue_images"] == found["captioner_held_bytes"] == 0
     assert found["captioner_received_bytes_total"] > 8 * len(png())
     assert found["process_resident_memory_bytes"] > 2**20
 

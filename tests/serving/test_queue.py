@@ -180,7 +180,7 @@ def test_who_hangs_up_while_many_pictures_are_captioned(gated: Gated) -> None:
     with serving({"toy": gated.captioner}, Limits(max_batch=2)) as served:
         gated.gate.clear()
         form = httpx.Request(
-            "POST", "http://x/", files=[("image", ("a.png", png(), "image/png"))] * 50
+            "POST", "http://localhost/", files=[("image", ("a.png", png(), "image/png"))] * 50
         )
         connection = http.client.HTTPConnection("127.0.0.1", served.port)
         connection.request("POST", "/v1/captions", form.read(), dict(form.headers))
@@ -222,13 +222,20 @@ def test_too_many_uploads_at_once() -> None:
         assert served.is_alive()
 
 
-def test_too_many_bytes_at_once(gated: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.serving.limits.HELD", 0)
-    with serving({"toy": gated.captioner}) as served:
-        answer = post(served, png())
-        assert answer.status_code == 503
-        assert "bytes wait to be decoded" in answer.json()["error"]
-        assert served.queue.size == 0
+def test_too_many_bytes_at_once(gated: Gated, pool: ThreadPoolExecutor) -> None:
+    size = len(png())
+    with serving({"toy": gated.captioner}, Limits(max_bytes=size)) as served:
+        uploads = served.app.state.service.uploads
+        gated.gate.clear()
+        accepted = [pool.submit(post, served, png()) for _ in range(16)]
+        wait_until(lambda: uploads.held == 16 * size)
+        refused = post(served, png())
+        assert refused.status_code == 503
+        assert "too many bytes wait" in refused.json()["error"]
+        gated.gate.set()
+        assert [future.result().status_code for future in accepted] == [200] * 16
+        assert uploads.held == 0
+        assert served.is_alive()
 
 
 def test_a_caption_that_takes_too_long(gated: Gated) -> None:
