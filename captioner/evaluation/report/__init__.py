@@ -5,22 +5,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Template
 
 from captioner.evaluation.report.charts import Line, calibration_chart, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
 from captioner.evaluation.report.word_marks import least_confident
 from captioner.metrics.bootstrap import CONFIDENCE
 from captioner.metrics.signature import joined
+from captioner.page.one_file import template_of
 from captioner.run_dir import read_metrics
-from captioner.system.escapes import visible
 from captioner.system.files import whole_file
 from captioner.text import Vocabulary
 
@@ -98,24 +95,7 @@ def write_report(
     return path
 
 
-def _template() -> Any:
-    """Load the page with its styles and script, and a content policy that allows only these."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for kind in ("css", "js"):
-        text = (HERE / f"page.{kind}").read_text(encoding="utf-8")
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        environment.globals[kind] = Markup(text)
-        environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
-    return environment.get_template("page.html")
-
-
-def _visible(value: Any) -> Any:
-    """Make control characters in plain text visible; leave HTML and JSON unchanged."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _template() -> Template:
+    """Load the page with its styles and script."""
+    css, js = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return template_of(HERE, "page.html", css, js)
