@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
     from captioner.explanation.explained import Method
 
-ENDINGS = (".png",)
+ENDINGS = (".html", ".png")
 
 
 def _ending(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -44,7 +44,7 @@ def _ending(_: click.Context, option: click.Parameter, path: Path | None) -> Pat
     "--output",
     type=click.Path(path_type=Path),
     callback=_ending,
-    help="Picture with a map for each word, .png.",
+    help="Page or picture with a map for each word: .html or .png.",
 )
 @decoding_options
 @device_option
@@ -66,17 +66,18 @@ def command(
     if caption is not None and decoding:
         raise click.UsageError("--caption excludes search options: nothing is searched")
     from captioner.captioner import Captioner
-    from captioner.explaining.picture import draw_explanation
+    from captioner.explaining.output import write_output
     from captioner.explaining.word_table import to_table
     from captioner.run_dir import find_models
     from captioner.system.ownership import check
 
     if output:
         check(output, "explanation")
-    captioner = Captioner.load(find_models(models, say), device)
+    folders = find_models(models, say)
+    captioner = Captioner.load(folders, device)
     options = captioner.settings(**decoding)
     found = captioner.explain(image, caption, options, method=method, alternatives=alternatives)
     show(to_table(found))
     if output:
-        draw_explanation(found, output)
+        write_output(found, captioner.encoder.preprocess, image, folders, output)
         say(f"wrote {output}")

@@ -27,8 +27,8 @@ def from_image(explanation: Explanation, place: int) -> float:
     return (places.sum() if explanation.method == "gradient" else places.max()).item()
 
 
-def to_table(explanation: Explanation) -> str:
-    """Return the caption, and a line for each word: probability, nats, alternatives."""
+def to_rows(explanation: Explanation) -> list[tuple[str, str, str, str, str]]:
+    """Return a heading, and a row for each word: word, probability, nats, place, alternatives."""
     rows = [("word", "probability", "from image", "strongest at", "alternatives")]
     for place, word in enumerate(explanation.caption.words):
         others = (
@@ -45,6 +45,12 @@ def to_table(explanation: Explanation) -> str:
                 ", ".join(others),
             )
         )
+    return rows
+
+
+def to_table(explanation: Explanation) -> str:
+    """Return the caption, and a line for each word."""
+    rows = to_rows(explanation)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [explanation.caption.text, ""]
     for text, probability, nats, where, rest in rows:

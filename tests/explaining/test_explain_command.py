@@ -88,12 +88,20 @@ def test_a_picture_shows_the_maps_of_gradient_and_attention(run: Run, method: st
     assert run("photo.png", "--output", "out/maps.png")[0] == 0  # captioner's own
 
 
+def test_a_page_is_written_where_the_name_ends_in_html(run: Run) -> None:
+    code, _, said = run("photo.png", "--output", "explained.HTML", "--caption", "a red square")
+    assert (code, "wrote explained.HTML" in said) == (0, True)
+    text = Path("explained.HTML").read_text(encoding="utf-8")
+    assert "photo.png, captioned by looking" in text.replace("0", "")
+    assert "a red square" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["no.png"], 1, r"no\.png: cannot be read: No such file"),
         (["photo.png", "--output", "photo.png"], 2, r"photo\.png: already exists and is not"),
-        (["photo.png", "--output", "a.svg"], 2, r"a\.svg must end in \.png"),
+        (["photo.png", "--output", "a.svg"], 2, r"a\.svg must end in \.html or \.png"),
         (["photo.png", "--method", "magic"], 2, r"'magic' is not one of"),
         (["photo.png", "--caption", "a", "--beam-size", "3"], 2, r"--caption excludes search"),
         (["photo.png", "--caption", "a " * 300], 2, r"--caption: must have 1 to 200 words"),

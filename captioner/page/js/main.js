@@ -138,7 +138,7 @@ function drawOverlay() {
   const sharp = Math.min(2, window.devicePixelRatio);
   canvas.width = image.clientWidth * sharp;
   canvas.height = image.clientHeight * sharp;
-  drawMap(canvas.getContext("2d"), map, scaleOf(now.answer, now.chosen), seenBox(now.answer, canvas.width, canvas.height));
+  drawMap(canvas.getContext("2d"), map, scaleOf(now.answer), seenBox(now.answer, canvas.width, canvas.height));
 }
 
 function showInside() {

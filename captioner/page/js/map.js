@@ -33,10 +33,9 @@ export function drawMap(context, map, scale, box) {
   context.fillRect(box.x + box.width, box.y, width - box.x - box.width, box.height);
 }
 
-// Attention weights of all words share one scale, because they mean the same. Gradients do not.
-export function scaleOf(answer, place) {
-  const words = answer.map_source === "attention" ? answer.words : [answer.words[place]];
-  return Math.max(...words.flatMap((word) => (word.map ?? [[0]]).flat().map(Math.abs)));
+// All words share one scale, of weights or of nats: a word that needs no picture stays unlit.
+export function scaleOf(answer) {
+  return Math.max(...answer.words.flatMap((word) => (word.map ?? [[0]]).flat().map(Math.abs)));
 }
 
 // The box of the map on a canvas; the whole picture if the server does not say what it cropped.

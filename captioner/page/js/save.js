@@ -40,7 +40,7 @@ export async function savePicture(image, answer, place, name) {
   const context = picture.getContext("2d");
   context.drawImage(image, 0, 0, width, height);
   const map = answer.words[place]?.map;
-  if (map) drawMap(context, map, scaleOf(answer, place), seenBox(answer, width, height));
+  if (map) drawMap(context, map, scaleOf(answer), seenBox(answer, width, height));
   const lines = wrap(context, answer.caption, size, width - 2 * size);
   const word = answer.words[place];
   const told = word ? `${isEnd(word) ? "end of the sentence" : word.text}: ${percent(word.log_prob)}` : "";

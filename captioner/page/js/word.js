@@ -2,12 +2,13 @@
 
 import { byId, make } from "./element.js";
 import { where } from "./map.js";
-import { percent } from "./number.js";
+import { decimal, percent } from "./number.js";
 import { isEnd, textBefore } from "./words.js";
 
 const SOURCES = {
   attention: "The map shows where the model's attention lay.",
-  gradient: "Through the hidden state, orange places made this word more probable, blue ones less.",
+  gradient: "Orange places made this word more probable, blue ones less.",
+  occlusion: "Orange: covered here, the word gets less probable. Blue: more probable.",
 };
 const BLIND = 0.95; // attention beside the picture, from which on its map says nothing
 
@@ -27,7 +28,7 @@ export function showWord(answer, place, maps, writeOn) {
     make("h3", { dir: "auto" }, title, " ", make("small", { dir: "ltr" }, percent(word.log_prob))),
     make("p", { class: "note" }, ...given(before)),
     ...told.map((sentence) => make("p", { class: "note" }, sentence)),
-    alternatives(word, (text) => writeOn(`${before} ${text}`.trim())),
+    alternatives(word, writeOn && ((text) => writeOn(`${before} ${text}`.trim()))),
   );
   return `${title}, ${percent(word.log_prob)}. ${maps === "there" ? where(word.map) : ""}`;
 }
@@ -41,19 +42,32 @@ function mapInWords(answer, word, maps) {
   if (maps === "waiting") return ["The map is on its way …"];
   if (!word.map) return ["There is no map of this word."];
   const about = `${where(word.map)} ${SOURCES[answer.map_source] ?? ""}`;
+  if (answer.map_source === "gradient") return [about, added(word.map)];
   if (word.sentinel === undefined) return [about];
   const looked = percent(Math.log(1 - word.sentinel));
   if (word.sentinel > BLIND) return [`For this word it hardly looks at the picture: with ${looked} of its attention.`];
   return [about, `For this word it looks at the picture with ${looked} of its attention.`];
 }
 
-// The word itself is one of the bars: a beam does not always take the most probable word.
+// What all places together did for the word.
+function added(map) {
+  const nats = map.flat().reduce((sum, value) => sum + value, 0);
+  const share = `${nats < 0 ? "" : "+"}${decimal(nats)} nats`;
+  if (Math.abs(nats) < 0.1) return `The average picture gives it almost the same probability (${share}).`;
+  const times = Math.exp(Math.abs(nats));
+  const factor = times < 10 ? times.toFixed(1) : Math.round(times).toLocaleString("en");
+  const [more, than] = nats < 0 ? ["less", "than"] : ["as", "as"];
+  return `The picture makes it ${factor} times ${more} probable ${than} the average picture does (${share}).`;
+}
+
+// The word itself is one of the bars: a beam does not always take the most probable word. Without
+// `take`, no other word can be chosen.
 function alternatives(word, take) {
   const all = [{ ...word, chosen: true }, ...(word.alternatives ?? [])];
   all.sort((a, b) => b.log_prob - a.log_prob);
   const rows = all.map((each) => {
     const text = isEnd(each) || !each.text ? "end of the sentence" : each.text;
-    const open = !each.chosen && !isEnd(each) && each.text !== ""; // no start can ask for the end
+    const open = take && !each.chosen && !isEnd(each) && each.text !== ""; // no start can ask for the end
     const content = [
       make("span", { class: "bar", "--chance": Math.exp(each.log_prob), "aria-hidden": true }),
       open && make("span", { class: "unseen" }, "Write on with "),
@@ -68,5 +82,5 @@ function alternatives(word, take) {
   return make("div", { class: "alternatives" },
     make("h4", {}, "What could have stood here"),
     make("ol", {}, ...rows),
-    make("p", { class: "hint" }, "Take another word, and the model writes on from there."));
+    take && make("p", { class: "hint" }, "Take another word, and the model writes on from there."));
 }

@@ -1,0 +1,40 @@
+"""An explanation as a file, of the kind that its name ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioner.encoder.preprocess import Preprocess
+from captioner.explaining.html_page import LONGEST, write_page
+from captioner.explaining.picture import draw_explanation
+from captioner.explanation.explained import Explanation
+from captioner.images.decode import read_image
+
+
+def write_output(
+    explanation: Explanation,
+    preprocess: Preprocess,
+    image: str,
+    models: Sequence[Path],
+    path: Path,
+) -> None:
+    """Write a page if the path ends in .html, else a picture.
+
+    Args:
+        explanation: of an image.
+        preprocess: of the models.
+        image: path of the image.
+        models: model directories.
+        path: the file to write.
+
+    Raises:
+        ConfigError: if a file that captioner did not write is at the path.
+    """
+    if path.suffix.lower() != ".html":
+        draw_explanation(explanation, path)
+        return
+    picture = read_image(Path(image), at_least=LONGEST)
+    names = [folder.parent.name if folder.name == "model" else folder.name for folder in models]
+    seen = preprocess.seen(*picture.size)
+    write_page(explanation, picture, seen, path, name=Path(image).name, model=" and ".join(names))
