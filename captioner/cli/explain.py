@@ -61,7 +61,7 @@ def command(
     """Show where each word of IMAGE's caption came from.
 
     Prints each word with its probability, its alternatives and what the image did for it. --output
-    writes a map over the image for each word.
+    writes a map over the image for each word; a page also shows how the caption was written.
     """
     if caption is not None and decoding:
         raise click.UsageError("--caption excludes search options: nothing is searched")
@@ -79,5 +79,7 @@ def command(
     found = captioner.explain(image, caption, options, method=method, alternatives=alternatives)
     show(to_table(found))
     if output:
-        write_output(found, captioner.encoder.preprocess, image, folders, output)
+        is_page = output.suffix.lower() == ".html"
+        trace = captioner.trace(image, **decoding) if is_page and caption is None else None
+        write_output(found, captioner.encoder.preprocess, image, folders, output, trace, options)
         say(f"wrote {output}")

@@ -9,8 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from captioner.config import DecodingConfig
 from captioner.explaining.word_table import COMPARED, END, to_rows
 from captioner.explanation.explained import Explanation
+from captioner.explanation.trace import Trace
 from captioner.page.one_file import page_template
 from captioner.system.files import whole_file
 from captioner.system.version import __version__
@@ -33,6 +35,8 @@ def write_page(
     *,
     name: str,
     model: str,
+    trace: Trace | None = None,
+    options: DecodingConfig | None = None,
 ) -> None:
     """Write an HTML file.
 
@@ -43,16 +47,20 @@ def write_page(
         path: the file to write, in place of one that captioner wrote.
         name: of the picture.
         model: its name.
+        trace: how the caption was written; None: it was not searched for.
+        options: search settings, with a trace.
 
     Raises:
         ConfigError: if a file that captioner did not write is at the path.
     """
     answers = answers_of(explanation, seen)
-    text = page_template("explain", ("base", "page", "explain")).render(
+    text = page_template("explain", ("base", "page", "inside", "explain")).render(
         name=name,
         model=model,
         caption=explanation.caption.text,
         answers=answers,
+        trace=trace and trace.to_json(),
+        settings=options and options.model_dump(include={"search", "beam_size"}),
         sources=[answer["map_source"] for answer in answers],
         reading=READING[explanation.method],
         rows=to_rows(explanation),

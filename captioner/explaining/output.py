@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from captioner.config import DecodingConfig
 from captioner.encoder.preprocess import Preprocess
 from captioner.explaining.html_page import LONGEST, write_page
 from captioner.explaining.picture import draw_explanation
 from captioner.explanation.explained import Explanation
+from captioner.explanation.trace import Trace
 from captioner.images.decode import read_image
 
 
@@ -18,6 +20,8 @@ def write_output(
     image: str,
     models: Sequence[Path],
     path: Path,
+    trace: Trace | None,
+    options: DecodingConfig,
 ) -> None:
     """Write a page if the path ends in .html, else a picture.
 
@@ -27,6 +31,8 @@ def write_output(
         image: path of the image.
         models: model directories.
         path: the file to write.
+        trace: how the caption was written, for a page; None: it was not searched for.
+        options: search settings.
 
     Raises:
         ConfigError: if a file that captioner did not write is at the path.
@@ -37,4 +43,13 @@ def write_output(
     picture = read_image(Path(image), at_least=LONGEST)
     names = [folder.parent.name if folder.name == "model" else folder.name for folder in models]
     seen = preprocess.seen(*picture.size)
-    write_page(explanation, picture, seen, path, name=Path(image).name, model=" and ".join(names))
+    write_page(
+        explanation,
+        picture,
+        seen,
+        path,
+        name=Path(image).name,
+        model=" and ".join(names),
+        trace=trace,
+        options=options,
+    )

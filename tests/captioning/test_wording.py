@@ -177,6 +177,11 @@ def test_a_template_is_taken_to_the_letter(around: str, text: str) -> None:
     assert wording(text) == f"{around}{text}{{0}}"
 
 
+def test_a_caption_gets_the_map_then_the_style_then_the_template() -> None:
+    wording = Wording("sentence", {"dog": "cat"}, "sks, {caption}!")
+    assert wording("a dog 's ball") == "sks, A cat's ball.!"
+
+
 def test_wordings_differ_in_their_keys() -> None:
     every = [
         *(Wording(), Wording("sentence"), Wording(template="x{caption}")),

@@ -94,6 +94,10 @@ def test_a_page_is_written_where_the_name_ends_in_html(run: Run) -> None:
     text = Path("explained.HTML").read_text(encoding="utf-8")
     assert "photo.png, captioned by looking" in text.replace("0", "")
     assert "a red square" in text
+    assert "How it was written" not in text  # nothing was searched
+    assert run("photo.png", "--output", "explained.HTML", "--beam-size", "5")[0] == 0
+    text = Path("explained.HTML").read_text(encoding="utf-8")
+    assert "How it was written" in text and '"beam_size": 5' in text
 
 
 @pytest.mark.parametrize(

@@ -182,5 +182,47 @@ def test_the_page_fits_and_works_without_scripts(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A page of a caption that was searched for, and how it was written."""
+    path, captioner = tmp_path_factory.mktemp("trace") / "explained.html", toys.captioner()
+    picture, options = draw(3, (96, 64)), captioner.settings(beam_size=4)
+    found, trace = captioner.explain(picture, None, options), captioner.trace(picture, beam_size=4)
+    how: dict[str, Any] = {"trace": trace, "options": options}
+    write_page(found, picture, SEEN, path, name="photo.jpg", model="toy", **how)
+    return path, trace.to_json()
+
+
+def test_a_page_holds_how_its_caption_was_written(
+    searched: tuple[Path, dict[str, Any]], looking: Path
+) -> None:
+    path, trace = searched
+    found = re.search(r'id="trace">(.*?)</script>', path.read_text(encoding="utf-8"))
+    assert found
+    assert json.loads(found[1]) == {"trace": trace, "settings": {"search": "beam", "beam_size": 4}}
+    assert 'id="trace"' not in looking.read_text(encoding="utf-8")  # its caption was given
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 1200])
+def test_the_beam_and_the_hidden_state_are_drawn(
+    searched: tuple[Path, dict[str, Any]], open_page: Any, width: int
+) -> None:
+    path, trace = searched
+    page = open_page(path, viewport={"width": width, "height": 800})
+    assert page.locator("#beam .node.chosen").count() == len(trace["beam"]["chosen"])
+    assert "4 best sentences" in page.locator("#beam .note").inner_text()
+    assert "write on" not in page.locator("#beam").inner_text()  # there is no model
+    page.locator("#beam .node.chosen rect").first.focus()
+    page.keyboard.press("Enter")
+    assert "on the way to the chosen caption" in page.locator("#beam .readout").inner_text()
+    columns = page.locator("#state .column")
+    assert columns.count() == len(trace["state"]["norms"])
+    page.locator("#words .word").nth(1).click()
+    assert page.locator("#state .column.chosen").get_attribute("data-time") == "2"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 def test_a_crop_is_a_box_in_the_picture() -> None:
     assert Preprocess(64, 64).seen(96, 64) == pytest.approx(SEEN)

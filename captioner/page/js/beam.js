@@ -14,12 +14,12 @@ const LONGEST = 12; // letters of a word in its box
 const KEPT = 6;
 const CUT = 3;
 
-// `writeOn(text)` starts the caption with a text; `all`: draws every sentence.
-export function showBeam(panel, beam, settings, writeOn, all = false) {
+// `writeOn(text)` starts the caption with a text, if a server can; `all`: draws every sentence.
+export function showBeam(panel, beam, settings, writeOn = null, all = false) {
   const every = link(beam);
   const nodes = layOut(all ? every : best(every, beam));
   const steps = beam.steps.length;
-  const readout = make("p", { class: "readout", role: "status" }, "Point at a word to read its numbers. Choose it to write on from there.");
+  const readout = make("p", { class: "readout", role: "status" }, `Point at a word to read its numbers.${writeOn ? " Choose it to write on from there." : ""}`);
   const drawing = draw(nodes, steps, (node) => { readout.replaceChildren(...describe(node)); }, writeOn);
   const slider = make("input", { type: "range", min: 1, max: steps, value: steps, id: "beam-step" });
   const told = make("output", { for: "beam-step" }, `${steps} of ${steps}`);
@@ -118,7 +118,7 @@ function box(node, read, writeOn) {
     makeSvg("text", { "aria-hidden": true, x: node.x + 9, y: node.y + 17.5 }, shown),
     makeSvg("text", { "aria-hidden": true, class: "chance", x: node.x + BOX - 8, y: node.y + 17, "text-anchor": "end" }, shown.length > 8 ? "" : percent(node.log_prob)),
   );
-  const act = () => writeOn(node.words.join(" "));
+  const act = () => (writeOn ? writeOn(node.words.join(" ")) : read(node));
   for (const event of ["focus", "mouseenter"]) button.addEventListener(event, () => read(node));
   button.addEventListener("click", act);
   button.addEventListener("keydown", (event) => {

@@ -1,11 +1,14 @@
 // The page of `captioner explain`: one caption, whose words open. Nothing is asked of a server.
 
+import { showBeam } from "./beam.js";
 import { byId } from "./element.js";
 import { drawMap, scaleOf, seenBox } from "./map.js";
+import { markColumn, showState } from "./state.js";
 import { showWord } from "./word.js";
 import { markWord, showWords, startWords } from "./words.js";
 
 const answers = JSON.parse(byId("data").textContent); // one for each source of maps
+const written = JSON.parse(document.getElementById("trace")?.textContent ?? "null");
 const now = { answer: answers[0], chosen: -1 };
 
 function choose(place) {
@@ -16,6 +19,7 @@ function choose(place) {
 function showChosen() {
   markWord(now.chosen);
   drawOverlay();
+  if (written) markColumn(byId("state"), now.chosen);
   return showWord(now.answer, now.chosen, "there");
 }
 
@@ -50,4 +54,8 @@ document.querySelector("[name=source]")?.closest("fieldset").addEventListener("c
   byId("announce").textContent = showChosen();
 });
 for (const element of document.querySelectorAll(".needs-script")) element.hidden = false;
+if (written) {
+  showBeam(byId("beam"), written.trace.beam, written.settings);
+  showState(byId("state"), { words: now.answer.words, trace: written.trace }, -1, choose);
+}
 choose(mostOf(now.answer));
