@@ -7,7 +7,8 @@ In each part, the variants take turns; speeds are medians over the rounds.
 
 - files: `caption_files` from JPEG to caption, beam 3 / the rate of decoding and encoding alone,
   1 / (1 / decoding alone + 1 / CNN alone), each at its best. Target: at least 0.85. A GPU encodes
-  while the CPU decodes; there the target is 0.9 of the slower of the two.
+  while the CPU decodes; there the target is 0.9 of the slower of the two. The model's own search
+  runs too, without a target.
 - exports: the CNN alone / the same CNN exported to ONNX and run by onnxruntime and OpenVINO with as
   many threads, each at its best batch size. Target: at least 1.0 of the faster one. The cosine of
   the features to eager fp32 must be at least 0.999. Engines that are not installed are left out.
@@ -239,8 +240,11 @@ def files_part(scene: Scene) -> bool:
             scene.captioner.search(some, scene.captioner.settings(beam_size=3))
             for some in scene.features.split(256)
         ],
+        "JPEG to caption, the model's own search": lambda: list(
+            caption_files(scene.captioner, scene.items(), scene.captioner.settings())
+        ),
     }
-    whole, decoding, *cnn, _ = race(
+    whole, decoding, *cnn, _, _ = race(
         {name: (run, len(scene.files)) for name, run in variants.items()}
     ).values()
     if DEVICE == "cpu":

@@ -6,6 +6,7 @@ RUN is a run of `captioner train` on the bundled scenes; without it, the script 
 two minutes. The script runs the commands of the README and writes SVG files for light and dark
 pages to docs/pictures:
 
+- `photos`: three pictures, and what the bundled model writes about them
 - `session`: a terminal session, and three test images with their captions
 - `follows`: the log-likelihood of four captions given each of four images
 """
@@ -22,12 +23,14 @@ from html import escape
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from captioner import Captioner
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 SCENES = Path("data/scenes/images")
+PICTURES = tuple(Path("data/pictures") / f"{name}.jpg" for name in ("beach", "dog", "skier"))
 THEMES = {
     "light": {
         "page": "#ffffff",
@@ -77,14 +80,21 @@ def svg(width: float, height: float, label: str, body: list[str]) -> str:
     )
 
 
-def image(path: Path, x: float, y: float, side: int, color: Color) -> str:
-    """Return an image element with the data of a scene embedded."""
+def image(path: Path, x: float, y: float, width: float, color: Color) -> str:
+    """Return an image element with the file's data embedded."""
     data = base64.b64encode((ROOT / path).read_bytes()).decode()
-    place = f'x="{x}" y="{y}" width="{side}" height="{side}"'
+    kind = "png" if path.suffix == ".png" else "jpeg"
+    place = f'x="{x}" y="{y}" width="{width}" height="{height_of(path, width)}"'
     return (
-        f'<image {place} href="data:image/png;base64,{data}"/>'
+        f'<image {place} href="data:image/{kind};base64,{data}"/>'
         f'<rect {place} fill="none" stroke="{color["line"]}"/>'
     )
+
+
+def height_of(path: Path, width: float) -> float:
+    """Return the height of a picture drawn at this width."""
+    with Image.open(ROOT / path) as picture:
+        return round(width * picture.height / picture.width)
 
 
 def scene(index: int) -> Path:
@@ -92,12 +102,16 @@ def scene(index: int) -> Path:
     return SCENES / f"test-{index:04d}.png"
 
 
-def session(color: Color, captions: dict[int, str], lines: list[tuple[str, str]]) -> str:
-    """Draw the terminal and the captioned images below it."""
+def session(
+    color: Color, captions: dict[Path, str], lines: list[tuple[str, str]], side: int = 128
+) -> str:
+    """Draw the terminal and the captioned images below it, `side` wide."""
     width, step, top = 720, 20, 52
     inner = top + step * len(lines)
+    tallest = max(height_of(path, side) for path in captions)
+    height = inner + 24 + tallest + 58
     body = [
-        f'<rect width="{width}" height="{inner + 240}" rx="10" fill="{color["page"]}"/>',
+        f'<rect width="{width}" height="{height}" rx="10" fill="{color["page"]}"/>',
         f'<rect x=".5" y=".5" width="{width - 1}" height="{inner}" rx="10" fill="{color["box"]}" '
         f'stroke="{color["line"]}"/>',
         *(f'<circle cx="{22 + 18 * i}" cy="20" r="5.5" fill="{color["line"]}"/>' for i in range(3)),
@@ -111,14 +125,14 @@ def session(color: Color, captions: dict[int, str], lines: list[tuple[str, str]]
         else:
             body.append(text(20, y, words, color["quiet" if kind == "note" else "text"]))
     body.append("</g>")
-    side, gap = 128, width / len(captions)
-    for place, (index, caption) in enumerate(captions.items()):
+    gap = width / len(captions)
+    for place, (path, caption) in enumerate(captions.items()):
         middle = gap * (place + 0.5)
-        body.append(image(scene(index), middle - side / 2, inner + 24, side, color))
+        body.append(image(path, middle - side / 2, inner + 24, side, color))
         for row, words in enumerate(halves(caption)):
-            where = inner + side + 50 + 20 * row
+            where = inner + tallest + 50 + 20 * row
             body.append(text(middle, where, words, color["text"], more='text-anchor="middle"'))
-    return svg(width, inner + 24 + side + 58, "captioner at work", body)
+    return svg(width, height, "captioner at work", body)
 
 
 def halves(caption: str) -> list[str]:
@@ -163,6 +177,16 @@ def commands(work: Path) -> list[tuple[str, str]]:
     return [*lines, ("command", "captioner evaluate"), *(("", line) for line in scores)]
 
 
+def photographs(work: Path) -> tuple[dict[Path, str], list[tuple[str, str]]]:
+    """Caption the drawn photographs with the bundled model: captions, and the terminal's lines."""
+    command = f"captioner caption {PICTURES[0].parent} --model photos"
+    lines = run(command, work)
+    captions = dict(line.split("\t") for line in lines)
+    shown = [("command", command.removesuffix(" --model photos"))]
+    shown += [("", line.expandtabs(26)) for line in lines]
+    return {path: captions[str(path)] for path in PICTURES}, shown
+
+
 def main(run_folder: Path | None) -> None:
     """Run the commands and write every picture in both themes."""
     with tempfile.TemporaryDirectory() as name:
@@ -172,6 +196,7 @@ def main(run_folder: Path | None) -> None:
             shutil.copytree(run_folder, work / "runs" / "scenes")
         else:
             run("captioner train", work)
+        photos, lines_of_photos = photographs(work)
         lines = commands(work)
         captioner = Captioner.load(work / "runs" / "scenes")
     every = sorted({*SHOWN, *CONTRASTED})
@@ -181,7 +206,8 @@ def main(run_folder: Path | None) -> None:
     FOLDER.mkdir(exist_ok=True)
     for theme, color in THEMES.items():
         for title, drawn in (
-            ("session", session(color, {index: texts[index] for index in SHOWN}, lines)),
+            ("photos", session(color, photos, lines_of_photos, side=216)),
+            ("session", session(color, {scene(index): texts[index] for index in SHOWN}, lines)),
             ("follows", follows(color, contrasted, scores)),
         ):
             (FOLDER / f"{title}-{theme}.svg").write_text(drawn, encoding="utf-8")
