@@ -34,6 +34,7 @@ class Candidate:
         id: its number, from 1 in the order of the steps.
         parent: `id` of the sentence that it extends by one word; 0: the start token.
         text: its last word; `<eos>` is the end token.
+        caption: the sentence so far, as captions are written.
         log_prob: natural logarithm of the last word's probability, given the words before it.
         score: ranking score of the sentence so far: the sum of the log-probabilities divided by
             length ** length_penalty, without the neighbours' votes. Sampling: the sum.
@@ -45,6 +46,7 @@ class Candidate:
     id: int
     parent: int
     text: str
+    caption: str
     log_prob: float
     score: float
     kept: bool
@@ -157,6 +159,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "id": candidate.id,
         "parent": candidate.parent,
         "text": "" if candidate.finished else candidate.text,
+        "caption": candidate.caption,
         "log_prob": _rounded(candidate.log_prob),
         "score": _rounded(candidate.score),
         "kept": candidate.kept,
@@ -217,6 +220,7 @@ def trace(
     by_word = {(node.parent, node.token_id): node for step in steps for node in step}
     paths = [_path(by_word, sentence) for sentence in sentences]
     along = {node.id for path in paths for node in path}
+    texts = _texts(steps, vocabulary)
     ranked = [
         RankedCaption(
             path[-1].id,
@@ -230,7 +234,9 @@ def trace(
     return Trace(
         tuple(captions[:n_best]),
         SearchTrace(
-            tuple(tuple(_candidate(node, along, vocabulary) for node in step) for step in steps),
+            tuple(
+                tuple(_candidate(node, along, texts, vocabulary) for node in step) for step in steps
+            ),
             tuple(node.id for node in paths[0]),
             tuple(ranked),
         ),
@@ -347,12 +353,24 @@ def _path(by_word: Mapping[tuple[int, int], _Node], sentence: Sequence[int]) -> 
     return path
 
 
-def _candidate(node: _Node, along: set[int], vocabulary: Vocabulary) -> Candidate:
+def _texts(steps: Sequence[Sequence[_Node]], vocabulary: Vocabulary) -> dict[int, str]:
+    """Return the sentence up to each candidate, by its id."""
+    sentences: dict[int, list[int]] = {0: []}
+    for node in (node for step in steps for node in step):
+        sentences[node.id] = [*sentences[node.parent], node.token_id]
+    join = vocabulary.tokenizer.detokenize
+    return {number: join(vocabulary.decode(sentence)) for number, sentence in sentences.items()}
+
+
+def _candidate(
+    node: _Node, along: set[int], texts: dict[int, str], vocabulary: Vocabulary
+) -> Candidate:
     """Return a candidate; `along` holds the ids of those along the ranked captions."""
     return Candidate(
         node.id,
         node.parent,
         vocabulary.shown(node.token_id),
+        texts[node.id],
         node.log_prob,
         node.score,
         node.kept or node.id in along,

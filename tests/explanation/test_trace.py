@@ -129,6 +129,10 @@ def test_the_trace_shows_the_search_that_caption_makes(name: str, wish: dict[str
             assert all(candidate.kept for candidate in path)
             words = [candidate.text for candidate in path][: len(path) - finished]
             assert words == tokenize(each.text)
+            assert path[-1].caption == each.text
+            assert [tokenize(candidate.caption) for candidate in path] == [
+                words[:length] for length in range(1, len(path) + 1)
+            ]
             assert each.votes == each.score - path[-1].score
             assert (each.votes == 0) or name == "votes"
 
@@ -345,13 +349,14 @@ def test_the_form_of_json(name: str) -> None:
     form = json.loads(json.dumps(trace.to_json(), allow_nan=False))
     assert form.keys() == {"beam", "state"}
     assert form["beam"].keys() == {"steps", "chosen", "ranked"}
-    keys = ["id", "parent", "text", "log_prob", "score", "kept", "finished"]
+    keys = ["id", "parent", "text", "caption", "log_prob", "score", "kept", "finished"]
     for step, candidates in zip(form["beam"]["steps"], trace.beam.steps, strict=True):
         for row, candidate in zip(step, candidates, strict=True):
             assert [*row] == keys
             assert row["text"] == ("" if candidate.finished else candidate.text)
+            assert row["caption"] == candidate.caption
             for key in keys:
-                if key != "text":
+                if key not in ("text", "caption"):
                     assert row[key] == pytest.approx(getattr(candidate, key), abs=1e-6)
     assert form["beam"]["chosen"] == [*trace.beam.chosen]
     for row, ranked in zip(form["beam"]["ranked"], trace.beam.ranked, strict=True):
