@@ -41,6 +41,7 @@ class Toy:
         failures: answers to give first, each status and JSON.
         token: that requests must carry; empty: none.
         slow: seconds before an answer.
+        no_maps: why there are no maps; empty: there are.
     """
 
     address: str = ""
@@ -48,6 +49,7 @@ class Toy:
     failures: list[tuple[int, JSON]] = field(default_factory=list)
     token: str = ""
     slow: float = 0.0
+    no_maps: str = ""
 
 
 def words_of(model: str, start: str, forbid: list[str]) -> list[str]:
@@ -91,25 +93,19 @@ def place_map(place: int) -> list[list[float]]:
 def beam_of(model: str, words: list[str], size: int) -> JSON:
     """A tree in which each step has `size` kept and `size` cut candidates."""
     steps: list[list[JSON]] = []
-    chosen, alive, number = [], [0], 0
+    chosen, alive, number = [], [(0, "")], 0
     for place, text in enumerate([*words, ""]):
         step: list[JSON] = []
         for rank in range(2 * size):
             number += 1
-            ends = not text and not rank
-            step.append(
-                {
-                    "id": number,
-                    "parent": alive[min(rank // 2, len(alive) - 1)],
-                    "text": text if not rank else OTHERS[model][(rank + place) % 5 % 2 + rank % 2],
-                    "log_prob": chance(place, rank),
-                    "score": round(-0.3 * (rank + 1) - 0.1 * place, 6),
-                    "kept": rank < size,
-                    "finished": ends,
-                }
-            )
+            parent, before = alive[min(rank // 2, len(alive) - 1)]
+            last = text if not rank else OTHERS[model][(rank + place) % 5 % 2 + rank % 2]
+            node = {"id": number, "parent": parent, "text": last}
+            node |= {"caption": f"{before} {last}".strip(), "log_prob": chance(place, rank)}
+            node |= {"score": round(-0.3 * (rank + 1) - 0.1 * place, 6), "kept": rank < size}
+            step.append(node | {"finished": not text and not rank})
         chosen.append(step[0]["id"])
-        alive = [node["id"] for node in step[:size]]
+        alive = [(node["id"], node["caption"]) for node in step[:size]]
         steps.append(step)
     return {"steps": steps, "chosen": chosen}
 
@@ -215,6 +211,8 @@ def toy_server() -> Iterator[Toy]:
             time.sleep(toy.slow)
             if toy.failures:
                 self.send_json(*toy.failures.pop(0))
+            elif toy.no_maps and "maps" in query:
+                self.send_json(422, {"error": toy.no_maps})
             else:
                 self.send_json(200, answer(query))
 

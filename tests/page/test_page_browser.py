@@ -49,7 +49,7 @@ def server():
 def toy(server):
     server.asked.clear()
     server.failures.clear()
-    server.token, server.slow = "", 0.0
+    server.token, server.slow, server.no_maps = "", 0.0, ""
     return server
 
 
@@ -286,6 +286,36 @@ def test_an_alternative_writes_the_sentence_on(page, toy):
     page.click("#free")
     expect(page.locator(".word").nth(2)).to_contain_text("dog")
     assert page.locator("#forced").is_hidden()
+
+
+def test_a_start_is_spelt_as_the_caption_is(page):
+    """Words get spaces between them; characters and pieces of words do not."""
+    starts = page.evaluate(
+        """async () => {
+            const { textWith } = await import("/page/words.js");
+            const start = (caption, texts, place, other) =>
+                textWith(caption, texts.map((text) => ({ text })), place, other);
+            return [
+                start("a dog", ["a", "dog"], 0, "two"),
+                start("a dog", ["a", "dog"], 1, "cat"),
+                start("it isn't red", ["it", "is", "n't", "red"], 2, "not"),
+                start("it isn't red", ["it", "is", "n't", "red"], 3, "big"),
+                start("两只狗", ["两", "只", "狗"], 2, "猫"),
+                start("a skateboard", ["a", "skate", "board"], 2, "r"),
+                start("a dog", ["a", " ", "d", "o", "g"], 2, "c"),
+            ];
+        }"""
+    )
+    assert starts == ["two", "a cat", "it is not", "it isn't big", "两只猫", "a skater", "a c"]
+
+
+def test_a_model_without_maps_has_a_trace_all_the_same(page, toy):
+    toy.no_maps = "maps: the CNN has no places"
+    take_example(page)
+    page.locator(".word").nth(1).click()
+    expect(page.locator("#word")).to_contain_text("There is no map: maps: the CNN has no places")
+    assert page.locator("#map").is_hidden()
+    assert page.locator("#trouble").text_content() == ""
 
 
 def test_the_n_best_captions_have_scores_and_the_chosen_one_a_mark(page):

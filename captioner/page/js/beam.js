@@ -2,6 +2,7 @@
 
 import { focusOnly, make, makeSvg } from "./element.js";
 import { decimal, percent } from "./number.js";
+import { shownWord } from "./words.js";
 
 const COLUMN = 132;
 const ROW = 34;
@@ -44,15 +45,14 @@ function explain({ search, beam_size: size }) {
   return `At each step the ${size} best sentences so far live on; the greyed ones were cut. Within a step the best stands on top. The thick line is the chosen caption; a square ends a sentence.`;
 }
 
-// -> Map from id to a node with its step, its parent node and the sentence up to it, best first.
+// -> Map from id to a node with its step and its parent node; each step best first.
 function link(beam) {
   const chosen = new Set(beam.chosen);
   const nodes = new Map();
   beam.steps.forEach((step, i) => {
     for (const node of [...step].sort((a, b) => b.score - a.score)) {
       const parent = nodes.get(node.parent);
-      const words = [...(parent?.words ?? []), ...(node.finished ? [] : [node.text])];
-      nodes.set(node.id, { ...node, parent, words, step: i + 1, chosen: chosen.has(node.id) });
+      nodes.set(node.id, { ...node, parent, step: i + 1, chosen: chosen.has(node.id) });
     }
   });
   return nodes;
@@ -111,14 +111,14 @@ function draw(nodes, steps, read, writeOn) {
 const kind = (node) => (node.chosen ? "chosen" : node.kept ? "kept" : "cut");
 
 function box(node, read, writeOn) {
-  const text = node.finished ? "■ end" : node.text;
+  const text = node.finished ? "■ end" : shownWord(node);
   const shown = [...text].length > LONGEST ? `${[...text].slice(0, LONGEST - 1).join("")}…` : text;
   const button = makeSvg("rect", { x: node.x, y: node.y, width: BOX, height: ROW - 8, rx: 6, role: "button", "data-id": node.id, "aria-label": spoken(node) });
   const group = makeSvg("g", { class: `node ${kind(node)}`, "data-step": node.step }, button,
     makeSvg("text", { "aria-hidden": true, x: node.x + 9, y: node.y + 17.5 }, shown),
     makeSvg("text", { "aria-hidden": true, class: "chance", x: node.x + BOX - 8, y: node.y + 17, "text-anchor": "end" }, shown.length > 8 ? "" : percent(node.log_prob)),
   );
-  const act = () => (writeOn ? writeOn(node.words.join(" ")) : read(node));
+  const act = () => (writeOn ? writeOn(node.caption) : read(node));
   for (const event of ["focus", "mouseenter"]) button.addEventListener(event, () => read(node));
   button.addEventListener("click", act);
   button.addEventListener("keydown", (event) => {
@@ -132,12 +132,12 @@ function box(node, read, writeOn) {
 const fate = (node) => (node.chosen ? "on the way to the chosen caption" : node.kept ? (node.finished ? "finished, not chosen" : "kept") : "cut");
 
 function spoken(node) {
-  return `Step ${node.step}: ${node.words.join(" ")}${node.finished ? ", end" : ""}, ${percent(node.log_prob)}, score ${decimal(node.score)}, ${fate(node)}`;
+  return `Step ${node.step}: ${node.caption}${node.finished ? ", end" : ""}, ${percent(node.log_prob)}, score ${decimal(node.score)}, ${fate(node)}`;
 }
 
 function describe(node) {
   return [
-    make("strong", { dir: "auto" }, node.words.join(" ") + (node.finished ? " ■" : "")),
+    make("strong", { dir: "auto" }, node.caption + (node.finished ? " ■" : "")),
     ` — last word ${percent(node.log_prob)}, score ${decimal(node.score)}, ${fate(node)}.`,
   ];
 }
@@ -165,7 +165,7 @@ function moveInTree(drawing, nodes) {
 function asTable(nodes, steps) {
   const rows = [...nodes.values()].map((node) => make("tr", { class: node.chosen ? "chosen" : "" },
     make("td", {}, `${node.step}`),
-    make("td", { dir: "auto" }, node.words.join(" ") + (node.finished ? " ■" : "")),
+    make("td", { dir: "auto" }, node.caption + (node.finished ? " ■" : "")),
     make("td", { class: "number" }, percent(node.log_prob)),
     make("td", { class: "number" }, decimal(node.score)),
     make("td", {}, node.chosen ? "chosen" : node.kept ? "kept" : "cut"),

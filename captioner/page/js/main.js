@@ -13,7 +13,7 @@ import { markColumn, showState } from "./state.js";
 import { startTabs } from "./tabs.js";
 import { startTheme } from "./theme.js";
 import { showWord } from "./word.js";
-import { markWord, showWords, startWords } from "./words.js";
+import { markWord, showWords, startWords, textBefore } from "./words.js";
 
 // What the page knows. `chosen` is the place of the chosen word, -1 for none; `maps` says whether
 // the second, slower answer with maps and trace is "none", "waiting" or "there".
@@ -68,7 +68,13 @@ async function lookInside(query, signal) {
   const more = new URLSearchParams(query);
   more.set("maps", model()?.attention ? now.settings.maps : "true");
   more.set("trace", "true");
-  const answer = await askCaption(now.picture.body, more, signal);
+  const answer = await askCaption(now.picture.body, more, signal).catch((error) => {
+    // Some CNNs have no places, so there are no maps; there is a trace all the same.
+    if (error.status !== 400 && error.status !== 422) throw error;
+    more.delete("maps");
+    const noMaps = (rest) => ({ ...rest, no_maps: `There is no map: ${error.message}` });
+    return askCaption(now.picture.body, more, signal).then(noMaps);
+  });
   const same = answer.caption === now.answer.caption;
   Object.assign(now, { answer, maps: "there" });
   if (!same) showAnswer(answer.words.length);
@@ -182,12 +188,11 @@ function complain(sentence, again, needsToken = false) {
 // ---- writing on from a word ----
 
 function writeOn(text) {
-  const before = now.answer.caption;
   setStart(text);
   // The words that both sentences share do not arrive anew.
-  const words = text.split(" ");
+  const { caption, words } = now.answer;
   let kept = 0;
-  while (kept < words.length - 1 && words[kept] === before.split(" ")[kept]) kept++;
+  while (kept < words.length && text.startsWith(textBefore(caption, words, kept + 1))) kept++;
   write(kept);
   byId("caption").scrollIntoView({ block: "nearest" });
   byId("caption").focus({ preventScroll: true });

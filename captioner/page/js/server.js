@@ -37,6 +37,7 @@ async function ask(path, options) {
   const value = await answer.json().catch(() => ({}));
   if (answer.ok) return value;
   const error = new Error(value.error ?? `The server answered ${answer.status}: try again.`);
+  error.status = answer.status;
   error.needsToken = answer.status === 401;
   throw error;
 }

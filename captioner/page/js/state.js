@@ -3,7 +3,7 @@
 
 import { make, makeSvg } from "./element.js";
 import { decimal } from "./number.js";
-import { isEnd } from "./words.js";
+import { isEnd, shownWord } from "./words.js";
 
 const COLUMN = 64;
 const LEFT = 96;
@@ -15,7 +15,7 @@ const GAP = 40;
 // `choose(place)` chooses the word of a column.
 export function showState(panel, answer, place, choose) {
   const { units, values, norms, influence } = answer.trace.state;
-  const labels = ["image", ...answer.words.map((word) => (isEnd(word) ? "■" : word.text))];
+  const labels = ["image", ...answer.words.map((word) => (isEnd(word) ? "■" : shownWord(word)))];
   const width = LEFT + COLUMN * values.length + 12;
   const height = TOP + HEAT + 2 * (CHART + GAP) + 12;
   const drawing = makeSvg("svg", { class: "state", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": inWords(answer) });
@@ -119,7 +119,7 @@ function inWords(answer) {
   const { units, norms, influence } = answer.trace.state;
   const strongest = influence.indexOf(Math.max(...influence));
   const word = answer.words[strongest];
-  return `Heat map of ${units.length} units over ${norms.length} times. The size of the state goes from ${decimal(norms[0])} to ${decimal(norms.at(-1))}. The image is felt most in “${isEnd(word) ? "end" : word.text}”.`;
+  return `Heat map of ${units.length} units over ${norms.length} times. The size of the state goes from ${decimal(norms[0])} to ${decimal(norms.at(-1))}. The image is felt most in “${shownWord(word)}”.`;
 }
 
 function asTable(answer, labels) {

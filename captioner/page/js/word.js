@@ -3,7 +3,7 @@
 import { byId, make } from "./element.js";
 import { where } from "./map.js";
 import { decimal, percent } from "./number.js";
-import { isEnd, textBefore } from "./words.js";
+import { isEnd, shownWord, textBefore, textWith } from "./words.js";
 
 const SOURCES = {
   attention: "The map shows where the model's attention lay.",
@@ -22,13 +22,13 @@ export function showWord(answer, place, maps, writeOn) {
   }
   const word = answer.words[place];
   const before = textBefore(answer.caption, answer.words, place);
-  const title = isEnd(word) ? "End of the sentence" : word.text;
+  const title = isEnd(word) ? "End of the sentence" : shownWord(word);
   const told = mapInWords(answer, word, maps);
   panel.replaceChildren(
     make("h3", { dir: "auto" }, title, " ", make("small", { dir: "ltr" }, percent(word.log_prob))),
     make("p", { class: "note" }, ...given(before)),
     ...told.map((sentence) => make("p", { class: "note" }, sentence)),
-    alternatives(word, writeOn && ((text) => writeOn(`${before} ${text}`.trim()))),
+    alternatives(word, writeOn && ((text) => writeOn(textWith(answer.caption, answer.words, place, text)))),
   );
   return `${title}, ${percent(word.log_prob)}. ${maps === "there" ? where(word.map) : ""}`;
 }
@@ -40,7 +40,7 @@ function given(before) {
 
 function mapInWords(answer, word, maps) {
   if (maps === "waiting") return ["The map is on its way …"];
-  if (!word.map) return ["There is no map of this word."];
+  if (!word.map) return [answer.no_maps ?? "There is no map of this word."];
   const about = `${where(word.map)} ${SOURCES[answer.map_source] ?? ""}`;
   if (answer.map_source === "gradient") return [about, added(word.map)];
   if (word.sentinel === undefined) return [about];
@@ -66,7 +66,7 @@ function alternatives(word, take) {
   const all = [{ ...word, chosen: true }, ...(word.alternatives ?? [])];
   all.sort((a, b) => b.log_prob - a.log_prob);
   const rows = all.map((each) => {
-    const text = isEnd(each) || !each.text ? "end of the sentence" : each.text;
+    const text = isEnd(each) || !each.text ? "end of the sentence" : shownWord(each);
     const open = take && !each.chosen && !isEnd(each) && each.text !== ""; // no start can ask for the end
     const content = [
       make("span", { class: "bar", "--chance": Math.exp(each.log_prob), "aria-hidden": true }),
@@ -76,7 +76,7 @@ function alternatives(word, take) {
     ];
     if (each.chosen) return make("li", { class: "row chosen", "aria-current": true }, ...content);
     if (!open) return make("li", { class: "row" }, ...content);
-    return make("li", {}, make("button", { type: "button", class: "row", onclick: () => take(text) }, ...content));
+    return make("li", {}, make("button", { type: "button", class: "row", onclick: () => take(each.text) }, ...content));
   });
   if (rows.length < 2) return undefined;
   return make("div", { class: "alternatives" },

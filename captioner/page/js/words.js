@@ -17,12 +17,22 @@ export function gaps(caption, words) {
   });
 }
 
-// -> the text before a word, as the server's `start` takes it.
+// -> the text before a word, as the caption has it.
 export function textBefore(caption, words, place) {
   const before = gaps(caption, words);
   const parts = words.slice(0, place).map((word, i) => (isEnd(word) ? "" : before[i] + word.text));
-  return parts.join("").trim();
+  return parts.join("");
 }
+
+// -> the text before a word and another one in its place, as the server's `start` takes it.
+export function textWith(caption, words, place, other) {
+  // Characters and pieces of words close up; "not" in the place of "n't" does not.
+  const closeUp = gaps(caption, words)[place] === "" && !/['’]/.test(words[place].text);
+  return `${textBefore(caption, words, place)}${closeUp ? "" : " "}${other}`.trim();
+}
+
+// -> a word as it is shown: some models write spaces.
+export const shownWord = (word) => (isEnd(word) ? "end" : word.text.trim() || "␣");
 
 // Shows a caption. Words up to `kept` were there before, so they do not arrive anew.
 export function showWords(answer, kept, choose) {
@@ -41,7 +51,7 @@ export function showWords(answer, kept, choose) {
         "--wait": place - kept,
         onclick: () => choose(place),
       },
-      make("span", { class: "text" }, isEnd(word) ? "end" : word.text),
+      make("span", { class: "text" }, shownWord(word)),
       make("span", { class: "chance", dir: "ltr" }, percent(word.log_prob)),
     );
     return [before[place], button];
