@@ -436,7 +436,7 @@ def test_settings_are_sent_and_explained(page, toy):
     page.select_option("#maps", "gradient")
     page.click("text=Write again")
     page.locator(".word").first.click()
-    expect(page.locator("#word")).to_contain_text("Through the hidden state")
+    expect(page.locator("#word")).to_contain_text("Orange places")
     assert toy.asked[-1][0]["maps"] == ["gradient"]
     page.click("text=The model's own settings")
     assert page.input_value("#beam_size") == "3"

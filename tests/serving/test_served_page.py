@@ -45,7 +45,7 @@ def test_a_scene_is_captioned_and_explained(page, captioner):
     assert page.locator(".word.end").count() == 1
     page.locator(".word").nth(1).click()
     assert page.locator("#map").is_visible()
-    expect(page.locator("#word")).to_contain_text("Through the hidden state")
+    expect(page.locator("#word")).to_contain_text("Orange places")
     assert page.locator("#word button.row").count() > 2
     chosen = page.locator("#beam .node.chosen text:first-of-type")
     assert chosen.all_text_contents() == [*words(page), "■ end"]
