@@ -72,7 +72,7 @@ CHINESE = (
 
 # Marks, joiners, scripts with and without spaces, and all other characters.
 TRICKY = st.sampled_from(
-    list("aбß İΣ'’.-_3กำ่日本カーがゞ한ក្បမြျ\u0301\u200c\u200d\u200b\u202e🐶🇫🇷<>▁%$")
+    list("  aбß İΣ'’.-_3กำ่日本カーがゞ한ក្បမြျ\u0301\u200c\u200d\u200b\u202e🐶🇫🇷<>▁%$")
 )
 TEXTS = st.text(st.one_of(TRICKY, st.characters()), max_size=20)
 
@@ -141,6 +141,7 @@ def test_known_words_of_unicode(caption: str, words: str) -> None:
         ("น้ำ กำ", "น้ำกำ"),
         ("красный круг", "красный круг"),
         ("한국 어", "한국 어"),
+        ("ก ำ", "ก ำ"),
     ],
 )
 def test_written_form(tokens: str, caption: str) -> None:
