@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 )
 @set_option
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
+@click.option(
+    "--explain", is_flag=True, help="Maps in the report: where each word came from; slow."
+)
 @decoding_options
 @device_option
 def command(
@@ -41,6 +44,7 @@ def command(
     output: Path | None,
     overrides: tuple[str, ...],
     n_best: int,
+    explain: bool,
     device: str,
     decoding: DecodingOverrides,
 ) -> None:
@@ -61,7 +65,9 @@ def command(
     if options.beam_size > default and "beam_size" not in decoding:
         say(f"beam size: {options.beam_size} instead of {default}, because of --n-best {n_best}")
     output = output or results_folder(folder, "evaluation")
-    result = evaluate(captioner, config, output, options, split=split, n_best=n_best, say=say)
+    result = evaluate(
+        captioner, config, output, options, split=split, n_best=n_best, explain=explain, say=say
+    )
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )

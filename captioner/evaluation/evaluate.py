@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from captioner.errors import (
     must_be,
     within_memory,
 )
+from captioner.evaluation.word_maps import WordMaps, maps_of_split
 from captioner.metrics import (
     Calibration,
     Pointing,
@@ -60,6 +61,7 @@ class Evaluation:
     truth: float | None  # fraction of captions that are true of their image; drawn scenes only
     output: Path  # folder with `predictions.jsonl` and `scores.json`
     calibration: Calibration | None = None  # of the words of the best captions
+    maps: Sequence[WordMaps | None] = ()  # of each image's best caption; none without `explain`
 
 
 @within_memory("to evaluate")
@@ -73,17 +75,21 @@ def evaluate(
     split: str | None = None,
     n_best: int = 1,
     resamples: int = 1000,
+    explain: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Caption a split, score the captions and write both into `output`.
 
-    By default the split is the test split if there is one, else dev.
+    By default the split is the test split if there is one, else dev. With `explain`, each best
+    caption has the maps of its words.
 
     Raises:
         DataError: if the split cannot be used.
         ConfigError: if the options do not fit the model, or the output path is taken.
         ImageError: if the model computes NaN or infinity for an image.
+        ModelError: with explain, if the CNN sees images as a single place.
     """
+    must_be("explain", explain, bool)
     must_be("config", config, Config)
     check_files(output, "evaluation")
     options = options or captioner.settings(n_best=n_best)
@@ -120,7 +126,9 @@ def evaluate(
     points = _pointing(captioner, dataset, table, captions) if maps else {}
     fields = (dataset, split, table, captions, scores, words, points, truth, output)
     best = (found[0] for found in captions)
-    result = Evaluation(*fields, calibration(best, table.tokens, tokenizer.shown))
+    calibrated = calibration(best, table.tokens, tokenizer.shown)
+    found = maps_of_split(captioner, table, captions) if explain else []
+    result = Evaluation(*fields, calibrated, found)
     _write(result)
     return result
 

@@ -16,7 +16,7 @@ from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thum
 from captioner.evaluation.report.word_marks import least_confident
 from captioner.metrics.bootstrap import CONFIDENCE
 from captioner.metrics.signature import joined
-from captioner.page.one_file import template_of
+from captioner.page import one_file
 from captioner.run_dir import read_metrics
 from captioner.system.files import whole_file
 from captioner.text import Vocabulary
@@ -98,4 +98,4 @@ def write_report(
 def _template() -> Template:
     """Load the page with its styles and script."""
     css, js = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return template_of(HERE, "page.html", css, js)
+    return one_file.template_of(HERE, "page.html", css, one_file.joined("map") + js)

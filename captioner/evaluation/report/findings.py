@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from captioner.data.dataset import Example
 from captioner.errors import ImageError
-from captioner.evaluation.report.word_marks import marks_of
+from captioner.evaluation.report.word_marks import WordMark, marks_of
 from captioner.images.decode import read_image
 from captioner.text import Caption, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
+    from captioner.evaluation.word_maps import WordMaps
 
 THUMBNAIL = 256  # pixels of the longer side
 QUALITY = 70  # JPEG quality; a photograph of that size takes about 10 KB
@@ -122,20 +123,30 @@ def repeats(words: Sequence[str]) -> bool:
 def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]:
     """Return the gallery's data of each image, for JSON."""
     columns = [score.per_image.tolist() for score in result.scores.values()]
-    rows = zip(result.table.examples, result.captions, findings.flags, *columns, strict=True)
+    maps = result.maps or [None] * len(result.captions)
+    rows = zip(result.table.examples, result.captions, findings.flags, maps, *columns, strict=True)
     return [
         {
             "name": example.image.name,
             "captions": [
                 [c.text, _finite(c.log_prob), c.finished, _finite(c.score)] for c in captions
             ],
-            "words": marks_of(captions[0]),
+            "words": _marks(captions[0], found),
+            **({"maps": found.packed(), "seen": found.seen} if found else {}),
             "references": example.captions,
             "scores": list(map(_finite, scores)),
             "flags": flags,
         }
-        for example, captions, flags, *scores in rows
+        for example, captions, flags, found, *scores in rows
     ]
+
+
+def _marks(caption: Caption, found: WordMaps | None) -> list[WordMark]:
+    """Return the words of a caption, each with what the image adds if there are maps."""
+    marks = marks_of(caption)
+    for mark, nats in zip(marks, found.maps.sum((1, 2)).tolist() if found else (), strict=False):
+        mark.hints.append(f"the image adds {nats:+.2f} nats")
+    return marks
 
 
 def thumbnails(paths: Sequence[Path]) -> Iterator[str]:

@@ -99,8 +99,44 @@
       for (const line of tip.children) line.dir = "auto";
       word.append(tip);
       word.tabIndex = -1; // only those of the focused card are tab stops
+      if (row.maps) openMap(word, row);
       title.append(gap, word);
     }
+  }
+
+  // ---- maps: where a word came from, over the card's picture ----
+
+  function openMap(word, row) {
+    const toggle = () => showMap(word, row, word.getAttribute("aria-pressed") !== "true");
+    word.setAttribute("role", "button");
+    word.setAttribute("aria-pressed", "false");
+    word.addEventListener("click", toggle);
+    word.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      toggle();
+    });
+  }
+
+  function showMap(word, row, on) {
+    const card = word.closest(".card");
+    const words = [...card.querySelectorAll("h3 .word")];
+    for (const each of words) each.setAttribute("aria-pressed", String(on && each === word));
+    const frame = card.querySelector(".picture");
+    const image = frame.querySelector("img");
+    frame.querySelector("canvas")?.remove();
+    if (!on || !image?.naturalWidth) return;
+    const canvas = element("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const [step, height, width, bytes] = row.maps;
+    const steps = Int8Array.from(atob(bytes), (byte) => byte.charCodeAt(0));
+    const first = words.indexOf(word) * height * width;
+    const map = Array.from({ length: height }, (_, y) =>
+      Array.from(steps.subarray(first + y * width, first + (y + 1) * width), (value) => value * step),
+    );
+    const box = module_map.seenBox({ image: { seen: row.seen } }, canvas.width, canvas.height);
+    module_map.drawMap(canvas.getContext("2d"), map, 127 * step, box); // one scale for all words
+    frame.append(canvas);
   }
 
   function fillReferences(details, row) {
