@@ -197,6 +197,26 @@ def test_another_wording_is_written_again_and_only_in_captioners_part(notes: Pat
     assert caption_all(notes.parent, {})[0].skipped == 1
 
 
+def test_a_text_that_stays_the_same_is_not_written_again(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption_all(notes.parent, {"a.jpg": "a dog"}, existing="append")
+    monkeypatch.setattr(sidecars, "write_texts", None)
+    for again in ({"existing": "append"}, {}):
+        said = caption_all(notes.parent, {"a.jpg": "a dog"}, overwrite=True, **again)[1]
+        assert said == [("a.jpg", None)]
+
+
+def test_images_without_a_place_are_failures_and_failures_stay_what_they_are() -> None:
+    missing = ImageError("no such file", kind="missing")
+    given = [Item("a.tar/a.jpg", b"picture"), Item("b.jpg", missing)]
+    packed, absent = Sidecars().missing(given)
+    assert absent is given[1]
+    assert isinstance(packed.source, ImageError)
+    assert packed.source.kind == "place_taken"
+    assert "archive members get no text file; choose another --format" in str(packed.source)
+
+
 def test_an_empty_file_has_no_text_to_keep(notes: Path) -> None:
     notes.write_text("")
     assert caption_all(notes.parent, {"a.jpg": "a dog"})[1] == [("a.jpg", None)]

@@ -167,7 +167,7 @@ def test_txt_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     record = Record(str(tmp_path / "file" / "a.jpg"), (DOG,))
     with pytest.raises(
-        DataError, match=r"file/a\.txt: cannot be written: .*choose another --format"
+        DataError, match=r"file/a\.txt: cannot be written: .*choose another --format$"
     ):
         written([record], "txt")
 
@@ -395,7 +395,9 @@ def test_two_images_with_one_text_fail_in_every_run(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(name.encode())
     first, second = caption(tmp_path, "a.jpg", "a.png")
     assert first is None
-    assert "another image has the same text file" in str(second)
+    assert second == (
+        f"another image has the same text file, {tmp_path / 'a.txt'}; choose jsonl or csv"
+    )
     for _ in range(2):
         found, texts = missing(tmp_path)
         assert (found, texts.skipped) == (["a.png: place_taken"], 1)
