@@ -269,6 +269,9 @@ def test_a_chosen_word_has_its_map_and_alternatives(page):
     assert "dog, 86%. Strongest" in page.text_content("#announce")
     page.locator(".word").nth(2).click()
     assert page.locator("#map").is_hidden()
+    page.locator(".word").first.click()  # its spot lies at 0.29; 0.1 is outside the crop
+    assert overlay(page, 0.1, 0.36) == pytest.approx(0.6, abs=0.01)
+    assert overlay(page, 0.29, 0.36) < 0.4
 
 
 def test_an_alternative_writes_the_sentence_on(page, toy):
