@@ -178,9 +178,10 @@ def measure(model: Path, folder: str | None) -> bool:
     with tempfile.TemporaryDirectory() as name:
         clock, processor = perf_counter(), process_time()
         found = captioner.explain(paths[0])
-        write_output(found, preprocess, str(paths[0]), [model], Path(name) / "maps.html")
+        parts, options = (found, preprocess, str(paths[0]), [model]), captioner.settings()
+        write_output(*parts, Path(name) / "maps.html", captioner.trace(paths[0]), options)
         first, worked = perf_counter() - clock, process_time() - processor
-        write_output(found, preprocess, str(paths[0]), [model], Path(name) / "maps.png")
+        write_output(*parts, Path(name) / "maps.png", None, options)
         picture = perf_counter() - clock - first
     print(f"\ntime, {model}, {torch.get_num_threads()} threads")
     for method in ("gradient", "occlusion"):
