@@ -588,7 +588,8 @@ class Captioner:
             options: search settings of the best caption; None: the model's own.
             method: "gradient" leads each word's log-probability back through time and the CNN's
                 last feature map, and compares with the average training image. "occlusion" covers
-                one place after the other; it knows nothing of the model and takes longer. Votes of neighbours choose the caption, and have no part in its maps.
+                one place after the other; it knows nothing of the model and takes longer. Votes of
+                neighbours choose the caption, and have no part in its maps.
             alternatives: for each word.
 
         Raises:

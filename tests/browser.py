@@ -32,3 +32,12 @@ def chromium(*args: str) -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+def wait_until(page: Any, true: str) -> None:
+    """Wait for an expression; the page's policy forbids Playwright's own way."""
+    for _ in range(200):
+        if page.evaluate(true):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(true)

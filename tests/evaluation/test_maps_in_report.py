@@ -20,7 +20,7 @@ from captioner.evaluation.report import write_report
 from captioner.evaluation.word_maps import WordMaps, maps_of_split
 
 import toys
-from browser import CHROMIUM, NO_BROWSER, chromium
+from browser import CHROMIUM, NO_BROWSER, chromium, wait_until
 from report_toys import evaluation, model_folder, vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
@@ -99,7 +99,7 @@ def test_a_word_opens_its_map_over_the_picture(explained: tuple[Path, Captioner]
         page.goto(report.as_uri())
         card = page.locator(".card").nth(0)
         card.scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelector('.card img')?.naturalWidth > 0")
+        wait_until(page, "document.querySelector('.card img')?.naturalWidth > 0")
         words = card.locator("h3 .word")
         words.nth(1).click()
         canvas = card.locator("canvas")

@@ -20,7 +20,7 @@ from captioner.page.one_file import joined
 from captioner.system.ownership import owns
 
 import toys
-from browser import CHROMIUM, NO_BROWSER, chromium
+from browser import CHROMIUM, NO_BROWSER, chromium, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
@@ -142,7 +142,7 @@ def test_a_word_opens_with_its_map_and_its_alternatives(looking: Path, open_page
     assert page.locator("#word .alternatives .row").count() == 5
     assert page.locator("#word button").count() == 0  # there is no model to write on
     assert "nats" in page.locator("#word").inner_text()
-    page.wait_for_function(f"({PAINTED})() > 0.1")
+    wait_until(page, f"({PAINTED})() > 0.1")
     page.keyboard.press("ArrowRight")
     assert page.locator("#word h3").inner_text().startswith("square")
     page.keyboard.press("Escape")
