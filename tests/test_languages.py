@@ -319,6 +319,7 @@ def test_a_map_replaces_characters_of_scripts_without_spaces() -> None:
     assert wording("一个红色的圆和собака") == "一个深红色的圈和пёс"
     assert wording("สีน้ำตาล") == "สีทะเลตาล"
     assert wording("собаками") == "собаками"
+    assert Wording(replaced={"น": "x"})("น้ำน") == "น้ำx"  # not without its mark
 
 
 def test_a_sentence_ends_as_its_script_does() -> None:

@@ -11,13 +11,15 @@ import torch
 
 from captioner.captioner import Captioner
 from captioner.config import Config
+from captioner.data.caption_table import CaptionTable
 from captioner.data.prepare import open_encoder, prepare
 from captioner.errors import ConfigError, ModelError
 from captioner.evaluation.evaluate import evaluate
 from captioner.evaluation.report import write_report
 from captioner.metrics import read_signature
 from captioner.scoring.score import score_file
-from captioner.text import PTB
+from captioner.text import PTB, Vocabulary
+from captioner.training.dev import DevSplit
 from captioner.training.run import train
 
 import toys
@@ -139,6 +141,27 @@ def test_a_run_that_starts_from_a_model_keeps_its_tokeniser(run: Run, tmp_path: 
     assert captioner.vocabulary.tokenizer == old.vocabulary.tokenizer
     with pytest.raises(ConfigError, match=r"text\.tokenizer: the model of training\.start_from"):
         train(changed(more, text={"tokenizer": "ptb"}), tmp_path / "other", device="cpu")
+
+
+def test_the_dev_loss_is_of_the_tokens_that_the_model_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[CaptionTable] = []
+
+    class Watched(DevSplit):
+        def __init__(self, table, captions, *rest):
+            targets.append(captions)
+            super().__init__(table, captions, *rest)
+
+    monkeypatch.setattr("captioner.training.run.DevSplit", Watched)
+    config = changed(run.config, training={"epochs": 1})
+    found = train(config, tmp_path / "run", device="cpu").folder
+    tokenizer = Captioner.load(found, "cpu").vocabulary.tokenizer
+    dev = prepare(config, open_encoder(config, torch.device("cpu")), lambda _: None).dev
+    captions = [caption for example in dev.examples for caption in example.captions]
+    lengths = [len(tokenizer.tokenize(caption)) + 2 for caption in captions]
+    assert targets[0].lengths.tolist() == lengths
+    assert Vocabulary.unk_id not in targets[0].token_ids
 
 
 def test_self_critical_training_rewards_words(run: Run, tmp_path: Path) -> None:
