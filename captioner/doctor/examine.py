@@ -73,7 +73,6 @@ def examine(
     except ImageError as error:
         advice = "restore model.safetensors, or train again with a lower training.learning_rate"
         return [Check("numbers", "problem", str(error), advice)]
-    tokens = [tokenizer.words(caption) for caption in captions]
     features = table.features.float().numpy()
     mean, std = (each.cpu().numpy() for each in (decoder.init_hidden.mean, decoder.init_hidden.std))
     fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
@@ -94,7 +93,7 @@ def examine(
         ),
         _check_vocabulary(captioner.vocabulary, captions, table),
         checks.check_distinct(captions, [example.captions for example in table.examples]),
-        _check_shuffle(tokens, table, rng),
+        _check_shuffle([tokenizer.words(caption) for caption in captions], table, rng),
     ]
 
 

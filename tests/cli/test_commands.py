@@ -500,12 +500,13 @@ def test_captions_that_cannot_be_written_are_one_clear_error():
         assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
-def test_without_a_model_the_way_to_one_is_shown(tmp_path, monkeypatch, home):
+def test_without_a_model_the_bundled_one_captions(tmp_path, monkeypatch, home):
     monkeypatch.chdir(tmp_path)
     picture = str(home / "dev_red_5.png")
     result = run("caption", picture)
-    assert result.exit_code == 1
-    assert "train a model with `captioner train`" in result.stderr
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{picture}\t")
+    assert "model: photos (bundled with captioner)" in result.stderr
     monkeypatch.setenv("CAPTIONER_MODEL", str(home / "runs" / "toy"))
     assert run("caption", picture).exit_code == 0
 
