@@ -61,9 +61,7 @@ def command(
     config = config_of_model(folder, data, overrides)
     captioner = Captioner.load(folders, device)
     options = captioner.settings(n_best=n_best, **decoding)
-    default = captioner.decoding.beam_size
-    if options.beam_size > default and "beam_size" not in decoding:
-        say(f"beam size: {options.beam_size} instead of {default}, because of --n-best {n_best}")
+    _tell_beam(options.beam_size, captioner.decoding.beam_size, "beam_size" in decoding, n_best)
     output = output or results_folder(folder, "evaluation")
     result = evaluate(
         captioner, config, output, options, split=split, n_best=n_best, explain=explain, say=say
@@ -73,9 +71,14 @@ def command(
     )
     _show(result, f"captioned by {' and '.join(map(str, folders))}")
     say(f"report: {report}")
-    own_data = data is None and not overrides
-    if own_data and len(folders) == 1 and options == captioner.decoding:
+    if not (data or overrides or folders[1:]) and options == captioner.decoding:
         _record(result, folder)
+
+
+def _tell_beam(size: int, default: int, given: bool, n_best: int) -> None:
+    """Say that the beam is wider than the model's, unless the user set its size."""
+    if size > default and not given:
+        say(f"beam size: {size} instead of {default}, because of --n-best {n_best}")
 
 
 def _record(result: Evaluation, folder: Path) -> None:

@@ -96,13 +96,7 @@ def evaluate(
     dataset = open_dataset(config.data)
     for note in dataset.notes:
         say(f"note: {note}")
-    usual = (config.data.split_test, config.data.split_dev)
-    split = split or next((name for name in usual if name in dataset.splits), None)
-    if split is None:
-        raise DataError(
-            f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
-            f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
-        )
+    split = split or _usual_split(dataset, config)
     tokenizer = captioner.vocabulary.tokenizer
     table = read_split(
         dataset, split, captioner.encoder, tokenizer, batch_size=config.encoder.batch_size, say=say
@@ -131,6 +125,17 @@ def evaluate(
     result = Evaluation(*fields, calibrated, found)
     _write(result)
     return result
+
+
+def _usual_split(dataset: Dataset, config: Config) -> str:
+    """Return the test split, or else dev; a DataError if there is neither."""
+    usual = (config.data.split_test, config.data.split_dev)
+    if found := next((name for name in usual if name in dataset.splits), None):
+        return found
+    raise DataError(
+        f"{dataset.root}: no split {config.data.split_test} or {config.data.split_dev}; "
+        f"choose one with --split: {', '.join(dataset.splits) or 'none'}"
+    )
 
 
 def _has_maps(captioner: Captioner, say: Callable[[str], None]) -> bool:
