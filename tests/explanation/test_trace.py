@@ -396,7 +396,7 @@ def test_bad_settings_are_one_line(wrong: dict[str, Any], message: str) -> None:
         MODELS["lstm"][0].trace(picture(), **wrong)
 
 
-@pytest.mark.parametrize("image", [[], [picture()], None, 3, b"no image", "nowhere.jpg"], ids=repr)
+@pytest.mark.parametrize("image", [[], [picture()], None, 3, b"no image", "nowhere.jpg"])
 def test_what_is_not_one_image_is_one_line(image: Any) -> None:
     with pytest.raises(ImageError):
         MODELS["lstm"][0].trace(image)
