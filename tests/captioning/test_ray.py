@@ -201,7 +201,8 @@ def test_the_command_line_writes_the_wording(small_cluster, model, items, tmp_pa
         for each in (row, *row["n_best"]):
             each["caption"] = wording(each["caption"])
     if format == "jsonl":
-        assert [*map(json.loads, output.open(encoding="utf-8"))] == rows
+        lines = output.read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == rows
     else:
         table = pytest.importorskip("pyarrow.parquet").read_table(output).to_pylist()
         assert [row["caption"] for row in table] == [row["caption"] for row in rows]
