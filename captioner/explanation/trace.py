@@ -17,6 +17,7 @@ from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
 from captioner.decoder.unrolled import unroll
 from captioner.errors import ConfigError
+from captioner.explanation.teacher_forcing import members_of
 from captioner.search import Extensions, Hypotheses
 from captioner.search.top_tokens import ids_of, log_probs_of
 from captioner.system.foreign import excerpt
@@ -260,7 +261,7 @@ def follow(
     length, features = len(token_ids), features.clone()  # of an inference tensor: a normal one
     # Row t is for the gradient of word t; all rows have the same states.
     inputs = torch.tensor([Vocabulary.bos_id, *token_ids[:-1]]).expand(length, -1)
-    members = decoder.split(features) if isinstance(decoder, Ensemble) else [(decoder, features)]
+    members = members_of(decoder, features)
     runs = [
         unroll(member, part.expand(length, -1), inputs, torch.arange(1, length + 1))
         for member, part in members
