@@ -54,7 +54,7 @@ def write_page(
         ConfigError: if a file that captioner did not write is at the path.
     """
     answers = answers_of(explanation, seen)
-    text = page_template("explain", ("base", "page", "inside", "explain")).render(
+    text = page_template("explain", ("shared", "base", "page", "inside", "explain")).render(
         name=name,
         model=model,
         caption=explanation.caption.text,

@@ -47,8 +47,13 @@ def _visible(value: Any) -> Any:
 
 def page_template(name: str, styles: Sequence[str]) -> Template:
     """Return a template of the page's own, `NAME.html`, with `NAME.js` and all that it imports."""
-    css = "".join((HERE / "css" / f"{each}.css").read_text(encoding="utf-8") for each in styles)
+    css = "".join(map(style, styles))
     return template_of(HERE / "templates", f"{name}.html", css, joined(name))
+
+
+def style(name: str) -> str:
+    """Return one of the page's style sheets."""
+    return (HERE / "css" / f"{name}.css").read_text(encoding="utf-8")
 
 
 def joined(name: str) -> str:

@@ -98,4 +98,5 @@ def write_report(
 def _template() -> Template:
     """Load the page with its styles and script."""
     css, js = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    css = one_file.style("shared") + css
     return one_file.template_of(HERE, "page.html", css, one_file.joined("map") + js)
