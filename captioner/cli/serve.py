@@ -18,65 +18,32 @@ if TYPE_CHECKING:
     from captioner.serving.access import Access
     from captioner.serving.limits import Limits
 
-_LIMITS = (
-    click.option(
-        "--max-batch",
-        type=click.IntRange(1, 2**16),
-        default=32,
-        show_default=True,
-        help="Pictures that are captioned together.",
+_LIMITS: dict[str, tuple[Any, Any, str]] = {
+    "--max-batch": (click.IntRange(1, 2**16), 32, "Pictures that are captioned together."),
+    "--max-wait-ms": (
+        click.FloatRange(0, 60_000),
+        5,
+        "Milliseconds that a picture waits for others that are on their way.",
     ),
-    click.option(
-        "--max-wait-ms",
-        type=click.FloatRange(0, 60_000),
-        default=5,
-        show_default=True,
-        help="Milliseconds that a picture waits for others that are on their way.",
+    "--max-queue": (
+        click.IntRange(1, 2**20),
+        256,
+        "Pictures that wait or are captioned; further ones are refused at once.",
     ),
-    click.option(
-        "--max-queue",
-        type=click.IntRange(1, 2**20),
-        default=256,
-        show_default=True,
-        help="Pictures that wait or are captioned; further ones are refused at once.",
+    "--max-uploads": (
+        click.IntRange(1, 2**16),
+        64,
+        "Requests that are read at the same time.",
     ),
-    click.option(
-        "--max-uploads",
-        type=click.IntRange(1, 2**16),
-        default=64,
-        show_default=True,
-        help="Requests that are read at the same time.",
+    "--max-bytes": (str, "32MiB", "Largest body of a request."),
+    "--max-pixels": (click.IntRange(1, 2**40), 89_478_485, "Largest picture."),
+    "--max-images": (click.IntRange(1, 2**20), 1000, "Pictures in a request to /v1/captions."),
+    "--max-seconds": (
+        click.FloatRange(0.1, 86_400),
+        60,
+        "Longest upload, and longest wait for a caption.",
     ),
-    click.option(
-        "--max-bytes",
-        metavar="SIZE",
-        callback=read_bytes,
-        default="32MiB",
-        show_default=True,
-        help="Largest body of a request.",
-    ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(1, 2**40),
-        default=89_478_485,
-        show_default=True,
-        help="Largest picture.",
-    ),
-    click.option(
-        "--max-images",
-        type=click.IntRange(1, 2**20),
-        default=1000,
-        show_default=True,
-        help="Pictures in a request to /v1/captions.",
-    ),
-    click.option(
-        "--max-seconds",
-        type=click.FloatRange(0.1, 86_400),
-        default=60,
-        show_default=True,
-        help="Longest upload, and longest wait for a caption.",
-    ),
-)
+}
 
 
 def limit_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -90,8 +57,17 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         limits = Limits(**{name: options.pop(name) for name in names})
         command(limits=limits, **options)
 
-    for option in reversed(_LIMITS):
-        run = option(run)
+    for flag, (kind, default, text) in reversed(_LIMITS.items()):
+        metavar, read = ("SIZE", read_bytes) if kind is str else (None, None)
+        run = click.option(
+            flag,
+            type=kind,
+            default=default,
+            show_default=True,
+            metavar=metavar,
+            callback=read,
+            help=text,
+        )(run)
     return run
 
 

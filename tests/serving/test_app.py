@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import httpx
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 from captioner.captioner import Captioner
 from captioner.captioning.wording import sentence
+from captioner.cli.serve import command
 from captioner.errors import ModelError
 from captioner.page.assets import page_assets
+from captioner.serving.limits import Limits
 from captioner.text.words import Caption
 
 import toys
@@ -254,3 +257,8 @@ def test_the_log_holds_size_time_and_outcome_alone(served: Served) -> None:
     assert lines[0].startswith(f"POST /v1/caption 200, {len(png()):,} bytes, ")
     assert lines[1].startswith("GET other 404, 0 bytes, ")
     assert not any(word in line for line in lines for word in ("secret", "red", "start"))
+
+
+def test_the_command_has_the_limits_of_python() -> None:
+    given = command.make_context("serve", []).params
+    assert {name: given[name] for name in asdict(Limits())} == asdict(Limits())
