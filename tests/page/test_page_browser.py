@@ -438,6 +438,7 @@ def test_settings_are_sent_and_explained(page, toy):
     assert not asked.keys() & {"beam_size", "length_penalty"}
     page.select_option("#maps", "gradient")
     page.click("text=Write again")
+    expect(page.locator("#caption")).to_have_attribute("aria-busy", "false")
     page.locator(".word").first.click()
     expect(page.locator("#word")).to_contain_text("Orange places")
     assert toy.asked[-1][0]["maps"] == ["gradient"]

@@ -20,18 +20,28 @@ def captioner():
 
 
 @pytest.fixture(scope="module")
-def page(captioner):
+def opened(captioner):
+    """The address of the page, and a browser."""
     with serving({"scenes": captioner}, token=TOKEN) as served, chromium() as browser:
-        context = browser.new_context(reduced_motion="reduce")
-        page = context.new_page()
-        troubles = []
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.goto(f"http://127.0.0.1:{served.port}/#token={TOKEN}")
-        expect(page.locator("#beam_size")).not_to_have_value("")
-        yield page
-        context.close()
-        assert [trouble for trouble in troubles if "status of 400" not in trouble] == []
+        yield f"http://127.0.0.1:{served.port}/#token={TOKEN}", browser
+
+
+@pytest.fixture
+def page(opened):
+    """The page with a caption of the scene."""
+    address, browser = opened
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    troubles = []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(address)
+    expect(page.locator("#beam_size")).not_to_have_value("")
+    page.set_input_files("#file", SCENE)
+    page.wait_for_selector("#state svg", state="attached")
+    yield page
+    context.close()
+    assert [trouble for trouble in troubles if "status of 400" not in trouble] == []
 
 
 def words(page):
@@ -39,8 +49,6 @@ def words(page):
 
 
 def test_a_scene_is_captioned_and_explained(page, captioner):
-    page.set_input_files("#file", SCENE)
-    page.wait_for_selector("#state svg", state="attached")
     assert " ".join(words(page)) == captioner.caption(SCENE)
     assert page.locator(".word.end").count() == 1
     page.locator(".word").nth(1).click()
@@ -54,6 +62,7 @@ def test_a_scene_is_captioned_and_explained(page, captioner):
 
 
 def test_an_alternative_writes_the_sentence_on(page, captioner):
+    page.locator(".word").nth(1).click()
     other = page.locator("#word button.row .text").first.text_content()
     first = words(page)[0]
     page.locator("#word button.row").first.click()
@@ -63,6 +72,9 @@ def test_an_alternative_writes_the_sentence_on(page, captioner):
 
 def test_settings_and_their_mistakes(page, captioner):
     page.click("#tab-settings")
+    page.fill("#start", words(page)[0])
+    page.click("text=Write again")
+    expect(page.locator("#forced")).to_be_visible()
     page.click("text=The model's own settings")
     expect(page.locator("#forced")).to_be_hidden()
     page.fill("#forbid", words(page)[1])
