@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from common import check, describe_machine, noise_jpeg
 
 DIFFERENT = 200  # pictures
 WARM = 64  # requests before the measurement
+OK = 200
+RETRY = 1.0  # seconds that a client waits after a refusal, about as `Retry-After` says
 SECONDS = 120.0  # for one answer
 
 FILES = """
@@ -135,7 +138,8 @@ async def client(
             streams[1].close()
         if not stays:
             streams = None
-            await asyncio.sleep(0.01 if status == 0 else 0)
+        if status != OK:
+            await asyncio.sleep(RETRY * random.uniform(0.5, 1.5))
     if streams:
         streams[1].close()
 
