@@ -163,8 +163,8 @@ async def _unless_gone(request: Request, work: Coroutine[object, object, T]) -> 
 
 async def _caption(request: Request) -> Response:
     service = _service(request)
-    wish = read_wish(request.query_params.multi_items(), service.models)
     service.queue.check()
+    wish = read_wish(request.query_params.multi_items(), service.models)
     content = await _one_image(request, service)
     service.uploads.check(len(content))
     with service.uploads.holding(len(content)):
@@ -201,8 +201,8 @@ def _is_form(request: Request) -> bool:
 
 async def _captions(request: Request) -> Response:
     service = _service(request)
-    wish = read_wish(request.query_params.multi_items(), service.models)
     service.queue.check()
+    wish = read_wish(request.query_params.multi_items(), service.models)
     if not _is_form(request):
         raise RefusedError(415, f"body: must be {FORM} with parts named {IMAGE!r}")
     async with service.uploads.slot():
