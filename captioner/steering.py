@@ -34,7 +34,7 @@ def steered(ids: SpecialIds, options: DecodingConfig, vocabulary: Vocabulary) ->
     return ids._replace(
         suppress_ids=tuple(sorted(never)),
         start=tuple(vocabulary.encode(start)),
-        repeatable=vocabulary.common_ids(),
+        repeatable=vocabulary.common_ids,
     )
 
 

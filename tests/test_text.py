@@ -261,8 +261,8 @@ def test_common_words_are_two_in_a_hundred() -> None:
     counts = {"a": 50, "in": 2, "dog": 1}
     texts = [[word] * count for word, count in counts.items()]
     vocabulary = Vocabulary.build([*texts, [f"rare{i}" for i in range(47)]], min_count=1)
-    assert vocabulary.decode(vocabulary.common_ids()) == ["a", "in"]
-    assert Vocabulary.build([], min_count=1).common_ids() == ()
+    assert vocabulary.decode(vocabulary.common_ids) == ["a", "in"]
+    assert Vocabulary.build([], min_count=1).common_ids == ()
 
 
 def test_vocabulary_is_immutable() -> None:

@@ -164,7 +164,7 @@ def _extend(
     choices = written.shape[3] - 1
     if choices:
         prefixes[:, length, 1:] = to_keys(*top_tokens(log_probs, choices))
-    rules.penalize(log_probs, ids_of(prefixes[:, 1:length, 0]))
+    rules.penalize(log_probs, prefixes[:, 1:length, 0])
     rules.force(log_probs, length - 1)
     log_probs += totals.view(-1, 1)
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.

@@ -106,9 +106,10 @@ class TokenRules:
             log_probs.fill_(-torch.inf)[:, self._start[length]] = only
 
     def penalize(self, log_probs: Tensor, prefixes: Tensor) -> None:
-        """Subtract the penalties of tokens after prefixes, (N, T), from (N, V), in place."""
+        """Subtract the penalties of tokens after prefixes, keys (N, T), from (N, V), in place."""
         if self._penalty and prefixes.shape[1]:
-            log_probs.scatter_add_(1, prefixes, -self._costs(prefixes))
+            token_ids = ids_of(prefixes)
+            log_probs.scatter_add_(1, token_ids, -self._costs(token_ids))
 
     def unpenalized(self, found: Hypotheses) -> Hypotheses:
         """Add the penalties to the log-probabilities again, but not to the scores."""

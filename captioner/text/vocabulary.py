@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,8 +84,9 @@ class Vocabulary:
         words = ordered if base is None else base.counts | ordered | base.counts
         return cls(words, min_count, tokenizer)
 
+    @cached_property
     def common_ids(self) -> tuple[int, ...]:
-        """Return the ids of words that make up 2% of all words or more, such as "a" and "in"."""
+        """The ids of words that make up 2% of all words or more, such as "a" and "in"."""
         least = COMMON * sum(self.counts.values())
         return tuple(self._ids[word] for word, count in self.counts.items() if count >= least)
 
