@@ -15,8 +15,8 @@ from PIL import Image
 
 from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
-from captioner.evaluation.report.charts import Line, length_chart, line_chart
 from captioner.evaluation.report.findings import THUMBNAIL, find, repeats
+from captioner.page.charts import Line, length_chart, line_chart
 
 import toys
 from report_toys import caption, evaluation, model_folder, vocabulary

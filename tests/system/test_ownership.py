@@ -260,7 +260,7 @@ BROKEN = (
 @given(lines=st.lists(st.sampled_from(BROKEN), max_size=5), tail=st.booleans())
 @example(lines=list(BROKEN), tail=True)
 def test_lines_that_no_run_wrote_are_counted_and_kept(tools, lines, tail):
-    from captioner.evaluation.report.charts import Line, line_chart
+    from captioner.page.charts import Line, line_chart
     from captioner.training.curves import draw_curves
     from captioner.training.telemetry import RunLog
 

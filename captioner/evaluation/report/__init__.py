@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Template
 
-from captioner.evaluation.report.charts import Line, calibration_chart, length_chart, line_chart
 from captioner.evaluation.report.findings import FLAGS, find, gallery_rows, thumbnails
 from captioner.evaluation.report.word_marks import least_confident
 from captioner.metrics.bootstrap import CONFIDENCE
 from captioner.metrics.signature import joined
 from captioner.page import one_file
+from captioner.page.charts import Line, calibration_chart, length_chart, line_chart
 from captioner.run_dir import read_metrics
 from captioner.system.files import whole_file
 from captioner.text import Vocabulary
@@ -75,7 +76,8 @@ def write_report(
         model=run.name if metrics else model.name,
         split_train=split_train,
         length_chart=length_chart(findings.lengths, findings.reference_lengths),
-        calibration_chart=result.calibration and calibration_chart(result.calibration.bins),
+        calibration_chart=result.calibration
+        and calibration_chart([*map(astuple, result.calibration.bins)]),
         least_confident=least_confident([best[0] for best in result.captions]),
         loss_chart=line_chart("Loss over steps", loss, x_label="step"),
         score_chart=line_chart("Dev scores over steps", scores, x_label="step", y_zero=True),
@@ -98,5 +100,5 @@ def write_report(
 def _template() -> Template:
     """Load the page with its styles and script."""
     css, js = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    css = one_file.style("shared") + css
+    css = one_file.style("shared") + one_file.style("report") + css
     return one_file.template_of(HERE, "page.html", css, one_file.joined("map") + js)

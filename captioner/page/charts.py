@@ -1,4 +1,4 @@
-"""The charts of a report, as SVG with the colours of the page.
+"""The charts of pages of one file, as SVG with the colours of the page.
 
 Matplotlib's SVG has fixed colours and style attributes. A dark page cannot change the colours,
 and a strict content policy blocks the attributes. So only Matplotlib's tick locator is used.
@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
-
-from captioner.metrics import Bin
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, WIDTH - 12, 12, HEIGHT - 34  # edges of the plot
@@ -98,32 +96,46 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_zero: bool 
     return plot.svg + Markup("</svg>")
 
 
-def length_chart(captions: Sequence[int], references: Sequence[int]) -> Markup:
-    """Draw the histogram of the words of captions (bars) and of references (outline)."""
-    bars, outline = _fractions(captions), _fractions(references)
+def length_chart(
+    captions: Sequence[int],
+    others: Sequence[int],
+    *,
+    names: tuple[str, str] = ("captions", "references"),
+    unit: str = "words",
+) -> Markup:
+    """Draw the histogram of the lengths of captions (bars) and of others (outline).
+
+    The names say what the two are; without any of the others there is no outline.
+    """
+    bars, outline = _fractions(captions), _fractions(others)
     last = max(np.flatnonzero(bars + outline).max(initial=0), 1)
-    title = "Words per caption and per reference"
+    title = f"Number of {unit} of {' and '.join(names[: 2 if len(others) else 1])}"
     plot = Plot(title, (-0.5, last + 0.5), (0, max(bars.max(), outline.max())))
-    plot.axes("words", ".0%", last_tick=f"{LONGEST}+")
+    plot.axes(unit, ".0%", last_tick=f"{LONGEST}+")
     bar = '<rect class="bar" x="{}" y="{}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
     points = []
     for words in range(last + 1):
         points += [plot.at(words + side, outline[words]) for side in (-0.5, 0.5)]
         left, top = plot.at(words - 0.4, bars[words])
         right, bottom = plot.at(words + 0.4, 0)
-        count = f"{words}{'+' if words == LONGEST else ''} words"
-        hint = f"{count}: {bars[words]:.1%} of captions, {outline[words]:.1%} of references"
+        hint = f"{words}{'+' if words == LONGEST else ''} {unit}: {bars[words]:.1%} of {names[0]}"
+        hint += f", {outline[words]:.1%} of {names[1]}" if len(others) else ""
         plot.add(bar, left, top, right - left, bottom - top, hint)
-    plot.add_line("second", points)
+    if len(others):
+        plot.add_line("second", points)
     return plot.svg + Markup("</svg>")
 
 
-def calibration_chart(bins: Sequence[Bin]) -> Markup:
-    """Draw how often references hold words of each probability, with the number of words."""
+def calibration_chart(bins: Sequence[tuple[float, int, float, float]]) -> Markup:
+    """Draw how often references hold words of each probability, with the number of words.
+
+    A bin is its lowest probability, its number of words, and the shares that a model states and
+    that references hold.
+    """
     plot = Plot("Stated probability of words, and how often references hold them", (0, 100), (0, 1))
     plot.axes("probability of the word, %", ".0%")
     bar = '<rect class="bar" x="{}" y="{}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-    for low, words, stated, held in ((b.low, b.words, b.stated, b.held) for b in bins):
+    for low, words, stated, held in bins:
         left, top = plot.at(100 * low + 0.8, held)
         right, bottom = plot.at(100 * low + 9.2, 0)
         hint = f"{words:,} words: {stated:.1%} stated, {held:.1%} in a reference"
