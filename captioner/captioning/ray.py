@@ -18,11 +18,12 @@ from typing import Any
 
 from captioner.captioner import Captioner
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
-from captioner.captioning.sources import Item, Packed, Slice
+from captioner.captioning.sources import Item, Packed
 from captioner.captioning.uri import URI, UriFile, last_line
 from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
+from captioner.images.content import Slice
 from captioner.model_config import model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioner.errors import DataError
+from captioner.images.content import ImageFile
 from captioner.system.foreign import excerpt, plain
 
 Kind = Literal[
@@ -40,7 +41,7 @@ _FILLERS = ("set", "split", "data", "images", "public", "private")  # Kaggle: Pu
 class Example:
     """One image and its captions."""
 
-    image: Path
+    image: ImageFile
     captions: tuple[str, ...]  # as annotated, without surrounding white space; at least one
     split: str  # "train", "dev", "test" or another name used by the data set
     image_id: str  # unique in the data set

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from captioner.data.feature_store import MIRRORED, PLAIN, FeatureStore, image_ke
 from captioner.data.stores import check_limit
 from captioner.encoder.encoder import Encoder
 from captioner.errors import DataError, ImageError, ModelError
+from captioner.images.content import ImageFile
 from captioner.images.decode import read_file, read_image
 from captioner.system.batches import batched
 from captioner.system.foreign import plain
@@ -24,15 +24,15 @@ from captioner.system.workers import WithinMemory, Workers, workers
 from captioner.system.world import World
 
 T = TypeVar("T")
-Keys = dict[Path, tuple[bytes, ...]]  # the row keys of an image, the plain view first
-Broken = dict[Path, ImageError]
+Keys = dict[ImageFile, tuple[bytes, ...]]  # the row keys of an image, the plain view first
+Broken = dict[ImageFile, ImageError]
 KEY_BATCH = 128  # files whose keys are computed together
 
 
 def fill_store(
     store: FeatureStore,
     encoder: Encoder,
-    images: Sequence[Path],
+    images: Sequence[ImageFile],
     *,
     mirrored: bool = False,
     batch_size: int = 64,
@@ -53,12 +53,12 @@ def fill_store(
     """
     views = (PLAIN, MIRRORED) if mirrored else (PLAIN,)
 
-    def keys_of(path: Path) -> tuple[bytes, ...]:
-        data = read_file(path)
+    def keys_of(image: ImageFile) -> tuple[bytes, ...]:
+        data = read_file(image)
         return tuple(image_key(data, view) for view in views)
 
-    def missing() -> list[Path]:
-        todo = [path for path in keys if any(key not in store for key in keys[path])]
+    def missing() -> list[ImageFile]:
+        todo = [image for image in keys if any(key not in store for key in keys[image])]
         if todo:
             size = len(todo) * len(views) * store.feature_size * 2
             check_limit(store.folder.parent, size)
@@ -81,13 +81,13 @@ def fill_store(
     if not keys.keys() - broken.keys():
         first = "".join(f"; first: {plain(p)}: {error}" for p, error in list(broken.items())[:1])
         raise DataError(f"no image could be read{first}")
-    return {path: key for path, key in keys.items() if path not in broken}, broken
+    return {image: key for image, key in keys.items() if image not in broken}, broken
 
 
 def _encode(
     store: FeatureStore,
     encoder: Encoder,
-    images: Sequence[Path],
+    images: Sequence[ImageFile],
     keys: Keys,
     crew: Workers,
     batch_size: int,
@@ -95,21 +95,21 @@ def _encode(
 ) -> Broken:
     """Store the features of images; return the errors of those that cannot be decoded."""
     broken: Broken = {}
-    blank: list[Path] = []
+    blank: list[ImageFile] = []
     encoders = [WithinMemory(encoder), WithinMemory(encoder.mirror)]
-    pixels_of = _or_error(lambda path: encoder.preprocess.pixels(read_image(path)))
+    pixels_of = _or_error(lambda image: encoder.preprocess.pixels(read_image(image)))
     with tqdm(
         total=len(images), desc="encoding", unit="image", smoothing=0.05, disable=None
     ) as bar:
         for batch in crew.map_ahead(pixels_of, batched(images, batch_size)):
             good, bad = _sorted_out(batch)
             broken |= bad
-            blank += [path for path in good if encoder.preprocess.is_blank(good[path])]
+            blank += [image for image in good if encoder.preprocess.is_blank(good[image])]
             for view in range(len(keys[batch[0][0]])):
                 # Files with equal content have one row.
-                new = {keys[path][view]: path for path in good if keys[path][view] not in store}
+                new = {keys[image][view]: image for image in good if keys[image][view] not in store}
                 if new:
-                    pixels = torch.stack([good[path] for path in new.values()])
+                    pixels = torch.stack([good[image] for image in new.values()])
                     features = torch.cat(
                         crew.compute(encoders[view], pixels, encoder.images_per_pass)
                     )
@@ -123,29 +123,33 @@ def _encode(
     return broken
 
 
-def _or_error(function: Callable[[Path], T]) -> Callable[[Path], tuple[Path, T | ImageError]]:
-    def call(path: Path) -> tuple[Path, T | ImageError]:
+def _or_error(
+    function: Callable[[ImageFile], T],
+) -> Callable[[ImageFile], tuple[ImageFile, T | ImageError]]:
+    def call(image: ImageFile) -> tuple[ImageFile, T | ImageError]:
         try:
-            return path, function(path)
+            return image, function(image)
         except ImageError as error:
-            return path, error
+            return image, error
 
     return call
 
 
-def _sorted_out(results: Iterable[tuple[Path, T | ImageError]]) -> tuple[dict[Path, T], Broken]:
+def _sorted_out(
+    results: Iterable[tuple[ImageFile, T | ImageError]],
+) -> tuple[dict[ImageFile, T], Broken]:
     """Return the results, and the errors."""
-    good: dict[Path, T] = {}
+    good: dict[ImageFile, T] = {}
     broken: Broken = {}
-    for path, result in results:
+    for image, result in results:
         if isinstance(result, ImageError):
-            broken[path] = result
+            broken[image] = result
         else:
-            good[path] = result
+            good[image] = result
     return good, broken
 
 
-def _storable(features: Tensor, images: Sequence[Path]) -> NDArray[np.float16]:
+def _storable(features: Tensor, images: Sequence[ImageFile]) -> NDArray[np.float16]:
     rows = features.half().cpu()
     bad = ~rows.isfinite().all(1)
     if bad.any():

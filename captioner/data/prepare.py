@@ -300,8 +300,8 @@ def _encoded(
     keys, broken = fill_store(
         store, encoder, images, mirrored=flip, batch_size=batch_size, world=world, say=say
     )
-    for path, error in broken.items():
-        say(f"skipped: {plain(path)}: {error}")
+    for image, error in broken.items():
+        say(f"skipped: {plain(image)}: {error}")
     if broken and strict:
         raise DataError(f"{len(broken)} image(s) cannot be read (data.strict), listed above")
     kept = {example: tokens for example, tokens in captions.items() if example.image in keys}

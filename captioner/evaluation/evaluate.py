@@ -191,8 +191,8 @@ def caption_split(
                 features, options, n_best=n_best, alternatives=ALTERNATIVES, maps=maps
             ):
                 if isinstance(best, ImageError):
-                    path = table.examples[len(captions)].image
-                    raise ImageError(f"{plain(path)}: {best}; no scores written", kind=best.kind)
+                    image = table.examples[len(captions)].image
+                    raise ImageError(f"{plain(image)}: {best}; no scores written", kind=best.kind)
                 captions.append(best)
             bar.update(len(features))
     return captions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from captioner.captioner import Captioner
 from captioner.data.prepare import SplitTable
 from captioner.errors import ImageError
+from captioner.images.content import ImageFile
 from captioner.images.decode import read_image
 from captioner.text import Caption
 
@@ -46,9 +46,9 @@ def maps_of_split(
     ]
 
 
-def _maps(captioner: Captioner, path: Path, caption: Caption) -> WordMaps | None:
+def _maps(captioner: Captioner, image: ImageFile, caption: Caption) -> WordMaps | None:
     try:
-        picture = read_image(path)
+        picture = read_image(image)
         found = captioner.explain(picture, caption)
     except ImageError:
         return None

@@ -12,15 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import ImageError
+from captioner.images.content import Content
 from captioner.images.decode import read_image, read_opened, to_rgb
 from captioner.system.foreign import plain
 
 ImageLike: TypeAlias = (
-    "str | Path | bytes | bytearray | memoryview | io.IOBase | Image.Image "
+    "str | Path | Content | bytes | bytearray | memoryview | io.IOBase | Image.Image "
     "| np.ndarray[Any, Any] | Tensor"
 )
 BYTES = (bytes, bytearray, memoryview)
-ONE_IMAGE = (str, Path, *BYTES, Image.Image, np.ndarray, Tensor)
+ONE_IMAGE = (str, Path, Content, *BYTES, Image.Image, np.ndarray, Tensor)
 
 
 def is_one(image: object) -> TypeGuard[ImageLike]:
@@ -36,13 +37,14 @@ def iterate(images: Iterable[ImageLike]) -> Iterator[ImageLike]:
         return iter([to_picture(cast(Any, images))])  # raises the error
 
 
-def snapshot(image: ImageLike) -> str | Path | bytes | Image.Image | ImageError:
+def snapshot(image: ImageLike) -> str | Path | Content | bytes | Image.Image | ImageError:
     """Take a snapshot of an image that a thread decodes later.
 
-    The caller may close the file or reuse the array meanwhile, so only paths and bytes can wait.
+    The caller may close the file or reuse the array meanwhile, so only paths, contents and bytes
+    can wait.
     """
     try:
-        if isinstance(image, str | Path):
+        if isinstance(image, str | Path | Content):
             return image
         content = _content(image)
         return content if isinstance(content, bytes) else to_picture(content)
@@ -54,15 +56,15 @@ def to_picture(image: ImageLike) -> Image.Image:
     """Return an image as an RGB picture.
 
     Args:
-        image: a path, encoded bytes, an opened binary file, a Pillow image, or an array or tensor
-            of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
+        image: a path, a `Content`, encoded bytes, an opened binary file, a Pillow image, or an
+            array or tensor of pixels (H, W), (H, W, 3) or (3, H, W), uint8 0..255 or float 0..1.
 
     Raises:
         ImageError: if it cannot be read.
     """
-    if isinstance(image, str | Path):
+    if isinstance(image, str | Path | Content):
         try:
-            return read_image(Path(image))
+            return read_image(Path(image) if isinstance(image, str) else image)
         except ImageError as error:
             hint = "; URLs are not supported, download the image" if "://" in str(image) else ""
             name = plain(image) or "an empty path"

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.errors import ImageError
+from captioner.images.content import ImageFile
 from captioner.system.files import mistaken_for, no_stream
 from captioner.system.foreign import plain
 
@@ -76,7 +77,7 @@ warnings.filterwarnings("ignore", module="PIL")
 
 
 def read_image(
-    source: Path | bytes,
+    source: ImageFile | bytes,
     *,
     max_pixels: int = MAX_PIXELS,
     at_least: int | None = None,
@@ -85,7 +86,7 @@ def read_image(
     """Decode one image file, or its bytes, to an upright RGB image with 8 bits per channel.
 
     Args:
-        source: a file or its bytes.
+        source: a file, a content such as a member of an archive, or the bytes.
         max_pixels: limit of width x height, checked before decoding. A value above Pillow's own
             limit also raises that limit for the whole process.
         at_least: sufficient pixels of the shorter side; None: decode at full size. A larger JPEG is
@@ -185,19 +186,22 @@ def _one_error(data: bytes, max_pixels: int) -> Iterator[None]:
         raise ImageError(f"damaged image: {plain(error) or type(error).__name__}") from error
 
 
-def read_file(path: Path) -> bytes:
+def read_file(file: ImageFile) -> bytes:
     """Read the bytes of one image file; pipes and devices are refused, as they may never end.
 
     Raises:
         ImageError: if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
+    if not isinstance(file, Path):
+        check_bytes(file.size)
+        return file.read_bytes()
     try:
-        status = path.stat()
+        status = file.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError("cannot be read: not a regular file", kind="unreadable")
         check_bytes(status.st_size)
-        with open(path, "rb", opener=no_stream) as file:
-            return file.read()
+        with open(file, "rb", opener=no_stream) as opened:
+            return opened.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
     except OSError as error:

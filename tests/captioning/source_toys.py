@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from captioner.captioning.sources import Item, Packed, Slice, list_images
+from captioner.captioning.sources import Item, Packed, list_images
 from captioner.errors import ImageError
+from captioner.images.content import Slice
 
 Member = tuple[str, bytes] | tarfile.TarInfo
 

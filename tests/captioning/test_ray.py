@@ -17,12 +17,13 @@ from captioner.captioner import Captioner
 from captioner.captioning import ray as cluster
 from captioner.captioning.ray import caption_with_ray
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
-from captioner.captioning.sources import Item, Slice, list_images
+from captioner.captioning.sources import Item, list_images
 from captioner.captioning.uri import UriFile
 from captioner.captioning.wording import Wording
 from captioner.captioning.writers import JsonLinesWriter
 from captioner.cli import main
 from captioner.errors import ConfigError, ImageError
+from captioner.images.content import Slice
 
 import toys
 

@@ -17,7 +17,6 @@ from captioner.captioning.sources.item import (
     TARS,
     ZIPS,
     Item,
-    Slice,
     failure,
     file_item,
     kind_of,
@@ -30,7 +29,7 @@ from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import ImageError, checked_names, must_be
 from captioner.system.memory import Memory
 
-__all__ = ["Item", "Packed", "Slice", "list_images"]
+__all__ = ["Item", "Packed", "list_images"]
 
 # First bytes of JPEG, PNG, gzip and ZIP files, decoded as text.
 BINARY_STARTS = ("\udcff\udcd8\udcff", "\udc89PNG", "\x1f\udc8b", "PK\x03\x04")

@@ -6,11 +6,10 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from captioner.errors import ImageError, ImageErrorKind
-from captioner.system.files import no_stream
-from captioner.system.foreign import plain
+from captioner.images.content import ImageFile
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 ZIPS = (".zip",)
@@ -18,45 +17,12 @@ NO_FILE = "a pipe or a device, not a file"
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]
 
 
-class Remote(Protocol):
-    """Content that is read when the image is captioned."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the content; an estimate if unknown before reading."""
-
-    def read_bytes(self) -> bytes:
-        """Return the whole content, or raise `ImageError`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """An uncompressed member of an archive, read when it is captioned; offset and size in bytes."""
-
-    path: Path
-    start: int
-    size: int
-
-    def read_bytes(self) -> bytes:
-        """Return the content, or raise `ImageError`."""
-        try:
-            with open(self.path, "rb", opener=no_stream) as file:
-                file.seek(self.start)
-                content = file.read(self.size)
-        except OSError as error:
-            message = f"cannot be read: {error.strerror or plain(error)}"
-            raise ImageError(message, kind="unreadable") from error
-        if len(content) < self.size:
-            raise ImageError("the archive was truncated while it was read", kind="damaged")
-        return content
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """One image to caption, not yet decoded."""
 
     name: str  # the path that the user or a table gave, or `archive/member`
-    source: Path | bytes | Remote | ImageError  # the error if there is no image
+    source: ImageFile | bytes | ImageError  # the error if there is no image
     written: str = ""  # the name in a table, if the file has another spelling
     image_id: str = ""  # in a table
 

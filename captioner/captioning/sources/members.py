@@ -67,8 +67,3 @@ def bomb(size: int, stored: int) -> ImageError | None:
         return None
     message = f"decompression bomb: {stored:,} bytes unpack to {size:,}, over {MAX_RATIO} times"
     return ImageError(message, kind="too_large")
-
-
-def name_in(archive: str, member: str) -> str:
-    """Return the item name of a member; `tar c .` puts `./` before every name."""
-    return f"{archive}/{member.removeprefix('./')}"

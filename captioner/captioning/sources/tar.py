@@ -21,9 +21,10 @@ from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
-from captioner.captioning.sources.item import Item, Slice, failure
-from captioner.captioning.sources.members import bomb, is_image, name_in, refusal
+from captioner.captioning.sources.item import Item, failure
+from captioner.captioning.sources.members import bomb, is_image, refusal
 from captioner.errors import ImageError
+from captioner.images.content import Slice, name_in
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
@@ -168,7 +169,7 @@ def _item(
     if length is not None and not sparse:
         if member.offset_data + member.size > length:
             raise tarfile.ReadError("truncated")
-        return Item(full, Slice(Path(name), member.offset_data, member.size))
+        return Item(full, Slice(Path(name), member.offset_data, member.size, member.name))
     if memory:
         memory.claim(member.size)
     content = None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from collections.abc import Mapping
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
 from captioner.data.scenes.grammar import Scene
+from captioner.errors import ImageError
+from captioner.images.content import ImageFile
+from captioner.images.decode import read_file
 
 Colour = tuple[float, float, float]
 Spot = tuple[float, float, float]
@@ -84,17 +87,17 @@ def _related(relation: str, first: Spot, second: Spot) -> bool:
     return down > 2 * abs(across)
 
 
-def masks(path: Path) -> list[NDArray[np.bool_]]:
+def masks(image: ImageFile) -> list[NDArray[np.bool_]]:
     """Return the pixels, (`SIZE`, `SIZE`), of each thing of a scene that `draw` drew.
 
     Things that look equal share a mask. Without the palette of `draw` there is no mask.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(read_file(image))) as picture:
             if picture.mode != "P" or picture.size != (SIZE, SIZE):
                 return []
             levels = np.asarray(picture)
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (ImageError, OSError, ValueError, Image.DecompressionBombError):
         return []
     numbers = (levels.astype(int) + _LEVELS - 1) // _LEVELS  # 0: background
     return [numbers == number for number in range(1, numbers.max(initial=0) + 1)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from captioner.data.dataset import Example
 from captioner.errors import ImageError
 from captioner.evaluation.report.word_marks import WordMark, marks_of
+from captioner.images.content import ImageFile
 from captioner.images.decode import read_image
 from captioner.text import Caption, Tokenizer, Vocabulary
 
@@ -127,7 +128,7 @@ def gallery_rows(result: Evaluation, findings: Findings) -> list[dict[str, Any]]
     rows = zip(result.table.examples, result.captions, findings.flags, maps, *columns, strict=True)
     return [
         {
-            "name": example.image.name,
+            "name": PurePath(str(example.image)).name,
             "captions": [
                 [c.text, _finite(c.log_prob), c.finished, _finite(c.score)] for c in captions
             ],
@@ -149,16 +150,16 @@ def _marks(caption: Caption, found: WordMaps | None) -> list[WordMark]:
     return marks
 
 
-def thumbnails(paths: Sequence[Path]) -> Iterator[str]:
+def thumbnails(images: Sequence[ImageFile]) -> Iterator[str]:
     """Yield each image as a small JPEG in base64; "" if it cannot be read."""
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(_thumbnail, paths)
-        yield from tqdm(jpegs, desc="report", total=len(paths), unit="image", disable=None)
+        jpegs = pool.map(_thumbnail, images)
+        yield from tqdm(jpegs, desc="report", total=len(images), unit="image", disable=None)
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(image: ImageFile) -> str:
     try:
-        picture = read_image(path)
+        picture = read_image(image)
     except ImageError:
         return ""
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
