@@ -10,6 +10,10 @@ from captioner.errors import ImageError
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 
+# Content that unpacks to more than MAX_RATIO times its size is a decompression bomb, unless it is
+# smaller than ALWAYS_ALLOWED bytes.
+ALWAYS_ALLOWED, MAX_RATIO = 2**24, 200
+
 
 @runtime_checkable
 class Content(Protocol):
@@ -58,3 +62,11 @@ class Slice:
 def name_in(archive: str, member: str) -> str:
     """Return the name of a member; `tar c .` puts `./` before every name."""
     return f"{archive}/{member.removeprefix('./')}"
+
+
+def bomb(size: int, stored: int) -> ImageError | None:
+    """Return an error for a decompression bomb, from unpacked and stored bytes."""
+    if size <= max(ALWAYS_ALLOWED, MAX_RATIO * stored):
+        return None
+    message = f"decompression bomb: {stored:,} bytes unpack to {size:,}, over {MAX_RATIO} times"
+    return ImageError(message, kind="too_large")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from captioner.captioning.sidecars import Sidecars
 from captioner.captioning.sources import list_images, tar
-from captioner.captioning.sources.members import ALWAYS_ALLOWED
 from captioner.errors import ImageError
+from captioner.images.content import ALWAYS_ALLOWED
 from captioner.system.memory import Held, Memory
 
 from source_toys import content, contents, entry, listed, memory_below, tar_bytes, write

@@ -7,14 +7,12 @@ from collections import Counter
 from pathlib import PurePosixPath
 
 from captioner.errors import ImageError
+from captioner.images.content import bomb
 from captioner.images.decode import SUFFIXES
 
 # Twice the RGB size of the largest picture that `read_image` decodes, so no valid image is refused.
 # A larger member is a mistake or a decompression bomb, and would fill the memory.
 MAX_MEMBER = 512 * 2**20
-# A member that unpacks to more than MAX_RATIO times its size is a decompression bomb, unless it is
-# smaller than ALWAYS_ALLOWED bytes.
-ALWAYS_ALLOWED, MAX_RATIO = 2**24, 200
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -59,11 +57,3 @@ def refusal(member: str, size: int, stored: int | None = None) -> ImageError | N
         message = f"{size:,} bytes, more than the limit of {MAX_MEMBER:,}"
         return ImageError(message, kind="too_large")
     return None if stored is None else bomb(size, stored)
-
-
-def bomb(size: int, stored: int) -> ImageError | None:
-    """Return an error for a decompression bomb, from unpacked and stored bytes."""
-    if size <= max(ALWAYS_ALLOWED, MAX_RATIO * stored):
-        return None
-    message = f"decompression bomb: {stored:,} bytes unpack to {size:,}, over {MAX_RATIO} times"
-    return ImageError(message, kind="too_large")

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from captioner.captioning.sources.item import Item, failure
-from captioner.captioning.sources.members import bomb, is_image, refusal
+from captioner.captioning.sources.members import is_image, refusal
 from captioner.errors import ImageError
-from captioner.images.content import Slice, name_in
+from captioner.images.content import Slice, bomb, name_in
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
