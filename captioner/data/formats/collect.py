@@ -14,6 +14,7 @@ from typing import Literal
 
 from captioner.data.dataset import Dataset, Example, Kind, Problem, split_name
 from captioner.errors import DataError
+from captioner.images.content import ImageFile
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_files import is_missing, is_utf8
@@ -123,6 +124,7 @@ class Entry:
     file: str
     split: str
     where: str
+    image: ImageFile | None = None  # None: the file is looked for
     captions: list[str] = field(default_factory=list)
 
 
@@ -162,8 +164,10 @@ class Collector:
         """Record that the annotations name a split, so that an empty split is a problem."""
         self._splits.setdefault(split_name(split), where)
 
-    def add(self, image_id: str, file: str, split: str, where: str) -> Entry | None:
-        """Add an image; return None and add a problem if it is unusable."""
+    def add(
+        self, image_id: str, file: str, split: str, where: str, image: ImageFile | None = None
+    ) -> Entry | None:
+        """Add an image, by its file or as it is; None, with a problem, if it is unusable."""
         if not (is_utf8(image_id) and is_utf8(file) and is_utf8(split)):
             self.problem("not UTF-8", where, excerpt(file))
             return None
@@ -174,7 +178,7 @@ class Collector:
             detail = f"{image_id} ({split}) is already at {known.where} ({known.split})"
             self.problem("duplicate id", where, detail)
             return None
-        entry = self.entries[image_id] = Entry(image_id, file, split, where)
+        entry = self.entries[image_id] = Entry(image_id, file, split, where, image)
         return entry
 
     def caption(self, entry: Entry, text: object, where: str) -> None:
@@ -240,11 +244,11 @@ class Collector:
             empty_splits=empty,
         )
 
-    def _find_pictures(self) -> list[Path | None]:
+    def _find_pictures(self) -> list[ImageFile | None]:
         """Return the file of each entry; a file with almost its name if only one entry wants it."""
         if not self.pictures.folders:  # only the annotations are read
-            return [Path(entry.file) for entry in self.entries.values()]
-        found = [self.pictures.find(entry.file) for entry in self.entries.values()]
+            return [entry.image or Path(entry.file) for entry in self.entries.values()]
+        found = [e.image or self.pictures.find(e.file) for e in self.entries.values()]
         names = [entry.file for entry in self.entries.values()]
         almost = {
             index: path
@@ -263,7 +267,7 @@ class Collector:
             )
         return found
 
-    def _check(self, entry: Entry, image: Path | None) -> Example | None:
+    def _check(self, entry: Entry, image: ImageFile | None) -> Example | None:
         if not entry.captions:
             self.problem("image without captions", entry.where, entry.file)
         if image is None:
