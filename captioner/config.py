@@ -33,6 +33,7 @@ from captioner.errors import ConfigError, suggest
 from captioner.system.escapes import OBEYED
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import owns
+from captioner.system.text_encodings import bad_encoding
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Larger values are typing errors or attacks; smaller ones cannot overflow the arithmetic.
@@ -118,6 +119,10 @@ class DataConfig(Section):
     holdout: Fraction = Field(
         0.05, description="fraction of train images moved to dev if the data has no dev split"
     )
+    encoding: str | None = Field(
+        None,
+        description="encoding of texts without a byte order mark, by Python's name; null: UTF-8",
+    )
     strict: bool = Field(False, description="stop at any problem in the data")
 
     @model_validator(mode="after")
@@ -125,6 +130,8 @@ class DataConfig(Section):
         if self.split_dev == self.split_train:
             given = excerpt(self.split_dev)
             raise ValueError(f"data.split_dev: must differ from data.split_train, given {given}")
+        if self.encoding is not None and (problem := bad_encoding(self.encoding)):
+            raise ValueError(f"data.encoding: {problem}, given {excerpt(self.encoding, 60)}")
         return self
 
 

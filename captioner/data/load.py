@@ -11,9 +11,10 @@ from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems, typing_errors
 from captioner.data.formats import coco, delimited, flickr, image_texts, jsonl, karpathy
 from captioner.data.formats.collect import caption_files, listed
-from captioner.errors import DataError, checked_names, must_be
+from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
-from captioner.system.foreign import excerpt
+from captioner.system.foreign import excerpt, plain
+from captioner.system.text_encodings import bad_encoding, reading_as
 
 
 class Format(Protocol):
@@ -55,6 +56,7 @@ def load_dataset(
     caption_column: str | None = None,
     split_column: str = "split",
     holdout: float = 0.05,
+    encoding: str | None = None,
     strict: bool = False,
 ) -> Dataset:
     """Read a data set from a folder or an annotation file.
@@ -68,10 +70,11 @@ def load_dataset(
         caption_column: CSV and JSONL: column of the caption or captions; None: guessed.
         split_column: CSV and JSONL: column of the split.
         holdout: without a dev split, this fraction of the train images becomes "dev", 0 to 1.
+        encoding: Python's name of the encoding of texts without a byte order mark; None: UTF-8.
         strict: raise an error if the data set has problems.
 
     Raises:
-        ConfigError: if `root` is not a path, or `holdout` not a number.
+        ConfigError: if `root` is not a path, `holdout` not a number, or `encoding` unknown.
         DataError: if the data set does not exist, is unreadable, has an unknown format or no
             usable image, or has problems in strict mode.
     """
@@ -79,7 +82,10 @@ def load_dataset(
     must_be("holdout", holdout, int, float)
     root = Path(root)
     options = Options(images, restval, image_column, caption_column, split_column)
-    dataset = _choose(root, format).load(root, options)
+    if encoding is not None and (problem := bad_encoding(encoding)):
+        raise ConfigError(f"encoding: {problem}, given {excerpt(encoding, 60)}")
+    with reading_as(encoding) as reading:
+        dataset = _choose(root, format).load(root, options)
     if strict:
         refuse_problems(dataset)
     typos = typing_errors(dataset.splits)
@@ -88,7 +94,12 @@ def load_dataset(
         f"{dataset.splits[split]:,} images are not used"
         for split, typo in typos.items()
     )
-    dataset = replace(dataset, notes=(*dataset.notes, *notes))
+    utf8 = [
+        f"{len(reading.utf8):,} files are valid UTF-8, but data.encoding is {encoding} (first: "
+        f"{plain(first)}); is it right?"
+        for first in [*reading.utf8][:1]
+    ]
+    dataset = replace(dataset, notes=(*dataset.notes, *notes, *utf8))
     return _hold_out(dataset, holdout)
 
 

@@ -24,6 +24,7 @@ from captioner.data.load import FORMATS, load_dataset, recognised
 from captioner.errors import DataError
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
+from captioner.system.text_encodings import readings_of
 from captioner.system.text_files import (
     is_list,
     is_missing,
@@ -270,7 +271,8 @@ def _captions(where: str, value: object) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise DataError(f"{where}: a caption must be text, was {excerpt(text)}")
         if not is_utf8(text):
-            raise DataError(f"{where}: not UTF-8: {excerpt(text)}; save the file as UTF-8")
+            hint = f" ({found})" if (found := readings_of(text)) else ""
+            raise DataError(f"{where}: not UTF-8: {excerpt(text)}; save the file as UTF-8{hint}")
         if len(text) > MAX_CAPTION:
             raise DataError(
                 f"{where}: a caption of {len(text):,} characters, more than {MAX_CAPTION:,}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import errno
 import hashlib
@@ -19,6 +18,7 @@ from typing import Any
 
 from captioner.system.disk import writing
 from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
+from captioner.system.text_encodings import decode, decode_head
 
 PART = re.compile(r"(\..+)\.captioner-([0-9]{1,10})-[a-z0-9_]+\.part", re.DOTALL)
 OLD = "old"
@@ -45,8 +45,11 @@ BINARY = (
     (rb"\xd0\xcf\x11\xe0", f"an old Excel or Word file; {_SAVE}"),
     (rb"%PDF-", f"a PDF; {_SAVE}"),
     (rb"PAR1", "a Parquet file; give it the ending .parquet"),
-    (rb"\xff\xfe|\xfe\xff", "the file is encoded as UTF-16; save it as UTF-8"),
-    (rb".*\0", "not a text in UTF-8: it holds zero bytes; if it is UTF-16, save it as UTF-8"),
+    (
+        rb".*\0",
+        "not a text in UTF-8: it holds zero bytes; if it is UTF-16, save it as UTF-8 (of a data "
+        "set, data.encoding=utf-16-le reads it)",
+    ),
 )
 _writing: set[str] = set()  # names of the temporary folders of this process
 
@@ -74,16 +77,13 @@ def mistaken_for(head: bytes) -> str | None:
 
 
 def not_text(head: bytes) -> str | None:
-    """Return what a file is that is no text in UTF-8, from its first bytes; None for a text."""
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    found = [what for magic, what in PAGES if start.startswith(magic)]
-    if b"\t" in start.partition(b"\n")[0]:  # an image of such a name, tab, caption
+    """Return what a file is that is no text, from its first bytes; None for a text."""
+    text = decode_head(head)
+    start = text.lstrip().lower()
+    found = [what for magic, what in PAGES if start.startswith(magic.decode())]
+    if "\t" in start.partition("\n")[0]:  # an image of such a name, tab, caption
         found = []
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+    if "\0" in text or "\ufffd" in text:
         found += [what for magic, what in BINARY if re.match(magic, head, re.DOTALL)]
     return next(iter(found), None)
 
@@ -159,8 +159,8 @@ def read_json(path: Path, **options: Any) -> Any:
     if path.stat().st_size > MAX_JSON:
         raise ValueError(f"more than {MAX_JSON:,} bytes")
     try:
-        with open(path, encoding="utf-8", opener=no_stream) as file:
-            return json.loads(file.read(), **options)
+        with open(path, "rb", opener=no_stream) as file:
+            return json.loads(decode(file.read(), errors="strict"), **options)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

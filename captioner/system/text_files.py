@@ -1,13 +1,12 @@
-r"""Read text files: UTF-8 with or without BOM, any line ending, some damage.
+r"""Read text files: UTF-8 or another encoding, any line ending, some damage.
 
-Bytes that are not UTF-8 become lone surrogates; `is_utf8` detects these and those of a JSON escape
-such as `"\ud83d"`.
+Bytes that are not of the encoding become lone surrogates; `is_utf8` detects these and those of a
+JSON escape such as `"\ud83d"`.
 """
 
 from __future__ import annotations
 
 import ast
-import codecs
 import csv
 import io
 import json
@@ -23,8 +22,9 @@ from typing import Any
 
 from captioner.errors import DataError
 from captioner.system.escapes import NOT_UTF8, unescape
-from captioner.system.files import no_stream, not_text
+from captioner.system.files import no_stream, not_text, read_head
 from captioner.system.foreign import plain
+from captioner.system.text_encodings import advice, decode, decode_head
 
 _N_BEST = re.compile(r"([^\t]*\t.*)\t-?\d+(?:\.\d+)?(?:e-?\d+)?")  # a score after the caption
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*\Z', re.IGNORECASE)
@@ -37,12 +37,14 @@ _LIST = re.compile(rf"[\[(][\s,]*(?:(?:{_TEXT.pattern})[\s,]*)+[\])]|\[\s*\]")
 
 
 def read_text(path: Path, *, stream: bool = False) -> str:
-    """Return the text of a file; bytes that are not UTF-8 become lone surrogates.
+    """Return the text of a file in the encoding of `text_encodings.encoding_of`.
+
+    Bytes that are not of the encoding become lone surrogates.
 
     A `stream` may be a pipe; only for a name that the user typed.
 
     Raises:
-        DataError: if the file cannot be read, or is UTF-16, an image or another binary file.
+        DataError: if the file cannot be read, or is an image or another binary file.
     """
     try:
         with open(path, "rb", opener=None if stream else no_stream) as file:
@@ -51,7 +53,12 @@ def read_text(path: Path, *, stream: bool = False) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if what := not_text(data[:512]):
         raise DataError(f"{path}: {what}")
-    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")
+    return decode(data, path)
+
+
+def text_head(path: Path, size: int = 512) -> str:
+    """Return the text of the first bytes of a file, enough to recognise it; see `read_head`."""
+    return decode_head(read_head(path, size))
 
 
 def read_lines(path: Path, *, stream: bool = False) -> list[str]:
@@ -102,7 +109,16 @@ def parse_json(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {plain(error)}") from error
+        say = "" if is_utf8(text) else advice(_around(text))
+        hint = f"; it is not UTF-8: {say}" if say else ""
+        raise DataError(f"{where}: not valid JSON: {plain(error)}{hint}") from error
+
+
+def _around(text: str) -> str:
+    """Return a part of a text around its first byte that is not UTF-8."""
+    match = NOT_UTF8.search(text)
+    start = match.start() if match else 0
+    return text[max(0, start - 20) : start + 1000]
 
 
 def read_rows(

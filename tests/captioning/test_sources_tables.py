@@ -100,7 +100,7 @@ def test_the_column_may_be_named() -> None:
         ("list.csv", "", "cannot guess the column of paths; set --image-column; columns: none"),
         ("list.csv", "image\n", "no rows in this table"),
         ("list.jsonl", "", "no rows in this table"),
-        ("list.csv", b"\xff\xfei\0m\0", "the file is encoded as UTF-16; save it as UTF-8"),
+        ("list.csv", b"i\0m\0a\0", "not a text in UTF-8: it holds zero bytes; if it is UTF-16"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_failure(

@@ -133,7 +133,7 @@ def test_a_map_of_words_that_do_not_occur_changes_nothing(phrases: list[str], te
         (b"dog\tcat\nd\xff\tcat\n", ":2: must be two columns of UTF-8 text; it holds '\\udcff'"),
         (b"dog\t" + b"x" * 20_000, ":1: more than 10,000 characters"),
         (b"\n\n", ": nothing to replace; write lines of FROM, a tab, and TO"),
-        (b"\xff\xfed\0", ": the file is encoded as UTF-16; save it as UTF-8"),
+        (b"\xff\xfed\0\n\0", ":1: no tab; write FROM, a tab, and TO, given 'd'"),
     ],
 )
 def test_errors_of_a_map_name_file_and_line(content: bytes, message: str, tmp_path: Path) -> None:

@@ -516,7 +516,7 @@ def test_texts_that_hold_no_caption_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}.jpg" for name in "abcd"))
     write(tmp_path / "a.txt", "A dog.")
     write(tmp_path / "b.txt", "", " ")
-    (tmp_path / "c.txt").write_bytes("Ein Bär".encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes("Ein Bär".encode("utf-16-le"))
     (tmp_path / "d.txt").write_bytes(b"Ein B\xe4r\n")
     dataset = load_dataset(tmp_path, holdout=0)
     assert [e.image_id for e in dataset.examples] == ["a.jpg"]

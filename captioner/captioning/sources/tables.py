@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
@@ -19,12 +19,14 @@ from captioner.errors import DataError, ImageError
 from captioner.system.escapes import own_cells, own_fields, unescape
 from captioner.system.files import no_stream, not_text, read_head, read_json
 from captioner.system.foreign import excerpt, plain
+from captioner.system.text_encodings import LONE, encoding_of
 from captioner.system.text_files import (
     guess_delimiter,
     is_list,
     is_preamble,
     json_line,
     read_rows,
+    text_head,
 )
 
 DELIMITED = (".csv", ".tsv")
@@ -116,15 +118,17 @@ def _file(table: Path, where: str, value: str, pictures: Pictures) -> Item:
 
 def _lines(table: Path) -> Iterator[str]:
     """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates."""
-    if what := not_text(read_head(table)):
+    head = read_head(table)
+    if what := not_text(head):
         raise ImageError(what)
-    with open(
-        table, encoding="utf-8-sig", errors="surrogateescape", newline="", opener=no_stream
-    ) as text:
-        while line := text.readline(MAX_LINE):
+    with open(table, encoding=encoding_of(head), errors=LONE, newline="", opener=no_stream) as text:
+        for number in count():
+            line = text.readline(MAX_LINE)
             if len(line) == MAX_LINE:
                 raise ImageError(f"not a table: a line has more than {MAX_LINE:,} characters")
-            yield line
+            if not line:
+                return
+            yield line if number else line.removeprefix("\ufeff")
 
 
 def _delimited(table: Path, image_column: str | None) -> Iterator[Row]:
@@ -171,7 +175,7 @@ def _json(table: Path, image_column: str | None) -> Iterator[Row]:
 
 
 def _json_lines(table: Path, image_column: str | None) -> Iterator[Row]:
-    if is_list(read_head(table).decode(errors="replace")):
+    if is_list(text_head(table)):
         yield from _json(table, image_column)
     else:
         yield from _objects(_parsed(table), image_column)

@@ -13,9 +13,8 @@ from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.data.formats.columns import is_rows, is_table
 from captioner.errors import DataError
-from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import read_json
+from captioner.system.text_files import read_json, text_head
 
 LOOKS_FOR = (
     "a JSON file (captions_*.json or a single one in a folder or its annotations/) with images, "
@@ -68,7 +67,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    return {b'"images"', b'"file_name"'} <= set(re.findall(b'"[a-z_]+"', read_head(file, 1 << 16)))
+    return {'"images"', '"file_name"'} <= set(re.findall('"[a-z_]+"', text_head(file, 1 << 16)))
 
 
 def _split(collector: Collector, file: Path) -> str:

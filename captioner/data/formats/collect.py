@@ -6,9 +6,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,16 @@ from captioner.errors import DataError
 from captioner.images.content import ImageFile
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
+from captioner.system.text_encodings import advice
 from captioner.system.text_files import is_missing, is_utf8
 
 PICTURE_FOLDERS = (
     *("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images"),
     "flickr30k-images",
 )
+
+MOST_FOREIGN = 100  # texts that are not UTF-8, to tell the encoding from
+SHOWN_FOREIGN = 60  # characters of the first of them
 
 # Files that may hold captions, and JSON that likely does.
 _MAY_HOLD = (
@@ -140,6 +144,8 @@ class Collector:
         self._problems: list[Problem] = []
         self.entries: dict[str, Entry] = {}  # by image id
         self._splits: dict[str, str] = {}
+        self._foreign: list[str] = []  # the first texts that are not UTF-8
+        self._first_foreign = 0  # the problem of the first
 
     def place(self, path: Path) -> str:
         """Return the file's name relative to the data set, for messages."""
@@ -150,13 +156,22 @@ class Collector:
         """Add a problem."""
         self._problems.append(Problem(kind, plain(where), plain(detail)))
 
+    def not_utf8(self, where: str, text: str | Sequence[str]) -> None:
+        """Add a problem with a text, or with the cells of a row, that has lone surrogates."""
+        if not self._foreign:
+            self._first_foreign = len(self._problems)
+        self.problem("not UTF-8", where, excerpt(text))
+        whole = text if isinstance(text, str) else " ".join(text)
+        if len(self._foreign) < MOST_FOREIGN:
+            self._foreign.append(whole)
+
     def lines(self, path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         """Yield (where, text) of each line that is neither blank nor damaged."""
         place = self.place(path)
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
             if not is_utf8(text):
-                self.problem("not UTF-8", f"{place}:{number}", excerpt(text))
+                self.not_utf8(f"{place}:{number}", text)
             elif text.strip():
                 yield f"{place}:{number}", text
 
@@ -169,7 +184,7 @@ class Collector:
     ) -> Entry | None:
         """Add an image, by its file or as it is; None, with a problem, if it is unusable."""
         if not (is_utf8(image_id) and is_utf8(file) and is_utf8(split)):
-            self.problem("not UTF-8", where, excerpt(file))
+            self.not_utf8(where, file)
             return None
         self.expect(split, where)
         split = split_name(split)
@@ -188,7 +203,7 @@ class Collector:
         elif not isinstance(text, str):
             self.problem("malformed line", where, f"the caption is not text: {excerpt(text)}")
         elif not is_utf8(text):
-            self.problem("not UTF-8", where, excerpt(text))
+            self.not_utf8(where, text)
         elif any(map(str.isalnum, text)):
             entry.captions.append(text.strip())
         else:
@@ -221,17 +236,16 @@ class Collector:
         ]
         for path in self.pictures.unnamed() if report_unnamed else ():
             self.problem("image without captions", self.place(path), "no caption for this image")
+        self._advise_encoding()
         filled = {example.split for example in examples}
         empty = tuple(split for split in self._splits if split not in filled)
         for split in empty:
             self.problem("empty split", self._splits[split], f"no usable image in {split}")
         if not examples:
-            first = "".join(f"; {p.kind} at {p.where}: {p.detail}" for p in self._problems[:1])
+            first = self.first_problem()
             kinds = {p.kind for p in self._problems}
             if "missing image" in kinds:
                 first += "; data.images names the folder of the images"
-            if "not UTF-8" in kinds:
-                first += "; save the file as UTF-8"
             raise DataError(f"{self.root}: no usable image with a caption ({self.format}){first}")
         place = self.root.resolve()
         return Dataset(
@@ -243,6 +257,19 @@ class Collector:
             notes=tuple(self.notes),
             empty_splits=empty,
         )
+
+    def first_problem(self) -> str:
+        """Return the first problem as a part of a sentence, or an empty text."""
+        self._advise_encoding()
+        return "".join(f"; {p.kind} at {p.where}: {p.detail}" for p in self._problems[:1])
+
+    def _advise_encoding(self) -> None:
+        """Say at the first text that is not UTF-8 what to set, from all of them."""
+        if self._foreign and (say := advice("\n".join(self._foreign))):
+            first = self._problems[self._first_foreign]
+            detail = f"{plain(first.detail, SHOWN_FOREIGN)}; {say}"
+            self._problems[self._first_foreign] = replace(first, detail=plain(detail))
+            self._foreign = []
 
     def _find_pictures(self) -> list[ImageFile | None]:
         """Return the file of each entry; a file with almost its name if only one entry wants it."""

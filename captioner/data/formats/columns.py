@@ -15,9 +15,8 @@ from captioner.data.dataset import SPLIT_NAMES, Dataset, Options, split_in, spli
 from captioner.data.formats.collect import Collector, Entry, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
-from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import is_missing
+from captioner.system.text_files import is_missing, text_head
 
 # Names of columns, as `column_key` spells them.
 IMAGE_COLUMNS = (
@@ -85,13 +84,13 @@ def is_rows(path: Path, *, surely: bool = False) -> bool:
 
     Objects that are not `surely` a map of images count, unless they look like COCO's.
     """
-    start = read_head(path, _PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if re.match(rb"\[\s*\{", start):
+    start = text_head(path, _PEEK).lstrip()
+    if re.match(r"\[\s*\{", start):
         return True
     if surely:
-        key = start.lstrip(b"{ \r\n\t").partition(b":")[0].strip()
-        return headless(key.decode(errors="replace")) is not None
-    return start.startswith(b"{") and not re.search(b'"(images|annotations)"', start)
+        key = start.lstrip("{ \r\n\t").partition(":")[0].strip()
+        return headless(key) is not None
+    return start.startswith("{") and not re.search('"(images|annotations)"', start)
 
 
 def is_table(root: Path, suffixes: tuple[str, ...]) -> bool:

@@ -12,7 +12,6 @@ from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector
 from captioner.data.formats.columns import Row, headless, is_table, load_tables
 from captioner.system.escapes import own_cells
-from captioner.system.foreign import excerpt
 from captioner.system.text_files import (
     filled_lines,
     is_utf8,
@@ -67,7 +66,7 @@ def _rows(
     for number, cells in rows:
         where = f"{place}:{number}"
         if not all(map(is_utf8, cells)):
-            collector.problem("not UTF-8", where, excerpt(cells))
+            collector.not_utf8(where, cells)
         elif len(cells) != len(names):
             detail = f"{len(cells)} cells, expected {len(names)}"
             collector.problem("malformed line", where, detail)

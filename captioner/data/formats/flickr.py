@@ -16,9 +16,15 @@ from pathlib import Path
 from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.data.formats.columns import headless
-from captioner.system.files import read_head
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import filled_lines, is_utf8, read_lines, read_named, read_rows
+from captioner.system.text_files import (
+    filled_lines,
+    is_utf8,
+    read_lines,
+    read_named,
+    read_rows,
+    text_head,
+)
 
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 
@@ -68,7 +74,7 @@ def _caption_file(folder: Path) -> Path | None:
 
 def _names_images(file: Path) -> bool:
     """Return whether a text begins with the name of an image, or with a column of names."""
-    start = read_head(file).decode("utf-8", "replace") if file.suffix.lower() in _TEXTS else ""
+    start = text_head(file) if file.suffix.lower() in _TEXTS else ""
     return bool(_HEADER.match(start) or headless(start))
 
 
@@ -138,7 +144,7 @@ def _named_lines(
     for number, (name, caption) in read_named(place, lines, collector.notes):
         where = f"{place}:{number}"
         if not is_utf8(name + caption):
-            collector.problem("not UTF-8", where, excerpt(lines[number - 1]))
+            collector.not_utf8(where, lines[number - 1])
         elif "\t" not in lines[number - 1]:
             collector.problem("malformed line", where, f"no tab in {excerpt(name)}")
         else:
@@ -157,7 +163,7 @@ def _table_rows(
         # The caption is the last column and may contain delimiters.
         caption = delimiter.join(cells[width - 1 :])
         if not all(map(is_utf8, cells)):
-            collector.problem("not UTF-8", where, excerpt(delimiter.join(cells)))
+            collector.not_utf8(where, delimiter.join(cells))
         elif len(cells) < width:
             collector.problem(
                 "malformed line",

@@ -41,7 +41,7 @@ def load(root: Path, options: Options) -> Dataset:
         for file in files:
             try:
                 lines = read_lines(file)
-            except DataError as error:  # UTF-16, or no text at all
+            except DataError as error:  # no text at all
                 collector.problem("not UTF-8", collector.place(file), str(error))
                 continue
             for where, line in collector.lines(file, lines):

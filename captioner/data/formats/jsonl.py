@@ -86,7 +86,7 @@ def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[s
     rows = _rows(collector, file)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{file}: no JSON object; expected one per line")
+        raise DataError(f"{file}: no JSON object; expected one per line{collector.first_problem()}")
     return list(first[1]), chain([first], rows)
 
 

@@ -13,9 +13,8 @@ from typing import Any
 from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.errors import DataError
-from captioner.system.files import no_stream
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import read_json
+from captioner.system.text_files import read_json, text_head
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 
@@ -27,7 +26,7 @@ def recognise(root: Path) -> bool:
     """Return whether this is a JSON file of a Karpathy split, or a folder with one."""
     if root.is_dir():
         return bool(_files(root))
-    return root.suffix.lower() == ".json" and _has_images(root, b'"sentences"')
+    return root.suffix.lower() == ".json" and _has_images(root, '"sentences"')
 
 
 def load(root: Path, options: Options) -> Dataset:
@@ -59,10 +58,9 @@ def _files(root: Path) -> list[Path]:
     return [file for file in files if file.stem not in _OTHERS and _has_images(file)]
 
 
-def _has_images(path: Path, key: bytes = b'"images"') -> bool:
-    with open(path, "rb", opener=no_stream) as file:
-        start = file.read(_PEEK)
-    return key in start or b'"sentences"' in start
+def _has_images(path: Path, key: str = '"images"') -> bool:
+    start = text_head(path, _PEEK)
+    return key in start or '"sentences"' in start
 
 
 def _read_image(
