@@ -247,9 +247,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: cannot be read: {plain(error)}") from error
     for name, tensor in tensors.items():
         # With one NaN, all captions are equally probable.
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        if tensor.is_floating_point() and not _finite(tensor):
             raise ModelError(f"{path}: {plain(name)} holds a number that is not finite")
     return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite; the extremes are NaN if any number is."""
+    known = tensor if tensor.dtype in DTYPES.values() else tensor.float()
+    return not known.numel() or all(torch.isfinite(extreme) for extreme in known.aminmax())
 
 
 def _check_storage(tensors: dict[str, Tensor], config: ModelConfig, where: Path) -> None:
