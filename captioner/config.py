@@ -153,8 +153,10 @@ class TextConfig(Section):
 class CnnConfig(Section):
     """One frozen CNN and its weights."""
 
-    backbone: str = Field("resnet50", description="torchvision classification CNN")
-    weights: str = Field("DEFAULT", description="torchvision enum name, .pth/.safetensors, or none")
+    backbone: str = Field("resnet50", description="torchvision classification CNN, or timm:NAME")
+    weights: str = Field(
+        "DEFAULT", description="torchvision enum name, tag of timm, .pth/.safetensors, or none"
+    )
     builder_args: dict[str, Any] = Field({}, description="keyword arguments of the CNN's builder")
 
 

@@ -49,6 +49,12 @@ def features_folder() -> Path:
     return Path(base).expanduser() / "features"
 
 
+def store_folder(encoder: Encoder, root: Path, fingerprint: str | None = None) -> Path:
+    """Return the folder of an encoder's store, or of one with another fingerprint."""
+    name = encoder.name.replace(":", "-")  # not in file names of Windows
+    return root / f"{name}-{fingerprint or encoder.fingerprint()}"
+
+
 class AlteredError(DataError):
     """Stored features do not match their checksums."""
 
@@ -71,14 +77,13 @@ class FeatureStore:
     @classmethod
     def for_encoder(cls, encoder: Encoder, root: Path | None = None) -> FeatureStore:
         """Open the store of an encoder, in `root` or else in `features_folder()`."""
-        folder = (root or features_folder()) / f"{encoder.name}-{encoder.fingerprint()}"
-        store = cls(folder, encoder.feature_size)
+        store = cls(store_folder(encoder, root or features_folder()), encoder.feature_size)
         about = {
             "encoder": one_or_list([asdict(cnn.spec) for cnn in encoder.cnns]),
             "arithmetic": encoder.arithmetic,
             "feature_size": encoder.feature_size,
         }
-        write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n", "in store")
+        write_text(store.folder / ABOUT, json.dumps(about, indent=2) + "\n", "in store")
         return store
 
     @contextmanager

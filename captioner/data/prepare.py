@@ -87,8 +87,8 @@ def open_encoder(config: Config, device: torch.device) -> Encoder:
                 cnn.weights,
                 builder_args=cnn.builder_args,
                 image_size=settings.image_size,
-                # With an explicit image_size, all CNNs use the interpolation of the first.
-                interpolation=cnns[0].preprocess.interpolation if cnns else None,
+                # With an explicit image_size, all CNNs resize as the first does.
+                like=cnns[0].preprocess if cnns else None,
                 precision=settings.precision,
                 grid=settings.grid if config.decoder.attention != "none" else 0,
                 grid_channels=settings.grid_channels,

@@ -101,7 +101,8 @@ def over_limit(found: list[Stored]) -> list[Stored]:
 
 def named(found: list[Stored], name: str) -> list[Stored]:
     """Return the stores with a folder name or of a backbone; a `ConfigError` if there is none."""
-    chosen = [s for s in found if name in (s.folder.name, s.folder.name.rpartition("-")[0])]
+    of_folder = name.replace(":", "-")
+    chosen = [s for s in found if of_folder in (s.folder.name, s.folder.name.rpartition("-")[0])]
     if not chosen:
         names = ", ".join(plain(stored.folder.name) for stored in found) or "none"
         raise ConfigError(f"--clear: no store {plain(name)}; stores: {names}")

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config
 from captioner.data.dataset import Example
-from captioner.data.feature_store import AlteredError, FeatureStore
+from captioner.data.feature_store import AlteredError, FeatureStore, store_folder
 from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.decoder.decoder import Decoder
 from captioner.doctor import checks
@@ -176,7 +176,7 @@ def _check_preprocessing(encoder: Encoder, run: Path) -> Check:
 def _changes(encoder: Encoder, trained: str) -> list[str]:
     """Return the differences from the encoder of training, if its feature store still exists."""
     store = FeatureStore.for_encoder(encoder).folder
-    about = store.with_name(f"{encoder.name}-{trained}") / "about.json"
+    about = store_folder(encoder, store.parent, trained) / "about.json"
     try:
         before = _flat(json.loads(about.read_text(encoding="utf-8"))["encoder"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,7 @@
-"""Builds torchvision's classification CNNs by name, without weights or head."""
+"""Builds torchvision's classification CNNs by name, without weights or head.
+
+`timm_networks` builds those of timm.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ def check_backbone(name: str) -> None:
 
     if name.startswith(NOT_CNN):
         raise ModelError(
-            f"encoder.backbone: {name} is a transformer, not a CNN; "
-            f"choose a CNN such as resnet50 or convnext_tiny"
+            f"encoder.backbone: {name} is a transformer, not a CNN; choose a CNN such as resnet50 "
+            f"or convnext_tiny, or a transformer of timm, such as timm:vit_base_patch16_224"
         )
     known = models.list_models(module=models)
     if name not in known:
@@ -35,7 +38,7 @@ def check_backbone(name: str) -> None:
         )
 
 
-class _Building(TorchFunctionMode):
+class Building(TorchFunctionMode):
     """Supervises the construction of a network.
 
     RegNet computes with `torch.arange` and `torch.tensor`, which need real memory; all else may be
@@ -69,7 +72,7 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
         args = {"aux_logits": False, "init_weights": False} | args
     gradients = torch.is_grad_enabled()
     try:
-        with torch.device(device), _Building():
+        with torch.device(device), Building():
             network: nn.Module = models.get_model(name, weights=None, **args)
     # Builders check little: invalid arguments raise many types.
     except Exception as error:

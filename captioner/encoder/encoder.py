@@ -1,4 +1,4 @@
-"""The frozen CNN: any torchvision classification CNN without its last layer, in its fast form.
+"""The frozen CNN: a network of torchvision or timm without its last layer, in its fast form.
 
 The feature of an image is the input of the network's last linear layer: the pooled vector in most
 families, the second hidden layer ("fc7") in VGG and AlexNet. `folding` converts the network to its
@@ -23,6 +23,7 @@ from captioner.encoder.backbones import build_backbone, check_backbone, remove_h
 from captioner.encoder.folding import fast_form
 from captioner.encoder.grid import with_grid
 from captioner.encoder.preprocess import RESIZING, Preprocess
+from captioner.encoder.timm_networks import check_timm, fast_timm, fetch_timm, is_timm, open_timm
 from captioner.encoder.weights import EncoderSpec, fetch_weights, load_strictly
 from captioner.errors import ModelError, within_memory
 
@@ -150,6 +151,8 @@ class Encoder(nn.Module):
 class FrozenEncoder(Encoder):
     """One frozen CNN."""
 
+    has_map = True  # whether its last feature map is (B, C, H, W), which `last_map` needs
+
     def __init__(
         self,
         spec: EncoderSpec,
@@ -158,7 +161,7 @@ class FrozenEncoder(Encoder):
         grid: int = 0,
         grid_channels: int = 256,
     ):
-        """Build a CNN from torchvision's state dict in fp32; a `ModelError` if it does not fit."""
+        """Build a CNN from its library's state dict in fp32; a `ModelError` if it does not fit."""
         nn.Module.__init__(self)
         self.grid, self.grid_channels = grid, grid_channels
         self.spec = spec
@@ -173,7 +176,7 @@ class FrozenEncoder(Encoder):
         *,
         builder_args: Mapping[str, Any] | None = None,
         image_size: int | None = None,
-        interpolation: str | None = None,
+        like: Preprocess | None = None,
         precision: Precision = "auto",
         grid: int = 0,
         grid_channels: int = 256,
@@ -181,11 +184,12 @@ class FrozenEncoder(Encoder):
         """Build a CNN and load its weights.
 
         Args:
-            backbone: torchvision name of a classification CNN.
-            weights: torchvision enum name, path to a state dict, or "none" (random).
-            builder_args: keyword arguments of torchvision's builder.
+            backbone: torchvision name of a classification CNN, or `timm:NAME`, with or without the
+                tag of weights.
+            weights: torchvision enum name, tag of timm, path to a state dict, or "none" (random).
+            builder_args: keyword arguments of the library's builder.
             image_size: pixels of the shorter side and the centre crop; None: set by the weights.
-            interpolation: of the resizing to `image_size`; None: set by the weights.
+            like: how to resize to `image_size`; None: set by the weights.
             precision: of the computation.
             grid: places in a row and in a column; 0: the vector alone.
             grid_channels: the most numbers of a place.
@@ -193,21 +197,36 @@ class FrozenEncoder(Encoder):
         Raises:
             ModelError: if the backbone is invalid, or the weights are unavailable or do not fit.
         """
-        check_backbone(backbone)
+        args = dict(builder_args or {})
+        (check_timm if is_timm(backbone) else check_backbone)(backbone)
         with within_memory(f"to build the CNN {backbone}"):
-            spec, state = fetch_weights(backbone, weights, dict(builder_args or {}))
+            if is_timm(backbone):
+                spec, state = fetch_timm(backbone, weights, args, image_size)
+            else:
+                spec, state = fetch_weights(backbone, weights, args)
         if image_size is not None:
+            like = like or spec.preprocess
             preprocess = replace(
                 spec.preprocess,
                 resize_size=image_size,
                 crop_size=image_size,
-                interpolation=interpolation or spec.preprocess.interpolation,
+                interpolation=like.interpolation,
+                squash=like.squash,
             )
             spec = replace(spec, preprocess=preprocess)
         return cls(spec, state, precision, grid, grid_channels)
 
     def _build(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Build torchvision's network, and from it the fast form for a device."""
+        """Build the library's network, and from it the fast form for a device."""
+        self.device, self.dtype = device, dtype_of(self.precision, device)
+        if is_timm(self.spec.backbone):
+            features = open_timm(self.spec, state, self.grid, self.grid_channels)
+            self.has_map = features.layout.kind == "channels first"
+            self.channels = features.channels
+            self.feature_size = features.layout.vector_size + self.grid**2 * self.channels
+            self.state = dict(features.network.state_dict())
+            self.network = fast_timm(features, self.dtype).to(device)
+            return
         network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
         self.feature_size = remove_head(network)
         load_strictly(network, state, where=self.spec.weights)
@@ -216,7 +235,6 @@ class FrozenEncoder(Encoder):
             side = self.spec.preprocess.crop_size
             network, self.channels = with_grid(network, self.grid, side, self.grid_channels)
             self.feature_size += self.grid**2 * self.channels
-        self.device, self.dtype = device, dtype_of(self.precision, device)
         self.network = fast_form(network, self.dtype).to(device)
 
     @property
@@ -245,6 +263,7 @@ class FrozenEncoder(Encoder):
         how["arithmetic"] = arithmetic or self.arithmetic
         if self.grid:
             how["grid"] = [self.grid, self.grid_channels]
+        how["preprocess"] = self.spec.preprocess.as_dict()
         digest = hashlib.blake2b(self._digest, digest_size=16)
         digest.update(json.dumps(asdict(self.spec) | how, sort_keys=True).encode())
         return digest.hexdigest()
@@ -277,7 +296,7 @@ def _check_alike(cnns: Sequence[FrozenEncoder]) -> None:
     """Refuse CNNs that differ in precision or in the preprocessing before normalisation."""
 
     def shared(cnn: FrozenEncoder) -> dict[str, object]:
-        names = ("resize_size", "crop_size", "interpolation")
+        names = ("resize_size", "crop_size", "interpolation", "squash")
         values: dict[str, object] = {name: getattr(cnn.spec.preprocess, name) for name in names}
         return values | {"precision": cnn.precision}
 

@@ -1,4 +1,4 @@
-"""The fast form of a frozen CNN: folded batch norms, channels last, optional low precision.
+"""The fast form of a frozen network: folded batch norms, channels last, optional low precision.
 
 Folding computes the same function with fewer operations. The first layers stay in fp32: their
 filters, above all MobileNet's depthwise filters, compute small differences of large weights. bf16
@@ -8,10 +8,12 @@ has eight bits of precision and would lose these differences.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 EXACT = 3  # layers in fp32; measured in docs/results.md
@@ -24,19 +26,29 @@ def fast_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return fast.to(memory_format=torch.channels_last)
 
 
-def fold(network: nn.Module) -> fx.GraphModule:
-    """Fold every batch norm that directly follows a convolution into a copy of that convolution."""
-    traced = fx.symbolic_trace(network.eval().requires_grad_(False))
+def fold(network: nn.Module, tracer: fx.Tracer | None = None) -> fx.GraphModule:
+    """Fold every batch norm that directly follows a convolution into a copy of that convolution.
+
+    A batch norm of timm with an activation leaves the activation. Only plain convolutions take a
+    batch norm: others, such as weight-standardised ones, compute their weights anew.
+    """
+    tracer = tracer or fx.Tracer()
+    graph = tracer.trace(network.eval().requires_grad_(False))
+    traced = fx.GraphModule(tracer.root, graph)
     layers = dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(layers[node.target], nn.BatchNorm2d):
             continue
         before = node.args[0]
         if before.op == "call_module" and len(before.users) == 1:
-            convolution = layers[before.target]
-            if isinstance(convolution, nn.Conv2d):
-                folded = fuse_conv_bn_eval(copy.copy(convolution), layers[node.target])
+            convolution, norm = layers[before.target], layers[node.target]
+            if type(convolution) is nn.Conv2d:
+                folded = fuse_conv_bn_eval(copy.copy(convolution), norm)
                 traced.set_submodule(before.target, folded)
+                if type(norm) is not nn.BatchNorm2d:
+                    rest = [norm.get_submodule(name) for name in ("drop", "act")]
+                    traced.set_submodule(node.target, nn.Sequential(*rest))
+                    continue
                 node.replace_all_uses_with(before)
                 traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
@@ -44,18 +56,23 @@ def fold(network: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def lower(network: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
-    """Compute all but the first `EXACT` layers with weights in another dtype."""
+def lower(
+    network: fx.GraphModule,
+    dtype: torch.dtype,
+    lowered: Callable[[torch.dtype, nn.Module], nn.Module] | None = None,
+) -> fx.GraphModule:
+    """Compute all but the first `EXACT` layers with weights in another dtype, or `lowered`."""
     late, layers = set[fx.Node](), 0
     for node in network.graph.nodes:
         if node.op == "call_module":
             layers += isinstance(network.get_submodule(node.target), nn.Conv2d | nn.Linear)
+        layers += node.target in (functional.conv2d, functional.linear)
         if layers > EXACT:
             late.add(node)
     if not late:
         return network
     halves = split_module(network, network, lambda node: int(node in late))
-    halves.submod_1 = _In(dtype, halves.get_submodule("submod_1"))
+    halves.submod_1 = (lowered or _In)(dtype, halves.get_submodule("submod_1"))
     return halves
 
 

@@ -42,19 +42,15 @@ def with_grid(
     with torch.inference_mode():
         finder.run(torch.zeros(1, 3, probed, probed))
     if finder.last is None or finder.side * image_size < 2 * probed:
-        raise ModelError(
-            f"encoder.grid: images of {image_size} pixels have no places in this CNN; set a larger "
-            f"encoder.image_size"
-        )
+        raise ModelError(no_places(image_size))
     if most < finder.channels:
-        draw = np.random.RandomState(0).randint(0, 2, finder.channels)  # never changes
-        traced.register_buffer("signs", torch.from_numpy(2.0 * draw - 1).float())
+        traced.register_buffer("signs", random_signs(finder.channels))
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     vector = graph.graph_copy(traced.graph, copied)
     signs = graph.get_attr("signs") if most < finder.channels else None
-    grid = graph.call_function(_places, (copied[finder.last], size, signs, most))
-    graph.output(graph.call_function(_beside, (vector, grid)))
+    grid = graph.call_function(places, (copied[finder.last], size, signs, most))
+    graph.output(graph.call_function(beside, (vector, grid)))
     return fx.GraphModule(traced, graph), min(most, finder.channels)
 
 
@@ -71,7 +67,21 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def _places(feature_map: Tensor, size: int, signs: Tensor | None, most: int) -> Tensor:
+def no_places(image_size: int) -> str:
+    """Return what is wrong with images of so many pixels, whose last map is a single place."""
+    return (
+        f"encoder.grid: images of {image_size} pixels have no places in this CNN; set a larger "
+        f"encoder.image_size"
+    )
+
+
+def random_signs(channels: int) -> Tensor:
+    """Return the sign of each channel in the sketch, float32 (C,), always the same."""
+    draw = np.random.RandomState(0).randint(0, 2, channels)
+    return torch.from_numpy(2.0 * draw - 1).float()
+
+
+def places(feature_map: Tensor, size: int, signs: Tensor | None, most: int) -> Tensor:
     """Pool a map, (B, C, H, W), to S x S places with at most so many channels, (B, S * S, C')."""
     grid = functional.adaptive_avg_pool2d(feature_map, size).flatten(2).transpose(1, 2)
     if signs is None:
@@ -81,6 +91,6 @@ def _places(feature_map: Tensor, size: int, signs: Tensor | None, most: int) -> 
     return sketch
 
 
-def _beside(vector: Tensor, grid: Tensor) -> Tensor:
+def beside(vector: Tensor, grid: Tensor) -> Tensor:
     """Concatenate a vector, (B, F, ...), and its places, (B, P, C)."""
     return torch.cat((vector.flatten(1), grid.flatten(1)), dim=1)

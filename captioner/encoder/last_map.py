@@ -43,8 +43,13 @@ def last_map(cnn: FrozenEncoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
         depends, (1, C, h, w), for `torch.autograd.grad`.
 
     Raises:
-        ModelError: if no feature map has more than one place.
+        ModelError: if no feature map has more than one place, or it is not known which one.
     """
+    if not cnn.has_map:
+        raise ModelError(
+            f"encoder: {cnn.spec.backbone} has no last feature map, as CNNs have, so gradients "
+            f"have no place; explain by occlusion (--method occlusion)"
+        )
     with torch.enable_grad(), _Maps() as maps:
         normal = cnn.spec.preprocess.normalize(pixels.to(cnn.device)).requires_grad_()
         features = cnn.network(normal).flatten(1).float()

@@ -48,13 +48,18 @@ Deviation = Annotated[float, Field(ge=MIN_STD, le=MAX_SHIFT, strict=True)]
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """The parameters of the `transforms()` of torchvision weights."""
+    """The parameters of the `transforms()` of torchvision weights, or of timm's data config."""
 
-    resize_size: int = 256  # pixels of the shorter side after resizing
+    resize_size: int = 256  # pixels of the shorter side after resizing; squashed: of both sides
     crop_size: int = 224  # pixels of the centre crop's sides
     interpolation: str = "bilinear"  # torchvision's name
     mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of values in 0..1
     std: tuple[float, float, float] = IMAGENET_STD  # standard deviation, likewise
+    squash: bool = False  # whether resizing makes a square of the whole image
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parameters; without `squash` if it is off: old fingerprints stay valid."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
 
     @classmethod
     def of_weights(cls, transform: Any) -> Self:
@@ -78,7 +83,8 @@ class Preprocess:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 
-        if self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size):
+        long = self.resize_size**2 * max(image.size) > MAX_PIXELS * min(image.size)
+        if long and not self.squash:
             image = _middle(image)
         small = image.width * image.height <= MAX_COPIED
         if small and self.interpolation in ("bilinear", "bicubic"):
@@ -87,13 +93,15 @@ class Preprocess:
             resized = transforms.pil_to_tensor(image)
             short = min(image.size)
             size = [self.resize_size * side // short for side in resized.shape[1:]]
+            size = [self.resize_size] * 2 if self.squash else size
             if size != [*resized.shape[1:]]:
                 resized = functional.interpolate(
                     resized[None], size, mode=self.interpolation, antialias=True
                 )[0]
         else:
             mode = InterpolationMode(self.interpolation)
-            smaller = transforms.resize(image, [self.resize_size], interpolation=mode)
+            size = [self.resize_size] * (2 if self.squash else 1)
+            smaller = transforms.resize(image, size, interpolation=mode)
             resized = transforms.pil_to_tensor(smaller)
         pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
         return pixels.contiguous()
@@ -104,6 +112,8 @@ class Preprocess:
         Sizes are in pixels, results in parts of the width and the height. A crop that is larger
         than the image begins below 0 and ends above 1.
         """
+        if self.squash:
+            width = height = 1
         sides = (max(side / min(width, height) * self.resize_size, 1) for side in (width, height))
         across, down = (self.crop_size / side for side in sides)
         return (1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2
@@ -140,6 +150,7 @@ class PreprocessConfig(BaseModel):
     interpolation: Interpolation
     mean: tuple[Shift, Shift, Shift]
     std: tuple[Deviation, Deviation, Deviation]
+    squash: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -153,7 +164,7 @@ _CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast(), Field(min_l
 
 def save_preprocess(folder: Path, transforms: Sequence[Preprocess]) -> None:
     """Write `preprocessor_config.json`, with one transform for each CNN, into a folder."""
-    text = json.dumps(one_or_list([asdict(preprocess) for preprocess in transforms]), indent=2)
+    text = json.dumps(one_or_list([preprocess.as_dict() for preprocess in transforms]), indent=2)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Finds the weights of a torchvision CNN by enum name or path, and loads them strictly."""
+"""Finds the weights of a CNN by enum name or path, and loads them strictly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import pickle
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -40,8 +40,8 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 class EncoderSpec:
     """The specification of a CNN without its weights."""
 
-    backbone: str  # torchvision name
-    builder_args: dict[str, Any] = field(default_factory=dict)  # of torchvision's builder
+    backbone: str  # torchvision name, or timm:NAME
+    builder_args: dict[str, Any] = field(default_factory=dict)  # of the builder
     preprocess: Preprocess = field(default_factory=Preprocess)
     weights: str = "none"  # origin of the weights, for display
 
@@ -61,14 +61,7 @@ def fetch_weights(
     members = models.get_model_weights(backbone)
     first = Preprocess.of_weights(next(iter(members)).transforms())
     if weights.lower() == "none":
-        print(
-            f"warning: encoder.weights is none: {backbone} has random weights; captions will be "
-            f"poor",
-            file=sys.stderr,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            state = build_backbone(backbone, builder_args).state_dict()
+        state = random_weights(backbone, lambda: build_backbone(backbone, builder_args))
         return EncoderSpec(backbone, builder_args, first), state
     if weights in members.__members__:
         entry = members[weights]
@@ -78,16 +71,33 @@ def fetch_weights(
         origin = f"{type(entry).__name__}.{entry.name}"
         preprocess = Preprocess.of_weights(entry.transforms())
         return EncoderSpec(backbone, builder_args, preprocess, origin), _download(entry, origin)
-    path = resolve_path(weights)
-    if not path.is_file():
-        names = ", ".join(members.__members__)
-        raise ModelError(
-            f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
-            f"(known: {names}, none)"
-        )
+    path = find_weights(weights, backbone, members.__members__)
     expected = list(build_backbone(backbone, builder_args, device="meta").state_dict())
     found = without_prefix(read_state_dict(path), expected, where=plain(path))
     return EncoderSpec(backbone, builder_args, first, path.name), found
+
+
+def random_weights(backbone: str, build: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Return the weights of a network that draws them, always the same; a line warns of them."""
+    print(
+        f"warning: encoder.weights is none: {backbone} has random weights; captions will be poor",
+        file=sys.stderr,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(build().state_dict())
+
+
+def find_weights(weights: str, backbone: str, known: Iterable[str]) -> Path:
+    """Return the path of a state dict; a `ModelError` with the known names if there is no file."""
+    path = resolve_path(weights)
+    if not path.is_file():
+        names = ", ".join(known)
+        raise ModelError(
+            f"encoder.weights: {weights} is neither a file nor weights of {backbone} "
+            f"(known: {f'{names}, ' if names else ''}none)"
+        )
+    return path
 
 
 def _download(entry: Any, origin: str) -> dict[str, Tensor]:

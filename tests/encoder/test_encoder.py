@@ -358,7 +358,7 @@ def test_a_builder_that_makes_more_calls_than_it_may_is_stopped(
     monkeypatch.setattr(backbones, "MAX_CALLS", 10)
     with pytest.raises(ModelError, match="more layers than any CNN has"):
         build_backbone("squeezenet1_1", {}, device="meta")
-    with backbones._Building():
+    with backbones.Building():
         for _ in range(10):
             torch.zeros(1)
         with pytest.raises(ValueError, match="more layers"):
