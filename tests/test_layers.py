@@ -34,6 +34,7 @@ LAYERS = (
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 SERVED_BY = {"compare": "scoring", "evaluate": "evaluation", "score": "scoring"}
+SERVED_BY["metric_options"] = "scoring"  # of score and compare
 SERVED_BY |= {verb: verb for verb in ("doctor", "gradients")}
 SERVED_BY |= {
     "caption": "captioning",

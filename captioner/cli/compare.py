@@ -16,6 +16,7 @@ from captioner.system.foreign import plain
 if TYPE_CHECKING:
     from captioner.metrics import Comparison
     from captioner.scoring.compare import Pair, Pairs
+    from captioner.scoring.metric_sources import MetricSources
     from captioner.scoring.systems import CaptionSet, MetricOptions
 
 VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure": "unclear"}
@@ -38,7 +39,11 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
 )
 @metric_options("comparison")
 def command(
-    systems: tuple[Path, ...], references: tuple[Path, ...], examples: int, scoring: MetricOptions
+    systems: tuple[Path, ...],
+    references: tuple[Path, ...],
+    examples: int,
+    scoring: MetricOptions,
+    sources: MetricSources,
 ) -> dict[str, Any]:
     """Compare the captions of two or more SYSTEMS on the same images.
 
@@ -54,12 +59,12 @@ def command(
     from captioner.scoring.compare import compare_files, compare_many
 
     if len(systems) > 2:
-        pairs = compare_many(systems, references, **scoring)
+        pairs = compare_many(systems, references, sources=sources, **scoring)
         _show_heading(pairs.systems, ", ".join(dict.fromkeys(pairs.matched_by)), pairs.warnings)
         _show_pairs(pairs)
         return pairs.as_dict()
     a, b = systems
-    pair = compare_files(a, b, references, examples=examples, **scoring)
+    pair = compare_files(a, b, references, examples=examples, sources=sources, **scoring)
     _show_heading([pair.a, pair.b], pair.matched_by, pair.warnings)
     _show_pair(pair)
     return pair.as_dict()

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.metric_options import show_scores, show_signatures, show_word_use
+from captioner.cli.metric_options import (
+    metric_names,
+    metrics_option,
+    show_scores,
+    show_signatures,
+    show_word_use,
+)
 from captioner.cli.options import (
     decoding_options,
     device_option,
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 )
 @set_option
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
+@metrics_option
 @click.option(
     "--explain", is_flag=True, help="Maps in the report: where each word came from; slow."
 )
@@ -44,6 +51,7 @@ def command(
     output: Path | None,
     overrides: tuple[str, ...],
     n_best: int,
+    metrics: str,
     explain: bool,
     device: str,
     decoding: DecodingOverrides,
@@ -51,8 +59,9 @@ def command(
     """Caption a split of a data set and score the captions."""
     if len(models) > 1 and not output:
         raise click.UsageError("several --model need --output FOLDER: they share no run folder")
+    names = metric_names(metrics)
     from captioner.captioner import Captioner
-    from captioner.evaluation.evaluate import evaluate
+    from captioner.evaluation.evaluate import METRICS_OF_EVALUATE, evaluate
     from captioner.evaluation.report import write_report
     from captioner.run_dir import config_of_model, find_models, results_folder
 
@@ -64,14 +73,23 @@ def command(
     _tell_beam(options.beam_size, captioner.decoding.beam_size, "beam_size" in decoding, n_best)
     output = output or results_folder(folder, "evaluation")
     result = evaluate(
-        captioner, config, output, options, split=split, n_best=n_best, explain=explain, say=say
+        captioner,
+        config,
+        output,
+        options,
+        split=split,
+        n_best=n_best,
+        metrics=names,
+        explain=explain,
+        say=say,
     )
     report = write_report(
         result, captioner.vocabulary, model=folder, split_train=config.data.split_train
     )
     _show(result, f"captioned by {' and '.join(map(str, folders))}")
     say(f"report: {report}")
-    if not (data or overrides or folders[1:]) and options == captioner.decoding:
+    usual = names == [*METRICS_OF_EVALUATE] and options == captioner.decoding
+    if usual and not (data or overrides or folders[1:]):
         _record(result, folder)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,22 @@ from captioner.cli.options import say, show
 if TYPE_CHECKING:
     from captioner.metrics import Comparison, Score, WordUse
 
+# Which metrics read an option.
+_READERS = {"train": ("novel",)}
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
+metrics_option = click.option(
+    "--metrics",
+    default="bleu,rouge_l,cider",
+    show_default=True,
+    help="Any of bleu, rouge_l, cider, cider_d; with Java, meteor and spice; all stands for these. "
+    "Of several captions an image: diversity, self_cider; novel.",
+)
 _OPTIONS = (
+    metrics_option,
     click.option(
-        "--metrics",
-        default="bleu,rouge_l,cider",
-        show_default=True,
-        help="Any of bleu, rouge_l, cider, cider_d; with Java, also meteor and spice; or all.",
+        "--train",
+        type=click.Path(path_type=Path, exists=True),
+        help="Data set or captions that the system learnt from, for novel.",
     ),
     click.option("--output", type=click.Path(path_type=Path), help="JSON file to write."),
     click.option(
@@ -46,10 +56,29 @@ _OPTIONS = (
 )
 
 
+def metric_names(metrics: str) -> list[str]:
+    """Return the names in `--metrics`, each once; `all` stands for those of words."""
+    from captioner.metrics import OF_WORDS
+
+    names = [name for part in metrics.split(",") if (name := part.strip().lower())]
+    if not names:
+        raise click.UsageError("--metrics: name at least one metric")
+    each = (OF_WORDS if name == "all" else [name] for name in names)
+    return list(dict.fromkeys(chain.from_iterable(each)))
+
+
+def refuse_unread(names: Sequence[str], **options: object) -> None:
+    """Refuse an option that none of the metrics reads."""
+    for option, value in options.items():
+        if value is not None and not set(_READERS[option]) & {*names}:
+            readers = " or ".join(_READERS[option])
+            raise click.UsageError(f"--{option}: only {readers} reads it; name it in --metrics")
+
+
 def metric_options(
     kind: str,
 ) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., None]]:
-    """Add the options of metrics; the command receives them as `scoring: MetricOptions`.
+    """Add the options of metrics; the command receives `MetricOptions` and `MetricSources`.
 
     `--output` names a file of this kind of `ownership.FILES`; it gets the dictionary that the
     command returns.
@@ -60,26 +89,25 @@ def metric_options(
         def run(
             *,
             metrics: str,
+            train: Path | None,
             output: Path | None,
             resamples: int,
             tokenizer: str | None,
             seed: int,
             **rest: Any,
         ) -> None:
-            from captioner.metrics import METRICS
+            from captioner.scoring.metric_sources import MetricSources
             from captioner.system.escapes import to_json
             from captioner.system.files import write_text
             from captioner.system.ownership import check
 
-            names = [name for part in metrics.split(",") if (name := part.strip().lower())]
-            if not names:
-                raise click.UsageError("--metrics: name at least one metric")
+            names = metric_names(metrics)
+            refuse_unread(names, train=train)
             if output:
                 check(output, kind)
-            names = list(METRICS) if "all" in names else names
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
             scoring |= {"tokenizer": tokenizer} if tokenizer else {}
-            content = command(scoring=scoring, **rest)
+            content = command(scoring=scoring, sources=MetricSources(train=train), **rest)
             if output:
                 write_text(output, to_json(content, indent=2) + "\n", kind)
                 say(f"wrote {output}")

@@ -17,6 +17,7 @@ from captioner.cli.metric_options import (
 from captioner.cli.options import say
 
 if TYPE_CHECKING:
+    from captioner.scoring.metric_sources import MetricSources
     from captioner.scoring.systems import MetricOptions
 
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 @click.option("--subset", is_flag=True, help="Score only the images that have a caption.")
 @metric_options("scores")
 def command(
-    hypotheses: Path, references: tuple[Path, ...], subset: bool, scoring: MetricOptions
+    hypotheses: Path,
+    references: tuple[Path, ...],
+    subset: bool,
+    scoring: MetricOptions,
+    sources: MetricSources,
 ) -> dict[str, Any]:
     """Score the captions of any system in HYPOTHESES against REFERENCES.
 
@@ -38,7 +43,7 @@ def command(
     """
     from captioner.scoring.score import score_file
 
-    done = score_file(hypotheses, references, subset=subset, **scoring)
+    done = score_file(hypotheses, references, subset=subset, sources=sources, **scoring)
     for note in done.notes:
         say(f"note: {note}")
     if done.matched_by == "own references":

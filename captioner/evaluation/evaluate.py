@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config, DecodingConfig
-from captioner.data.dataset import Dataset, Region
+from captioner.data.dataset import Dataset, Region, split_name
 from captioner.data.prepare import SplitTable, open_dataset, read_split
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import (
@@ -28,9 +29,11 @@ from captioner.errors import (
 from captioner.evaluation.word_maps import WordMaps, maps_of_split
 from captioner.metrics import (
     Calibration,
+    MetricInputs,
     Pointing,
     PreparedReferences,
     Score,
+    SystemCaptions,
     Thing,
     WordUse,
     calibration,
@@ -42,8 +45,9 @@ from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
-from captioner.text import Caption
+from captioner.text import Caption, Tokenizer
 
+METRICS_OF_EVALUATE = ("bleu", "rouge_l", "cider")
 ALTERNATIVES = 4  # of each word, in the report
 
 
@@ -74,6 +78,7 @@ def evaluate(
     *,
     split: str | None = None,
     n_best: int = 1,
+    metrics: Sequence[str] = METRICS_OF_EVALUATE,
     resamples: int = 1000,
     explain: bool = False,
     say: Callable[[str], None] = print,
@@ -81,11 +86,12 @@ def evaluate(
     """Caption a split, score the captions and write both into `output`.
 
     By default the split is the test split if there is one, else dev. With `explain`, each best
-    caption has the maps of its words.
+    caption has the maps of its words. Metrics of several captions read all `n_best`.
 
     Raises:
         DataError: if the split cannot be used.
-        ConfigError: if the options do not fit the model, or the output path is taken.
+        ConfigError: if the options do not fit the model, a metric is unknown, or the output path
+            is taken.
         ImageError: if the model computes NaN or infinity for an image.
         ModelError: with explain, if the CNN sees images as a single place.
     """
@@ -105,18 +111,19 @@ def evaluate(
     captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)
     texts = [best[0].text for best in captions]
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    tokens = [tokenizer.words(text) for text in texts]
+    written = SystemCaptions([[c.text for c in best] for best in captions], tokenizer.words)
     scores = score_captions(
-        tokens,
+        written,
         PreparedReferences(table.references),
-        metrics=("bleu", "rouge_l", "cider"),
+        metrics=metrics,
+        inputs=_inputs(metrics, dataset, config, tokenizer),
         resamples=resamples,
         tokenizer=tokenizer.name,
         decode=options.summary() + models,
         split=split,
     )
     truth = dataset.truth(table.examples, texts)
-    words = compare_word_use(tokens, table.references)
+    words = compare_word_use(written.best, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
     fields = (dataset, split, table, captions, scores, words, points, truth, output)
     best = (found[0] for found in captions)
@@ -125,6 +132,15 @@ def evaluate(
     result = Evaluation(*fields, calibrated, found)
     _write(result)
     return result
+
+
+def _inputs(
+    metrics: Sequence[str], dataset: Dataset, config: Config, tokenizer: Tokenizer
+) -> MetricInputs:
+    """Return what metrics read besides captions and references."""
+    train = split_name(config.data.split_train) if "novel" in metrics else None
+    learnt = (text for e in dataset.examples if e.split == train for text in e.captions)
+    return MetricInputs(train=map(tokenizer.words, learnt))
 
 
 def _usual_split(dataset: Dataset, config: Config) -> str:
@@ -209,7 +225,10 @@ def _write(result: Evaluation) -> None:
             "score": round(captions[0].score, 6),
             "status": "ok",
             "references": list(example.captions),
-            "scores": {name: round(v, 6) for name, v in zip(result.scores, values, strict=True)},
+            "scores": {
+                name: None if math.isnan(value) else round(value, 6)
+                for name, value in zip(result.scores, values, strict=True)
+            },
             "n_best": [
                 {
                     "caption": c.text,

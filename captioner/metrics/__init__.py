@@ -3,11 +3,13 @@
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.calibration import Bin, Calibration, calibration
 from captioner.metrics.cider import Cider, CiderD
+from captioner.metrics.inputs import MetricInputs, SystemCaptions
 from captioner.metrics.pointing import Pointing, Thing, pointing
 from captioner.metrics.references import PreparedReferences
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.scores import (
     METRICS,
+    OF_WORDS,
     Comparison,
     Score,
     compare_captions,
@@ -18,17 +20,20 @@ from captioner.metrics.word_use import WordUse, compare_word_use, word_use
 
 __all__ = [
     "METRICS",
+    "OF_WORDS",
     "Bin",
     "Bleu",
     "Calibration",
     "Cider",
     "CiderD",
     "Comparison",
+    "MetricInputs",
     "Pointing",
     "PreparedReferences",
     "RougeL",
     "Score",
     "Signature",
+    "SystemCaptions",
     "Thing",
     "WordUse",
     "calibration",

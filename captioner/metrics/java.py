@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from captioner.metrics.inputs import MetricInputs
 from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens
 from captioner.text import PTB
@@ -30,7 +31,7 @@ _METEOR_COLUMNS = 23
 class _English(Metric):
     """A metric for English captions."""
 
-    def check_language(self, tokenizer: str) -> None:
+    def use(self, inputs: MetricInputs, tokenizer: str) -> None:  # noqa: ARG002
         """Refuse captions of another tokeniser than `ptb`, or with few Latin letters, in `note`."""
         title = type(self).__name__.upper()
         if tokenizer != PTB.name:

@@ -11,6 +11,8 @@ from captioner.errors import ConfigError, checked_names, must_be
 from captioner.metrics import bootstrap
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD
+from captioner.metrics.diversity import Diversity, Novel, SelfCider
+from captioner.metrics.inputs import MetricInputs, SystemCaptions
 from captioner.metrics.java import Meteor, Spice
 from captioner.metrics.metric import Metric
 from captioner.metrics.references import Floats, PreparedReferences, Tokens, prepare
@@ -26,7 +28,11 @@ METRICS: Mapping[str, type[Metric]] = {
     "cider_d": CiderD,
     "meteor": Meteor,
     "spice": Spice,
+    "diversity": Diversity,
+    "self_cider": SelfCider,
+    "novel": Novel,
 }
+OF_WORDS = ("bleu", "rouge_l", "cider", "cider_d", "meteor", "spice")  # of one caption an image
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "cider_d")
 
 
@@ -80,10 +86,11 @@ class Comparison(_Result):
 
 @checked_names
 def score_captions(
-    hypotheses: Sequence[Tokens],
+    hypotheses: SystemCaptions | Sequence[Tokens],
     references: PreparedReferences | Sequence[Sequence[Tokens]],
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    inputs: MetricInputs | None = None,
     resamples: int = 0,
     seed: int = 0,
     tokenizer: str = "ptb",
@@ -94,10 +101,12 @@ def score_captions(
     """Score captions by several metrics.
 
     Args:
-        hypotheses: the tokens of one caption for each image.
+        hypotheses: the tokens of one caption for each image. The metrics `diversity`,
+            `self_cider`, `novel`, `clip_score` and `bert_score` need `SystemCaptions`.
         references: the tokens of each image's reference captions; to score the same images
             often, prepare them once with `PreparedReferences`.
         metrics: names in `METRICS`; `bleu` gives four scores.
+        inputs: what `novel`, `clip_score` and `bert_score` need.
         resamples: bootstrap resamples for the intervals; 0: no intervals. One image has none.
         seed: seed of the bootstrap.
         tokenizer: tokeniser of the tokens, for the signature.
@@ -116,8 +125,8 @@ def score_captions(
     _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
     scores: dict[str, Score] = {}
-    for metric in _make(metrics, prepared, tokenizer):
-        statistics = metric.statistics(hypotheses)
+    for metric in _make(metrics, prepared, inputs, tokenizer):
+        statistics = metric.measure(hypotheses)
         values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
         intervals: list[tuple[float, float] | None] = [None] * len(values)
         if resamples and len(prepared) > 1 and not metric.note:
@@ -133,11 +142,12 @@ def score_captions(
 
 @checked_names
 def compare_captions(
-    a: Sequence[Tokens],
-    b: Sequence[Tokens],
+    a: SystemCaptions | Sequence[Tokens],
+    b: SystemCaptions | Sequence[Tokens],
     references: PreparedReferences | Sequence[Sequence[Tokens]],
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    inputs: MetricInputs | None = None,
     resamples: int = 1000,
     seed: int = 0,
     tokenizer: str = "ptb",
@@ -156,8 +166,8 @@ def compare_captions(
         _check(hypotheses, resamples=resamples, seed=seed)
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
-    for metric in _make(metrics, prepared, tokenizer):
-        stats_a, stats_b = metric.statistics(a), metric.statistics(b)
+    for metric in _make(metrics, prepared, inputs, tokenizer):
+        stats_a, stats_b = metric.measure(a), metric.measure(b)
         test = bootstrap.paired_test(
             stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
         )
@@ -179,16 +189,22 @@ def compare_captions(
     return comparisons
 
 
-def _check(hypotheses: Sequence[Tokens], **numbers: int) -> None:
-    must_be("hypotheses", hypotheses, Sequence)
+def _check(hypotheses: SystemCaptions | Sequence[Tokens], **numbers: int) -> None:
+    must_be("hypotheses", hypotheses, Sequence, SystemCaptions)
     for name, number in numbers.items():
         must_be(name, number, int)
         if not 0 <= number < 2**32:
             raise ConfigError(f"{name}: must be 0 to {2**32 - 1:,}, given {excerpt(number, 60)}")
 
 
-def _make(metrics: Sequence[str], references: PreparedReferences, tokenizer: str) -> list[Metric]:
+def _make(
+    metrics: Sequence[str],
+    references: PreparedReferences,
+    inputs: MetricInputs | None,
+    tokenizer: str,
+) -> list[Metric]:
     must_be("metrics", metrics, Sequence)
+    must_be("inputs", inputs, MetricInputs, type(None))
     for name in metrics:
         must_be("metrics", name, str)
     unknown = [name for name in metrics if name not in METRICS]
@@ -198,8 +214,7 @@ def _make(metrics: Sequence[str], references: PreparedReferences, tokenizer: str
         )
     made = [METRICS[name](references) for name in metrics]
     for metric in made:
-        if isinstance(metric, Meteor | Spice):
-            metric.check_language(tokenizer)
+        metric.use(inputs or MetricInputs(), tokenizer)
     return made
 
 
@@ -211,7 +226,7 @@ def _sign(
         "refs": str(fewest) if fewest == most else f"{fewest}-{most}",
         "tok": labels["tok"],
         "case": labels["case"],
-        **metric.formula,
+        **metric.fields(),
         "decode": labels.get("decode"),
         "split": labels["split"],
         "n": len(references),

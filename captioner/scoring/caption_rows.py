@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from captioner.data.formats.coco import is_refused
 from captioner.data.formats.collect import texts_of_images
 from captioner.data.formats.columns import (
     ID_COLUMNS,
     IMAGE_COLUMNS,
+    column_key,
     find_captions,
     find_column,
     headless,
@@ -39,6 +40,7 @@ from captioner.system.text_files import (
 )
 
 REFERENCES = "references"  # key of the references in a prediction
+N_BEST = "n_best"  # key of the captions of an n-best list
 MAX_CAPTION = 10_000  # characters; ROUGE-L's time grows with the product of two captions' lengths
 
 
@@ -53,6 +55,7 @@ class Row:
     references: tuple[str, ...] = ()
     path: str = ""  # of the image file, as the captions name it
     split: str = ""  # of a data set
+    n_best: tuple[str, ...] = ()  # all captions of a system, as captioner lists them; else empty
 
     @property
     def key(self) -> str:
@@ -68,12 +71,11 @@ def read_captions(path: Path, notes: list[str]) -> Iterator[Row]:
     """
     missing = Counter[str]()
     for row in _rows(path, notes):
-        bad = [
-            text for text in (*row.captions, *row.references) if text.strip() and is_missing(text)
-        ]
+        texts = (row.captions, row.references, row.n_best)
+        bad = [t for each in texts for t in each if t.strip() and is_missing(t)]
         missing.update(bad)
-        kept = [tuple("" if t in bad else t for t in ts) for ts in (row.captions, row.references)]
-        yield replace(row, captions=kept[0], references=kept[1]) if bad else row
+        captions, truth, n_best = (tuple("" if t in bad else t for t in each) for each in texts)
+        yield replace(row, captions=captions, references=truth, n_best=n_best) if bad else row
     if missing:
         words = ", ".join(map(excerpt, sorted(missing)))
         notes.append(f"{path}: {missing.total():,} captions count as empty: {words}")
@@ -258,11 +260,21 @@ def _object_row(where: str, values: object, *, id_columns: tuple[str, ...] = ID_
     many = [value for value in many if value not in ("", [])] or many[:1]
     captions = tuple(text for value in many for text in _captions(where, value))
     references = _captions(where, first([REFERENCES], []))
+    listed = first([column_key(N_BEST)], [])
+    n_best = _captions(where, [each["caption"] for each in listed]) if _is_n_best(listed) else ()
     if not captions and not references:
         raise DataError(f"{where}: no caption; fields: {plain(', '.join(fields)) or 'none'}")
     path = str(first(IMAGE_COLUMNS, ""))
     image_id = str(first(id_columns, ""))
-    return Row(where, captions, image_id, base_name(path) if path else "", references, path)
+    file = base_name(path) if path else ""
+    return Row(where, captions, image_id, file, references, path, n_best=n_best)
+
+
+def _is_n_best(listed: object) -> TypeGuard[list[dict[str, object]]]:
+    """Return whether this is a list of objects with a caption, as captioner writes."""
+    return isinstance(listed, list) and all(
+        isinstance(each, dict) and "caption" in each for each in listed
+    )
 
 
 def _captions(where: str, value: object) -> tuple[str, ...]:

@@ -18,12 +18,15 @@ from captioner.metrics import (
     compatible,
     differences,
 )
+from captioner.scoring.metric_sources import MetricSources, gather
 from captioner.scoring.systems import (
     CaptionSet,
     MetricOptions,
     cut_blank_ends,
+    first_caption_note,
     match,
     read_hypotheses,
+    reads_several,
     reference_tokens,
     references_for,
     tokenizer_for,
@@ -144,7 +147,11 @@ def label(number: int) -> str:
 
 
 def compare_many(
-    paths: Sequence[Path], references: Sequence[Path] = (), **options: Unpack[MetricOptions]
+    paths: Sequence[Path],
+    references: Sequence[Path] = (),
+    *,
+    sources: MetricSources = MetricSources(),  # noqa: B008 frozen
+    **options: Unpack[MetricOptions],
 ) -> Pairs:
     """Compare every two of the systems in three or more files; see `compare_files`.
 
@@ -155,13 +162,16 @@ def compare_many(
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    systems, hows, truth, warnings = _read(paths, references, options.get("tokenizer"))
+    systems, hows, truth, warnings = _read(paths, references, options)
     tokenizer = options.setdefault("tokenizer", tokenizer_for(systems))
     prepared = PreparedReferences(reference_tokens(truth, tokenizer))
     split = _common_split(systems)
-    tokens = [system.tokens(tokenizer) for system in systems]
+    inputs = gather(sources, tokenizer)
+    written = [system.written(tokenizer) for system in systems]
     scores = {
-        (a, b): compare_captions(tokens[a], tokens[b], prepared, split=split, **options)
+        (a, b): compare_captions(
+            written[a], written[b], prepared, inputs=inputs, split=split, **options
+        )
         for a, b in combinations(range(len(systems)), 2)
     }
     least = len(scores) / (1 + options.get("resamples", 1000))
@@ -191,17 +201,25 @@ def holm(
 
 
 def _read(
-    paths: Sequence[Path], references: Sequence[Path], tokenizer: str | None
+    paths: Sequence[Path], references: Sequence[Path], options: MetricOptions
 ) -> tuple[list[CaptionSet], list[str], CaptionSet, list[str]]:
     """Return the systems and the references, all in one order, how they match, and warnings."""
-    first, *others = cut_blank_ends([read_hypotheses(path) for path in paths])
+    several = reads_several(options)
+    first, *others = cut_blank_ends([read_hypotheses(path, several=several) for path in paths])
     matched = [match(first, other) for other in others]
     systems = [first, *(system for _, system in matched)]
     *systems, truth = cut_blank_ends([*systems, references_for(systems, references)])
     _, truth = match(systems[0], truth)
     notes = [note for found in (*systems, truth) for note in found.notes]
-    if not (tokenizer or any(found.signature for found in systems)):
+    if not (options.get("tokenizer") or any(found.signature for found in systems)):
         notes += tokenizer_note(truth)
+    notes += first_caption_note(systems, options)
+    counts = {len(image.n_best or image.captions) for one in systems for image in one.images}
+    if several and len(counts) > 1:
+        notes.append(
+            f"images have {min(counts)} to {max(counts)} captions; "
+            f"their diversity depends on the number"
+        )
     for number, other in enumerate(systems[1:], start=1):
         notes += _warnings(first, other, label(number))
     return systems, [how for how, _ in matched], truth, list(dict.fromkeys(notes))
@@ -218,6 +236,7 @@ def compare_files(
     references: Sequence[Path] = (),
     *,
     examples: int = 3,
+    sources: MetricSources = MetricSources(),  # noqa: B008 frozen
     **options: Unpack[MetricOptions],
 ) -> Pair:
     """Compare the captions in two files; see `read_hypotheses` and `references_for`.
@@ -228,13 +247,13 @@ def compare_files(
         DataError: if a file cannot be read, or images or references differ.
         ConfigError: if a metric is unknown.
     """
-    given = options.get("tokenizer")
-    [first, second], [how], truth, warnings = _read([a, b], references, given)
+    [first, second], [how], truth, warnings = _read([a, b], references, options)
     tokenizer = options.setdefault("tokenizer", tokenizer_for([first, second]))
     scores = compare_captions(
-        first.tokens(tokenizer),
-        second.tokens(tokenizer),
+        first.written(tokenizer),
+        second.written(tokenizer),
         reference_tokens(truth, tokenizer),
+        inputs=gather(sources, tokenizer),
         split=_common_split([first, second]),
         **options,
     )

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Unpack
 
 from captioner.metrics import Score, WordUse, compare_word_use, score_captions
+from captioner.scoring.metric_sources import MetricSources, gather
 from captioner.scoring.systems import (
     MetricOptions,
     cut_blank_ends,
+    first_caption_note,
     match,
     read_hypotheses,
+    reads_several,
     reference_tokens,
     references_for,
     tokenizer_for,
@@ -38,6 +41,7 @@ def score_file(
     references: Sequence[Path] = (),
     *,
     subset: bool = False,
+    sources: MetricSources = MetricSources(),  # noqa: B008 frozen
     **options: Unpack[MetricOptions],
 ) -> ScoredFile:
     """Score the captions in a file; see `read_hypotheses` and `references_for`.
@@ -48,26 +52,28 @@ def score_file(
         DataError: if a file cannot be read, or an image is missing in one of the files.
         ConfigError: if a metric is unknown.
     """
-    system = read_hypotheses(hypotheses)
+    system = read_hypotheses(hypotheses, several=reads_several(options))
     system, truth = cut_blank_ends([system, references_for([system], references)])
     how, truth = match(system, truth, subset=subset)
     notes = tuple(dict.fromkeys(system.notes + truth.notes))
     if not options.get("tokenizer") and not system.signature:
         notes += tokenizer_note(truth)
     tokenizer = options.setdefault("tokenizer", tokenizer_for([system]))
-    tokens, true_tokens = system.tokens(tokenizer), reference_tokens(truth, tokenizer)
+    captions, true_tokens = system.written(tokenizer), reference_tokens(truth, tokenizer)
+    notes += first_caption_note([system], options)
     scores = score_captions(
-        tokens,
+        captions,
         true_tokens,
+        inputs=gather(sources, tokenizer),
         decode=system.signature.get("decode"),
         split=system.signature.get("split"),
         **options,
     )
     return ScoredFile(
         scores=scores,
-        word_use=compare_word_use(tokens, true_tokens),
-        images=len(tokens),
-        empty=tokens.count([]),
+        word_use=compare_word_use(captions.best, true_tokens),
+        images=len(captions.best),
+        empty=captions.best.count([]),
         matched_by=how if references else "own references",
         source=truth.name,
         notes=notes,

@@ -12,7 +12,7 @@ from captioner.data.formats.collect import texts_of_images
 from captioner.data.load import recognised
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
-from captioner.metrics import Signature, read_signature
+from captioner.metrics import METRICS, Signature, SystemCaptions, read_signature
 from captioner.scoring.caption_rows import (
     Row,
     any_path,
@@ -37,6 +37,27 @@ class MetricOptions(TypedDict, total=False):
     tokenizer: str
 
 
+def reads_several(options: MetricOptions) -> bool:
+    """Return whether a metric reads several captions of an image."""
+    found = (METRICS.get(name) for name in options.get("metrics", ()))
+    return any(metric and not metric.one_caption for metric in found)
+
+
+def first_caption_note(systems: Sequence[CaptionSet], options: MetricOptions) -> tuple[str, ...]:
+    """Return a note if some metrics read one caption of an image and others read several."""
+    several = any(
+        len(image.n_best or image.captions) > 1 for one in systems for image in one.images
+    )
+    single = [
+        name
+        for name in options.get("metrics", ())
+        if (metric := METRICS.get(name)) and metric.one_caption
+    ]
+    if not (several and single and reads_several(options)):
+        return ()
+    return (f"{', '.join(single)}: of each image's first caption",)
+
+
 @dataclass(frozen=True, slots=True)
 class CaptionSet:
     """The captions of N images: one row for each, and either all rows have a key or none has."""
@@ -55,30 +76,39 @@ class CaptionSet:
         """Return the id of an image, or its line number without ids."""
         return plain(self.images[image].key, 100) if self.named else f"line {image + 1}"
 
-    def tokens(self, tokenizer: str) -> list[list[str]]:
-        """Return the words of each image's first caption."""
-        words = words_of(tokenizer)
-        return [words(image.captions[0]) for image in self.images]
+    def written(self, tokenizer: str) -> SystemCaptions:
+        """Return the captions of each image, the best first."""
+        texts = []
+        for image in self.images:
+            best, *others = image.captions
+            listed = [*(image.n_best or others)]
+            if image.n_best and best in listed:
+                listed.remove(best)
+            texts.append([best, *listed])
+        return SystemCaptions(texts, words_of(tokenizer))
 
 
-def read_hypotheses(path: Path) -> CaptionSet:
-    """Read the captions of a system: one for each image.
+def read_hypotheses(path: Path, *, several: bool = False) -> CaptionSet:
+    """Read the captions of a system: one for each image, or with `several` one or more.
 
     The path is a file of any format, an output folder of `captioner evaluate`, a run folder that
     holds one, a folder with a text for each image, or a data set.
 
     Raises:
-        DataError: if the file cannot be read, or an image has no caption or several.
+        DataError: if the file cannot be read, or an image has no caption, or has several although
+            it may have one only.
     """
     path, notes = _predictions(path), list[str]()
     images = _by_image(str(path), read_captions(path, notes))
     found = CaptionSet(str(path), images, _stored_signature(path, len(images)), tuple(notes))
     for number, image in enumerate(images):
-        if len(image.captions) != 1:
+        if len(image.captions) > 1 and not several:
             raise DataError(
                 f"{path}: {len(image.captions)} captions for {found.label(number)}; give one for "
-                f"each image"
+                f"each image, or ask for their diversity (--metrics diversity)"
             )
+        if not image.captions:
+            raise DataError(f"{path}: 0 captions for {found.label(number)}; give one or more")
     return found
 
 
@@ -182,7 +212,7 @@ def match(left: CaptionSet, right: CaptionSet, *, subset: bool = False) -> tuple
         failures.append((how, missing, extra))
     how, missing, extra = min(failures, key=lambda failure: len(failure[1]) + len(failure[2]))
     sides = [
-        f"{len(keys):,} only in {name}: {_listed(keys)}"
+        f"{len(keys):,} only in {name}: {listed(keys)}"
         for keys, name in ((missing, left.name), (extra, right.name))
         if keys
     ]
@@ -201,7 +231,7 @@ def reference_tokens(found: CaptionSet, tokenizer: str = PTB.name) -> list[list[
     ]
     bare = [found.label(number) for number, kept in enumerate(tokens) if not kept]
     if bare:
-        raise DataError(f"{found.name}: no reference caption for {_listed(bare)}")
+        raise DataError(f"{found.name}: no reference caption for {listed(bare)}")
     return tokens
 
 
@@ -245,7 +275,7 @@ def cut_blank_ends(sets: Sequence[CaptionSet]) -> list[CaptionSet]:
 
 def _other_case(left: Sequence[Row], right: Sequence[Row]) -> list[str]:
     """Note the images whose names differ in upper and lower case."""
-    names = [(_stem(one), _stem(two)) for one, two in zip(left, right, strict=True)]
+    names = [(name_of(one), name_of(two)) for one, two in zip(left, right, strict=True)]
     differing = [(a, b) for a, b in names if a != b and a.casefold() == b.casefold()]
     if not differing:
         return []
@@ -294,7 +324,11 @@ def _by_image(name: str, rows: Iterable[Row]) -> tuple[Row, ...]:
 
 def _joined(rows: Sequence[Row]) -> Row:
     """Return the first row with the captions of all."""
-    return replace(rows[0], captions=tuple(text for row in rows for text in row.captions))
+    captions, n_best = (
+        tuple(text for row in rows for text in getattr(row, name))
+        for name in ("captions", "n_best")
+    )
+    return replace(rows[0], captions=captions, n_best=n_best)
 
 
 def _numbers_captions(rows: Sequence[Row]) -> bool:
@@ -324,13 +358,14 @@ def _keys(found: CaptionSet, how: str) -> dict[str, Row]:
     return dict(zip(inner, found.images, strict=True))
 
 
-def _stem(image: Row) -> str:
+def name_of(image: Row) -> str:
+    """Return the name of an image without its folder and ending."""
     return _ENDING.sub("", base_name(image.file or image.image_id))
 
 
 def _bare_name(image: Row) -> str:
     """Return the name without its ending, `COCO_val2014_` and leading zeros, in lower case."""
-    name = _stem(image).casefold()
+    name = name_of(image).casefold()
     return re.sub(r"(?:coco_\w+_)?0*(\d+)", r"\1", name) if _NUMBERED.fullmatch(name) else name
 
 
@@ -356,6 +391,7 @@ def _stored_signature(path: Path, images: int) -> Signature:
         return {}
 
 
-def _listed(keys: Sequence[str]) -> str:
+def listed(keys: Sequence[str]) -> str:
+    """Return the first keys and the number of the others, for a message."""
     more = f" and {len(keys) - LISTED:,} more" if len(keys) > LISTED else ""
     return ", ".join(plain(key, 60) for key in keys[:LISTED]) + more

@@ -393,6 +393,33 @@ def test_evaluate_takes_a_split_a_data_set_and_a_search(home):
     assert "no images in split 'holiday'" in wrong.stderr
 
 
+def test_evaluate_measures_the_diversity_of_samples_and_score_finds_it_again(home):
+    metrics = ("--metrics", "bleu,diversity,self_cider,novel")
+    samples = ("--search", "sample", "--temperature", "2", "--n-best", "4")
+    result = run("evaluate", *samples, *metrics, "--output", "samples")
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads((home / "samples" / "scores.json").read_text())
+    again = run("score", "samples", *metrics, "--train", "captions.csv", "--output", "again.json")
+    assert again.exit_code == 0, again.stderr
+    assert "note: bleu: of each image's first caption" in again.stderr
+    stored = json.loads((home / "again.json").read_text())
+    for name in ("bleu_1", "div_1", "div_2", "mbleu_4", "self_cider", "novel"):
+        assert stored[name] == scores[name]
+        assert 0 <= scores[name]["value"] <= 1
+        assert "|decode:sample,t2.0," in scores[name]["signature"]
+    assert "|caps:4|" in scores["div_1"]["signature"]
+    [line, *_] = map(json.loads, (home / "samples" / "predictions.jsonl").read_text().splitlines())
+    assert line["scores"].keys() == stored.keys() - {"word_use"} | {"bleu_2", "bleu_3", "bleu_4"}
+    assert "SELF-CIDEr" in (home / "samples" / "report.html").read_text()
+    card = (home / "runs" / "toy" / "model" / "README.md").read_text()
+    alone = run("evaluate", "--metrics", "diversity", "--output", "alone")
+    assert alone.exit_code == 0, alone.stderr
+    assert "div_1    undefined (needs 2 captions or more for each image; 6 of 6" in alone.stdout
+    [line, *_] = map(json.loads, (home / "alone" / "predictions.jsonl").read_text().splitlines())
+    assert line["scores"] == dict.fromkeys(("div_1", "div_2", "mbleu_4"))
+    assert (home / "runs" / "toy" / "model" / "README.md").read_text() == card
+
+
 def test_two_models_write_captions_together(home):
     models = ("--model", "runs/toy", "--model", "runs/toy")
     alone = run("caption", "dev_red_5.png", "--model", "runs/toy")
