@@ -33,7 +33,7 @@ from captioner.text import (
     words_of,
 )
 from captioner.text.bpe import Bpe
-from captioner.text.languages import TOKENIZERS, advice, is_latin, length_advice
+from captioner.text.languages import TOKENIZERS, advice, is_latin, length_advice, scripts
 
 SENTENCES = {
     "Arabic": ["كلبٌ بنيٌّ يركضُ على العشب الأخضر.", "طفلانِ يلعبان بالكرة، والشمسُ مشرقة!"],
@@ -241,9 +241,15 @@ def test_an_unknown_tokeniser_is_refused() -> None:
 # Advice before training
 
 
+def test_scripts_are_shares_of_letters() -> None:
+    assert scripts(["Ein Hund", "12 !?"]) == {"Latin": 1.0}
+    assert scripts(["да", "ab漢", "ー"]) == {"Cyrillic": 0.4, "Latin": 0.4, "Han": 0.2}
+    assert scripts(["12 !?", ""]) == {}
+
+
 def test_advice_names_the_setting() -> None:
     def found(captions: list[str]) -> str | None:
-        return advice(captions, map(PTB.tokenize, captions))
+        return advice(captions, [len(PTB.tokenize(each)) for each in captions])
 
     english = ["a dog runs"] * 90
     assert found([*english, *["dog"] * 10]) is None

@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -124,7 +124,10 @@ def prepare(
     tokenizer = _tokenizer(dataset, config, base)
     train = _tokenized(dataset, config.data.split_train, tokenizer, say)
     dev = _tokenized(dataset, config.data.split_dev, tokenizer, say)
-    _advise(config, train, say)
+    captions = (caption for example in train for caption in example.captions)
+    lengths = [len(tokens) for image in train.values() for tokens in image]
+    for suggestion in suggestions(config, captions, lengths):
+        say(suggestion)
     min_count = 1 if tokenizer.name == "bpe" else config.text.min_count
     vocabulary = _build_vocabulary(dataset, train, dev, min_count, tokenizer, base, say)
     size, strict = config.encoder.batch_size, config.data.strict
@@ -163,15 +166,18 @@ def _tokenizer(dataset: Dataset, config: Config, base: Vocabulary | None) -> Tok
     return make_tokenizer(name, captions, config.text.vocab_size)
 
 
-def _advise(config: Config, train: dict[Example, Tokens], say: Say) -> None:
-    """Suggest settings of text that fit the captions better."""
-    captions = [caption for example in train for caption in example.captions]
-    tokens = [*chain.from_iterable(train.values())]
-    found = [length_advice(map(len, tokens), config.decoding.max_length)]
+def suggestions(config: Config, captions: Iterable[str], lengths: Sequence[int]) -> list[str]:
+    """Return which settings of text fit captions better, one sentence each.
+
+    Args:
+        config: of the run.
+        captions: of the train split.
+        lengths: tokens of each caption, by the tokeniser of the config.
+    """
+    found = [length_advice(lengths, config.decoding.max_length)]
     if config.text.tokenizer == "ptb" and config.training.start_from is None:
-        found.append(advice(captions, tokens))
-    for suggestion in filter(None, found[::-1]):
-        say(suggestion)
+        found.append(advice(captions, lengths))
+    return [*filter(None, found[::-1])]
 
 
 def _build_vocabulary(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from fontTools.unicodedata import script, script_name
 
 from captioner.errors import ConfigError
 from captioner.system.foreign import excerpt
@@ -15,6 +16,7 @@ from captioner.text.unicode import CHARACTERS, UNICODE
 
 _PLAIN: Mapping[str, Tokenizer] = {each.name: each for each in (PTB, UNICODE, CHARACTERS)}
 TOKENIZERS = (*_PLAIN, Bpe.name)
+_SHARED = ("Zyyy", "Zinh", "Zzzz")  # letters of many scripts, or of none
 ONE_TOKEN = 0.1  # of captions: more are no chance
 
 
@@ -55,26 +57,36 @@ def words_of(name: str) -> Callable[[str], list[str]]:
     return UNICODE.tokenize if name == Bpe.name else _PLAIN[name].words
 
 
+def scripts(texts: Iterable[str]) -> dict[str, float]:
+    """Return the share of each script among the letters of texts, the most frequent first.
+
+    Source of the names: the property Script of Unicode (UAX #24), such as "Latin" and "Han".
+    Letters that many scripts share, such as the long vowel of kana, do not count.
+    """
+    characters: Counter[str] = Counter()
+    for text in texts:
+        characters.update(text)
+    letters: Counter[str] = Counter()
+    for char, count in characters.items():
+        if char.isalpha() and (code := script(char)) not in _SHARED:
+            letters[code] += count
+    total = letters.total()
+    return {script_name(code): count / total for code, count in letters.most_common()}
+
+
 def is_latin(texts: Iterable[str]) -> bool:
     """Return whether most letters of texts are Latin; True without letters."""
-    counts = Counter(char for text in texts for char in text)
-    letters = {char: count for char, count in counts.items() if char.isalpha()}
-    latin = sum(
-        count
-        for char, count in letters.items()
-        if char.isascii() or "LATIN" in unicodedata.name(char, "")
-    )
-    return 2 * latin >= sum(letters.values())
+    shares = scripts(texts)
+    return not shares or shares.get("Latin", 0) >= 0.5
 
 
-def advice(captions: Sequence[str], tokens: Iterable[Sequence[str]]) -> str | None:
+def advice(captions: Iterable[str], lengths: Sequence[int]) -> str | None:
     """Return which tokeniser captions need instead of `ptb`; None: `ptb` fits.
 
     Args:
         captions: of the train split.
-        tokens: of each caption, by `ptb`.
+        lengths: tokens of each caption, by `ptb`.
     """
-    lengths = [len(each) for each in tokens]
     single = lengths.count(1) / max(1, len(lengths))
     if single > ONE_TOKEN:
         found = f"{single:.0%} of the captions in train are one token"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +74,17 @@ class Vocabulary:
         tokens of the tokeniser.
         """
         counts = Counter(token for tokens in captions_tokens for token in tokens)
+        return cls.of_counts(counts, min_count, base, tokenizer)
+
+    @classmethod
+    def of_counts(
+        cls,
+        counts: Mapping[str, int],
+        min_count: int,
+        base: Vocabulary | None = None,
+        tokenizer: Tokenizer = PTB,
+    ) -> Vocabulary:
+        """Build the vocabulary of captions from the number of each token; see `build`."""
         kept = [
             (word, count)
             for word, count in counts.items()
