@@ -14,7 +14,7 @@ import pytest
 import captioner
 
 ROOT = Path(captioner.__file__).parent
-VERBS = ("captioning", "training", "evaluation", "scoring", "doctor", "explaining")
+VERBS = ("captioning", "training", "evaluation", "scoring", "doctor", "explaining", "inspection")
 LAYERS = (
     ("system",),
     ("text", "config", "images", "hub"),
@@ -38,6 +38,7 @@ SERVED_BY["metric_options"] = "scoring"  # of score and compare
 SERVED_BY |= {verb: verb for verb in ("doctor", "gradients")}
 SERVED_BY |= {
     "caption": "captioning",
+    "data": "inspection",
     "explain": "explaining",
     "serve": "serving",
     "train": "training",

@@ -29,6 +29,7 @@ from captioner.system.version import __version__
 
 # Listed here so that --help imports no command; in the order of a typical workflow.
 COMMANDS = {
+    "data": "Show what a data set holds, without training.",
     "train": "Train a captioner.",
     "caption": "Write captions for images, folders or globs.",
     "explain": "Show where each word of a caption came from.",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from captioner.config import DecodingConfig
 from captioner.explaining.word_table import COMPARED, END, to_rows
 from captioner.explanation.explained import Explanation
 from captioner.explanation.trace import Trace
+from captioner.images.thumbnails import jpeg
 from captioner.page.one_file import page_template
 from captioner.system.files import whole_file
 from captioner.system.version import __version__
@@ -65,7 +64,7 @@ def write_page(
         reading=READING[explanation.method],
         rows=to_rows(explanation),
         note=f"from image: {COMPARED[explanation.method]}",
-        jpeg=_jpeg(picture),
+        jpeg=jpeg(picture, LONGEST, QUALITY),
         version=__version__,
     )
     with whole_file(path, "explanation") as aside:
@@ -110,11 +109,3 @@ def _option(text: str, log_prob: float) -> dict[str, Any]:
 
 def _short(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
-
-
-def _jpeg(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()

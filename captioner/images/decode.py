@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -116,6 +116,30 @@ def read_image(
             return _decoded(image, max_pixels, at_least, claim, data)
 
 
+class Header(NamedTuple):
+    """What the first bytes of an image file say."""
+
+    format: str  # of `FORMATS`
+    mode: str  # of Pillow, such as "RGB", "L" and "CMYK"
+    width: int  # pixels, before EXIF rotation
+    height: int
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read the header of an opened image file without decoding it.
+
+    Raises:
+        ImageError: if it is not an image, or too large; a damaged picture may have a good header.
+    """
+    start = file.read(512)
+    file.seek(0)
+    if not start:
+        raise ImageError("empty file", kind="empty")
+    with _one_error(start, MAX_PIXELS), Image.open(file, formats=FORMATS) as image:
+        _check_size(image, MAX_PIXELS)
+        return Header(image.format or "", image.mode, *image.size)
+
+
 def _without_texts(png: bytes) -> bytes:
     """Return a PNG without its text and profile chunks, which say nothing about the pixels."""
     kept, start = [PNG], len(PNG)
@@ -192,16 +216,29 @@ def read_file(file: ImageFile) -> bytes:
     Raises:
         ImageError: if the file is missing, cannot be read, or is larger than `MAX_BYTES`.
     """
+    with opened(file) as (stream, _):
+        return stream.read()
+
+
+@contextmanager
+def opened(file: ImageFile) -> Iterator[tuple[BinaryIO, int]]:
+    """Open an image file or content, and give it with its size in bytes.
+
+    Raises:
+        ImageError: as `read_file`.
+    """
     if not isinstance(file, Path):
         check_bytes(file.size)
-        return file.read_bytes()
+        content = file.read_bytes()
+        yield io.BytesIO(content), len(content)
+        return
     try:
         status = file.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise ImageError("cannot be read: not a regular file", kind="unreadable")
         check_bytes(status.st_size)
-        with open(file, "rb", opener=no_stream) as opened:
-            return opened.read()
+        with open(file, "rb", opener=no_stream) as stream:
+            yield stream, status.st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"cannot be read: {error.strerror}", kind="missing") from error
     except OSError as error:

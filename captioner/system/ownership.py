@@ -35,6 +35,7 @@ CARD = "README.md"  # the model card, beside the files of a model; models of 0.1
 MAX_CARD = 2**20  # bytes
 CARD_START = "---\nlibrary_name: captioner\n"  # of the metadata that Hugging Face reads
 _MODEL = {*MODEL_FILES, CARD}
+_PICTURE = re.compile(r"[0-9]{6,}\.\w{1,5}")  # of an exported data set
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
 # Names of the files that captioner writes into marked folders, by the folder's kind.
@@ -56,7 +57,13 @@ _CONTENT = {
 _IN_RUN = ("checkpoints", "tensorboard", "model", "evaluation", "gradients")
 # Never a pipe or a device, as the user did not type the name.
 _REGULAR = ("failures", "journal", "sidecar")
-_NAMES = {"failures": "list of failures", "journal": "journal", "sidecar": "caption file"}
+_NAMES = {
+    "failures": "list of failures",
+    "journal": "journal",
+    "sidecar": "caption file",
+    "export": "data set",
+    "page": "page of a data set",
+}
 
 
 def owns(place: Path, kind: str) -> bool:
@@ -337,6 +344,8 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
         or _has_signature("· captioner</title>".encode(), path)  # of version 0.1
     ),
     "study": partial(_has_keys, {"captions", "shortest", "longest", "clip_norm", "seed", "cells"}),
+    "export": partial(_has_rows, ("file_name", "image_id", "split", "captions")),
+    "page": partial(_has_signature, b'<meta name="generator" content="captioner data">'),
     "explanation": lambda path: (
         _has_signature(b"tEXtTitle\0captioner explanation", path)
         or _has_signature(b'<meta name="generator" content="captioner explain">', path)
@@ -349,6 +358,10 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
 FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     **{kind: partial(_is_marked, kind) for kind in (*_IN_MARKED, "part")},
     "model": _is_model,
+    "pictures": lambda folder: (
+        _is_marked("pictures", folder)
+        and all(path.name == MARKER or _PICTURE.fullmatch(path.name) for path in folder.iterdir())
+    ),
     "scenes": lambda folder: (
         (folder / "captions.jsonl").is_file()
         and _has_rows(("file_name", "split", "captions", "scene"), folder / "captions.jsonl")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from captioner.data.dataset import Example
 from captioner.evaluation.report import write_report
-from captioner.evaluation.report.findings import THUMBNAIL, find, repeats
+from captioner.evaluation.report.findings import find, repeats
+from captioner.images.thumbnails import THUMBNAIL
 from captioner.page.charts import Line, length_chart, line_chart
 
 import toys

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +11,18 @@ from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from captioner.data.dataset import Example
-from captioner.errors import ImageError
 from captioner.evaluation.report.word_marks import WordMark, marks_of
 from captioner.images.content import ImageFile
-from captioner.images.decode import read_image
+from captioner.images.thumbnails import thumbnail
 from captioner.text import Caption, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from captioner.evaluation.evaluate import Evaluation
     from captioner.evaluation.word_maps import WordMaps
 
-THUMBNAIL = 256  # pixels of the longer side
-QUALITY = 70  # JPEG quality; a photograph of that size takes about 10 KB
 MAX_REPEATED = 5  # repeated captions in the list
 FLAGS = {"unk": "<unk>"} | {
     name: name for name in ("repetition", "unfinished", "verbatim", "untrue")
@@ -153,19 +147,8 @@ def _marks(caption: Caption, found: WordMaps | None) -> list[WordMark]:
 def thumbnails(images: Sequence[ImageFile]) -> Iterator[str]:
     """Yield each image as a small JPEG in base64; "" if it cannot be read."""
     with ThreadPoolExecutor() as pool:
-        jpegs = pool.map(_thumbnail, images)
+        jpegs = pool.map(thumbnail, images)
         yield from tqdm(jpegs, desc="report", total=len(images), unit="image", disable=None)
-
-
-def _thumbnail(image: ImageFile) -> str:
-    try:
-        picture = read_image(image)
-    except ImageError:
-        return ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _finite(value: float) -> float | None:

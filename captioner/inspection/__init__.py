@@ -1,0 +1,1 @@
+"""Shows what a data set holds, without training."""
