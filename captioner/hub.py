@@ -90,6 +90,19 @@ def fetch(model: str | Path) -> Path:
     return folder
 
 
+def check_reach(repository: str) -> None:
+    """Check that a repository that is not in the cache can be reached, for a library that retries.
+
+    Raises:
+        ModelError: if it cannot.
+    """
+    library, name = _library(ModelError), HubName(repository)
+    cache = Path(import_module("huggingface_hub.constants").HF_HUB_CACHE)
+    if not (cache / f"models--{repository.replace('/', '--')}" / "snapshots").is_dir():
+        with _reported(name, ModelError):
+            _api(library).model_info(repository, timeout=TIMEOUT)
+
+
 def _cached(library: Any, name: HubName) -> Path | None:
     """Return the folder of a revision in the cache; None unless all its files are there."""
     found = [

@@ -31,6 +31,7 @@ from captioner.encoder.weights import (
     without_prefix,
 )
 from captioner.errors import ModelError, is_shortage
+from captioner.hub import check_reach
 from captioner.system.foreign import excerpt, plain
 
 PREFIX = "timm:"
@@ -155,6 +156,8 @@ def _download(timm: Any, backbone: str, args: Mapping[str, Any]) -> dict[str, Te
     """Return the state dict of a tag, from timm's cache or the network."""
     name = backbone.removeprefix(PREFIX)
     try:
+        if repository := timm.get_pretrained_cfg(name).hf_hub_id:
+            check_reach(repository)  # timm would try for a minute
         with _Quick():
             network = timm.create_model(name, pretrained=True, **args)
     # Any layer between here and the server may fail in its own type.

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from captioner.captioner import Captioner
 from captioner.data.feature_store import FeatureStore
+from captioner.encoder import timm_networks
 from captioner.encoder.backbones import build_backbone
 from captioner.encoder.encoder import FrozenEncoder, side_by_side
 from captioner.encoder.last_map import last_map
@@ -25,6 +26,7 @@ from captioner.encoder.preprocess import Preprocess, load_preprocess, save_prepr
 from captioner.encoder.timm_networks import build_timm, layout_of, open_timm
 from captioner.encoder.weights import EncoderSpec
 from captioner.errors import ModelError
+from captioner.hub import check_reach
 
 import toys
 
@@ -233,6 +235,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, found: Any) -> list[str]:
         return found
 
     monkeypatch.setattr(timm, "create_model", answer)
+    monkeypatch.setattr(timm_networks, "check_reach", lambda repository: None)
     return asked
 
 
@@ -271,6 +274,22 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
     assert str(error.value).startswith("encoder.weights: timm could not download resnet10t.c3_in1k")
     assert "set encoder.weights to the path" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_without_a_network_nothing_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = downloads(monkeypatch, network_of("test_resnet"))
+    monkeypatch.setattr(timm_networks, "check_reach", check_reach)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match=r"could not download test_resnet.r160_in1k \(hub:timm/te"):
+        FrozenEncoder.create("timm:test_resnet")
+    assert asked == []
+    (tmp_path / "models--timm--test_resnet.r160_in1k" / "snapshots").mkdir(parents=True)
+    FrozenEncoder.create("timm:test_resnet")  # the cache may have it
+    assert asked == ["test_resnet.r160_in1k"]
 
 
 @pytest.mark.parametrize(
