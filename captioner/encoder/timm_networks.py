@@ -173,11 +173,15 @@ def _download(timm: Any, backbone: str, args: Mapping[str, Any]) -> dict[str, Te
 
 
 class _Quick(Building):
-    """Skips the initialisation of weights that are loaded afterwards."""
+    """Skips the initialisation of weights that are loaded afterwards.
+
+    Random numbers are 0: timm draws some again until they are in a range.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        random = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_)
-        if func in random or getattr(func, "__module__", "") == "torch.nn.init":
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0].zero_()
+        if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return super().__torch_function__(func, types, args, kwargs)
 

@@ -372,6 +372,12 @@ def test_a_gradient_finds_the_map_of_a_cnn_only() -> None:
         assert explained.maps.isfinite().all()
 
 
+def test_weights_that_are_drawn_until_they_fit_take_no_time() -> None:
+    torch.full((2**22,), torch.nan)  # what the allocator gives next
+    network = build_timm("timm:hiera_tiny_224", {})
+    assert network.num_features == 768
+
+
 def test_hostile_sizes_allocate_nothing(tmp_path: Path) -> None:
     spec = encoder_of("test_vit").spec
     state = encoder_of("test_vit").state
