@@ -64,6 +64,7 @@ from captioner.system.files import (
     whole_folder,
 )
 from captioner.system.foreign import plain
+from captioner.system.no_draws import NoDraws
 from captioner.system.ownership import CARD, MAX_CARD, check, owns
 from captioner.text import Vocabulary
 
@@ -314,7 +315,7 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
     settings = DecoderConfig(**config.model_dump(exclude=set(sizes)))
     try:
         # First on "meta", so that wrong sizes in config.json allocate nothing.
-        with torch.device("meta"):
+        with torch.device("meta"), NoDraws():
             empty = Decoder(settings, **sizes)
         empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
         decoder = Decoder(settings, **sizes)

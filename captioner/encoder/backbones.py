@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from captioner.encoder.without_compiler import import_torchvision
 from captioner.errors import ModelError, is_shortage
 from captioner.system.foreign import excerpt, plain
+from captioner.system.no_draws import NoDraws
 
 MAX_CALLS = 100_000  # torch calls to build a network; torchvision's deepest needs 11,215
 NOT_CNN = ("maxvit", "swin", "vit")
@@ -22,7 +23,8 @@ NOT_CNN = ("maxvit", "swin", "vit")
 
 def check_backbone(name: str) -> None:
     """Raise a `ModelError` for a name that is not a torchvision classification CNN."""
-    from torchvision import models  # slow to import
+    import_torchvision()
+    from torchvision import models
 
     if name.startswith(NOT_CNN):
         raise ModelError(
@@ -38,7 +40,7 @@ def check_backbone(name: str) -> None:
         )
 
 
-class Building(TorchFunctionMode):
+class Building(NoDraws):
     """Supervises the construction of a network.
 
     RegNet computes with `torch.arange` and `torch.tensor`, which need real memory; all else may be
@@ -54,7 +56,7 @@ class Building(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
@@ -63,6 +65,7 @@ def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = 
     Raises:
         ModelError: if the name or an argument is invalid.
     """
+    import_torchvision()
     from torchvision import models
 
     check_backbone(name)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -60,7 +59,7 @@ def lower(
     network: fx.GraphModule,
     dtype: torch.dtype,
     lowered: Callable[[torch.dtype, nn.Module], nn.Module] | None = None,
-) -> fx.GraphModule:
+) -> nn.Module:
     """Compute all but the first `EXACT` layers with weights in another dtype, or `lowered`."""
     late, layers = set[fx.Node](), 0
     for node in network.graph.nodes:
@@ -71,9 +70,42 @@ def lower(
             late.add(node)
     if not late:
         return network
-    halves = split_module(network, network, lambda node: int(node in late))
-    halves.submod_1 = (lowered or _In)(dtype, halves.get_submodule("submod_1"))
-    return halves
+    first, second = _split(network, late)
+    return _Halves(first, (lowered or _In)(dtype, second))
+
+
+def _split(network: fx.GraphModule, late: set[fx.Node]) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split a network before its late nodes; the first half returns the inputs of the second.
+
+    `torch.fx.passes.split_module` does the same, and imports sympy.
+    """
+    nodes = [*network.graph.nodes]
+    needed = (before for node in nodes if node in late for before in node.all_input_nodes)
+    between = [*dict.fromkeys(before for before in needed if before not in late)]
+    first, second = fx.Graph(), fx.Graph()
+    early: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node not in late:
+            early[node] = first.node_copy(node, early.__getitem__)
+    first.output(tuple(early[node] for node in between))
+    later = {node: second.placeholder(node.name) for node in between}
+    for node in nodes:
+        if node in late:
+            later[node] = second.node_copy(node, later.__getitem__)
+    return fx.GraphModule(network, first), fx.GraphModule(network, second)
+
+
+class _Halves(nn.Module):
+    """Two halves of a network, one after the other."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute what the network computes."""
+        result: Tensor = self.second(*self.first(pixels))
+        return result
 
 
 class _In(nn.Module):

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from captioner.config import first_mistake
+from captioner.encoder.without_compiler import import_torchvision
 from captioner.errors import ModelError
 from captioner.images.decode import MAX_PIXELS
 from captioner.system.files import read_json
@@ -80,6 +81,8 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop an RGB image to uint8 (3, crop_size, crop_size), 0..255."""
         from torch.nn import functional
+
+        import_torchvision()
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from captioner.config import resolve_path
 from captioner.encoder.backbones import build_backbone
 from captioner.encoder.preprocess import Preprocess
+from captioner.encoder.without_compiler import import_torchvision
 from captioner.errors import ModelError
 from captioner.system.files import mistaken_for, no_stream, read_head
 from captioner.system.foreign import excerpt, plain
@@ -56,7 +57,8 @@ def fetch_weights(
     Raises:
         ModelError: if the weights cannot be read or downloaded.
     """
-    from torchvision import models  # slow to import
+    import_torchvision()
+    from torchvision import models
 
     members = models.get_model_weights(backbone)
     first = Preprocess.of_weights(next(iter(members)).transforms())
