@@ -21,10 +21,10 @@ def to_text(found: Inspection) -> str:
 
 
 def spread(numbers: Range) -> str:
-    """Return a range as text, such as "5" or "1 to 7, median 5"."""
+    """Return a range as text, such as "5" or "1 to 7 (median 5)"."""
     if numbers.least == numbers.most:
         return f"{numbers.least:,}"
-    return f"{numbers.least:,} to {numbers.most:,}, median {numbers.median:,}"
+    return f"{numbers.least:,} to {numbers.most:,} (median {numbers.median:,})"
 
 
 def shares(parts: dict[str, float], most: int = MOST) -> str:
@@ -68,7 +68,7 @@ def _captions(captions: CaptionFacts) -> Iterable[Row]:
         first, median, third = split.quartiles
         yield (
             "" if number else "captions",
-            f"{plain(name, 40)}: an image {spread(split.per_image)}; {first}, {median}, {third} "
+            f"{plain(name, 40)}: {spread(split.per_image)} an image; {first}, {median}, {third} "
             f"tokens at the quartiles, {max(split.lengths, default=0):,} at most "
             f"({plain(split.longest, 60)})",
         )

@@ -148,7 +148,7 @@ def calibration_chart(bins: Sequence[tuple[float, int, float, float]]) -> Markup
 
 def _fractions(lengths: Sequence[int]) -> np.ndarray:
     """Return the fraction of each length from 0 to LONGEST, (LONGEST + 1,)."""
-    counts = np.bincount(np.minimum(lengths, LONGEST), minlength=LONGEST + 1)
+    counts = np.bincount(np.minimum(np.array(lengths, int), LONGEST), minlength=LONGEST + 1)
     return counts / max(1, len(lengths))
 
 

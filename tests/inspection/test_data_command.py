@@ -114,6 +114,22 @@ def test_the_drawn_scenes_are_the_default() -> None:
     assert data("--json").stdout == data(bundled("data/scenes"), "--json").stdout
 
 
+def test_a_page_of_one_split_and_of_captions_without_words(tmp_path: Path) -> None:
+    toys.draw(tmp_path / "set" / "train" / "1.png", "red")
+    (tmp_path / "set" / "train" / "1.txt").write_text("one\n")
+    page = tmp_path / "page.html"
+    text = data(tmp_path / "set", "--html", page).stdout
+    assert "train: 1 an image; 1, 1, 1 tokens" in text
+    assert "suggestion: 100% of the captions in train are one token" in text
+    assert '<polyline class="line second"' not in page.read_text()
+    toys.draw(tmp_path / "set" / "dev" / "2.png", "red")
+    # A digit of its own is a letter to the reader and no token to the tokeniser.
+    (tmp_path / "set" / "dev" / "2.txt").write_text("𝟙\n")
+    text = data(tmp_path / "set", "--html", page).stdout
+    assert "1 caption(s) have no word and are left out" in text
+    assert "dev: 1 an image; 0, 0, 0 tokens" in text
+
+
 def test_settings_of_train_apply_and_others_are_refused(messy: Path) -> None:
     assert "(text.min_count)" in data(messy, "--set", "text.min_count=4").stdout
     named = data(
