@@ -68,6 +68,7 @@ def test_without_train_the_first_split_gives_the_words() -> None:
     assert facts.splits["other"].in_train == pytest.approx(1 / 3)
     named = count(load_config(None, ["data.split_train=other"]), test=TRAIN, other=DEV)
     assert named.base == "other"
+    assert named.splits["test"].in_train == pytest.approx(3 / 5)
     assert list(named.splits) == ["test", "other"]  # as train lists them
 
 
