@@ -105,9 +105,18 @@ class DataConfig(Section):
     """Where the images and captions are."""
 
     root: str = Field("bundled:data/scenes", description="folder or annotation file")
-    format: Literal["auto", "flickr", "karpathy", "coco", "csv", "jsonl", "sidecars", "scenes"] = (
-        Field("auto", description="annotation format; auto detects it")
-    )
+    format: Literal[
+        "auto",
+        "flickr",
+        "karpathy",
+        "coco",
+        "csv",
+        "jsonl",
+        "sidecars",
+        "kohya",
+        "multi30k",
+        "scenes",
+    ] = Field("auto", description="annotation format; auto detects it")
     images: str | None = Field(None, description="image folder; null: found from data.root")
     split_train: str = Field("train", description="split to train on")
     split_dev: str = Field("dev", description="split that chooses the best epoch")

@@ -9,7 +9,16 @@ from typing import Literal, Protocol
 
 from captioner.data import scenes
 from captioner.data.dataset import Dataset, Options, refuse_problems, typing_errors
-from captioner.data.formats import coco, delimited, flickr, image_texts, jsonl, karpathy
+from captioner.data.formats import (
+    coco,
+    delimited,
+    flickr,
+    image_texts,
+    jsonl,
+    karpathy,
+    kohya,
+    multi30k,
+)
 from captioner.data.formats.collect import caption_files, listed
 from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.system.files import not_text, read_head
@@ -38,7 +47,9 @@ FORMATS: dict[str, Format] = {
     "scenes": scenes,
     "karpathy": karpathy,
     "coco": coco,
+    "multi30k": multi30k,
     "flickr": flickr,
+    "kohya": kohya,
     "jsonl": jsonl,
     "csv": delimited,
     "sidecars": image_texts,

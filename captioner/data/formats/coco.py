@@ -59,6 +59,10 @@ def _files(root: Path) -> list[Path]:
         files = annotation_files(root, f"{folder}captions_*.json")
         if not all(is_rows(file, surely=True) for file in files):
             return files
+    # nocaps_val_4500_captions.json; STAIR Captions
+    files = annotation_files(root, "*captions*.json")
+    if named := [f for f in files if "_tokenized" not in f.stem and _looks_like_coco(f)]:
+        return named
     files = annotation_files(root, "annotations/*.json")  # VizWiz: train.json, val.json
     if named := [f for f in files if f.stem.lower() in SPLIT_NAMES and not is_rows(f, surely=True)]:
         return named
@@ -92,6 +96,11 @@ def _read_file(collector: Collector, file: Path, document: Any) -> None:
         case {"images": list(images), "annotations": list(annotations)}:
             pass
         case _:
+            if isinstance(document, dict) and _has_no_captions(document):
+                raise DataError(
+                    f"{file}: holds no captions to learn from; to caption its images: captioner "
+                    f"caption {file} --output results.json"
+                )
             raise DataError(
                 f"{file}: neither COCO captions (images, annotations) nor Karpathy's (sentences)"
             )

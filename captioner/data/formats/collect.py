@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from captioner.data.dataset import Dataset, Example, Kind, Problem, split_name
+from captioner.data.dataset import Dataset, Example, Kind, Problem, split_in, split_name
 from captioner.errors import DataError
 from captioner.images.content import ImageFile
 from captioner.images.decode import SUFFIXES
@@ -45,6 +45,7 @@ class Pictures:
         self._found: dict[str, set[str]] = {}
         self._folded: dict[str, dict[str, list[str]]] = {}
         self._almost: dict[str, str] = {}
+        self._by_split: dict[str, list[str]] | None = None
 
     def find(self, name: str) -> Path | None:
         """Return the image file in the first folder that holds it, or None."""
@@ -54,6 +55,28 @@ class Pictures:
                 self._found.setdefault(inside, set()).add(file)
                 return Path(inside, file)
         return None
+
+    def in_split(self, name: str, split: str) -> Path | None:
+        """Return the file of this base name in a folder named after the split, or None.
+
+        Such as `train2014/` or `train_images/`; then in the only one of all splits' folders.
+        """
+        if self._by_split is None:
+            self._by_split = _split_folders(self.folders)
+        file = os.path.basename(name.replace("\\", "/"))  # noqa: PTH119
+        has_ending = os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122
+        names = [file] if has_ending else [f"{file}{ending}" for ending in sorted(SUFFIXES)]
+
+        def holding(folders: Iterable[str]) -> list[tuple[str, str]]:
+            return [(f, name) for f in folders for name in names if name in self._listing(f)]
+
+        others = [inside for folders in self._by_split.values() for inside in folders]
+        found = holding(self._by_split.get(split, []))[:1] or holding(others)
+        if len(found) != 1:
+            return None
+        [(inside, file)] = found
+        self._found.setdefault(inside, set()).add(file)
+        return Path(inside, file)
 
     def resembling(self, name: str) -> Path | None:
         r"""Return the one file with almost this name, or None.
@@ -276,6 +299,8 @@ class Collector:
         if not self.pictures.folders:  # only the annotations are read
             return [entry.image or Path(entry.file) for entry in self.entries.values()]
         found = [e.image or self.pictures.find(e.file) for e in self.entries.values()]
+        for index, entry in enumerate(self.entries.values()):
+            found[index] = found[index] or self.pictures.in_split(entry.file, entry.split)
         names = [entry.file for entry in self.entries.values()]
         almost = {
             index: path
@@ -303,6 +328,24 @@ class Collector:
         if image is None or not entry.captions:
             return None
         return Example(image, tuple(entry.captions), entry.split, entry.image_id)
+
+
+def _split_folders(folders: Iterable[str]) -> dict[str, list[str]]:
+    """Return the folders that are named after one split, by split, also inside one another."""
+    by_split: dict[str, list[str]] = {}
+    for folder in folders:
+        for path in _folders_of_splits(Path(folder)):
+            for inside in (path, *_folders_of_splits(path)):
+                by_split.setdefault(split_in(inside.name) or "", []).append(str(inside))
+    return by_split
+
+
+def _folders_of_splits(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir() and split_in(e.name))
+    except OSError:
+        return []
 
 
 def annotation_files(root: Path, pattern: str) -> list[Path]:

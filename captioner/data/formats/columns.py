@@ -32,6 +32,7 @@ ID_COLUMNS = ("imageid", "imgid", "id")
 _INNER = "annotations"
 _PEEK = 1 << 16  # bytes
 _MOST_JSON = 100  # files of a data set
+_FEW = 100  # rows
 _USUAL = {*SPLIT_NAMES.values(), "restval"}
 _ENDINGS = "|".join(sorted(ending.strip(".") for ending in SUFFIXES))
 _DATA = re.compile(rf'\s*"?[^"\t,;|]+\.(?:{_ENDINGS})(?:#\d+)?"?\s*([,\t;|:]|\Z)', re.IGNORECASE)
@@ -87,6 +88,8 @@ def is_rows(path: Path, *, surely: bool = False) -> bool:
     start = text_head(path, _PEEK).lstrip()
     if re.match(r"\[\s*\{", start):
         return True
+    if re.search(r'"data"\s*:\s*\[\s*\{', start):  # TextCaps
+        return True
     if surely:
         key = start.lstrip("{ \r\n\t").partition(":")[0].strip()
         return headless(key) is not None
@@ -116,6 +119,9 @@ def load_tables(
     collector.note_others(files)
     for file in files:
         names, rows = read(collector, file)
+        if len(files) > 1 and not options.caption_column and not find_captions(names):
+            collector.notes.append(f"{collector.place(file)} holds no captions; passed over")
+            continue
         columns = _choose_columns(names, options, str(file))
         scan = read(Collector(root, format, ()), file)[1]  # its problems come again below
         columns = _check_columns(collector, collector.place(file), columns, names, list(scan))
@@ -142,6 +148,8 @@ def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if named := [file for file in tables if file.stem.lower() == stem]:
             return named[:1]
     inner = sorted(file for e in suffixes for file in annotation_files(root, f"*/metadata{e}"))
+    if ".json" in suffixes:
+        inner = inner or annotation_files(root, "*/caption_*_annotations_*.json")  # AI Challenger
     exact = [file for file in tables if file.stem.lower() in SPLIT_NAMES]
     splits = exact or [file for file in tables if split_in(file.stem)]
     return inner or splits or (tables if len(tables) == 1 else [])
@@ -202,6 +210,9 @@ def _check_columns(
                 collector.notes.append(note)
                 columns = replace(columns, split=name)
                 break
+    few = [row.get(columns.image) for _, row in rows[:_FEW]]
+    if few and all(map(_is_url, few)):
+        columns = _without_urls(collector, place, columns, rows)
     if columns.image_id:
         pairs = [(row.get(columns.image), row.get(columns.image_id)) for _, row in rows]
         known = {(str(file), str(number)) for file, number in pairs if file and number is not None}
@@ -213,6 +224,31 @@ def _check_columns(
                 "the file names do"
             )
             columns = replace(columns, image_id=None)
+    return columns
+
+
+def _is_url(name: object) -> bool:
+    return isinstance(name, str) and "://" in name
+
+
+def _without_urls(
+    collector: Collector, place: str, columns: Columns, rows: list[tuple[str, Row]]
+) -> Columns:
+    """Take file names in the id column instead of URLs (AI Challenger).
+
+    Raises:
+        DataError: if there are only URLs, and no image of the names at their ends.
+    """
+    few = [row for _, row in rows[:_FEW]]
+    ids = [str(row.get(columns.image_id)) for row in few] if columns.image_id else []
+    if columns.image_id and all(headless(name) == "" for name in ids):
+        return replace(columns, image=columns.image_id, image_id=None)
+    pictures = collector.pictures
+    if pictures.folders and not any(pictures.resembling(str(row[columns.image])) for row in few):
+        raise DataError(
+            f"{place}: names its images by URL, and none of them is on disk; download them with "
+            f"img2dataset, with --output_format webdataset, and name its folder as data.root"
+        )
     return columns
 
 

@@ -43,9 +43,21 @@ def _read(collector: Collector, file: Path) -> tuple[list[str], Iterator[tuple[s
     if delimiter := headless("".join(lines[:1])):
         names = ["image", "caption"]
         rows = headless_rows(collector.place(file), lines, delimiter, collector.notes)
+    elif names := _beside_urls("".join(lines[:1])):
+        rows = read_rows(lines, "\t")
     else:
         names, _, rows = split_table(lines)
     return names, _rows(collector, file, names, rows)
+
+
+def _beside_urls(line: str) -> list[str]:
+    """Return the column names of captions and URLs without a header (Conceptual Captions)."""
+    match ["://" in cell for cell in line.split("\t")]:
+        case [False, True]:
+            return ["caption", "image"]
+        case [True, False]:
+            return ["image", "caption"]
+    return []
 
 
 def headless_rows(

@@ -29,10 +29,15 @@ from captioner.system.text_files import (
 LOOKS_FOR = "a folder with *.token.txt, *.token, captions.txt or results.csv"
 
 _CAPTION_FILES = ("*.token.txt", "*.token", "captions.txt", "results.csv")
+_TAGGED_FILES = ("*human-written-caption.txt", "*.caption.txt")  # COCO-CN, Flickr8k-CN
 # The archives unpack to a folder of texts beside a folder of images.
 _ARCHIVES = ("*/*.token.txt", "*/*.token", "flickr30k_images/results.csv")
-_SPLIT_LISTS = {split: f"*.{split}Images.txt" for split in ("train", "dev", "test")}
+_SPLIT_LISTS = {
+    split: (f"*.{split}Images.txt", f"coco-cn_{name}.txt")
+    for split, name in (("train", "train"), ("dev", "val"), ("test", "test"))
+}
 _NUMBER = re.compile(r"#\d+$")
+_TAGGED = re.compile(r"([^\t#]+)#[a-z]{3}#(\d+)[ \t]+")  # name#zhc#0 caption
 _TEXTS = (".txt", ".token", "")
 _HEADER = re.compile(r'\s*"?(image|image_name|file_name|filename)"?\s*([,|\t])', re.IGNORECASE)
 
@@ -68,6 +73,10 @@ def _caption_file(folder: Path) -> Path | None:
         files = [file for file in annotation_files(folder, pattern) if ".lemma." not in file.name]
         if files:
             return files[0]
+    for pattern in _TAGGED_FILES:
+        for file in annotation_files(folder, pattern):
+            if file.is_file() and _has_number(text_head(file).partition("\n")[0]):
+                return file
     [*texts] = annotation_files(folder, "*.txt") if folder.is_dir() else ()
     return texts[0] if len(texts) == 1 and _names_images(texts[0]) else None
 
@@ -82,7 +91,8 @@ def _read_split_lists(collector: Collector, folder: Path) -> bool:
     """Add the images of every split list; return whether there is a list."""
     lists = [
         (split, file)
-        for split, pattern in _SPLIT_LISTS.items()
+        for split, patterns in _SPLIT_LISTS.items()
+        for pattern in patterns
         for file in annotation_files(folder, pattern)
     ]
     for split, file in lists:
@@ -109,7 +119,7 @@ def _read_captions(collector: Collector, file: Path, *, listed: bool) -> dict[st
 def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]]:
     """Yield (where, name, caption) of every line with a name."""
     lines = filled_lines(file)
-    tokens = any(_NUMBER.search(line.partition("\t")[0]) for line in lines[:10])
+    tokens = any(map(_has_number, lines[:10]))
     # `captioner caption` prints name, tab, caption.
     named = headless("".join(lines[:1])) == "\t" or all("\t" in line for line in lines)
     named = named and not _HEADER.match("".join(lines[:1]))
@@ -121,12 +131,17 @@ def _captions(collector: Collector, file: Path) -> Iterator[tuple[str, str, str]
             collector.problem("caption without image", where, excerpt(caption))
 
 
+def _has_number(line: str) -> bool:
+    """Return whether the name of the image in a line has the number of the caption."""
+    return bool(_NUMBER.search(line.partition("\t")[0]) or _TAGGED.match(line))
+
+
 def _token_lines(
     collector: Collector, file: Path, lines: list[str]
 ) -> Iterator[tuple[str, str, str]]:
     seen: dict[str, str] = {}
     for where, line in collector.lines(file, lines):
-        key, tab, caption = line.partition("\t")
+        key, tab, caption = _TAGGED.sub(r"\1#\2\t", line, count=1).partition("\t")
         name, number = _NUMBER.subn("", key.strip())
         if not tab:
             collector.problem("malformed line", where, f"no tab in {excerpt(line)}")

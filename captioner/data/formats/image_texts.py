@@ -35,7 +35,7 @@ def load(root: Path, options: Options) -> Dataset:
     for text, image in texts.items():
         of_image[image].append(text)
     for image, files in of_image.items():
-        entry = collector.add(image, image, _split(image), collector.place(files[0]))
+        entry = collector.add(image, image, split_of_folder(image), collector.place(files[0]))
         if entry is None:
             continue
         for file in files:
@@ -52,7 +52,7 @@ def load(root: Path, options: Options) -> Dataset:
     return collector.dataset(report_unnamed=True)
 
 
-def _split(image: str) -> str:
+def split_of_folder(image: str) -> str:
     """Return the split that a folder of the path is named after; the innermost one, or train."""
     names = map(split_name, PurePosixPath(image).parts[-2::-1])
     return next((name for name in names if name in _USUAL), "train")
