@@ -19,7 +19,7 @@ LAYERS = (
     ("system",),
     ("text", "config", "images", "hub"),
     ("search", "metrics", "page"),
-    ("encoder",),
+    ("encoder", "embedding"),
     ("decoder",),
     ("data", "model_config", "steering", "explanation"),
     ("model_dir", "pipeline"),

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from captioner.cli.metric_options import (
+    bert_option,
+    clip_option,
     metric_names,
     metrics_option,
+    refuse_unread,
     show_scores,
     show_signatures,
     show_word_use,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
 @metrics_option
+@clip_option
+@bert_option
 @click.option(
     "--explain", is_flag=True, help="Maps in the report: where each word came from; slow."
 )
@@ -52,6 +57,8 @@ def command(
     overrides: tuple[str, ...],
     n_best: int,
     metrics: str,
+    clip: str | None,
+    bert: str | None,
     explain: bool,
     device: str,
     decoding: DecodingOverrides,
@@ -60,6 +67,7 @@ def command(
     if len(models) > 1 and not output:
         raise click.UsageError("several --model need --output FOLDER: they share no run folder")
     names = metric_names(metrics)
+    refuse_unread(names, clip=clip, bert=bert)
     from captioner.captioner import Captioner
     from captioner.evaluation.evaluate import METRICS_OF_EVALUATE, evaluate
     from captioner.evaluation.report import write_report
@@ -80,6 +88,8 @@ def command(
         split=split,
         n_best=n_best,
         metrics=names,
+        clip=clip,
+        bert=bert,
         explain=explain,
         say=say,
     )

@@ -16,14 +16,30 @@ if TYPE_CHECKING:
     from captioner.metrics import Comparison, Score, WordUse
 
 # Which metrics read an option.
-_READERS = {"train": ("novel",)}
+_READERS = {
+    "train": ("novel",),
+    "images": ("clip_score",),
+    "clip": ("clip_score",),
+    "bert": ("bert_score",),
+}
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
 metrics_option = click.option(
     "--metrics",
     default="bleu,rouge_l,cider",
     show_default=True,
     help="Any of bleu, rouge_l, cider, cider_d; with Java, meteor and spice; all stands for these. "
-    "Of several captions an image: diversity, self_cider; novel.",
+    "Others: diversity, self_cider, novel (several captions an image); clip_score, bert_score "
+    "(pretrained models).",
+)
+clip_option = click.option(
+    "--clip",
+    metavar="NAME:TAG",
+    help="CLIP model of open_clip, or NAME:PATH of its weights.  [default: ViT-B-32:openai]",
+)
+bert_option = click.option(
+    "--bert",
+    metavar="NAME[@REVISION][:LAYER]",
+    help="Model of BERTScore on the Hugging Face Hub, or a folder.  [default: roberta-large:17]",
 )
 _OPTIONS = (
     metrics_option,
@@ -32,6 +48,13 @@ _OPTIONS = (
         type=click.Path(path_type=Path, exists=True),
         help="Data set or captions that the system learnt from, for novel.",
     ),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Folder of the pictures, for clip_score.  [default: where the captions say they are]",
+    ),
+    clip_option,
+    bert_option,
     click.option("--output", type=click.Path(path_type=Path), help="JSON file to write."),
     click.option(
         "--resamples",
@@ -90,6 +113,9 @@ def metric_options(
             *,
             metrics: str,
             train: Path | None,
+            images: Path | None,
+            clip: str | None,
+            bert: str | None,
             output: Path | None,
             resamples: int,
             tokenizer: str | None,
@@ -102,12 +128,14 @@ def metric_options(
             from captioner.system.ownership import check
 
             names = metric_names(metrics)
-            refuse_unread(names, train=train)
+            given = {"train": train, "images": images, "clip": clip, "bert": bert}
+            refuse_unread(names, **given)
             if output:
                 check(output, kind)
             scoring = {"metrics": names, "resamples": resamples, "seed": seed}
             scoring |= {"tokenizer": tokenizer} if tokenizer else {}
-            content = command(scoring=scoring, sources=MetricSources(train=train), **rest)
+            sources = MetricSources(images=images, train=train, clip=clip, bert=bert)
+            content = command(scoring=scoring, sources=sources, **rest)
             if output:
                 write_text(output, to_json(content, indent=2) + "\n", kind)
                 say(f"wrote {output}")

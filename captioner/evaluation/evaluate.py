@@ -17,6 +17,7 @@ from captioner.captioner import SEARCH_BATCH, Captioner
 from captioner.config import Config, DecodingConfig
 from captioner.data.dataset import Dataset, Region, split_name
 from captioner.data.prepare import SplitTable, open_dataset, read_split
+from captioner.embedding.models import with_models
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import (
     DataError,
@@ -27,6 +28,7 @@ from captioner.errors import (
     within_memory,
 )
 from captioner.evaluation.word_maps import WordMaps, maps_of_split
+from captioner.images.decode import read_image
 from captioner.metrics import (
     Calibration,
     MetricInputs,
@@ -79,6 +81,8 @@ def evaluate(
     split: str | None = None,
     n_best: int = 1,
     metrics: Sequence[str] = METRICS_OF_EVALUATE,
+    clip: str | None = None,
+    bert: str | None = None,
     resamples: int = 1000,
     explain: bool = False,
     say: Callable[[str], None] = print,
@@ -86,7 +90,8 @@ def evaluate(
     """Caption a split, score the captions and write both into `output`.
 
     By default the split is the test split if there is one, else dev. With `explain`, each best
-    caption has the maps of its words. Metrics of several captions read all `n_best`.
+    caption has the maps of its words. Metrics of several captions read all `n_best`. For the models
+    `clip` and `bert` see `with_models`.
 
     Raises:
         DataError: if the split cannot be used.
@@ -116,7 +121,14 @@ def evaluate(
         written,
         PreparedReferences(table.references),
         metrics=metrics,
-        inputs=_inputs(metrics, dataset, config, tokenizer),
+        inputs=with_models(
+            _inputs(metrics, dataset, table, config, tokenizer),
+            metrics,
+            lambda: (read_image(example.image) for example in table.examples),
+            clip=clip,
+            bert=bert,
+            device=str(captioner.device),
+        ),
         resamples=resamples,
         tokenizer=tokenizer.name,
         decode=options.summary() + models,
@@ -135,12 +147,17 @@ def evaluate(
 
 
 def _inputs(
-    metrics: Sequence[str], dataset: Dataset, config: Config, tokenizer: Tokenizer
+    metrics: Sequence[str],
+    dataset: Dataset,
+    table: SplitTable,
+    config: Config,
+    tokenizer: Tokenizer,
 ) -> MetricInputs:
-    """Return what metrics read besides captions and references."""
+    """Return the captions as written that metrics read: references and train."""
     train = split_name(config.data.split_train) if "novel" in metrics else None
     learnt = (text for e in dataset.examples if e.split == train for text in e.captions)
-    return MetricInputs(train=map(tokenizer.words, learnt))
+    written = [[text for text in e.captions if tokenizer.words(text)] for e in table.examples]
+    return MetricInputs(references=written, train=map(tokenizer.words, learnt))
 
 
 def _usual_split(dataset: Dataset, config: Config) -> str:

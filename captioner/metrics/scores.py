@@ -9,8 +9,10 @@ from typing import Any
 
 from captioner.errors import ConfigError, checked_names, must_be
 from captioner.metrics import bootstrap
+from captioner.metrics.bert_score import BertScore
 from captioner.metrics.bleu import Bleu
 from captioner.metrics.cider import Cider, CiderD
+from captioner.metrics.clip_score import ClipScore
 from captioner.metrics.diversity import Diversity, Novel, SelfCider
 from captioner.metrics.inputs import MetricInputs, SystemCaptions
 from captioner.metrics.java import Meteor, Spice
@@ -31,6 +33,8 @@ METRICS: Mapping[str, type[Metric]] = {
     "diversity": Diversity,
     "self_cider": SelfCider,
     "novel": Novel,
+    "clip_score": ClipScore,
+    "bert_score": BertScore,
 }
 OF_WORDS = ("bleu", "rouge_l", "cider", "cider_d", "meteor", "spice")  # of one caption an image
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "cider_d")

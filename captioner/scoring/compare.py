@@ -166,7 +166,8 @@ def compare_many(
     tokenizer = options.setdefault("tokenizer", tokenizer_for(systems))
     prepared = PreparedReferences(reference_tokens(truth, tokenizer))
     split = _common_split(systems)
-    inputs = gather(sources, tokenizer)
+    metrics = options.get("metrics", ())
+    inputs = gather(sources, metrics, systems[0], truth, tokenizer, references)
     written = [system.written(tokenizer) for system in systems]
     scores = {
         (a, b): compare_captions(
@@ -253,7 +254,7 @@ def compare_files(
         first.written(tokenizer),
         second.written(tokenizer),
         reference_tokens(truth, tokenizer),
-        inputs=gather(sources, tokenizer),
+        inputs=gather(sources, options.get("metrics", ()), first, truth, tokenizer, references),
         split=_common_split([first, second]),
         **options,
     )

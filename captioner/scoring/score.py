@@ -64,7 +64,7 @@ def score_file(
     scores = score_captions(
         captions,
         true_tokens,
-        inputs=gather(sources, tokenizer),
+        inputs=gather(sources, options.get("metrics", ()), system, truth, tokenizer, references),
         decode=system.signature.get("decode"),
         split=system.signature.get("split"),
         **options,

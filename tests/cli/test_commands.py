@@ -420,6 +420,35 @@ def test_evaluate_measures_the_diversity_of_samples_and_score_finds_it_again(hom
     assert (home / "runs" / "toy" / "model" / "README.md").read_text() == card
 
 
+def test_evaluate_hands_the_pictures_to_clip_and_the_captions_as_written(home, monkeypatch):
+    given = {}
+
+    class Clip:
+        def __init__(self, model, device):
+            given["model"] = model, device
+            self.name = "toy"
+
+        def pictures(self, pictures):
+            return np.array([[picture.size[0], 0] for picture in pictures]) / 64
+
+        def texts(self, texts):
+            given.setdefault("texts", texts)
+            return np.array([[0.5, 0.5]] * len(texts))
+
+    monkeypatch.setattr("captioner.embedding.clip.Clip", Clip)
+    clip = ("--metrics", "clip_score", "--clip", "toy:x")
+    result = run("evaluate", *clip, "--output", "seen", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert given["model"] == ("toy:x", "cpu")
+    assert all(text.startswith("A photo depicts a ") for text in given["texts"])
+    scores = json.loads((home / "seen" / "scores.json").read_text())
+    assert scores["clip_score"]["value"] > 0
+    assert "|clip:toy|w:2.5|prompt:A photo depicts|" in scores["ref_clip_score"]["signature"]
+    refused = run("evaluate", "--clip", "toy:x")
+    assert refused.exit_code == 2
+    assert "--clip: only clip_score reads it; name it in --metrics" in refused.stderr
+
+
 def test_two_models_write_captions_together(home):
     models = ("--model", "runs/toy", "--model", "runs/toy")
     alone = run("caption", "dev_red_5.png", "--model", "runs/toy")

@@ -1,0 +1,1 @@
+"""Pretrained networks that turn captions and pictures into vectors, for CLIPScore and BERTScore."""
