@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from tqdm import tqdm
+
 from captioner.data.dataset import Dataset, Example
 from captioner.data.formats.collect import Pictures, picture_folders
 from captioner.errors import ConfigError, DataError, ImageError
@@ -118,7 +120,7 @@ def _write_pictures(contents: list[ImageFile], folder: Path) -> dict[ImageFile, 
 
 
 def _read(contents: list[ImageFile]) -> Iterator[tuple[ImageFile, bytes]]:
-    for image in contents:
+    for image in tqdm(contents, desc="export", unit="image", disable=None):
         try:
             yield image, read_file(image)
         except ImageError as error:
