@@ -425,7 +425,7 @@ def _once(
     items: Iterator[Item], unread: Counter[str], how: RunOptions, *, quiet: bool
 ) -> Iterator[Item]:
     """Yield each file once, unless `how.repeats`; say at the end what was left out."""
-    from captioner.captioning.sources.members import unread_kinds
+    from captioner.images.members import unread_kinds
 
     seen: set[str] = set()
     repeated = 0

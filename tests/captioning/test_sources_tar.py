@@ -120,7 +120,7 @@ def test_an_oversized_member_is_one_failure_and_no_memory(size: int) -> None:
 
 
 def test_a_member_beyond_the_limit_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.captioning.sources.members.MAX_MEMBER", 5)
+    monkeypatch.setattr("captioner.images.members.MAX_MEMBER", 5)
     write("s.tar", [("a.jpg", b"12345"), ("b.jpg", b"123456"), ("c.jpg", b"1")])
     assert listed("s.tar") == [
         "s.tar/a.jpg",

@@ -73,7 +73,7 @@ def test_a_wrong_checksum_costs_its_member() -> None:
 
 
 def test_a_member_that_declares_too_much_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.captioning.sources.members.MAX_MEMBER", 2**20)
+    monkeypatch.setattr("captioner.images.members.MAX_MEMBER", 2**20)
     bomb = zip_bytes(("a.jpg", bytes(2**20 + 1)), ("b.jpg", bytes(2**20)), method=8)
     write("p.zip", bomb)
     assert listed("p.zip") == [

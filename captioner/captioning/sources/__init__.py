@@ -14,7 +14,6 @@ from types import NoneType
 
 from captioner.captioning.sources.folders import folder_images, matches
 from captioner.captioning.sources.item import (
-    TARS,
     ZIPS,
     Item,
     failure,
@@ -27,6 +26,7 @@ from captioner.captioning.sources.tables import table_images
 from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import ImageError, checked_names, must_be
+from captioner.images.tars import TARS
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "list_images"]

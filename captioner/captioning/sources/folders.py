@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from captioner.captioning.sources.item import TARS, ZIPS, Item, failure, file_item, kind_of
-from captioner.captioning.sources.members import is_image, unread_kinds
+from captioner.captioning.sources.item import ZIPS, Item, failure, file_item, kind_of
+from captioner.images.members import is_image, unread_kinds
+from captioner.images.tars import TARS
 
 
 def folder_images(folder: Path, recursive: bool, unread: Counter[str]) -> Iterator[Item]:

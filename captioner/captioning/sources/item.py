@@ -10,8 +10,8 @@ from typing import Literal
 
 from captioner.errors import ImageError, ImageErrorKind
 from captioner.images.content import ImageFile
+from captioner.images.tars import TARS
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz")
 ZIPS = (".zip",)
 NO_FILE = "a pipe or a device, not a file"
 Kind = Literal["file", "folder", "pipe", "device", "nothing"]

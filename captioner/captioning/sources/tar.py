@@ -2,7 +2,6 @@
 
 WebDataset shards are such archives. In an uncompressed file only the headers are read here, so
 several processes of a job read each image once.
-tarfile reads the headers, and ignores truncation and damage in the middle; here both are errors.
 """
 
 from __future__ import annotations
@@ -19,23 +18,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, cast
 
 from captioner.captioning.sources.item import Item, failure
-from captioner.captioning.sources.members import is_image, refusal
 from captioner.errors import ImageError
 from captioner.images.content import Slice, bomb, name_in
+from captioner.images.members import is_image, refusal
+from captioner.images.tars import compression, headers, open_tar
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
 
 COMMAND = "pipe:"  # WebDataset's prefix of a command that writes a tar stream
 _CHUNK = 2**18  # bytes per read
-MAX_HEADER = 2**20  # bytes of a long name or pax records, which tarfile reads into memory
-_READ_AT_ONCE = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
 
 
 def tar_images(
@@ -104,15 +99,11 @@ def _members(
             seekable = stream is file and file.seekable()
             stored = None if stream is file else lambda: packed.count
             length = os.fstat(file.fileno()).st_size if seekable else None
-            with tarfile.open(
-                fileobj=file if seekable else _Stream(stream, patience=8),  # it needs two
-                mode="r:" if seekable else "r|",
-                tarinfo=_Header,
-                ignore_zeros=True,  # also reads the output of `cat a.tar b.tar`
-                encoding="utf-8",
-                errors="surrogateescape",
+            with open_tar(
+                file if seekable else _Stream(stream, patience=8),  # it needs two
+                "r:" if seekable else "r|",
             ) as archive:
-                images = (each for each in _headers(archive, length) if is_image(each.name, unread))
+                images = (each for each in headers(archive, length) if is_image(each.name, unread))
                 for member in images:
                     item = None  # free the previous item
                     if item := _item(name, archive, member, length, stored, memory):
@@ -124,29 +115,6 @@ def _members(
         raise ImageError(f"damaged archive: {plain(error)}") from error
     if not has_images:
         raise ImageError("no image in this archive", kind="missing")
-
-
-def _headers(archive: tarfile.TarFile, length: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a file of `length` bytes, or a stream; check that it has an end mark."""
-    end = 0
-    while True:
-        try:
-            member = archive.next()
-        except tarfile.TarError:
-            if archive.offset - end >= 2 * tarfile.BLOCKSIZE:
-                return  # data after the end mark is not part of the archive
-            raise
-        if member is None:
-            break
-        if member.size < 0:  # from a pax record; reading on would go backwards
-            raise tarfile.ReadError("a member has a negative size")
-        archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers
-        end = archive.offset
-        yield member
-        if length is not None and end > length:
-            raise tarfile.ReadError("truncated")
-    if archive.offset == end:
-        raise tarfile.ReadError("truncated: there is no end mark")
 
 
 def _item(
@@ -200,13 +168,13 @@ def _unpacked(file: BufferedReader, packed: _Stream) -> AbstractContextManager[B
     """Open the decompressed stream; closing it leaves the file open."""
     # tarfile's own detection, `r|*`, reads only the first of several concatenated gzip or xz
     # streams (as from pigz, bgzip or cat) and verifies no checksums.
-    start = file.peek(10)
-    if start.startswith(b"\x1f\x8b\x08"):
-        return gzip.GzipFile(fileobj=packed)
-    if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
-        return bz2.BZ2File(packed)
-    if start.startswith(b"\xfd7zXZ"):
-        return lzma.LZMAFile(cast(IO[bytes], packed))
+    match compression(file.peek(10)):
+        case "gzip":
+            return gzip.GzipFile(fileobj=packed)
+        case "bzip2":
+            return bz2.BZ2File(packed)
+        case "xz":
+            return lzma.LZMAFile(cast(IO[bytes], packed))
     return nullcontext(file)
 
 
@@ -231,19 +199,3 @@ class _Stream(BufferedIOBase):
         if self.patience < 0:
             raise EOFError("truncated")
         return data
-
-
-class _Header(tarfile.TarInfo):
-    """A header; an invalid one is an error, while tarfile would search for the next."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if not buf.strip(b"\0"):  # an end mark or part of one
-                raise
-            raise tarfile.ReadError(str(error)) from error
-        if header.size < 0 or (header.type in _READ_AT_ONCE and header.size > MAX_HEADER):
-            raise tarfile.ReadError(f"a header has {header.size:,} bytes")
-        return header

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from captioner.captioning.sources.item import Item, failure
-from captioner.captioning.sources.members import is_image, refusal
 from captioner.errors import ImageError
 from captioner.images.content import name_in
+from captioner.images.members import is_image, refusal
 from captioner.system.files import no_stream
 
 _ENCRYPTED = 0x1  # bit of a member's flags
