@@ -112,6 +112,7 @@ class DataConfig(Section):
         "coco",
         "csv",
         "jsonl",
+        "webdataset",
         "sidecars",
         "kohya",
         "multi30k",

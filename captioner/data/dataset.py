@@ -26,6 +26,8 @@ Kind = Literal[
     "not UTF-8",
     "malformed line",
     "empty split",
+    "unreadable file",
+    "refused member",
 ]
 
 SPLIT_NAMES = {
@@ -73,6 +75,7 @@ class Options:
     image_column: str | None = None
     caption_column: str | None = None
     split_column: str = "split"
+    splits: Sequence[str] = ()  # names in the settings, which may be those of tar shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -18,6 +19,7 @@ from captioner.data.formats import (
     karpathy,
     kohya,
     multi30k,
+    webdataset,
 )
 from captioner.data.formats.collect import caption_files, listed
 from captioner.errors import ConfigError, DataError, checked_names, must_be
@@ -50,6 +52,7 @@ FORMATS: dict[str, Format] = {
     "multi30k": multi30k,
     "flickr": flickr,
     "kohya": kohya,
+    "webdataset": webdataset,
     "jsonl": jsonl,
     "csv": delimited,
     "sidecars": image_texts,
@@ -68,6 +71,7 @@ def load_dataset(
     split_column: str = "split",
     holdout: float = 0.05,
     encoding: str | None = None,
+    splits: Sequence[str] = (),
     strict: bool = False,
 ) -> Dataset:
     """Read a data set from a folder or an annotation file.
@@ -82,6 +86,7 @@ def load_dataset(
         split_column: CSV and JSONL: column of the split.
         holdout: without a dev split, this fraction of the train images becomes "dev", 0 to 1.
         encoding: Python's name of the encoding of texts without a byte order mark; None: UTF-8.
+        splits: names of splits in use; one such as `val-{0..9}.tar` is the split of these shards.
         strict: raise an error if the data set has problems.
 
     Raises:
@@ -92,7 +97,7 @@ def load_dataset(
     must_be("root", root, str, Path)
     must_be("holdout", holdout, int, float)
     root = Path(root)
-    options = Options(images, restval, image_column, caption_column, split_column)
+    options = Options(images, restval, image_column, caption_column, split_column, splits)
     if encoding is not None and (problem := bad_encoding(encoding)):
         raise ConfigError(f"encoding: {problem}, given {excerpt(encoding, 60)}")
     with reading_as(encoding) as reading:
@@ -132,7 +137,12 @@ def _choose(root: Path, format: str) -> Format:
     if format not in ("auto", *FORMATS):
         raise DataError(f"data.format {excerpt(format)} is none of: auto, {', '.join(FORMATS)}")
     try:
-        if not root.exists():
+        if str(root).startswith("pipe:"):
+            raise DataError(
+                f"{root}: a stream is read once, but training reads images again; write it to a "
+                f"file first (COMMAND > 00000.tar), and set data.root to it"
+            )
+        if not root.exists() and not webdataset.is_pattern(root):
             raise DataError(f"{root}: no such file or folder; set data.root")
         if root.is_file() and format != "auto":
             return FORMATS[format]
@@ -145,10 +155,10 @@ def _choose(root: Path, format: str) -> Format:
         faults = {file: what for file in texts if (what := _fault(read_head(file)))}
     except OSError as error:
         raise DataError(f"{root}: cannot be read: {error.strerror}") from error
-    if root.suffix.lower() == ".tar" or (root.is_dir() and any(root.glob("*.tar"))):
+    if not files and root.is_dir() and (tars := webdataset.tars_in(root)):
         raise DataError(
-            f"{root}: tar shards can be captioned, but not learnt from yet; unpack them: images "
-            f"with a .txt beside them are read"
+            f"{root}: no captions in the first tar files ({tars[0].name}); to learn from shards, "
+            f"put NAME.txt, .caption or .json with NAME.jpg in uncompressed ones"
         )
     if faults and len(faults) >= len(files):
         raise DataError("; ".join(f"{file}: {what}" for file, what in faults.items()))

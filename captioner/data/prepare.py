@@ -65,6 +65,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     return load_dataset(
         resolve_path(config.root),
         images=resolve_path(config.images) if config.images else None,
+        splits=(config.split_train, config.split_dev, config.split_test),
         **config.model_dump(exclude={"root", "images", "split_train", "split_dev", "split_test"}),
     )
 

@@ -23,6 +23,7 @@ from captioner.data.formats.delimited import headless_rows
 from captioner.data.formats.jsonl import json_rows, parquet_rows
 from captioner.data.load import FORMATS, load_dataset, recognised
 from captioner.errors import DataError
+from captioner.images.tars import TARS
 from captioner.system.escapes import own_cells, own_fields
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_encodings import readings_of
@@ -85,7 +86,8 @@ def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """Read a caption file: `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`, `.parquet` or text.
 
     A text file with column names is a table. The path may be a pipe. A folder holds a data set, or
-    a text for each image. JSON of another shape than captioner writes is read like a data set.
+    a text for each image; a tar file holds a data set. JSON of another shape than captioner writes
+    is read like a data set.
 
     Args:
         path: file or folder.
@@ -98,7 +100,7 @@ def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
     is_table = path.is_dir() and recognised(path) not in (None, FORMATS["sidecars"])
     if path.is_dir() and not is_table and (texts := texts_of_images(path)[0]):
         yield from _text_file_rows(path, texts, notes)
-    elif path.is_dir():
+    elif path.is_dir() or path.name.lower().endswith(TARS):
         yield from _dataset_rows(path, notes)
     elif suffix == ".json":
         yield from _json_rows(path, read_json(path, stream=True), notes)
