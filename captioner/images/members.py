@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
-from pathlib import PurePosixPath
 
 from captioner.errors import ImageError
 from captioner.images.content import bomb
@@ -31,9 +31,9 @@ def is_image(member: str, unread: Counter[str]) -> bool:
     As in WebDataset, the key is the base name up to its first dot and must not be empty:
     `0001.left.jpg` has the key `0001`; `._0001.jpg`, a macOS file, has no key.
     """
-    path = PurePosixPath(member.replace("\\", "/"))
-    ending = path.suffix.lower()
-    if path.name.startswith("."):
+    name = member.replace("\\", "/").rpartition("/")[2]
+    ending = posixpath.splitext(name)[1].lower()
+    if name.startswith("."):
         return False
     unread.update([ending] if ending in UNREAD else [])
     return ending in SUFFIXES

@@ -544,10 +544,3 @@ def test_a_table_is_read_before_the_texts(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "A cat.")
     write(tmp_path / "captions.csv", "image,caption", "a.jpg,A dog.")
     assert load_dataset(tmp_path, holdout=0).examples[0].captions == ("A dog.",)
-
-
-def test_tar_shards_are_not_learnt_from_yet(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "0.tar")
-    with pytest.raises(DataError, match="tar shards can be captioned, but not learnt") as caught:
-        load_dataset(tmp_path)
-    assert "\n" not in str(caught.value)

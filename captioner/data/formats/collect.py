@@ -188,9 +188,9 @@ class Collector:
         if len(self._foreign) < MOST_FOREIGN:
             self._foreign.append(whole)
 
-    def lines(self, path: Path, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-        """Yield (where, text) of each line that is neither blank nor damaged."""
-        place = self.place(path)
+    def lines(self, file: Path | str, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+        """Yield (where, text) of each line that is not blank or damaged, of a file or place."""
+        place = file if isinstance(file, str) else self.place(file)
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
             if not is_utf8(text):

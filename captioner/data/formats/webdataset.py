@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.data.dataset import Dataset, Options, split_in, split_name
@@ -83,7 +84,7 @@ def load(root: Path, options: Options) -> Dataset:
         place = collector.place(shard.path)
         beside = given.get(shard.path) or _split_of(shard.path.relative_to(top))
         for name, image in shard.pictures.items():
-            inside = None if shard.path in given else _folder_split(PurePosixPath(name).parts[:-1])
+            inside = None if shard.path in given else _folder_split(name.split("/")[:-1])
             image_id = name if unique else f"{place}/{name}"
             split = inside or beside or "train"
             if entry := collector.add(image_id, name, split, f"{place}/{name}", image):
@@ -238,9 +239,9 @@ def _read(
         for file, member, size in _members(path):
             name = member.name.removeprefix("./")
             ending, where = _ending(name), f"{place}/{name}"
-            image = is_image(name, unread)
-            if PurePosixPath(name).name.startswith(".") or member.isdir():
+            if name.rpartition("/")[2].startswith(".") or member.isdir():
                 continue
+            image = is_image(name, unread)
             if not image and ending not in (*endings, ".json"):
                 left_out[ending or "without an ending"] += ending not in unread
                 continue
@@ -258,11 +259,11 @@ def _read(
                 collector.problem("refused member", where, detail)
             else:
                 file.seek(member.offset_data)
-                texts[name] = [*_captions(collector, path / name, file.read(member.size), options)]
+                texts[name] = [*_captions(collector, where, file.read(member.size), options)]
     except DataError as error:
         before = f"; {len(pictures):,} pictures before are read" if pictures else ""
         collector.problem("unreadable file", place, f"{error}{before}")
-    return _Shard(path, pictures, _paired(collector, path, pictures, texts))
+    return _Shard(path, pictures, _paired(collector, place, pictures, texts))
 
 
 def _refused(member: Any) -> str | None:
@@ -275,16 +276,15 @@ def _refused(member: Any) -> str | None:
 
 
 def _captions(
-    collector: Collector, member: Path, data: bytes, options: Options
+    collector: Collector, where: str, data: bytes, options: Options
 ) -> Iterator[tuple[str, object]]:
     """Yield (where, caption) of a text, one a line, or of a JSON object."""
-    where = collector.place(member)
     if what := not_text(data[:512]):
         collector.problem("not UTF-8", where, what)
         return
     text = decode(data)
-    if member.suffix.lower() != ".json":
-        yield from collector.lines(member, io.StringIO(text, newline="").readlines())
+    if not where.lower().endswith(".json"):
+        yield from collector.lines(where, io.StringIO(text, newline="").readlines())
         return
     try:
         document = json.loads(text)
@@ -301,7 +301,7 @@ def _captions(
 
 def _paired(
     collector: Collector,
-    path: Path,
+    place: str,
     pictures: Mapping[str, Slice],
     texts: Mapping[str, list[tuple[str, object]]],
 ) -> dict[str, list[tuple[str, object]]]:
@@ -315,7 +315,8 @@ def _paired(
         by_stem.setdefault(_stem(name), name)
     of: dict[str, list[tuple[str, object]]] = {}
     alone = []
-    for text, captions in texts.items():
+    for text in sorted(texts, key=lambda name: _ending(name) == ".json"):  # the other texts first
+        captions = texts[text]
         if picture := by_stem.get(_stem(text)):
             of[picture] = _joined(of.get(picture, []), captions)
         elif captions:
@@ -329,7 +330,7 @@ def _paired(
             of[picture] = _joined(of.get(picture, []), texts[text])
         if not without[_key(text)]:
             detail = f"no image of the key {_key(text)}"
-            collector.problem("caption without image", collector.place(path / text), detail)
+            collector.problem("caption without image", f"{place}/{text}", detail)
     return of
 
 
@@ -350,11 +351,11 @@ def _words(caption: object) -> list[str]:
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 def _stem(name: str) -> str:
-    return name[: len(name) - len(PurePosixPath(name).suffix)]
+    return posixpath.splitext(name)[0]
 
 
 def _key(name: str) -> str:
