@@ -24,6 +24,7 @@ IMAGE_COLUMNS = (
     *("imagefilename", "img", "imgname", "imgpath", "imgfile", "photo", "picture", "images"),
     *("imageurl", "imgurl", "url"),
 )
+FILE_COLUMNS = tuple(name for name in IMAGE_COLUMNS if not name.endswith("url"))
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "sentence", "sentences", "comment", "raw"),
     *("description", "captiontext", "captionstr", "alttext"),
@@ -122,7 +123,7 @@ def load_tables(
         if len(files) > 1 and not options.caption_column and not find_captions(names):
             collector.notes.append(f"{collector.place(file)} holds no captions; passed over")
             continue
-        columns = _choose_columns(names, options, str(file))
+        columns = choose_columns(names, options, str(file))
         scan = read(Collector(root, format, ()), file)[1]  # its problems come again below
         columns = _check_columns(collector, collector.place(file), columns, names, list(scan))
         _add_rows(collector, file, columns, rows)
@@ -155,8 +156,12 @@ def _table_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return inner or splits or (tables if len(tables) == 1 else [])
 
 
-def _choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
-    """Return the columns of the options, and guess the others from the usual names."""
+def choose_columns(names: Collection[str], options: Options, where: str) -> Columns:
+    """Return the columns of the options, and guess the others from the usual names.
+
+    Raises:
+        DataError: if a column is missing, or two have the same name.
+    """
     listed = ", ".join(map(excerpt, names)) or "none"
     named = [name for name in names if name]  # a spreadsheet may leave empty columns
     if len(set(named)) < len(named):
@@ -197,19 +202,7 @@ def _check_columns(
     rows: list[tuple[str, Row]],
 ) -> Columns:
     """Find a split column of any name by its cells; drop an id column that numbers other things."""
-    if len(columns.captions) > 1:
-        listed = ", ".join(map(excerpt, columns.captions))
-        collector.notes.append(f"{place}: the captions are in the columns {listed}")
-    if columns.split is None and rows:
-        for name in names:
-            cells = (row.get(name) for _, row in rows)
-            if all(isinstance(cell, str) and split_name(cell) in _USUAL for cell in cells):
-                note = (
-                    f"{place}: column {excerpt(name)} holds only names of splits: it is the split"
-                )
-                collector.notes.append(note)
-                columns = replace(columns, split=name)
-                break
+    columns = with_split_column(collector, place, columns, names, [row for _, row in rows])
     few = [row.get(columns.image) for _, row in rows[:_FEW]]
     if few and all(map(_is_url, few)):
         columns = _without_urls(collector, place, columns, rows)
@@ -252,6 +245,24 @@ def _without_urls(
     return columns
 
 
+def with_split_column(
+    collector: Collector, place: str, columns: Columns, names: Iterable[str], rows: Sequence[Row]
+) -> Columns:
+    """Find a split column of any name by its cells; note this, and several columns of captions."""
+    if len(columns.captions) > 1:
+        listed = ", ".join(map(excerpt, columns.captions))
+        collector.notes.append(f"{place}: the captions are in the columns {listed}")
+    if columns.split is not None or not rows:
+        return columns
+    for name in names:
+        cells = (row.get(name) for row in rows)
+        if all(isinstance(cell, str) and split_name(cell) in _USUAL for cell in cells):
+            note = f"{place}: column {excerpt(name)} holds only names of splits: it is the split"
+            collector.notes.append(note)
+            return replace(columns, split=name)
+    return columns
+
+
 def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) -> None:
     """Merge the rows of one table into the data set.
 
@@ -265,7 +276,7 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
         collector.expect(file_split, collector.place(file))
     entries: dict[str, Entry] = {}
     for where, row in rows:
-        name, texts = row.get(columns.image), _captions(row, columns)
+        name, texts = row.get(columns.image), captions_of(row, columns)
         split = row.get(columns.split) if columns.split else file_split
         if is_missing(name):
             collector.problem("caption without image", where, excerpt(texts))
@@ -288,11 +299,22 @@ def _add_rows(collector: Collector, file: Path, columns: Columns, rows: Rows) ->
                 collector.caption(entry, text, where)
 
 
-def _captions(row: Row, columns: Columns) -> list[object]:
-    """Return the captions of a row; of several columns, the empty ones do not count."""
+def captions_of(row: Row, columns: Columns) -> list[object]:
+    """Return the captions of a row; of several columns, the empty ones do not count.
+
+    A cell holds a caption, an object with one, such as `{raw: ...}`, or a list of these.
+    """
     values = [row.get(name) for name in columns.captions]
     values = [value for value in values if not is_missing(value)] or values[:1]
-    return [text for value in values for text in (value if isinstance(value, list) else [value])]
+    return [text for value in values for text in _texts(value)]
+
+
+def _texts(value: object, depth: int = 3) -> list[object]:
+    if isinstance(value, list) and depth:
+        return [text for each in value for text in _texts(each, depth - 1)]
+    if isinstance(value, dict) and depth and (name := find_column(value, CAPTION_COLUMNS)):
+        return _texts(value[name], depth - 1)
+    return [value]
 
 
 def _entry(collector: Collector, entries: dict[str, Entry], new: Entry) -> Entry | None:
