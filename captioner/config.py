@@ -113,6 +113,7 @@ class DataConfig(Section):
         "csv",
         "jsonl",
         "webdataset",
+        "parquet",
         "sidecars",
         "kohya",
         "multi30k",

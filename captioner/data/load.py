@@ -19,6 +19,7 @@ from captioner.data.formats import (
     karpathy,
     kohya,
     multi30k,
+    parquet,
     webdataset,
 )
 from captioner.data.formats.collect import caption_files, listed
@@ -53,6 +54,7 @@ FORMATS: dict[str, Format] = {
     "flickr": flickr,
     "kohya": kohya,
     "webdataset": webdataset,
+    "parquet": parquet,
     "jsonl": jsonl,
     "csv": delimited,
     "sidecars": image_texts,

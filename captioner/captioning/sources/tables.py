@@ -1,4 +1,7 @@
-"""CSV, TSV, JSON Lines and JSON tables with a column of paths -> images, row by row."""
+"""CSV, TSV, JSON Lines, JSON and Parquet tables -> images, row by row.
+
+A column holds their paths. In Parquet it may hold the images themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,22 @@ from itertools import chain, count
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
+from captioner.data.formats import parquet
 from captioner.data.formats.collect import Pictures
-from captioner.data.formats.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, find_column, headless
+from captioner.data.formats.columns import (
+    CAPTION_COLUMNS,
+    FILE_COLUMNS,
+    IMAGE_COLUMNS,
+    find_column,
+    headless,
+)
+from captioner.data.formats.image_tables import (
+    Cell,
+    base_of,
+    choose_image,
+    image_columns,
+    name_cells,
+)
 from captioner.data.formats.jsonl import json_rows
 from captioner.errors import DataError, ImageError
 from captioner.system.escapes import own_cells, own_fields, unescape
@@ -31,11 +48,11 @@ from captioner.system.text_files import (
 
 DELIMITED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*DELIMITED, *JSON_LINES, ".json")
+SUFFIXES = (*DELIMITED, *JSON_LINES, ".json", parquet.SUFFIX)
 IMAGE_IDS = ("cocoid", "imageid", "imgid")  # as `column_key` spells them
 MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 
-# Line number from 1; the path or the error; the image id, if any.
+# Line number from 1; the path, the image or the error; the image id, if any.
 Row = tuple[int, object | ImageError, object]
 
 
@@ -53,7 +70,7 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             folders += sorted(path for path in table.parent.parent.iterdir() if path.is_dir())
     pictures = Pictures(folders)
     suffix = table.suffix.lower()
-    rows = _delimited if suffix in DELIMITED else _json_lines if suffix in JSON_LINES else _json
+    rows = _READERS.get(suffix, _json)
     has_rows = False
     try:
         for number, value, image_id in rows(table, image_column):
@@ -70,6 +87,8 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             yield replace(item, image_id=_text(image_id))
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
+    except DataError as error:
+        yield failure(name, str(error).removeprefix(f"{name}: "), "unreadable")
     except ImageError as error:
         yield Item(name, error)
     else:
@@ -87,6 +106,8 @@ def _text(image_id: object) -> str:
 def _item(table: Path, where: str, value: object | ImageError, pictures: Pictures) -> Item:
     if isinstance(value, ImageError):
         return Item(where, value)
+    if isinstance(value, Cell):
+        return Item(str(value), value)
     if not (isinstance(value, str) and value):
         return failure(where, f"not a path: {excerpt(value)}", "missing")
     try:
@@ -209,10 +230,37 @@ def _objects(rows: Iterable[tuple[int, object]], image_column: str | None) -> It
             yield number, row if isinstance(row, ImageError) else error, None
 
 
+def _parquet(file: Path, image_column: str | None) -> Iterator[Row]:
+    """Read the images of a Parquet file, or their paths, and the image ids."""
+    table = parquet.ParquetTable(file.absolute(), str(file))
+    schema = table.schema()
+    inside = image_columns(schema)
+    if not inside or (image_column in schema.names and image_column not in inside):
+        yield from _objects(enumerate(table.rows(schema.names, None), 1), image_column)
+        return
+    image = choose_image(schema, image_column, str(file), "--image-column")
+    others = [name for name in schema.names if name not in inside]
+    names, ids = find_column(others, FILE_COLUMNS), _id_column(others, image)
+    wanted = [*filter(None, dict.fromkeys((names, ids)))]
+    rows = [*table.rows(wanted, image)]
+    found = name_cells(table, image, [base_of(row[names or image]) for row in rows])
+    outside = {*table.without_bytes(image)}
+    for number, (row, cell) in enumerate(zip(rows, found, strict=True)):
+        value = row[image] if number in outside and row[image] else cell
+        yield number + 1, value, row[ids] if ids else None
+
+
 def _id_column(names: Collection[str], column: str) -> str | None:
     """Return the column of image ids; in a table of captions, `id` may number the captions."""
     usual = IMAGE_IDS if find_column(names, CAPTION_COLUMNS) else (*IMAGE_IDS, "id")
     return find_column((name for name in names if name != column), usual)
+
+
+_READERS = {
+    **dict.fromkeys(DELIMITED, _delimited),
+    **dict.fromkeys(JSON_LINES, _json_lines),
+    parquet.SUFFIX: _parquet,
+}
 
 
 def _column(names: Collection[str], given: str | None) -> str:

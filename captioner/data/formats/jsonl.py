@@ -45,7 +45,7 @@ def parquet_rows(path: Path) -> list[Any]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise DataError(f"{path}: needs pyarrow: pip install 'captioner[ray]'") from error
+        raise DataError(f"{path}: needs pyarrow: pip install 'captioner[data]'") from error
     try:
         return [own_fields(row) for row in parquet.read_table(path).to_pylist()]
     except (ArrowException, OSError) as error:
