@@ -114,6 +114,7 @@ class DataConfig(Section):
         "jsonl",
         "webdataset",
         "parquet",
+        "huggingface",
         "sidecars",
         "kohya",
         "multi30k",

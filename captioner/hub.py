@@ -1,5 +1,8 @@
 """Models on the Hugging Face Hub: fetch `hub:OWNER/NAME[@REVISION]`, publish a model directory.
 
+The names of its data sets, `hf:OWNER/NAME[@REVISION][:CONFIG]`, are read here too; `data` loads
+them.
+
 The library `huggingface-hub` keeps its own cache and tokens. It is imported only when a model is
 named so. Of a repository, only the files of a model directory are fetched.
 """
@@ -16,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.errors import CaptionerError, ConfigError, ModelError
+from captioner.errors import CaptionerError, ConfigError, DataError, ModelError
 from captioner.system.disk import advice
 from captioner.system.files import MAX_JSON
 from captioner.system.foreign import excerpt, plain
@@ -24,12 +27,14 @@ from captioner.system.ownership import CARD, MAX_CARD, MODEL_FILES
 from captioner.system.version import __version__
 
 PREFIX = "hub:"
+DATA_PREFIX = "hf:"
 MAIN = "main"
 MAX_WEIGHTS = 2**33  # bytes; the largest CNNs of torchvision take a third
 TIMEOUT = 10.0  # seconds until the server begins to answer
 _REPOSITORY = r"(?!.*(?:--|\.\.|\.git$))(\w[\w.-]{0,95}/\w[\w.-]{0,95})"
 _NAME = re.compile(_REPOSITORY, re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,199}", re.ASCII)
+_CONFIG = re.compile(r"(?!\.)[^<>:/\\|?*\s]{1,200}")
 _CONNECTION = ("httpx", "httpcore", "requests", "urllib3")  # packages, as they begin
 
 
@@ -38,10 +43,13 @@ class HubName(NamedTuple):
 
     repository: str  # OWNER/NAME
     revision: str = MAIN
+    is_data: bool = False
+    config: str = ""  # of a data set; "" for the usual one
 
     def __str__(self) -> str:
         at = "" if self.revision == MAIN else f"@{self.revision}"
-        return f"{PREFIX}{self.repository}{at}"
+        config = f":{self.config}" if self.config else ""
+        return f"{DATA_PREFIX if self.is_data else PREFIX}{self.repository}{at}{config}"
 
 
 def is_hub(model: str | Path) -> bool:
@@ -70,6 +78,32 @@ def parse(model: str | Path) -> HubName:
     return HubName(repository, revision or MAIN)
 
 
+def is_hub_data(root: str | Path) -> bool:
+    """Whether a `data.root` names a data set on the Hub."""
+    return str(root).startswith(DATA_PREFIX)
+
+
+def parse_data(root: str | Path) -> HubName:
+    """Read `hf:OWNER/NAME[@REVISION][:CONFIG]`.
+
+    Raises:
+        DataError: if it is something else.
+    """
+    text = root.as_posix() if isinstance(root, Path) else root
+    name, colon, config = text.removeprefix(DATA_PREFIX).partition(":")
+    repository, at, revision = name.partition("@")
+    if (
+        not _NAME.fullmatch(repository)
+        or (at and not _REVISION.fullmatch(revision))
+        or (colon and not _CONFIG.fullmatch(config))
+    ):
+        raise DataError(
+            f"{plain(text)}: not the name of a data set on the Hub; write hf:OWNER/NAME, "
+            f"hf:OWNER/NAME@REVISION or hf:OWNER/NAME@REVISION:CONFIG"
+        )
+    return HubName(repository, revision or MAIN, True, config)
+
+
 def fetch(model: str | Path) -> Path:
     """Return the folder of a model on the Hub, in the library's cache; print its commit.
 
@@ -80,13 +114,13 @@ def fetch(model: str | Path) -> Path:
             the cache and cannot be downloaded.
     """
     name = parse(model)
-    library = _library(ModelError)
+    library = hub_library(ModelError)
     folder = _cached(library, name)
     if folder is None:
-        with _quiet(), _reported(name, ModelError):
+        with quiet(), reported(name, ModelError):
             folder = _download(library, name)
     else:
-        _say_once(f"{name}: commit {folder.name}, from the cache")
+        say_once(f"{name}: commit {folder.name}, from the cache")
     return folder
 
 
@@ -96,11 +130,11 @@ def check_reach(repository: str) -> None:
     Raises:
         ModelError: if it cannot.
     """
-    library, name = _library(ModelError), HubName(repository)
+    library, name = hub_library(ModelError), HubName(repository)
     cache = Path(import_module("huggingface_hub.constants").HF_HUB_CACHE)
     if not (cache / f"models--{repository.replace('/', '--')}" / "snapshots").is_dir():
-        with _reported(name, ModelError):
-            _api(library).model_info(repository, timeout=TIMEOUT)
+        with reported(name, ModelError):
+            hub_api(library).model_info(repository, timeout=TIMEOUT)
 
 
 def _cached(library: Any, name: HubName) -> Path | None:
@@ -114,12 +148,12 @@ def _cached(library: Any, name: HubName) -> Path | None:
 
 
 def _download(library: Any, name: HubName) -> Path:
-    api = _api(library)
+    api = hub_api(library)
     info = api.model_info(
         name.repository, revision=name.revision, files_metadata=True, timeout=TIMEOUT
     )
     sizes = _sizes(name, info)
-    _say_once(f"{name}: commit {info.sha}, downloads {_amount(sizes)}")
+    say_once(f"{name}: commit {info.sha}, downloads {_amount(sizes)}")
     # The cache learns the commit of a branch with config.json, and is complete with the weights.
     order = sorted(sizes, key=lambda file: (file == "model.safetensors", file == "config.json"))
     for file in order:
@@ -177,12 +211,12 @@ def upload(
             `private`, or it holds another model.
     """
     check_target(repository, revision)
-    library = _library(ConfigError)
+    library = hub_library(ConfigError)
     name = HubName(repository, revision or MAIN)
     if not library.get_token():
         raise ConfigError(f"{name}: no token: log in with `hf auth login`, or set HF_TOKEN")
-    with _quiet(), _reported(name, ConfigError, writes=True):
-        api = _api(library)
+    with quiet(), reported(name, ConfigError, writes=True):
+        api = hub_api(library)
         _prepare(library, api, name, private)
         say(f"uploading {amount_of(folder)} to {name}")
         commit = api.create_commit(
@@ -263,7 +297,8 @@ def _amount(sizes: dict[str, int]) -> str:
     return f"{len(sizes)} files, {sum(sizes.values()) / 1e6:,.1f} MB"
 
 
-def _library(error: type[CaptionerError]) -> Any:
+def hub_library(error: type[CaptionerError]) -> Any:
+    """Return huggingface-hub; an error of this type if it is missing."""
     try:
         import huggingface_hub
     except ImportError as missing:
@@ -271,12 +306,13 @@ def _library(error: type[CaptionerError]) -> Any:
     return huggingface_hub
 
 
-def _api(library: Any) -> Any:
+def hub_api(library: Any) -> Any:
+    """Return what asks the Hub."""
     return library.HfApi(library_name="captioner", library_version=__version__)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Show no progress bars in a log."""
     utils: Any = import_module("huggingface_hub.utils")
     if sys.stderr.isatty() or utils.are_progress_bars_disabled():
@@ -290,7 +326,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _reported(name: HubName, kind: type[CaptionerError], *, writes: bool = False) -> Iterator[None]:
+def reported(name: HubName, kind: type[CaptionerError], *, writes: bool = False) -> Iterator[None]:
     """Turn the errors of the library, the server and the network into one line."""
     try:
         yield
@@ -307,7 +343,8 @@ def _reason(name: HubName, error: BaseException, writes: bool) -> str:
     causes = [*_causes(error)]
     error = next((each for each in causes if getattr(each, "response", None)), error)
     status = getattr(getattr(error, "response", None), "status_code", None)
-    site = f"{constants.ENDPOINT}/{name.repository}"
+    site = f"{constants.ENDPOINT}/{'datasets/' * name.is_data}{name.repository}"
+    what = "data set" if name.is_data else "model"
     if isinstance(error, errors.GatedRepoError):
         reason = f"its owner grants access on request, on {site}; then log in with `hf auth login`"
     elif status == 403 or (status == 401 and writes):
@@ -316,7 +353,7 @@ def _reason(name: HubName, error: BaseException, writes: bool) -> str:
         reason = f"has no revision {name.revision}; {site} lists them"
     elif isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         access = "your token gives no access" if get_token() else "log in with `hf auth login`"
-        reason = f"no such model on the Hub, or a private one; if it is private, {access}"
+        reason = f"no such {what} on the Hub, or a private one; if it is private, {access}"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         reason = "not in the cache, and HF_HUB_OFFLINE forbids the network"
     elif status is not None:
@@ -344,5 +381,6 @@ def _is_of_connection(error: BaseException) -> bool:
 
 
 @functools.cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Print a line to stderr, but not again."""
     print(line, file=sys.stderr)

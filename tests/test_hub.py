@@ -40,7 +40,7 @@ def site(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
-        hub._say_once.cache_clear()
+        hub.say_once.cache_clear()
         yield served
 
 

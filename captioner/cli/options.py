@@ -122,10 +122,13 @@ def choose_config(config: str | None, overrides: tuple[str, ...]) -> str:
 def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
     """Return a name for a folder of results: that of CONFIG, or else that of the data."""
     from captioner.config import resolve_path, root_of
+    from captioner.hub import is_hub_data, parse_data
 
     root = root_of(overrides)
     if config or root is None:
         return Path(config or "scenes").stem
+    if is_hub_data(root):
+        return parse_data(root).repository.partition("/")[2]
     place = os.path.abspath(resolve_path(root))  # noqa: PTH100 "." has a name too
     is_file = os.path.isfile(place)  # noqa: PTH113 pathlib raises for a name that is too long
     return (Path(place).stem if is_file else Path(place).name) or "photos"

@@ -14,6 +14,7 @@ from captioner.data.formats import (
     coco,
     delimited,
     flickr,
+    huggingface,
     image_texts,
     jsonl,
     karpathy,
@@ -24,6 +25,7 @@ from captioner.data.formats import (
 )
 from captioner.data.formats.collect import caption_files, listed
 from captioner.errors import ConfigError, DataError, checked_names, must_be
+from captioner.hub import is_hub_data
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_encodings import bad_encoding, reading_as
@@ -48,6 +50,7 @@ class Format(Protocol):
 # In the order of recognition: the more specific first.
 FORMATS: dict[str, Format] = {
     "scenes": scenes,
+    "huggingface": huggingface,
     "karpathy": karpathy,
     "coco": coco,
     "multi30k": multi30k,
@@ -79,13 +82,13 @@ def load_dataset(
     """Read a data set from a folder or an annotation file.
 
     Args:
-        root: the folder or file.
+        root: the folder or file, or `hf:OWNER/NAME[@REVISION][:CONFIG]` on the Hub.
         format: a key of `FORMATS`, or "auto" to recognise the format.
         images: image folder; None: next to the annotations; False: read only the annotations.
         restval: Karpathy splits only: add "restval" to "train".
-        image_column: CSV and JSONL: column of the image's file name; None: guessed.
-        caption_column: CSV and JSONL: column of the caption or captions; None: guessed.
-        split_column: CSV and JSONL: column of the split.
+        image_column: tables: column of the images, or of their file names; None: guessed.
+        caption_column: tables: column of the caption or captions; None: guessed.
+        split_column: tables: column of the split.
         holdout: without a dev split, this fraction of the train images becomes "dev", 0 to 1.
         encoding: Python's name of the encoding of texts without a byte order mark; None: UTF-8.
         splits: names of splits in use; one such as `val-{0..9}.tar` is the split of these shards.
@@ -138,6 +141,8 @@ def recognised(root: Path, format: str = "auto") -> Format | None:
 def _choose(root: Path, format: str) -> Format:
     if format not in ("auto", *FORMATS):
         raise DataError(f"data.format {excerpt(format)} is none of: auto, {', '.join(FORMATS)}")
+    if is_hub_data(root) and format in ("auto", "huggingface"):
+        return huggingface
     try:
         if str(root).startswith("pipe:"):
             raise DataError(
