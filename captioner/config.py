@@ -104,7 +104,7 @@ class Section(BaseModel, metaclass=_CHECKED):  # type: ignore[metaclass]
 class DataConfig(Section):
     """Where the images and captions are."""
 
-    root: str = Field("bundled:data/scenes", description="folder or annotation file")
+    root: str = Field("bundled:data/scenes", description="folder, annotation file or hf:OWNER/NAME")
     format: Literal[
         "auto",
         "flickr",
@@ -125,9 +125,9 @@ class DataConfig(Section):
     split_dev: str = Field("dev", description="split that chooses the best epoch")
     split_test: str = Field("test", description="split for the final score")
     restval: bool = Field(False, description="add Karpathy's `restval` images to the train split")
-    image_column: str | None = Field(None, description="CSV/JSONL image column; null: guessed")
-    caption_column: str | None = Field(None, description="CSV/JSONL caption column; null: guessed")
-    split_column: str = Field("split", description="CSV/JSONL column of the split")
+    image_column: str | None = Field(None, description="image column of a table; null: guessed")
+    caption_column: str | None = Field(None, description="caption column of a table; null: guessed")
+    split_column: str = Field("split", description="split column of a table")
     holdout: Fraction = Field(
         0.05, description="fraction of train images moved to dev if the data has no dev split"
     )

@@ -104,7 +104,6 @@ def test_captions_and_images_in_every_form(tmp_path: Path, form: str, image: str
     assert example.image_id == ("1.png" if image == "struct" else "train.parquet/row 1")
 
 
-@pytest.mark.parametrize("form", ["structs", "captions in structs", "struct of lists"])
 def test_the_images_of_a_file_are_captioned(tmp_path: Path) -> None:
     table = [
         {"image": struct(1), "image_id": 7},
@@ -126,6 +125,7 @@ def test_the_images_of_a_file_are_captioned(tmp_path: Path) -> None:
     assert str(item.source).startswith("cannot be read as Parquet: ")
 
 
+@pytest.mark.parametrize("form", ["structs", "captions in structs", "struct of lists"])
 def test_captions_in_objects_are_read_from_json_lines_too(tmp_path: Path, form: str) -> None:
     toys.draw(tmp_path / "1.png", "red")
     line = json.dumps({"image": "1.png", **CAPTIONS[form]})
