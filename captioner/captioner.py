@@ -20,6 +20,7 @@ from captioner.decoder.likelihood import embeddings, log_likelihoods
 from captioner.decoder.neighbours import Neighbours
 from captioner.decoder.stepping import Stepping
 from captioner.encoder.encoder import Encoder, dtype_of
+from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import (
     ConfigError,
     ImageError,
@@ -116,11 +117,16 @@ class Captioner:
         return len(self.decoder.members) if isinstance(self.decoder, Ensemble) else 1
 
     def map_size(self) -> int:
-        """Return the places S in a row and in a column of an attention map; 0: no attention.
+        """Return the places S in a row and in a column of an attention map; 0: no such map.
+
+        A model without attention has none, and places of features that another program made lie
+        nowhere.
 
         Raises:
             ModelError: if the models of an ensemble have different numbers of places.
         """
+        if isinstance(self.encoder, GivenFeatures):
+            return 0
         members = [*self.decoder.members] if isinstance(self.decoder, Ensemble) else [self.decoder]
         places = {member.places for member in members if member.attention is not None}
         if len(places) > 1:

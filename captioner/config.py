@@ -181,6 +181,11 @@ class EncoderConfig(Section):
         description="CNNs that read the same pixels; their features are concatenated. "
         "encoder.backbone, .weights and .builder_args set the first CNN",
     )
+    features: str | None = Field(
+        None,
+        description="file of features that another program made, instead of CNNs: .npy, .npz, .h5 "
+        "or .safetensors, keyed by image id",
+    )
     image_size: int | None = Field(
         None, ge=32, le=2048, description="pixels of the centre crop; null: set by the weights"
     )
@@ -208,6 +213,15 @@ class EncoderConfig(Section):
     @classmethod
     def _list_cnns(cls, given: Any) -> Any:
         return list_cnns(given)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.features is not None and (self.flip or self.mirrored):
+            name = "flip" if self.flip else "mirrored"
+            raise ValueError(
+                f"encoder.{name}: encoder.features holds no mirrored images; set it to false"
+            )
+        return self
 
 
 def list_cnns(encoder: Any) -> Any:

@@ -222,7 +222,9 @@ def _parts_of(captioner: Captioner, config: Config | None) -> dict[str, Any]:
             }
             for cnn in encoder.cnns
         ],
-        "preprocess": encoder.cnns[0].spec.preprocess,
+        "preprocess": encoder.cnns[0].spec.preprocess if encoder.cnns else None,
+        "features": None if encoder.cnns else encoder.name,
+        "feature_size": encoder.feature_size,
         "mirrored": encoder.mirrored,
         "decoder": decoder.config,
         "decoder_size": sum(weights.numel() for weights in decoder.parameters()),
@@ -254,6 +256,7 @@ def without_folders(config: Config) -> tuple[dict[str, Any], list[str]]:
     without_folder(tree["data"], "root", "data.root")
     without_folder(tree["data"], "images", "data.images")
     without_folder(tree["training"], "start_from", "training.start_from")
+    without_folder(tree["encoder"], "features", "encoder.features")
     for number, cnn in enumerate(tree["encoder"]["cnns"]):
         place = f"encoder.cnns.{number}.weights" if number else "encoder.weights"
         without_folder(cnn, "weights", place)

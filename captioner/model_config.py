@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from captioner.config import DecoderConfig, DecodingConfig, Precision, bundled, first_mistake
 from captioner.errors import ModelError
@@ -22,6 +22,7 @@ Storage = Literal["fp32", "fp16"]
 # The format version of each storage: older versions of captioner read fp32 only.
 FORMAT_VERSIONS: Mapping[Storage, int] = {"fp32": 1, "fp16": 2}
 OTHER_WORDS = 2  # added for a tokeniser that is not ptb, whose words older versions cannot join
+NO_CNN = 4  # added for a model of features, without which older versions would see no mistake
 
 
 class CnnConfig(BaseModel):
@@ -31,6 +32,12 @@ class CnnConfig(BaseModel):
     builder_args: dict[str, Any]
     weights: str
     precision: Precision = "auto"
+
+
+class FeaturesConfig(BaseModel):
+    """What stands for the CNNs of a model of features; the decoder states their sizes."""
+
+    source: str = Field(max_length=1000)  # name of the file that the model learnt from
 
 
 class SizedDecoderConfig(DecoderConfig):
@@ -52,6 +59,7 @@ class ModelConfig(BaseModel):
         | Annotated[list[CnnConfig], Field(fail_fast=True), Tag("several")],
         Discriminator(lambda given: "several" if isinstance(given, list) else "one"),
     ]
+    features: FeaturesConfig | None = None  # the list of CNNs is then empty
     # Of the numbers in `model.safetensors`; None: any, in directories of captioner 0.1.
     storage: Storage | None = None
     mirrored: bool = False
@@ -61,9 +69,18 @@ class ModelConfig(BaseModel):
     decoder: SizedDecoderConfig
     decoding: DecodingConfig
 
+    @model_validator(mode="after")
+    def _sees(self) -> Self:
+        if (self.features is None) != bool(self.cnns()):
+            raise ValueError("encoder: either CNNs or features")
+        return self
+
     def version(self) -> int:
         """Return the format version of a directory with these settings."""
-        return FORMAT_VERSIONS[self.storage or "fp32"] + OTHER_WORDS * (self.tokenizer != "ptb")
+        words = OTHER_WORDS * (self.tokenizer != "ptb")
+        return (
+            FORMAT_VERSIONS[self.storage or "fp32"] + words + NO_CNN * (self.features is not None)
+        )
 
     def cnns(self) -> dict[str, CnnConfig]:
         """Return the CNNs by the prefix of their weights' names."""
@@ -144,7 +161,7 @@ def read_config(folder: Path) -> ModelConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "format_version is missing" if isinstance(error, KeyError) else plain(error)
         raise ModelError(f"{path}: not a captioner model config: {reason}") from error
-    known = range(1, 1 + OTHER_WORDS + max(FORMAT_VERSIONS.values()))
+    known = range(1, 1 + NO_CNN + OTHER_WORDS + max(FORMAT_VERSIONS.values()))
     if type(version) is not int or version not in known:
         raise ModelError(
             f"{path}: format version {excerpt(version)}, this captioner reads 1 to {known[-1]}; "
@@ -157,6 +174,8 @@ def read_config(folder: Path) -> ModelConfig:
         raise ModelError(f"{path}: cannot be used: {mistake}") from error
     if model.version() != version:
         stated = str(model.storage or "not stated")
+        if model.features:
+            stated += " and features"
         if model.tokenizer != "ptb":
             stated += f" and tokenizer {plain(model.tokenizer, 60)}"
         raise ModelError(

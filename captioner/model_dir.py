@@ -37,6 +37,7 @@ from captioner.encoder.encoder import (
     side_by_side,
     side_by_side_features,
 )
+from captioner.encoder.given_features import GivenFeatures
 from captioner.encoder.preprocess import FILE_NAME as PREPROCESSOR
 from captioner.encoder.preprocess import (
     Preprocess,
@@ -48,6 +49,7 @@ from captioner.encoder.weights import EncoderSpec, state_of
 from captioner.errors import ConfigError, ModelError
 from captioner.model_config import (
     CnnConfig,
+    FeaturesConfig,
     ModelConfig,
     SizedDecoderConfig,
     Storage,
@@ -115,10 +117,12 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
         CnnConfig.model_validate(asdict(cnn.spec) | {"precision": cnn.precision})
         for cnn in encoder.cnns
     ]
+    given = isinstance(encoder, GivenFeatures)
     config = ModelConfig(
         format_version=0,  # set below
         storage=storage,
         encoder=one_or_list(cnns),
+        features=FeaturesConfig(source=encoder.source) if given else None,
         mirrored=encoder.mirrored,
         grid=encoder.grid,
         grid_channels=encoder.grid_channels,
@@ -134,6 +138,7 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
     )
     config = config.model_copy(update={"format_version": config.version()})
     usual = {"tokenizer"} if config.tokenizer == "ptb" else set()  # as older versions wrote it
+    usual |= set() if config.features else {"features"}
     tensors = _tensors(model, storage)
     with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
@@ -283,13 +288,16 @@ def _load_encoder(
     tensors: dict[str, Tensor],
     where: Path,
 ) -> Encoder:
-    cnns = config.cnns()
+    cnns, sizes = config.cnns(), config.decoder
     states = {prefix: _take(tensors, prefix) for prefix in cnns}
     for name in tensors:
         if name.startswith("encoder."):
             raise ModelError(
                 f"{where}: does not fit config.json, which has no CNN for {plain(name)}"
             )
+    if config.features:
+        source = plain(config.features.source, 60)
+        return GivenFeatures(sizes.feature_size, sizes.places, sizes.channels, source)
     networks = []
     for (prefix, cnn), transform in zip(cnns.items(), preprocess, strict=True):
         spec = EncoderSpec(cnn.backbone, cnn.builder_args, transform, cnn.weights)
@@ -343,6 +351,12 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
     Raises:
         ModelError: if the vocabularies or the preprocessing of the models differ.
     """
+    given = [model.encoder for _, model in models if isinstance(model.encoder, GivenFeatures)]
+    if given and len({model.encoder.fingerprint() for _, model in models}) > 1:
+        raise ModelError(
+            f"an ensemble needs models of the same features; one of them captions features of "
+            f"{given[0].wanted} an image"
+        )
     (first_folder, first), *others = models
     for folder, model in others:
         for what, same in (
@@ -355,6 +369,10 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
                     f"{folder}: {what} differs from {first_folder}; an ensemble needs models that "
                     f"were trained with the same {what}"
                 )
+    if given:
+        columns_of_all = torch.arange(first.encoder.feature_size)
+        members = [model.decoder for _, model in models]
+        return first.encoder, Ensemble(members, [columns_of_all for _ in members])
     cnns = {cnn.fingerprint(): cnn for _, model in models for cnn in model.encoder.cnns}
     encoder = side_by_side(list(cnns.values()))
     columns = dict(zip(cnns, _columns(list(cnns.values())), strict=True))

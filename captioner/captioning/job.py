@@ -237,7 +237,7 @@ def _caption_batches(
     captioner = load()
     # Random draws depend on the whole batch, so a batch is sampled again completely or not at all.
     together = options.search == "sample"
-    reader = ItemReader(captioner.encoder.preprocess, how, memory)
+    reader = ItemReader(captioner.encoder, how, memory)
 
     def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
         position, item, known, ticket = queued

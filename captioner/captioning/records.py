@@ -13,6 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
 from captioner.captioning.sources import Item
+from captioner.captioning.sources.features import FeatureRow
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind, checked_names, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from captioner.captioner import Captioner
-    from captioner.encoder.preprocess import Preprocess
+    from captioner.encoder.encoder import Encoder
 
 MOST_WORKERS = 1024
 DIGEST_BYTES = 16
@@ -164,12 +165,10 @@ class Totals:
 class ItemReader:
     """Reads and decodes images within a memory limit."""
 
-    def __init__(
-        self, preprocess: Preprocess, how: CaptioningOptions, memory: Memory | None = None
-    ):
-        self.preprocess, self.maps = preprocess, how.maps
-        self.max_pixels = how.max_pixels
-        self.at_least = preprocess.enough if how.scaled_decoding else None
+    def __init__(self, encoder: Encoder, how: CaptioningOptions, memory: Memory | None = None):
+        self.encoder, self.maps = encoder, how.maps
+        self.row = getattr(encoder, "row", None)  # of a model of features
+        self.max_pixels, self.scaled = how.max_pixels, how.scaled_decoding
         self.memory = memory or Memory(how.max_memory)
 
     def read(
@@ -180,7 +179,11 @@ class ItemReader:
     ) -> tuple[Record, Tensor | None]:
         """Read an image, and decode it if `is_wanted` is None or accepts the digest of its content.
 
-        The ticket is from `memory.join` and is released here. Pixels are uint8 (3, S, S).
+        The ticket is from `memory.join` and is released here. Pixels are uint8 (3, S, S); for a
+        model of features, they are the features, fp16 (F,).
+
+        Raises:
+            ModelError: for a picture, if the model sees no pictures.
         """
         try:
             return self._read(item, partial(self.memory.claim, number=ticket), is_wanted)
@@ -202,16 +205,30 @@ class ItemReader:
                 record = replace(record, digest=digest_of(content))
                 if not is_wanted(record.digest):
                     return record, None
+            if isinstance(item.source, FeatureRow):
+                return record, self._features(item.source)
+            preprocess = self.encoder.preprocess
+            at_least = preprocess.enough if self.scaled else None
             picture = read_image(
-                content, max_pixels=self.max_pixels, at_least=self.at_least, claim=claim
+                content, max_pixels=self.max_pixels, at_least=at_least, claim=claim
             )
-            pixels = self.preprocess.pixels(picture)
+            pixels = preprocess.pixels(picture)
             if self.maps:
-                visible = self.preprocess.visible(*picture.size)
+                visible = preprocess.visible(*picture.size)
                 record = replace(record, pixels=pixels, visible=visible)
-            return replace(record, blank=self.preprocess.is_blank(pixels)), pixels
+            return replace(record, blank=preprocess.is_blank(pixels)), pixels
         except ImageError as error:
             return record.complete(error), None
+
+    def _features(self, source: FeatureRow) -> Tensor:
+        """Return the features of an image that another program made."""
+        if self.row is None:
+            raise ImageError("features, and this model sees pictures", kind="not_an_image")
+        try:
+            found: Tensor = self.row(source.values())
+        except ValueError as error:
+            raise ImageError(str(error), kind="not_an_image") from error
+        return found
 
 
 def digest_of(content: bytes) -> bytes:
@@ -267,7 +284,7 @@ def caption_files(
     must_be("memory", memory, Memory, NoneType)
     how = how or CaptioningOptions()
     options = options or captioner.settings(n_best=how.n_best)
-    reader = ItemReader(captioner.encoder.preprocess, how, memory)
+    reader = ItemReader(captioner.encoder, how, memory)
     queue = (
         ((item, reader.memory.join()) for item in batch)
         for batch in in_turn(map(_item, items), how.batch_size)

@@ -88,7 +88,9 @@ def _fill(config: str | None, overrides: tuple[str, ...], device: str) -> None:
     from captioner.data.prepare import open_dataset, open_encoder, prepare
     from captioner.system.devices import choose_device
 
-    dataset = open_dataset(settings.data)  # fails before weights are downloaded
+    dataset = open_dataset(
+        settings.data, settings.encoder.features
+    )  # fails before weights are downloaded
     encoder = open_encoder(settings, choose_device(device))
     prepared = prepare(settings, encoder, say, dataset=dataset)
     rows = len(prepared.train.features) + len(prepared.dev.features)

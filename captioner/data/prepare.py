@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from torch import Tensor
 from captioner.config import Config, DataConfig, holds_scenes, resolve_path
 from captioner.data.caption_table import CaptionTable
 from captioner.data.dataset import Dataset, Example, describe
+from captioner.data.feature_file import FeatureFile
 from captioner.data.feature_store import FeatureStore
 from captioner.data.fill import fill_store
 from captioner.data.load import load_dataset
 from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side
+from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import ConfigError, DataError, ModelError
 from captioner.system.foreign import excerpt, plain
+from captioner.system.memory import fits
 from captioner.system.world import World
 from captioner.text import UNSPACED, Tokenizer, Vocabulary, make_tokenizer
 from captioner.text.languages import advice, length_advice
@@ -60,19 +63,30 @@ class Prepared:
     data: dict[str, str]  # digests of the images and captions of train and dev, by name
 
 
-def open_dataset(config: DataConfig) -> Dataset:
-    """Load the data set of a config; see `load_dataset`."""
+def open_dataset(config: DataConfig, features: str | None = None) -> Dataset:
+    """Load the data set of a config; see `load_dataset`.
+
+    With `encoder.features`, pictures may be missing: they are looked for in `data.images` only.
+    """
+    unseen: Literal[False] | None = False if features else None
     return load_dataset(
         resolve_path(config.root),
-        images=resolve_path(config.images) if config.images else None,
+        images=resolve_path(config.images) if config.images else unseen,
         splits=(config.split_train, config.split_dev, config.split_test),
         **config.model_dump(exclude={"root", "images", "split_train", "split_dev", "split_test"}),
     )
 
 
 def open_encoder(config: Config, device: torch.device) -> Encoder:
-    """Build the frozen CNNs of a config; see `FrozenEncoder.create` and `side_by_side`."""
+    """Build the frozen CNNs of a config; see `FrozenEncoder.create` and `side_by_side`.
+
+    With `encoder.features`, return what stands for the CNNs.
+    """
     settings = config.encoder
+    if settings.features:
+        file = FeatureFile(resolve_path(settings.features))
+        attends = config.decoder.attention != "none"
+        return GivenFeatures.of_shape(file.shape, attends, file.path.name).to_device(device)
     cnns: list[FrozenEncoder] = []
     drawn = [cnn for cnn in settings.cnns if Path(cnn.weights).name == SCENES_CNN]
     if drawn and not holds_scenes(config.data.root):
@@ -121,7 +135,7 @@ def prepare(
         DataError: if the data cannot be used.
         ConfigError: if the vocabulary covers too few words, or the tokeniser cannot be used.
     """
-    dataset = open_dataset(config.data) if dataset is None else dataset
+    dataset = open_dataset(config.data, config.encoder.features) if dataset is None else dataset
     tokenizer = _tokenizer(dataset, config, base)
     train = _tokenized(dataset, config.data.split_train, tokenizer, say)
     dev = _tokenized(dataset, config.data.split_dev, tokenizer, say)
@@ -131,8 +145,8 @@ def prepare(
         say(suggestion)
     min_count = 1 if tokenizer.name == "bpe" else config.text.min_count
     vocabulary = _build_vocabulary(dataset, train, dev, min_count, tokenizer, base, say)
-    size, strict = config.encoder.batch_size, config.data.strict
-    encode = partial(_encoded, encoder, batch_size=size, strict=strict, say=say, world=world)
+    seen = _Seen(encoder, config.encoder.batch_size, config.encoder.features, say)
+    encode = partial(_encoded, seen, strict=config.data.strict, world=world)
     train, features, rows, images = encode(train, flip=config.encoder.flip)
     table = CaptionTable.build(
         features, [*train.values()], vocabulary, views=rows, max_length=config.text.max_length
@@ -256,13 +270,16 @@ def read_split(
     *,
     batch_size: int,
     say: Say,
+    features: str | None = None,
 ) -> SplitTable:
-    """Tokenise and encode one split to caption and score; a `DataError` if none of it is usable."""
+    """Tokenise and encode one split to caption and score; a `DataError` if none of it is usable.
+
+    The `features` are the path of `encoder.features`, for a model without a CNN.
+    """
     captions = _tokenized(dataset, split, tokenizer, say)
-    captions, features, rows, _ = _encoded(
-        encoder, captions, flip=encoder.mirrored, batch_size=batch_size, strict=False, say=say
-    )
-    return _split_table(captions, features, rows, tokenizer)
+    seen = _Seen(encoder, batch_size, features, say)
+    captions, table, rows, _ = _encoded(seen, captions, flip=encoder.mirrored, strict=False)
+    return _split_table(captions, table, rows, tokenizer)
 
 
 def _tokenized(
@@ -286,14 +303,22 @@ def _tokenized(
     return worded
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How images become features."""
+
+    encoder: Encoder
+    batch_size: int
+    features: str | None  # path of a file, for `GivenFeatures`
+    say: Say
+
+
 def _encoded(
-    encoder: Encoder,
+    seen: _Seen,
     captions: dict[Example, Tokens],
     *,
     flip: bool,
-    batch_size: int,
     strict: bool,
-    say: Say,
     world: World | None = None,
 ) -> tuple[dict[Example, Tokens], Tensor, Tensor, str]:
     """Encode the images that are not in the store, and read the features of all.
@@ -302,10 +327,18 @@ def _encoded(
         The captions of the N readable images; features, fp16 (R, F), in memory or on disk; the rows
         of each image, int64 (N, views); and a digest of the images' content, in order.
     """
+    encoder, say = seen.encoder, seen.say
+    if isinstance(encoder, GivenFeatures):
+        return _given(encoder, seen, captions, strict)
+    if seen.features:
+        raise ConfigError(
+            f"encoder.features: this model has a CNN ({encoder.name}) and sees pictures; set "
+            f"encoder.features=null"
+        )
     store = FeatureStore.for_encoder(encoder)
     images = list(dict.fromkeys(example.image for example in captions))
     keys, broken = fill_store(
-        store, encoder, images, mirrored=flip, batch_size=batch_size, world=world, say=say
+        store, encoder, images, mirrored=flip, batch_size=seen.batch_size, world=world, say=say
     )
     for image, error in broken.items():
         say(f"skipped: {plain(image)}: {error}")
@@ -315,6 +348,53 @@ def _encoded(
     wanted = [key for example in kept for key in keys[example.image]]
     features, rows = store.table(wanted)
     return kept, features, rows.view(len(kept), -1), _digest_of(wanted)
+
+
+def _given(
+    encoder: GivenFeatures, seen: _Seen, captions: dict[Example, Tokens], strict: bool
+) -> tuple[dict[Example, Tokens], Tensor, Tensor, str]:
+    """Read the features of a file; see `_encoded`.
+
+    Raises:
+        DataError: if the file does not fit the model or the images, or the memory.
+        ConfigError: if no file is named.
+    """
+    if not seen.features:
+        raise ConfigError(f"{encoder.name}: the model captions features; set encoder.features=PATH")
+    file = FeatureFile(resolve_path(seen.features))
+    keys = file.keys_of(captions)
+    missing = [example for example in captions if example not in keys]
+    if missing:
+        first = plain(missing[0].image_id, 60)
+        line = f"{len(missing):,} image(s) without features in {file.path}; first: {first}"
+        if strict or not keys:
+            known = excerpt(next(iter(file.index)), 60)
+            raise DataError(f"{line}; the ids in the file look like {known}")
+        seen.say(f"skipped: {line}")
+    kept = {example: tokens for example, tokens in captions.items() if example in keys}
+    wanted = [keys[example] for example in kept]
+    size = len(wanted) * encoder.feature_size * 2
+    mapped = None if fits(size, torch.device("cpu")) else file.mapped()
+    if mapped is None and not fits(size, torch.device("cpu")):
+        raise DataError(
+            f"{file.path}: {size / 1e9:,.1f} GB do not fit the memory; store vectors as one .npy "
+            f"of float16, which stays on disk"
+        )
+    features = torch.empty(0 if mapped is not None else len(wanted), encoder.feature_size).half()
+    digest = hashlib.blake2b(digest_size=16)
+    for number, key in enumerate(wanted):
+        try:
+            row = encoder.row(file.read(key))
+        except ValueError as error:
+            raise DataError(f"{file.path}: {excerpt(key)}: {error}") from error
+        digest.update(row.numpy().tobytes())
+        if mapped is None:
+            features[number] = row
+    rows = torch.arange(len(wanted))
+    if mapped is not None:
+        features = torch.from_numpy(mapped)
+        rows = torch.tensor([file.index[key] for key in wanted])
+    return kept, features, rows[:, None], digest.hexdigest()
 
 
 def _split_table(

@@ -54,18 +54,21 @@ def examine(
     """
     encoder = captioner.encoder
     decoder = captioner.single_decoder("examined; examine its models one by one")
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, config.encoder.features)
     usual = (config.data.split_dev, config.data.split_test)
     split = split or next((name for name in usual if name in dataset.splits), usual[0])
     preprocessing = _check_preprocessing(encoder, folder.resolve().parent)
     try:
         tokenizer, size = captioner.vocabulary.tokenizer, config.encoder.batch_size
-        table = read_split(dataset, split, encoder, tokenizer, batch_size=size, say=say)
+        given = config.encoder.features
+        table = read_split(
+            dataset, split, encoder, tokenizer, batch_size=size, say=say, features=given
+        )
     except AlteredError as error:
         advice = "drop the damaged rows with `captioner features --prune`, and train again"
         return [preprocessing, Check("feature store", "problem", str(error), advice)]
     say(f"{split}: {len(table.examples):,} images of {dataset.root}")
-    say(f"features: {FeatureStore.for_encoder(encoder).folder}")
+    say(f"features: {given or FeatureStore.for_encoder(encoder).folder}")
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(table.examples))[:RECOMPUTED]
     try:
@@ -75,10 +78,12 @@ def examine(
         return [Check("numbers", "problem", str(error), advice)]
     features = table.features.float().numpy()
     mean, std = (each.cpu().numpy() for each in (decoder.init_hidden.mean, decoder.init_hidden.std))
-    fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
+    stored = []
+    if not given:
+        fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
+        stored = [preprocessing, checks.check_store(features[sample], fresh)]
     return [
-        preprocessing,
-        checks.check_store(features[sample], fresh),
+        *stored,
         checks.check_features(features, mean, std),
         checks.check_units(
             "initial state",

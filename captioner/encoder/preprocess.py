@@ -162,7 +162,7 @@ class PreprocessConfig(BaseModel):
         return self
 
 
-_CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast(), Field(min_length=1)])
+_CONFIGS = TypeAdapter(Annotated[list[PreprocessConfig], FailFast()])
 
 
 def save_preprocess(folder: Path, transforms: Sequence[Preprocess]) -> None:

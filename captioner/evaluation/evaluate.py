@@ -103,14 +103,22 @@ def evaluate(
     must_be("explain", explain, bool)
     must_be("config", config, Config)
     check_files(output, "evaluation")
+    if explain:
+        captioner.encoder.preprocess  # noqa: B018 a model of features sees no pictures
     options = options or captioner.settings(n_best=n_best)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, config.encoder.features)
     for note in dataset.notes:
         say(f"note: {note}")
     split = split or _usual_split(dataset, config)
     tokenizer = captioner.vocabulary.tokenizer
     table = read_split(
-        dataset, split, captioner.encoder, tokenizer, batch_size=config.encoder.batch_size, say=say
+        dataset,
+        split,
+        captioner.encoder,
+        tokenizer,
+        batch_size=config.encoder.batch_size,
+        say=say,
+        features=config.encoder.features,
     )
     maps = dataset.regions is not None and _has_maps(captioner, say)
     captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)

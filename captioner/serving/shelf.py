@@ -15,7 +15,7 @@ def load(folders: Sequence[Path], device: str) -> dict[str, Captioner]:
     """Load models; the name of each is that of its run.
 
     Raises:
-        ModelError: if one cannot be loaded.
+        ModelError: if one cannot be loaded, or sees no pictures.
         ConfigError: if the device is not available.
     """
     served: dict[str, Captioner] = {}
@@ -25,6 +25,7 @@ def load(folders: Sequence[Path], device: str) -> dict[str, Captioner]:
         while name in served:
             name, number = f"{name_of(folder)}-{number}", number + 1
         served[name] = Captioner.load(folder, device)
+        served[name].encoder.preprocess  # noqa: B018 a model of features sees no pictures
     return served
 
 

@@ -74,7 +74,9 @@ def train(
     with joined(choose_device(device)) as (world, own_device):
         if world.leads:
             check_folder(folder, config, resume, overwrite)
-        dataset = open_dataset(config.data)  # fails before weights are downloaded
+        dataset = open_dataset(
+            config.data, config.encoder.features
+        )  # fails before weights are downloaded
         encoder = open_encoder(config, own_device)
         log = RunLog(folder, silent=not world.leads, waiting=True)
         checkpoints = folder / "checkpoints"

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 
+from captioner.captioning.sources.features import ENDINGS as FEATURES
+from captioner.captioning.sources.features import feature_items
 from captioner.captioning.sources.folders import folder_images, matches
 from captioner.captioning.sources.item import (
     ZIPS,
@@ -118,6 +120,8 @@ def _named(
         yield from zip_images(name, unread)
     elif kind == "file" and ending.endswith(TABLES):
         yield from table_images(name, image_column)
+    elif kind == "file" and ending.endswith(FEATURES):
+        yield from feature_items(name)
     elif os.path.lexists(name):
         yield file_item(name)
     elif len(name) <= LONGEST and glob.has_magic(name):

@@ -1,0 +1,59 @@
+"""Features that another program made, as items: for a model that learnt from such features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.captioning.sources.item import Item, failure
+from captioner.errors import DataError, ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from captioner.data.feature_file import FeatureFile
+
+ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")  # of `data.feature_file`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureRow:
+    """The features of one image in a file."""
+
+    file: FeatureFile
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.file.path}/{self.key}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the features, at most 4 a number."""
+        rows, columns = (1, *self.file.shape)[-2:]
+        return 4 * rows * columns
+
+    def values(self) -> NDArray[Any]:
+        """Return the features, (F,) or (P, C), or raise `ImageError`."""
+        try:
+            return self.file.read(self.key)
+        except DataError as error:
+            raise ImageError(str(error), kind="damaged") from error
+
+    def read_bytes(self) -> bytes:
+        """Return the content, or raise `ImageError`."""
+        return self.values().tobytes()
+
+
+def feature_items(name: str) -> Iterator[Item]:
+    """Yield each image of a file of features, or a failure for a file that is none."""
+    from captioner.data.feature_file import FeatureFile  # imports NumPy
+
+    try:
+        file = FeatureFile(Path(name))
+    except DataError as error:
+        yield failure(name, str(error).removeprefix(f"{name}: "), "unreadable")
+        return
+    for key in file.index:
+        yield Item(f"{name}/{key}", FeatureRow(file, key), image_id=key)
