@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +212,23 @@ def test_pictures_of_archives_become_files(tmp_path: Path) -> None:
     (tmp_path / "x-images" / "mine.txt").touch()
     with pytest.raises(ConfigError, match=r"x-images: .*nothing was changed"):
         export(dataset, tmp_path / "x.jsonl")
+
+
+def test_tar_shards_come_back(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures")
+    for name, split in SPLITS.items():
+        with tarfile.open(tmp_path / f"{split}-0000.tar", "w") as shard:
+            picture = (tmp_path / "pictures" / f"{name}.png").read_bytes()
+            text = json.dumps({"caption": CAPTIONS[name][0]}).encode()
+            for ending, data in (("png", picture), ("json", text)):
+                member = tarfile.TarInfo(f"{name}.{ending}")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    shutil.rmtree(tmp_path / "pictures")
+    dataset = load_dataset(tmp_path)
+    assert (dataset.format, dataset.splits) == ("webdataset", {"train": 1, "dev": 1, "test": 1})
+    rows = round_trip(dataset, tmp_path / "new" / "x.jsonl")
+    assert [row["file_name"] for row in rows] == [f"x-images/00000{i}.png" for i in range(3)]
 
 
 @pytest.mark.parametrize("field", ["image_id", "split"])
