@@ -231,6 +231,24 @@ def test_tar_shards_come_back(tmp_path: Path) -> None:
     assert [row["file_name"] for row in rows] == [f"x-images/00000{i}.png" for i in range(3)]
 
 
+@pytest.mark.parametrize("format", ["parquet", "huggingface"])
+def test_images_in_tables_come_back(tmp_path: Path, format: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = [toys.draw(tmp_path / f"{name}.png", PICTURES[name]).read_bytes() for name in PICTURES]
+    columns = {"image": [{"bytes": each, "path": None} for each in data]}
+    table = datasets.Dataset.from_dict(columns | {"captions": [*CAPTIONS.values()]})
+    table = table.cast_column("image", datasets.Image())
+    root = tmp_path / "data"
+    if format == "parquet":
+        root.mkdir()
+        table.to_parquet(root / "train.parquet")
+    else:
+        datasets.DatasetDict({"train": table}).save_to_disk(root)
+    dataset = load_dataset(root)
+    assert (dataset.format, dataset.splits) == (format, {"train": 1, "dev": 2})
+    round_trip(dataset, tmp_path / "new" / "x.jsonl")
+
+
 @pytest.mark.parametrize("field", ["image_id", "split"])
 @pytest.mark.parametrize("value", ["", "nan", " None"])
 def test_what_reads_as_missing_is_refused(tmp_path: Path, field: str, value: str) -> None:
