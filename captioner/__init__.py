@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         StateTrace,
         Trace,
     )
-    from captioner.metrics import CiderD, PreparedReferences, compare_captions, score_captions
+    from captioner.metrics import (
+        CiderD,
+        MetricInputs,
+        PreparedReferences,
+        SystemCaptions,
+        compare_captions,
+        score_captions,
+    )
     from captioner.text import Caption, Word, WordAttention, detokenize, tokenize
 
 share_cores()  # before torch is imported
@@ -49,7 +56,10 @@ _MODULES = {
     "captioning.sources": ["list_images"],
     "captioning.wording": ["sentence"],
     "explanation.trace": ["Candidate", "RankedCaption", "SearchTrace", "StateTrace", "Trace"],
-    "metrics": ["CiderD", "PreparedReferences", "compare_captions", "score_captions"],
+    "metrics": [
+        *("CiderD", "MetricInputs", "PreparedReferences", "SystemCaptions"),
+        *("compare_captions", "score_captions"),
+    ],
     "captioner": ["Captioner"],
     "text": ["Caption", "Word", "WordAttention", "detokenize", "tokenize"],
 }
@@ -66,12 +76,14 @@ __all__ = [
     "DecodingConfig",
     "Explanation",
     "ImageError",
+    "MetricInputs",
     "ModelError",
     "PreparedReferences",
     "RankedCaption",
     "Record",
     "SearchTrace",
     "StateTrace",
+    "SystemCaptions",
     "Trace",
     "Word",
     "WordAttention",

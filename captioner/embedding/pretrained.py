@@ -48,7 +48,7 @@ def loading(what: str, advice: str, kind: type[ModelError]) -> Iterator[None]:
         with _quiet():
             yield
     except Exception as error:  # the libraries, their HTTP clients and their readers raise any type
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise kind(f"{what} cannot be loaded: {plain(reason, 160)}; {advice}") from error
 
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captioner.errors import DataError, must_be
+from captioner.errors import DataError, checked_names, must_be
 from captioner.metrics.references import Floats, Tokens
 from captioner.text import PTB
 
 
+@checked_names
 @dataclass(frozen=True)
 class SystemCaptions:
     """The captions of one system as written: of N images, one or more each, the best first.
@@ -75,6 +76,7 @@ class BertVectors:
     tokens: Callable[[Sequence[str]], list[TokenVectors]]  # returns those of each text
 
 
+@checked_names
 @dataclass(frozen=True)
 class MetricInputs:
     """What some metrics need; a metric whose input is missing is undefined and says so.

@@ -205,6 +205,8 @@ def test_what_is_missing_is_said() -> None:
         SystemCaptions(["abc"])
     with pytest.raises(ConfigError, match=r"^a caption of image 0: must be str, given 1$"):
         SystemCaptions([[1]])
+    with pytest.raises(ConfigError, match=r"^SystemCaptions: text: no such setting .*texts"):
+        SystemCaptions(text=[["a"]])
 
 
 def test_word_metrics_score_the_first_caption() -> None:
