@@ -459,14 +459,22 @@ def toy_rows(root: Path) -> dict[str, Rows]:
     return {split: [*named.values()] for split, named in found.items()}
 
 
-def test_training_from_parquet_and_from_a_folder_gives_equal_models(
-    tmp_path: Path, trained: tuple[Config, dict[str, bytes]]
+@pytest.mark.parametrize("form", ["parquet", "saved"])
+def test_training_from_tables_and_from_a_folder_gives_equal_models(
+    tmp_path: Path, trained: tuple[Config, dict[str, bytes]], form: str
 ) -> None:
     config, wanted = trained
+    root = tmp_path / "data set"
     for split, table in toy_rows(Path(config.data.root)).items():
-        half = len(table) // 2
-        for number, part in enumerate((table[:half], table[half:])):
-            name = f"{split}-{number:05}-of-00002.parquet"
-            write(tmp_path / "data set" / name, part, row_group_size=5)
-    data = config.data.model_copy(update={"root": str(tmp_path / "data set")})
+        if form == "parquet":
+            half = len(table) // 2
+            for number, part in enumerate((table[:half], table[half:])):
+                name = f"{split}-{number:05}-of-00002.parquet"
+                write(root / name, part, row_group_size=5)
+        else:
+            datasets = pytest.importorskip("datasets")
+            datasets.disable_progress_bars()
+            datasets.Dataset.from_list(table).save_to_disk(root / split)
+            (root / "dataset_dict.json").write_text('{"splits": ["train", "dev"]}')
+    data = config.data.model_copy(update={"root": str(root)})
     assert files_of_model(config.model_copy(update={"data": data}), tmp_path) == wanted
