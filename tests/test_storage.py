@@ -119,8 +119,10 @@ def test_numbers_of_another_type_than_stated_are_refused(folder, part, dtype):
         ({"storage": None}, "format version 2 with storage not stated"),
         ({"storage": "fp32"}, "format version 2 with storage fp32"),
         ({"format_version": 1, "storage": "fp32"}, "does not fit config.json, which states fp32"),
-        ({"format_version": 5}, "format version 5, this captioner reads 1 to 4"),
-        ({"format_version": True}, "format version True, this captioner reads 1 to 4"),
+        ({"format_version": 6}, "format version 6 with storage fp16; restore"),
+        ({"format_version": 9}, "format version 9, this captioner reads 1 to 8"),
+        ({"format_version": True}, "format version True, this captioner reads 1 to 8"),
+        ({"encoder": []}, "encoder: either CNNs or features"),
         ({"storage": "int8"}, "storage: input should be 'fp32' or 'fp16'"),
     ],
 )

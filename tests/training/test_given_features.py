@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from captioner.captioner import Captioner
 from captioner.cli import main
-from captioner.config import Config
+from captioner.config import Config, bundled
 from captioner.data.dataset import Example
 from captioner.data.feature_store import FeatureStore, image_key
 from captioner.data.prepare import open_dataset, open_encoder
@@ -105,6 +105,12 @@ def test_a_model_of_features_is_saved_and_loaded(trained: Path, tmp_path: Path) 
     assert "| features | 6 numbers an image, as in `toy.npz` |" in card
     assert "photo.jpg" not in card
     assert str(tmp_path) not in card
+    preprocess = tmp_path / "copy" / "preprocessor_config.json"
+    assert json.loads(preprocess.read_text()) == []
+    preprocess.write_text((bundled("models/photos") / "model" / preprocess.name).read_text())
+    with pytest.raises(ModelError, match=r"expects 0 CNN\(s\), preprocessor_config.json has 1"):
+        Captioner.load(tmp_path / "copy", "cpu")
+    preprocess.write_text("[]")
     for name, value in (("features", None), ("encoder", settings), ("format_version", 1)):
         damaged = settings | {name: value}
         (tmp_path / "copy" / "config.json").write_text(json.dumps(damaged))
