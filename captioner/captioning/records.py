@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from captioner.captioning.sources import Item
 from captioner.captioning.sources.features import FeatureRow
+from captioner.captioning.sources.item import text_id
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind, checked_names, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
@@ -80,7 +81,7 @@ class Record:
         kind: error code for programs, if the image failed.
         blank: the CNN sees one colour only, so the captions say nothing about the image.
         digest: 16 bytes that identify the content of the file, if asked for.
-        given_id: id of the image in a table; empty if there is none.
+        given_id: id of the image in a table, as of an `Item`; empty if there is none.
         pixels: what the CNN sees, uint8 (3, S, S), if asked for.
         visible: share of the image's area in `pixels`, 0 to 1; the crop hides the rest.
     """
@@ -98,7 +99,7 @@ class Record:
     @property
     def image_id(self) -> str:
         """The id in the table; without a table, the file name without folder and extension."""
-        return self.given_id or Path(self.file_name).stem
+        return text_id(self.given_id) or self.given_id or Path(self.file_name).stem
 
     @property
     def caption(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TextIO, cast
 from captioner.captioning.failures import ERRORS, failure_list
 from captioner.captioning.records import Record, Totals
 from captioner.captioning.sidecars import ADVICE, Existing, Sidecars
+from captioner.captioning.sources.item import text_id
 from captioner.captioning.wording import Wording
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, isolated, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
@@ -127,7 +128,7 @@ class CocoWriter(Writer):
     def _write(self, record: Record) -> str | None:
         if not record.captions:
             return None
-        number = COCO_NAME.fullmatch(record.image_id)
+        number = None if text_id(record.given_id) else COCO_NAME.fullmatch(record.image_id)
         image_id = int(number[1]) if number else utf8_name(record.image_id)
         if image_id in self.taken and not record.given_id:
             self.renamed += 1

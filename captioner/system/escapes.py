@@ -79,9 +79,14 @@ def own_cells(names: Sequence[str], cells: Sequence[str]) -> list[str] | None:
     return [*map(unescape, cells)] if tuple(names) == COLUMNS else None
 
 
+def is_own(fields: Any) -> bool:
+    """Return whether captioner wrote a JSON Lines object."""
+    return isinstance(fields, dict) and tuple(fields)[: len(COLUMNS)] == COLUMNS
+
+
 def own_fields(fields: Any) -> Any:
     """Unescape a JSON Lines object that captioner wrote; return anything else unchanged."""
-    if not isinstance(fields, dict) or tuple(fields)[: len(COLUMNS)] != COLUMNS:
+    if not is_own(fields):
         return fields
     return {
         name: unescape(value)

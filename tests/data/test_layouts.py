@@ -7,17 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import layouts
 import pytest
 from click.testing import CliRunner
-from layouts import LAYOUTS, Layout, dump, lines, picture, text
 
 from captioner.cli import main
 from captioner.data.dataset import Dataset, describe
 from captioner.data.load import load_dataset
 from captioner.errors import DataError
 
+import layouts
 import toys
+from layouts import LAYOUTS, Layout, dump, lines, picture, text
 
 ALL = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 

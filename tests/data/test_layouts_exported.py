@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from layouts import LAYOUTS, Layout
 
 from captioner.data.dataset import Dataset
 from captioner.data.load import load_dataset
 from captioner.images.decode import read_file
 from captioner.inspection.export import export
+
+from layouts import LAYOUTS, Layout
 
 
 def content(dataset: Dataset) -> list[tuple[str, str, tuple[str, ...], bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Item:
     name: str  # the path that the user or a table gave, or `archive/member`
     source: ImageFile | bytes | ImageError  # the error if there is no image
     written: str = ""  # the name in a table, if the file has another spelling
-    image_id: str = ""  # in a table
+    image_id: str = ""  # in a table; in quotation marks if it is a text of digits, see `text_id`
 
 
 def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
@@ -51,6 +52,16 @@ def kind_of(path: str | Path) -> Kind:
     if stat.S_ISDIR(mode):
         return "folder"
     return "pipe" if stat.S_ISFIFO(mode) else "device"
+
+
+def text_id(image_id: str) -> str | None:
+    """Return the text of an id that looks like a number and is none, or None.
+
+    TextCaps names images by hexadecimal numbers, a few of them without a letter; its server
+    wants text.
+    """
+    match = re.fullmatch(r'"(\d+)"', image_id)
+    return match[1] if match else None
 
 
 def file_item(name: str) -> Item:

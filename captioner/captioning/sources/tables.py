@@ -15,8 +15,9 @@ from itertools import chain, count
 from pathlib import Path
 
 from captioner.captioning.sources.item import NO_FILE, Item, failure, kind_of, unreachable
+from captioner.data.dataset import split_in
 from captioner.data.formats import parquet
-from captioner.data.formats.collect import Pictures
+from captioner.data.formats.collect import Pictures, picture_folders
 from captioner.data.formats.columns import (
     CAPTION_COLUMNS,
     FILE_COLUMNS,
@@ -33,7 +34,7 @@ from captioner.data.formats.image_tables import (
 )
 from captioner.data.formats.jsonl import json_rows
 from captioner.errors import DataError, ImageError
-from captioner.system.escapes import own_cells, own_fields, unescape
+from captioner.system.escapes import is_own, own_cells, own_fields, unescape
 from captioner.system.files import no_stream, not_text, read_head, read_json
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_encodings import LONE, encoding_of
@@ -68,7 +69,8 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
     if table.parent.name == "annotations":  # as in COCO, with images in the folders beside it
         with suppress(OSError):
             folders += sorted(path for path in table.parent.parent.iterdir() if path.is_dir())
-    pictures = Pictures(folders)
+    folders += picture_folders(table.parent, None)
+    pictures = Pictures(folders, splits=[table.parent])
     suffix = table.suffix.lower()
     rows = _READERS.get(suffix, _json)
     has_rows = False
@@ -129,7 +131,8 @@ def _file(table: Path, where: str, value: str, pictures: Pictures) -> Item:
             return Item(str(path), path)
     if set(kinds.values()) == {"nothing"}:
         with suppress(DataError):  # a folder that cannot be listed
-            if found := pictures.resembling(value):
+            split = split_in(table.stem) or ""
+            if found := pictures.in_split(value, split) or pictures.resembling(value):
                 return Item(str(found), found, written=value)
     kind = kinds[in_table_folder]
     reason = {"folder": "a folder, not a file", "nothing": "no such file"}.get(kind, NO_FILE)
@@ -224,7 +227,9 @@ def _objects(rows: Iterable[tuple[int, object]], image_column: str | None) -> It
             value, folder = own.get(column), own.get("filepath")
             if column == "filename" and isinstance(value, str) and isinstance(folder, str):
                 value = f"{folder}/{value}"  # as in Karpathy's files
-            yield number, value, own.get(id_column) if id_column else None
+            image_id = own.get(id_column) if id_column else None
+            is_text = isinstance(image_id, str) and image_id.isdecimal() and not is_own(row)
+            yield number, value, f'"{image_id}"' if is_text else image_id
         else:
             error = ImageError(f"not a JSON object: {excerpt(row)}")
             yield number, row if isinstance(row, ImageError) else error, None

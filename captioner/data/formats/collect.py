@@ -39,8 +39,10 @@ _LIKELY = re.compile(r"caption|metadata|\Adataset_(?!infos?\.)", re.IGNORECASE)
 class Pictures:
     """Finds image files by name; lists every folder only once."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], splits: Iterable[Path] | None = None) -> None:
+        """Start with the folders to search, and those whose folders of splits are searched."""
         self.folders = [str(folder) for folder in folders]
+        self._of_splits = self.folders if splits is None else [str(folder) for folder in splits]
         self._listings: dict[str, frozenset[str]] = {}
         self._found: dict[str, set[str]] = {}
         self._folded: dict[str, dict[str, list[str]]] = {}
@@ -62,7 +64,7 @@ class Pictures:
         Such as `train2014/` or `train_images/`; then in the only one of all splits' folders.
         """
         if self._by_split is None:
-            self._by_split = _split_folders(self.folders)
+            self._by_split = _split_folders(self._of_splits)
         file = os.path.basename(name.replace("\\", "/"))  # noqa: PTH119
         has_ending = os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122
         names = [file] if has_ending else [f"{file}{ending}" for ending in sorted(SUFFIXES)]
