@@ -186,6 +186,16 @@ def test_a_truncated_shard_is_read_up_to_the_damage(tmp_path: Path, keep: int) -
     assert damaged.where == "0.tar" and "damaged archive" in damaged.detail
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".txt"])
+def test_a_member_that_is_cut_off_is_not_read(tmp_path: Path, ending: str) -> None:
+    other = {".jpg": ".txt", ".txt": ".jpg"}[ending]
+    whole = tar(tmp_path / "0.tar", *pair("1"), (f"2{other}", "b"), (f"2{ending}", "a dog " * 99))
+    whole.write_bytes(whole.read_bytes()[: 7 * 512 + 60])
+    dataset = read(tmp_path)
+    assert content(dataset) == {"1.jpg": ("caption 1",)}
+    assert dataset.problems[0].kind == "unreadable file"
+
+
 def test_compressed_shards_and_other_files(tmp_path: Path) -> None:
     shard = tar(tmp_path / "1.tar", ("1.jpg", b"i"), ("1.txt", "a"))
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
