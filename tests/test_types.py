@@ -16,6 +16,11 @@ ROOMS = ("captioner", "pipeline", "model_config", "model_dir", "run_dir")
 FILES += [ROOT / f"{name}.py" for name in ROOMS]
 # Where JSON, YAML or Arrow is read or written: files, and the values that only they describe.
 EDGES = {
+    "data/formats/huggingface.py",  # rows of Arrow tables
+    "data/formats/image_tables.py",  # rows of Arrow tables
+    "data/formats/kohya.py",  # metadata.json
+    "data/formats/parquet.py",  # rows of Arrow tables
+    "encoder/timm_networks.py",  # timm's arguments and preprocessing
     "encoder/weights.py",  # torchvision's builder arguments, as config.json has them
     "model_config.py",  # config.json
     "run_dir.py",  # lines of metrics.jsonl

@@ -103,6 +103,7 @@ def load_dataset(
     must_be("holdout", holdout, int, float)
     root = Path(root)
     options = Options(images, restval, image_column, caption_column, split_column, splits)
+    must_be("encoding", encoding, str, type(None))
     if encoding is not None and (problem := bad_encoding(encoding)):
         raise ConfigError(f"encoding: {problem}, given {excerpt(encoding, 60)}")
     with reading_as(encoding) as reading:

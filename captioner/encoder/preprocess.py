@@ -58,7 +58,7 @@ class Preprocess:
     std: tuple[float, float, float] = IMAGENET_STD  # standard deviation, likewise
     squash: bool = False  # whether resizing makes a square of the whole image
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the parameters; without `squash` if it is off: old fingerprints stay valid."""
         return {name: value for name, value in asdict(self).items() if value is not False}
 

@@ -13,7 +13,6 @@ from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 COMPILER = "torch._dynamo"
 
@@ -36,11 +35,11 @@ def import_torchvision() -> None:
 class _StandIn(ModuleType):
     """Takes the place of a module; each of its functions imports the module when it is called."""
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def call(*args: Any, **named: Any) -> Any:
+        def call(*args: object, **named: object) -> object:
             _give_way()
             return getattr(importlib.import_module(self.__name__), name)(*args, **named)
 
