@@ -316,7 +316,7 @@ def test_whole_file_disasters(tmp_path: Path, name: str, text: str, message: str
 def test_other_disasters(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         load_dataset(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="'xml' is none of: auto, scenes, karpathy"):
+    with pytest.raises(DataError, match=r"'xml' is none of: auto, scenes, .*karpathy"):
         load_dataset(tmp_path, format="xml")
     for name in ("flickr", "karpathy", "coco", "csv", "jsonl"):
         with pytest.raises(DataError, match="expected"):
