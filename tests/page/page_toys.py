@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -42,6 +42,8 @@ class Toy:
         token: that requests must carry; empty: none.
         slow: seconds before an answer.
         no_maps: why there are no maps; empty: there are.
+        slow_files: seconds before a file of the page, by its path.
+        halves: seconds in the middle of the next answers with maps; negative: the rest never comes.
     """
 
     address: str = ""
@@ -50,6 +52,8 @@ class Toy:
     token: str = ""
     slow: float = 0.0
     no_maps: str = ""
+    slow_files: dict[str, float] = field(default_factory=dict)
+    halves: list[float] = field(default_factory=list)
 
 
 def words_of(model: str, start: str, forbid: list[str]) -> list[str]:
@@ -169,14 +173,22 @@ def toy_server() -> Iterator[Toy]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def send(self, status: int, content: bytes, media_type: str) -> None:
+        def send(self, status: int, content: bytes, media_type: str, size: int = 0) -> None:
             self.send_response(status)
             self.send_header("Content-Type", media_type)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(size or len(content)))
             self.send_header("Content-Security-Policy", POLICY)
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
             self.wfile.write(content)
+
+        def send_half(self, content: bytes, seconds: float) -> None:
+            self.send(200, content[: len(content) // 2], "application/json", len(content))
+            self.wfile.flush()
+            time.sleep(abs(seconds))
+            self.close_connection = True
+            with suppress(OSError):  # the page may have gone
+                self.wfile.write(content[len(content) // 2 :] if seconds > 0 else b"")
 
         def send_json(self, status: int, value: JSON) -> None:
             self.send(status, json.dumps(value).encode(), "application/json")
@@ -197,6 +209,7 @@ def toy_server() -> Iterator[Toy]:
                     self.send_json(200, {"models": [name | rest for name in names]})
                 return
             asset = assets.get(path)
+            time.sleep(toy.slow_files.get(path, 0))
             if asset:
                 self.send(200, asset.content, asset.media_type)
             else:
@@ -213,6 +226,8 @@ def toy_server() -> Iterator[Toy]:
                 self.send_json(*toy.failures.pop(0))
             elif toy.no_maps and "maps" in query:
                 self.send_json(422, {"error": toy.no_maps})
+            elif toy.halves and "maps" in query:
+                self.send_half(json.dumps(answer(query)).encode(), toy.halves.pop(0))
             else:
                 self.send_json(200, answer(query))
 

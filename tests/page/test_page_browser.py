@@ -49,6 +49,8 @@ def server():
 def toy(server):
     server.asked.clear()
     server.failures.clear()
+    server.slow_files.clear()
+    server.halves.clear()
     server.token, server.slow, server.no_maps = "", 0.0, ""
     return server
 
@@ -458,6 +460,9 @@ def test_an_invalid_setting_is_not_sent(page, toy):
     page.fill("#beam_size", "0")
     page.click("text=Write again")
     assert page.evaluate("document.activeElement.id") == "beam_size"
+    page.click("#tab-best")
+    page.click(".example[data-name='beach.jpg']")
+    expect(page.locator("#beam_size")).to_be_focused()  # on the tab where it is seen
     assert toy.asked == []
 
 
@@ -500,7 +505,7 @@ def test_an_error_is_one_sentence_beside_the_picture_which_stays(page, toy):
     page.click("#tab-settings")
     page.click("text=Write again")
     trouble = page.get_by_role("alert")
-    trouble.get_by_text("busy: no caption after 30 s; try again").wait_for()
+    trouble.get_by_text("Busy: no caption after 30 s; try again.").wait_for()
     assert page.get_attribute("#image", "src") == shown
     assert caption(page) == SENTENCE
     trouble.get_by_role("button", name="Try again").click()
@@ -518,8 +523,29 @@ def test_a_file_that_is_no_picture_leaves_the_last_one(page, toy):
     assert caption(page) == SENTENCE
     toy.failures.append((415, {"error": "image: broken"}))  # only the server can say
     page.dispatch_event("#frame", "drop", {"dataTransfer": as_file(page, b"broken")})
-    page.get_by_role("alert").get_by_text("image: broken").wait_for()
+    page.get_by_role("alert").get_by_text("“red.jpg”: broken.").wait_for()
+    assert page.get_by_role("button", name="Try again").count() == 0  # it stays broken
     assert page.locator("#picture").is_visible()
+    assert caption(page) == SENTENCE
+
+
+def test_the_words_of_one_picture_are_never_beside_another(page, toy):
+    take_example(page)
+    page.locator(".word").nth(2).click()
+    toy.failures.append((422, {"error": "image: damaged"}))
+    page.click(".example[data-name='beach.jpg']")
+    page.get_by_role("alert").get_by_text("“beach.jpg”: damaged.").wait_for()
+    for part in ("#words", "#result", "#legend", "#map"):
+        assert page.locator(part).is_hidden(), part
+    assert page.locator("#guide").is_visible()
+    for tab in ("best", "beam", "state"):
+        page.click(f"#tab-{tab}")
+        expect(page.locator(f"#{tab}")).to_have_text("There is no caption of this picture yet.")
+    page.set_viewport_size({"width": 900, "height": 900})  # draws the map anew, if there is one
+    page.keyboard.press("Escape")
+    assert page.locator("#map").is_hidden()
+    take_example(page, "skier")
+    assert caption(page) == SENTENCE
 
 
 def test_a_server_that_is_gone_is_said(page):
@@ -527,6 +553,7 @@ def test_a_server_that_is_gone_is_said(page):
     page.click(".example[data-name='dog.jpg']")
     page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
     assert page.locator("#image").is_visible()
+    assert page.get_by_role("button", name="Try again").count() == 1
 
 
 def test_the_newest_picture_wins(page, toy):
@@ -539,6 +566,39 @@ def test_the_newest_picture_wins(page, toy):
     assert "blob:" in page.get_attribute("#image", "src")
     assert toy.asked[-1][1] == bundled("data/pictures/beach.jpg").read_bytes()
     assert page.get_by_role("alert").text_content() == ""
+
+
+def test_the_newest_picture_wins_though_its_file_comes_first(page, toy):
+    toy.slow_files["/page/dog.jpg"] = 0.5
+    page.click(".example[data-name='dog.jpg']")
+    take_example(page, "beach")
+    page.wait_for_timeout(800)
+    beach = bundled("data/pictures/beach.jpg").read_bytes()
+    assert {body for _, body in toy.asked} == {beach}
+
+
+def test_an_answer_is_dropped_while_it_comes_in(page, toy):
+    toy.halves.append(0.5)
+    page.click(".example[data-name='dog.jpg']")
+    page.locator(".word").first.click()  # the answer with the maps is on its way
+    page.wait_for_timeout(200)
+    take_example(page, "beach")
+    page.wait_for_timeout(500)
+    page.locator(".word").first.click()
+    page.set_viewport_size({"width": 900, "height": 900})  # draws the map anew
+    assert page.locator("#map").is_visible()
+    assert page.get_by_role("alert").text_content() == ""
+    assert caption(page) == SENTENCE
+
+
+def test_an_answer_that_ends_too_early_is_said(page, toy):
+    toy.halves.append(-0.1)
+    page.click(".example[data-name='dog.jpg']")
+    page.get_by_role("alert").get_by_text("The answer ended too early").wait_for()
+    assert caption(page) == SENTENCE
+    page.get_by_role("button", name="Try again").click()
+    settled(page)
+    expect(page.get_by_role("alert")).to_have_text("")
 
 
 def test_a_token_is_asked_for_once(open_page, toy, browser):
@@ -656,11 +716,13 @@ def test_follows_the_system_theme_until_told_otherwise(open_page):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 375, 320])
 def test_looks(open_page, tmp_path, theme, width):
     """Leaves screenshots in $PAGE_SCREENSHOTS; nothing is wider than the window."""
     folder = Path(os.environ.get("PAGE_SCREENSHOTS", tmp_path))
-    page = open_page(viewport={"width": width, "height": 1200}, color_scheme=theme)
+    phone = {"is_mobile": True, "has_touch": True} if width < 500 else {}
+    page = open_page(viewport={"width": width, "height": 1200}, color_scheme=theme, **phone)
+    assert page.get_by_text("Tap to choose a picture").is_visible() == bool(phone)
     page.screenshot(path=folder / f"page-{theme}-{width}-empty.png")
     take_example(page)
     page.locator(".word").nth(2).click()

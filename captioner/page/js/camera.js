@@ -12,12 +12,14 @@ export async function openCamera(take, openApp, complain) {
   } catch {
     return complain("The camera cannot be used: allow it for this page, or choose a file.");
   }
+  const stop = () => stream.getTracks().forEach((track) => track.stop());
   const dialog = byId("camera-dialog");
+  if (dialog.open) return stop(); // the button was pressed twice
   const video = byId("video");
   video.srcObject = stream;
   byId("take").onclick = () => snapshot(video, (file) => { dialog.close(); take(file); });
   byId("cancel").onclick = () => dialog.close();
-  dialog.onclose = () => stream.getTracks().forEach((track) => track.stop());
+  dialog.onclose = stop;
   dialog.showModal();
 }
 

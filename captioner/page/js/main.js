@@ -24,24 +24,24 @@ const BEAT = 900; // milliseconds for which each word is shown
 
 // ---- a picture, and its caption ----
 
+// `file`: a File, or a promise of one.
 async function take(file) {
   stop();
-  const mine = (running = new AbortController());
-  try {
-    const picture = await readPicture(file);
-    if (mine.signal.aborted) return;
-    setStart("");
-    // A picture that only the server may be able to read takes the last one's place once it did.
-    if (picture.url) show(picture);
-    await write(0, picture);
-  } catch (error) {
-    complain(error.message);
-  }
+  const { signal } = (running = new AbortController());
+  const picture = await Promise.resolve(file).then(readPicture).catch((error) => {
+    if (!signal.aborted) complain(error.message);
+  });
+  if (!picture || signal.aborted) return;
+  setStart("");
+  // A picture that only the server may be able to read takes the last one's place once it did.
+  if (picture.url) show(picture);
+  await write(0, picture);
 }
 
 // Asks for the caption first, which is fast, then for maps and trace. The first `kept` words stay.
 async function write(kept, picture = now.picture) {
-  if (!picture || !byId("settings-form").reportValidity()) return;
+  // `start` writes as soon as the models' own settings are there.
+  if (!picture || !now.models.length || !settingsAreValid()) return;
   stop();
   const signal = (running = new AbortController()).signal;
   now.settings = readSettings();
@@ -57,11 +57,27 @@ async function write(kept, picture = now.picture) {
     wait(false);
     await lookInside(query, signal);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted) return;
     wait(false);
     if (now.maps === "waiting") now.maps = "none";
-    complain(error.message, () => write(kept, picture), error.needsToken);
+    showInside();
+    const refused = error.status >= 400 && error.status < 500 && ![401, 408].includes(error.status);
+    const again = refused ? null : () => write(kept, picture); // it would be refused again
+    complain(sentenceOf(error, picture), again, error.needsToken);
   }
+}
+
+// -> a plain sentence: the server names its fields.
+function sentenceOf({ message, status }, { name }) {
+  if (!status) return message;
+  const text = message.replace(/^image: /, `“${name}”: `);
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+}
+
+function settingsAreValid() {
+  const form = byId("settings-form");
+  if (!form.checkValidity()) byId("tab-settings").click(); // else nobody would see what is wrong
+  return form.reportValidity();
 }
 
 async function lookInside(query, signal) {
@@ -75,8 +91,8 @@ async function lookInside(query, signal) {
     const noMaps = (rest) => ({ ...rest, no_maps: `There is no map: ${error.message}` });
     return askCaption(now.picture.body, more, signal).then(noMaps);
   });
-  const same = answer.caption === now.answer.caption;
-  Object.assign(now, { answer, maps: "there" });
+  const same = answer.caption === now.answer.caption && answer.words.length === now.answer.words.length;
+  Object.assign(now, { answer, maps: "there", chosen: same ? now.chosen : -1 });
   if (!same) showAnswer(answer.words.length);
   else showChosen();
   showInside();
@@ -103,7 +119,15 @@ function show(picture) {
   byId("invitation").querySelector(".big").textContent = url ? "" : name;
   byId("frame").classList.toggle("empty", !url);
   document.body.classList.add("started");
-  byId("map").hidden = true;
+  forget();
+}
+
+// The words and maps of one picture are never shown beside another.
+function forget() {
+  Object.assign(now, { answer: null, chosen: -1, maps: "none" });
+  for (const id of ["words", "result", "legend", "forced", "map"]) byId(id).hidden = true;
+  byId("frame").classList.remove("waiting-map");
+  showInside();
 }
 
 function showAnswer(kept) {
@@ -149,15 +173,13 @@ function drawOverlay() {
 
 function showInside() {
   const { answer, settings, maps } = now;
-  if (!answer) return;
-  showBest(byId("best"), answer, { ...model()?.decoding, ...settings });
-  for (const name of ["beam", "state"]) {
-    const panel = byId(name);
-    if (answer.trace) continue;
-    const text = maps === "waiting" ? "On its way …" : "The server sent no trace of this caption.";
-    panel.replaceChildren(make("p", { class: "note" }, text));
+  const missing = !answer ? "There is no caption of this picture yet."
+    : maps === "waiting" ? "On its way …" : "The server sent no trace of this caption.";
+  for (const name of [...(answer ? [] : ["best"]), ...(answer?.trace ? [] : ["beam", "state"])]) {
+    byId(name).replaceChildren(make("p", { class: "note" }, missing));
   }
-  if (!answer.trace) return;
+  if (answer) showBest(byId("best"), answer, { ...model()?.decoding, ...settings });
+  if (!answer?.trace) return;
   showBeam(byId("beam"), answer.trace.beam, settings, writeOn);
   showState(byId("state"), answer, now.chosen, choose);
 }
@@ -166,10 +188,8 @@ function wait(on) {
   const caption = byId("caption");
   caption.setAttribute("aria-busy", on);
   caption.classList.toggle("busy", on);
-  if (on) {
-    byId("guide").hidden = true;
-    announce("The model is writing.");
-  }
+  byId("guide").hidden = on || Boolean(now.answer);
+  if (on) announce("The model is writing.");
 }
 
 function announce(text) {
@@ -218,7 +238,7 @@ function play() {
 function endPlay() {
   clearTimeout(playing);
   playing = 0;
-  byId("play").textContent = "Play word by word";
+  byId("play").textContent = "Play the words";
 }
 
 // ---- models ----

@@ -27,16 +27,17 @@ export async function askCaption(body, query, signal) {
 async function ask(path, options) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers });
-  } catch (error) {
+  const unless = (error, sentence) => {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer: is it still running?");
-  }
-  const value = await answer.json().catch(() => ({}));
+    if (sentence) throw new Error(sentence);
+  };
+  const answer = await fetch(path, { ...options, headers })
+    .catch((error) => unless(error, "The server does not answer: is it still running?"));
+  // An answer may be dropped, or end too early, while it comes in.
+  const value = await answer.json()
+    .catch((error) => unless(error, answer.ok && "The answer ended too early."));
   if (answer.ok) return value;
-  const error = new Error(value.error ?? `The server answered ${answer.status}: try again.`);
+  const error = new Error(value?.error ?? `The server answered ${answer.status}: try again.`);
   error.status = answer.status;
   error.needsToken = answer.status === 401;
   throw error;

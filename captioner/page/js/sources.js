@@ -3,7 +3,7 @@
 import { openCamera } from "./camera.js";
 import { byId } from "./element.js";
 
-// `take(file)` is called with each picture, `complain(sentence)` when there is none.
+// `take(file)` is called with each picture or a promise of it, `complain(sentence)` if there is none.
 export function listenForPictures(take, complain) {
   const takeFirst = (files) => {
     const file = [...files].find((each) => each.type.startsWith("image/")) ?? files[0];
@@ -31,17 +31,15 @@ export function listenForPictures(take, complain) {
     });
   }
   for (const button of document.querySelectorAll(".example")) {
-    button.addEventListener("click", async () => {
-      try {
-        const answer = await fetch(`page/${button.dataset.name}`);
-        if (!answer.ok) throw new Error();
-        const blob = await answer.blob();
-        take(new File([blob], button.dataset.name, { type: blob.type }));
-      } catch {
-        complain("The example could not be loaded: is the server still running?");
-      }
-    });
+    button.addEventListener("click", () => take(example(button.dataset.name)));
   }
+}
+
+async function example(name) {
+  const answer = await fetch(`page/${name}`).catch(() => null);
+  const blob = answer?.ok && (await answer.blob().catch(() => null));
+  if (!blob) throw new Error("The example could not be loaded: is the server still running?");
+  return new File([blob], name, { type: blob.type });
 }
 
 // A picture may be dropped anywhere on the page.
