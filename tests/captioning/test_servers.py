@@ -25,7 +25,7 @@ SERVERS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "file", "ids"), SERVERS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("make", "file", "ids"), SERVERS, ids=[file for _, file, _ in SERVERS])
 def test_a_split_without_captions_becomes_the_servers_result_file(
     make: Callable[[Path], None], file: str, ids: list[object], tmp_path: Path
 ) -> None:
