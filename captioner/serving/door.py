@@ -139,11 +139,11 @@ class _Exchange:
 
         A client that still sends would otherwise find the connection closed, and no answer.
         """
-        response = JSONResponse(self.visit.to_json(refusal), refusal.status, refusal.headers)
         unread = not self.ended and any(name in BODY for name, _ in scope["headers"])
-        close = [(b"connection", b"close")] if unread else []
+        headers = {**refusal.headers, **({"Connection": "close"} if unread else {})}
+        response = JSONResponse(self.visit.to_json(refusal), refusal.status, headers)
         start = {"type": "http.response.start", "status": refusal.status}
-        await self.send(start | {"headers": [*response.raw_headers, *close]})
+        await self.send(start | {"headers": response.raw_headers})
         body = b"" if scope["method"] == "HEAD" else bytes(response.body)
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         with suppress(TimeoutError):
