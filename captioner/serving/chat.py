@@ -65,7 +65,8 @@ def read_chat(
     log_probs = given.get("logprobs") is True
     choices = _number(given, "top_logprobs", least=0, most=MOST) if log_probs else 0
     wish = read_wish(pairs, models)
-    wish = _shortened(given, replace(wish, words=max(choices, int(log_probs), wish.words)))
+    # Always with words: `usage` counts them.
+    wish = _shortened(given, replace(wish, words=max(choices, 1, wish.words)))
     options = given.get("stream_options")
     usage = isinstance(options, dict) and options.get("include_usage") is True
     return ChatRequest(
@@ -206,6 +207,6 @@ def _one(text: str, log_prob: float) -> JSON:
 
 
 def _usage(found: Captioned) -> JSON:
-    """Count words as tokens; the end token counts."""
-    written = sum(len(each.text.split()) + each.finished for each in found.captions)
+    """Count the tokens of the model, the end token among them."""
+    written = sum(len(each.words) for each in found.captions)
     return {"prompt_tokens": 0, "completion_tokens": written, "total_tokens": written}
