@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from captioner.cli.options import say, set_option, show
+
+if TYPE_CHECKING:
+    from captioner.config import Config
 
 SECTIONS = ("data.", "text.")
 
@@ -49,18 +53,7 @@ def command(
     Settings of data and text, as --set data.images=FOLDER or --set text.tokenizer=unicode, are
     those of captioner train.
     """
-    from captioner.config import holds_scenes, load_config, root_of
-
-    for override in overrides:
-        if not override.strip().startswith(SECTIONS):
-            name = override.partition("=")[0]
-            raise click.UsageError(f"--set {name}: only settings of data and text are used")
-    if root is not None:
-        overrides = (f"data.root={json.dumps(root)}", *overrides)
-    place = root_of(overrides)
-    config = "scenes" if place is None or holds_scenes(place) else "photos"
-    settings = load_config(config, overrides)
-
+    settings = _settings(root, overrides)
     from captioner.inspection.export import check_export, export
     from captioner.inspection.inspect import inspect_dataset
     from captioner.inspection.lines import to_text
@@ -81,3 +74,18 @@ def command(
     if html:
         write_page(found, html)
         say(f"wrote {html}")
+
+
+def _settings(root: str | None, overrides: tuple[str, ...]) -> Config:
+    """Return the settings that `captioner train` would have, of data and text."""
+    from captioner.config import holds_scenes, load_config, root_of
+
+    for override in overrides:
+        if not override.strip().startswith(SECTIONS):
+            name = override.partition("=")[0]
+            raise click.UsageError(f"--set {name}: only settings of data and text are used")
+    if root is not None:
+        overrides = (f"data.root={json.dumps(root)}", *overrides)
+    place = root_of(overrides)
+    config = "scenes" if place is None or holds_scenes(place) else "photos"
+    return load_config(config, overrides)

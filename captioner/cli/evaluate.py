@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,22 +81,10 @@ def command(
     options = captioner.settings(n_best=n_best, **decoding)
     _tell_beam(options.beam_size, captioner.decoding.beam_size, "beam_size" in decoding, n_best)
     output = output or results_folder(folder, "evaluation")
-    result = evaluate(
-        captioner,
-        config,
-        output,
-        options,
-        split=split,
-        n_best=n_best,
-        metrics=names,
-        clip=clip,
-        bert=bert,
-        explain=explain,
-        say=say,
-    )
-    report = write_report(
-        result, captioner.vocabulary, model=folder, split_train=config.data.split_train
-    )
+    evaluated = partial(evaluate, split=split, n_best=n_best, explain=explain, say=say)
+    result = evaluated(captioner, config, output, options, metrics=names, clip=clip, bert=bert)
+    train = config.data.split_train
+    report = write_report(result, captioner.vocabulary, model=folder, split_train=train)
     _show(result, f"captioned by {' and '.join(map(str, folders))}")
     say(f"report: {report}")
     usual = names == [*METRICS_OF_EVALUATE] and options == captioner.decoding

@@ -54,21 +54,12 @@ def examine(
     """
     encoder = captioner.encoder
     decoder = captioner.single_decoder("examined; examine its models one by one")
-    dataset = open_dataset(config.data, config.encoder.features)
-    usual = (config.data.split_dev, config.data.split_test)
-    split = split or next((name for name in usual if name in dataset.splits), usual[0])
     preprocessing = _check_preprocessing(encoder, folder.resolve().parent)
     try:
-        tokenizer, size = captioner.vocabulary.tokenizer, config.encoder.batch_size
-        given = config.encoder.features
-        table = read_split(
-            dataset, split, encoder, tokenizer, batch_size=size, say=say, features=given
-        )
+        table = _read(captioner, config, split, say)
     except AlteredError as error:
         advice = "drop the damaged rows with `captioner features --prune`, and train again"
         return [preprocessing, Check("feature store", "problem", str(error), advice)]
-    say(f"{split}: {len(table.examples):,} images of {dataset.root}")
-    say(f"features: {given or FeatureStore.for_encoder(encoder).folder}")
     rng = np.random.default_rng(seed)
     sample = rng.permutation(len(table.examples))[:RECOMPUTED]
     try:
@@ -79,7 +70,7 @@ def examine(
     features = table.features.float().numpy()
     mean, std = (each.cpu().numpy() for each in (decoder.init_hidden.mean, decoder.init_hidden.std))
     stored = []
-    if not given:
+    if not config.encoder.features:
         fresh = _encode(captioner, [table.examples[i] for i in sample.tolist()])
         stored = [preprocessing, checks.check_store(features[sample], fresh)]
     return [
@@ -98,8 +89,24 @@ def examine(
         ),
         _check_vocabulary(captioner.vocabulary, captions, table),
         checks.check_distinct(captions, [example.captions for example in table.examples]),
-        _check_shuffle([tokenizer.words(caption) for caption in captions], table, rng),
+        _check_shuffle([*map(captioner.vocabulary.tokenizer.words, captions)], table, rng),
     ]
+
+
+def _read(
+    captioner: Captioner, config: Config, split: str | None, say: Callable[[str], None]
+) -> SplitTable:
+    """Read a split, by default dev or else test, and say what is examined."""
+    given = config.encoder.features
+    dataset = open_dataset(config.data, given)
+    usual = (config.data.split_dev, config.data.split_test)
+    split = split or next((name for name in usual if name in dataset.splits), usual[0])
+    encoder, tokenizer = captioner.encoder, captioner.vocabulary.tokenizer
+    size = config.encoder.batch_size
+    table = read_split(dataset, split, encoder, tokenizer, batch_size=size, say=say, features=given)
+    say(f"{split}: {len(table.examples):,} images of {dataset.root}")
+    say(f"features: {given or FeatureStore.for_encoder(encoder).folder}")
+    return table
 
 
 def _check_vocabulary(words: Vocabulary, captions: list[str], table: SplitTable) -> Check:

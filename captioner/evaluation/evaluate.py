@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,42 +107,21 @@ def evaluate(
     if explain:
         captioner.encoder.preprocess  # noqa: B018 a model of features sees no pictures
     options = options or captioner.settings(n_best=n_best)
-    dataset = open_dataset(config.data, config.encoder.features)
-    for note in dataset.notes:
-        say(f"note: {note}")
-    split = split or _usual_split(dataset, config)
+    dataset, split, table = _read(captioner, config, split, say)
     tokenizer = captioner.vocabulary.tokenizer
-    table = read_split(
-        dataset,
-        split,
-        captioner.encoder,
-        tokenizer,
-        batch_size=config.encoder.batch_size,
-        say=say,
-        features=config.encoder.features,
-    )
     maps = dataset.regions is not None and _has_maps(captioner, say)
     captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)
     texts = [best[0].text for best in captions]
-    models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
     written = SystemCaptions([[c.text for c in best] for best in captions], tokenizer.words)
-    scores = score_captions(
-        written,
-        PreparedReferences(table.references),
-        metrics=metrics,
-        inputs=with_models(
-            _inputs(metrics, dataset, table, config, tokenizer),
-            metrics,
-            lambda: (read_image(example.image) for example in table.examples),
-            clip=clip,
-            bert=bert,
-            device=str(captioner.device),
-        ),
-        resamples=resamples,
-        tokenizer=tokenizer.name,
-        decode=options.summary() + models,
-        split=split,
-    )
+    models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
+    inputs = _inputs(metrics, dataset, table, config, tokenizer)
+    pictures = _pictures(table)
+    device = str(captioner.device)
+    inputs = with_models(inputs, metrics, pictures, clip=clip, bert=bert, device=device)
+    references = PreparedReferences(table.references)
+    decode, tokens = options.summary() + models, tokenizer.name
+    how = partial(score_captions, resamples=resamples, tokenizer=tokens, decode=decode, split=split)
+    scores = how(written, references, metrics=metrics, inputs=inputs)
     truth = dataset.truth(table.examples, texts)
     words = compare_word_use(written.best, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
@@ -152,6 +132,24 @@ def evaluate(
     result = Evaluation(*fields, calibrated, found)
     _write(result)
     return result
+
+
+def _read(
+    captioner: Captioner, config: Config, split: str | None, say: Callable[[str], None]
+) -> tuple[Dataset, str, SplitTable]:
+    """Read the split, by default the usual one; also return its data set and name."""
+    size, given = config.encoder.batch_size, config.encoder.features
+    dataset = open_dataset(config.data, given)
+    for note in dataset.notes:
+        say(f"note: {note}")
+    split = split or _usual_split(dataset, config)
+    encoder, tokenizer = captioner.encoder, captioner.vocabulary.tokenizer
+    table = read_split(dataset, split, encoder, tokenizer, batch_size=size, say=say, features=given)
+    return dataset, split, table
+
+
+def _pictures(table: SplitTable) -> Callable[[], Iterator[Image.Image]]:
+    return lambda: (read_image(example.image) for example in table.examples)
 
 
 def _inputs(
