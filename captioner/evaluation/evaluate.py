@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
 from captioner.system.ownership import check_files
-from captioner.text import Caption, Tokenizer
+from captioner.text import Caption
 
 METRICS_OF_EVALUATE = ("bleu", "rouge_l", "cider")
 ALTERNATIVES = 4  # of each word, in the report
@@ -111,23 +110,24 @@ def evaluate(
     tokenizer = captioner.vocabulary.tokenizer
     maps = dataset.regions is not None and _has_maps(captioner, say)
     captions = caption_split(captioner, table, options, n_best=n_best, maps=maps)
-    texts = [best[0].text for best in captions]
     written = SystemCaptions([[c.text for c in best] for best in captions], tokenizer.words)
+    inputs = _inputs(captioner, config, dataset, table, metrics, clip=clip, bert=bert)
     models = f",models{captioner.num_models}" if captioner.num_models > 1 else ""
-    inputs = _inputs(metrics, dataset, table, config, tokenizer)
-    pictures = _pictures(table)
-    device = str(captioner.device)
-    inputs = with_models(inputs, metrics, pictures, clip=clip, bert=bert, device=device)
-    references = PreparedReferences(table.references)
-    decode, tokens = options.summary() + models, tokenizer.name
-    how = partial(score_captions, resamples=resamples, tokenizer=tokens, decode=decode, split=split)
-    scores = how(written, references, metrics=metrics, inputs=inputs)
-    truth = dataset.truth(table.examples, texts)
+    scores = score_captions(
+        written,
+        PreparedReferences(table.references),
+        metrics=metrics,
+        inputs=inputs,
+        resamples=resamples,
+        tokenizer=tokenizer.name,
+        decode=options.summary() + models,
+        split=split,
+    )
+    truth = dataset.truth(table.examples, [best[0].text for best in captions])
     words = compare_word_use(written.best, table.references)
     points = _pointing(captioner, dataset, table, captions) if maps else {}
     fields = (dataset, split, table, captions, scores, words, points, truth, output)
-    best = (found[0] for found in captions)
-    calibrated = calibration(best, table.tokens, tokenizer.shown)
+    calibrated = calibration((best[0] for best in captions), table.tokens, tokenizer.shown)
     found = maps_of_split(captioner, table, captions) if explain else []
     result = Evaluation(*fields, calibrated, found)
     _write(result)
@@ -148,22 +148,29 @@ def _read(
     return dataset, split, table
 
 
-def _pictures(table: SplitTable) -> Callable[[], Iterator[Image.Image]]:
-    return lambda: (read_image(example.image) for example in table.examples)
-
-
 def _inputs(
-    metrics: Sequence[str],
+    captioner: Captioner,
+    config: Config,
     dataset: Dataset,
     table: SplitTable,
-    config: Config,
-    tokenizer: Tokenizer,
+    metrics: Sequence[str],
+    *,
+    clip: str | None,
+    bert: str | None,
 ) -> MetricInputs:
-    """Return the captions as written that metrics read: references and train."""
+    """Return what metrics read besides words: references and train, pictures, models."""
+    words_of = captioner.vocabulary.tokenizer.words
     train = split_name(config.data.split_train) if "novel" in metrics else None
     learnt = (text for e in dataset.examples if e.split == train for text in e.captions)
-    written = [[text for text in e.captions if tokenizer.words(text)] for e in table.examples]
-    return MetricInputs(references=written, train=map(tokenizer.words, learnt))
+    written = [[text for text in e.captions if words_of(text)] for e in table.examples]
+    return with_models(
+        MetricInputs(references=written, train=map(words_of, learnt)),
+        metrics,
+        lambda: (read_image(example.image) for example in table.examples),
+        clip=clip,
+        bert=bert,
+        device=str(captioner.device),
+    )
 
 
 def _usual_split(dataset: Dataset, config: Config) -> str:
