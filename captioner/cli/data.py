@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import say, set_option, show
+from captioner.cli.options import say, set_option, show, usual_config
 
 if TYPE_CHECKING:
     from captioner.config import Config
@@ -78,7 +78,7 @@ def command(
 
 def _settings(root: str | None, overrides: tuple[str, ...]) -> Config:
     """Return the settings that `captioner train` would have, of data and text."""
-    from captioner.config import holds_scenes, load_config, root_of
+    from captioner.config import load_config, root_of
 
     for override in overrides:
         if not override.strip().startswith(SECTIONS):
@@ -86,6 +86,4 @@ def _settings(root: str | None, overrides: tuple[str, ...]) -> Config:
             raise click.UsageError(f"--set {name}: only settings of data and text are used")
     if root is not None:
         overrides = (f"data.root={json.dumps(root)}", *overrides)
-    place = root_of(overrides)
-    config = "scenes" if place is None or holds_scenes(place) else "photos"
-    return load_config(config, overrides)
+    return load_config(usual_config(root_of(overrides)), overrides)

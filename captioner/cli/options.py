@@ -104,19 +104,27 @@ def _forbidden(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 
 def choose_config(config: str | None, overrides: tuple[str, ...]) -> str:
     """Return the configuration of a command whose CONFIG may be missing; say which, and why."""
-    from captioner.config import holds_scenes, root_of
+    from captioner.config import root_of
 
     root = root_of(overrides)
     if config or root is None:
-        return config or "scenes"
-    if holds_scenes(root):
+        return config or usual_config(root)
+    config = usual_config(root)
+    if config == "scenes":
         say("note: takes the configuration scenes: data.root holds drawn scenes")
-        return "scenes"
-    say(
-        "note: takes the configuration photos, as data.root holds no drawn scenes; "
-        "CONFIG --set data.root=PATH takes another"
-    )
-    return "photos"
+    else:
+        say(
+            "note: takes the configuration photos, as data.root holds no drawn scenes; "
+            "CONFIG --set data.root=PATH takes another"
+        )
+    return config
+
+
+def usual_config(root: str | None) -> str:
+    """Return the configuration for a `data.root`; None stands for the bundled scenes."""
+    from captioner.config import holds_scenes
+
+    return "scenes" if root is None or holds_scenes(root) else "photos"
 
 
 def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
