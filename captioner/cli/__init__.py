@@ -25,7 +25,6 @@ from captioner.errors import (
 )
 from captioner.system.disk import STDOUT, advice
 from captioner.system.foreign import MAX_LINE, message, plain
-from captioner.system.version import __version__
 
 # Listed here so that --help imports no command; in the order of a typical workflow.
 COMMANDS = {
@@ -42,6 +41,8 @@ COMMANDS = {
     "serve": "Serve a page to try models on, and an HTTP API.",
     "publish": "Upload a model to the Hugging Face Hub.",
     "features": "Fill the feature store ahead of training; check, clear or prune stores.",
+    "completion": "Print the script that completes commands in a shell.",
+    "env": "Show versions, machine and device, for a report of a bug.",
 }
 
 WORDS = "captioner.words"
@@ -185,7 +186,22 @@ def _say(text: str) -> None:
     click.echo(message(f"captioner: {text}"), err=True)
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from captioner.system.environment import summary
+
+        click.echo(summary())
+        ctx.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "--version", prog_name="captioner")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of captioner, torch and torchvision, and the device.",
+)
 def main() -> None:
     """Caption images: a frozen CNN starts an RNN, and the RNN writes the caption."""
