@@ -6,8 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+AXE = os.environ.get("AXE_CORE", "")  # path of axe.min.js, from the npm package axe-core
+NO_AXE = "needs $AXE_CORE, the axe.min.js of the npm package axe-core"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 NO_BROWSER = "needs a browser: apt-get install chromium; pip install 'captioner[test]'"
 QUIET = (
@@ -41,3 +44,14 @@ def wait_until(page: Any, true: str) -> None:
             return
         page.wait_for_timeout(50)
     raise AssertionError(true)
+
+
+def faults(page: Any) -> list[tuple[str, str, list[str]]]:
+    """Return what axe-core finds: the rule, how bad it is, and where."""
+    if page.evaluate("typeof axe") == "undefined":
+        page.evaluate(Path(AXE).read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        (each["id"], each["impact"], [node["html"][:120] for node in each["nodes"]])
+        for each in found["violations"]
+    ]

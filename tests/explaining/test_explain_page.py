@@ -20,7 +20,7 @@ from captioner.page.one_file import joined
 from captioner.system.ownership import owns
 
 import toys
-from browser import CHROMIUM, NO_BROWSER, chromium, wait_until
+from browser import AXE, CHROMIUM, NO_AXE, NO_BROWSER, chromium, faults, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.nn")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
@@ -222,6 +222,24 @@ def test_the_beam_and_the_hidden_state_are_drawn(
     page.locator("#words .word").nth(1).click()
     assert page.locator("#state .column.chosen").get_attribute("data-time") == "2"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.skipif(not AXE, reason=NO_AXE)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1200])
+def test_axe_finds_no_fault(
+    searched: tuple[Path, dict[str, Any]], looking: Path, open_page: Any, scheme: str, width: int
+) -> None:
+    for path in (looking, searched[0]):
+        page = open_page(path, viewport={"width": width, "height": 900}, color_scheme=scheme)
+        assert faults(page) == []  # with a word open
+        page.get_by_text("All words").click()
+        page.locator("details:visible").evaluate_all("all => all.forEach(d => { d.open = true; })")
+        assert faults(page) == []
+        page.keyboard.press("Escape")
+        assert faults(page) == []
 
 
 def test_a_crop_is_a_box_in_the_picture() -> None:

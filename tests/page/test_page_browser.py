@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioner.config import bundled
 
-from browser import CHROMIUM, NO_BROWSER, chromium
+from browser import AXE, CHROMIUM, NO_AXE, NO_BROWSER, chromium, faults
 from page_toys import OTHERS, SENTENCES, toy_server
 
 expect = pytest.importorskip("playwright.sync_api", reason=NO_BROWSER).expect
@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER), pytest.ma
 
 SENTENCE = SENTENCES["toys"]
 WORDS = SENTENCE.split()
-AXE = os.environ.get("AXE_CORE", "")  # path of axe.min.js, from the npm package axe-core
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 FILE = """([bytes, name, type]) => {
     const data = new DataTransfer();
@@ -741,30 +740,20 @@ def test_looks(open_page, tmp_path, theme, width):
             assert len(picture.convert("RGB").getcolors(1 << 22)) > 1000
 
 
-@pytest.mark.skipif(not AXE, reason="needs $AXE_CORE, the axe.min.js of the npm package axe-core")
+@pytest.mark.skipif(not AXE, reason=NO_AXE)
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_no_fault(open_page, toy, theme, width):
     page = open_page(viewport={"width": width, "height": 1000}, color_scheme=theme)
-    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
-
-    def faults():
-        found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        return [
-            (each["id"], each["impact"], [node["html"][:120] for node in each["nodes"]])
-            for each in found["violations"]
-        ]
-
-    assert faults() == []
+    assert faults(page) == []
     take_example(page)
     page.locator(".word").nth(4).click()
     for tab in ("best", "beam", "state", "settings"):
         page.click(f"#tab-{tab}")
         page.locator("details:visible").evaluate_all("all => all.forEach(d => { d.open = true; })")
-        assert faults() == []
+        assert faults(page) == []
     toy.failures.append((503, {"error": "busy"}))
     page.click("text=Write again")
     page.get_by_role("alert").get_by_text("busy").wait_for()
-    assert faults() == []
+    assert faults(page) == []
     page.goto(f"{toy.address}settings.html#beam_size")
-    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
-    assert faults() == []
+    assert faults(page) == []
