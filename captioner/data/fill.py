@@ -57,27 +57,31 @@ def fill_store(
         data = read_file(image)
         return tuple(image_key(data, view) for view in views)
 
-    def missing() -> list[ImageFile]:
-        todo = [image for image in keys if any(key not in store for key in keys[image])]
+    def missing(share: Sequence[ImageFile]) -> list[ImageFile]:
+        todo = [image for image in share if any(key not in store for key in keys[image])]
         if todo:
             size = len(todo) * len(views) * store.feature_size * 2
             check_limit(store.folder.parent, size)
             say(
                 f"features: {len(todo):,} images to encode ({size / 1e6:,.1f} MB in "
-                f"{store.folder}), {len(keys) - len(todo):,} already stored"
+                f"{store.folder}), {len(share) - len(todo):,} already stored"
             )
         return todo
 
     with workers(None, encoder.device) as crew:
         results = crew.map_ahead(_or_error(keys_of), batched(images, KEY_BATCH))
         keys, broken = _sorted_out(chain.from_iterable(results))
-        if world and world.size > 1:
-            own = missing()[world.rank :: world.size]
-            _encode(store, encoder, own, keys, crew, batch_size, say)
+        # Rounding depends on the batch. Machines without a common store encode all shares
+        # themselves, in the same batches as the others.
+        world = world or World()
+        shares = [[*keys][rank :: world.size] for rank in range(world.size)]
+        if world.size > 1:
+            _encode(store, encoder, missing(shares[world.rank]), keys, crew, batch_size, say)
             world.wait()
         with store.filling():
-            if todo := missing():
-                broken |= _encode(store, encoder, todo, keys, crew, batch_size, say)
+            for share in shares:
+                if todo := missing(share):
+                    broken |= _encode(store, encoder, todo, keys, crew, batch_size, say)
     if not keys.keys() - broken.keys():
         first = "".join(f"; first: {plain(p)}: {error}" for p, error in list(broken.items())[:1])
         raise DataError(f"no image could be read{first}")
