@@ -22,6 +22,7 @@ from captioner.cli.messages import say_maps, say_texts, say_totals
 from captioner.cli.options import (
     decoding_options,
     device_option,
+    leads,
     models_option,
     read_bytes,
     say,
@@ -440,8 +441,7 @@ def _once(
                 continue
             seen.add(path)
         yield item
-    # Of the processes of `torchrun`, the first speaks.
-    if quiet or os.environ.get("RANK", "0") != "0":
+    if quiet or not leads():
         return
     if repeated:
         say(f"{repeated:,} path(s) listed again and captioned once (--repeats captions each)")

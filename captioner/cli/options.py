@@ -142,6 +142,11 @@ def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
     return (Path(place).stem if is_file else Path(place).name) or "photos"
 
 
+def leads() -> bool:
+    """Return whether this process speaks: alone, or the first of those of `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """Print a status line to stderr, printable and of bounded length."""
     click.echo(message(text), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from captioner.cli.options import (
     choose_config,
     config_argument,
     device_option,
+    leads,
     name_of_results,
     say,
     set_option,
     show,
 )
+from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
     from captioner.config import Config
@@ -57,8 +60,7 @@ def command(
     CONFIG is a YAML file or the name of a bundled one: scenes (drawn pictures, about a minute),
     photos, flickr8k, flickr30k or coco. By default it is scenes, or photos with --set data.root.
     """
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
+    _check_restarts(resume, overwrite)
     folder = output or Path("runs") / name_of_results(config, overrides)
 
     from captioner.run_dir import first_seed_folder
@@ -81,6 +83,20 @@ def command(
         several = f" --seeds {seeds}" if seeds else ""
         say(f"stopped; to continue: captioner train --output {folder}{several} --resume")
         raise SystemExit(1) from None
+
+
+def _check_restarts(resume: bool, overwrite: bool) -> None:
+    """Refuse `torchrun --max-restarts` without --resume: a second start would find a run."""
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    if resume or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if leads() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        raise ConfigError(
+            "torchrun --max-restarts needs --resume, so that a restart continues the run; "
+            "--resume also starts a run that does not exist"
+        )
+    raise SystemExit(2)  # the message is out; torchrun restarts after every failure
 
 
 def _settings(config: str | None, overrides: tuple[str, ...], existing: Path | None) -> Config:
@@ -106,6 +122,8 @@ def _show_sweep(sweep: Sweep | None) -> None:
 
 
 def _say_done(done: Summary) -> None:
+    if not leads():
+        return
     progress = done.progress
     say(
         f"{best_line(done)} of {progress.epoch}; {progress.seconds:,.0f} s of training, "

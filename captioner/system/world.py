@@ -82,6 +82,17 @@ class World:
             distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in the order of their ranks, in every process."""
+        if self.size == 1:
+            return [value]
+        from torch import distributed
+
+        values: list[T] = [value] * self.size
+        with _lost_process():
+            distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Wait until all processes call this."""
         self.broadcast(None)

@@ -32,6 +32,7 @@ from captioner.text import Vocabulary
 from captioner.training.checkpoint import Progress, check_identity, left_alone
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Stopped, Trainer
+from captioner.training.machines import check_alike, check_newest
 from captioner.training.self_critical import SelfCritical
 from captioner.training.start import start_vocabulary, start_weights
 from captioner.training.telemetry import RunLog, peak_memory
@@ -66,12 +67,17 @@ def train(
     To resume is to continue the run in the folder, whose config must be equal, or to start one if
     there is none. To overwrite is to delete the run in the folder, but no other files, and start.
 
+    Of several processes, the first one's config holds, and it alone writes the folder. Each reads
+    the data at the paths of the config, on its own machine.
+
     Raises:
-        CaptionerError: if the data, the weights or the folder cannot be used.
+        CaptionerError: if the data, the weights or the folder cannot be used, or differ between
+            processes.
         Stopped: on SIGINT or SIGTERM, after the state is saved.
     """
     must_be("config", config, Config)
     with joined(choose_device(device)) as (world, own_device):
+        config = world.broadcast(config)  # a resumed run's is in its folder, on one machine
         if world.leads:
             check_folder(folder, config, resume, overwrite)
         dataset = open_dataset(
@@ -80,6 +86,8 @@ def train(
         encoder = open_encoder(config, own_device)
         log = RunLog(folder, silent=not world.leads, waiting=True)
         checkpoints = folder / "checkpoints"
+        if resume:
+            check_newest(checkpoints, world)
         if foreign := left_alone(checkpoints):
             names = plain(", ".join(foreign))
             log.say(f"{checkpoints}: files that are not checkpoints are ignored: {names}")
@@ -143,6 +151,7 @@ class _Setup:
             "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
             **prepared.data,
         }
+        check_alike(identity, self.world)
         targets = CaptionTable.build(
             prepared.dev.features,
             prepared.dev.tokens,
