@@ -13,6 +13,8 @@ from captioner.config import DecodingConfig
 from captioner.search.common import Hypotheses, SpecialIds, Step, TokenRules, no_numbers
 from captioner.search.top_tokens import ids_of, to_keys, top_tokens
 
+GPU_STEPS = 4  # between looks at which images are finished: each look waits for the GPU
+
 
 class Extensions(NamedTuple):
     """The m best extensions of a step by one token, for A images, best first."""
@@ -44,6 +46,11 @@ class _Sentences(NamedTuple):
         """Return the sentences at indices `order`, int64 (A, m), of each image."""
         written = self.written.take_along_dim(order[:, :, None, None], dim=1)
         return _Sentences(written, self.totals.gather(1, order), self.scores.gather(1, order))
+
+    def best(self, count: int) -> _Sentences:
+        """Return the sentences of highest score of each image; of equals, the first."""
+        order = self.scores.sort(dim=1, descending=True, stable=True).indices
+        return self.take(order[:, :count])
 
 
 @torch.inference_mode()
@@ -91,24 +98,26 @@ def beam_search(
     written[:, :, 0] = ids.bos_id
     totals = torch.zeros(len(images), 1, device=hidden.device)
     nothing = torch.full((len(images), n_best), -torch.inf, device=hidden.device)
+    pause = 1 if watch else _steps_between_looks(hidden.device)
+    done = None if pause == 1 else (totals > 0)  # finished images that step on, bool (A, 1)
     kept = _Sentences(written.expand(-1, n_best, -1, -1), nothing, nothing)
     results: list[tuple[Tensor, _Sentences, Tensor]] = []  # images, sentences, finished
     length = 0
     while len(images) and length < max_length:
         logits, hidden = step(ids_of(written[:, :, length, 0]).flatten(), hidden, images)
         broken = no_numbers(logits).view(len(images), -1).any(1, keepdim=True)
+        if done is not None:
+            broken &= ~done
         log_probs = rules.log_probs(logits, length)
         if options.no_repeat_ngram_size:
             prefixes = ids_of(written[:, :, 1 : 1 + length, 0]).flatten(0, 1)
             _block_repeats(log_probs, prefixes, options.no_repeat_ngram_size)
         length += 1
         ended, written, totals, rows = _extend(
-            written, totals, log_probs, length, rules, options, watch
+            written, totals, log_probs, length, rules, options, watch, done
         )
         if ended is not None:
-            kept = kept.beside(ended)
-            order = kept.scores.sort(dim=1, descending=True, stable=True).indices
-            kept = kept.take(order[:, :n_best])
+            kept = kept.beside(ended).best(n_best)
         # Comparisons with NaN are false, so the search of a broken image ends here.
         totals, *of_kept = (
             numbers.masked_fill(broken, torch.nan) for numbers in (totals, kept.totals, kept.scores)
@@ -119,20 +128,31 @@ def beam_search(
         unfinished = totals[:, 0] / math.pow(max_length, penalty) > kept.scores[:, -1]
         if options.beam_size == 1:  # greedy search stops at the first end token
             unfinished &= kept.totals[:, 0] == -torch.inf
+        if done is not None:
+            done = ~unfinished[:, None]
+        if length % pause:
+            hidden = hidden.index_select(1, rows.flatten())
+            continue
         rest = unfinished.nonzero().squeeze(1)
         if not len(rest):
             break
         if len(rest) < len(images):  # finished images take no further steps
-            done = (~unfinished).nonzero().squeeze(1)
-            of_done = kept.select(done)
-            results.append((images[done], of_done, of_done.totals > -torch.inf))
+            ready = (~unfinished).nonzero().squeeze(1)
+            of_ready = kept.select(ready)
+            results.append((images[ready], of_ready, of_ready.totals > -torch.inf))
             images, kept = images[rest], kept.select(rest)
             written, totals, rows = written[rest], totals[rest], rows[rest]
+            done = None if done is None else done[rest]
         hidden = hidden.index_select(1, rows.flatten())
 
     cut_off = _Sentences(written, totals, totals / math.pow(length, penalty))
     results.append((images, *_fill_with_cut_off(kept, cut_off)))
     return rules.unpenalized(_in_order(results, length, ids.eos_id))
+
+
+def _steps_between_looks(device: torch.device) -> int:
+    """Return after how many steps finished images are taken out; the processor knows at once."""
+    return 1 if device.type == "cpu" else GPU_STEPS
 
 
 def _extend(
@@ -143,6 +163,7 @@ def _extend(
     rules: TokenRules,
     options: DecodingConfig,
     watch: Callable[[Extensions], None] | None,
+    done: Tensor | None,
 ) -> tuple[_Sentences | None, Tensor, Tensor, Tensor]:
     """Extend every prefix by every token, and separate finished and live extensions.
 
@@ -154,6 +175,7 @@ def _extend(
         rules: hold the end token, and the token of a given start.
         options: search settings.
         watch: see `beam_search`.
+        done: images whose prefixes stay dead, bool (A, 1); None: looks whether a prefix ended.
 
     Returns:
         The finished among the K best extensions, if any; the K best live extensions as `written`
@@ -161,8 +183,7 @@ def _extend(
     """
     (num_images, width), beam_size = totals.shape, options.beam_size
     prefixes, before = written.flatten(0, 1), totals
-    choices = written.shape[3] - 1
-    if choices:
+    if choices := written.shape[3] - 1:
         prefixes[:, length, 1:] = to_keys(*top_tokens(log_probs, choices))
     rules.penalize(log_probs, prefixes[:, 1:length, 0])
     rules.force(log_probs, length - 1)
@@ -170,6 +191,8 @@ def _extend(
     # Each prefix has one end, so the 2K best extensions hold the K best without an end.
     extensions = log_probs.view(num_images, -1)  # A, W*V
     totals, places = top_tokens(extensions, min(2 * beam_size, extensions.shape[1]))
+    if done is not None:  # dead prefixes change nothing any more, whatever overflows there
+        totals = totals.masked_fill(done, -torch.inf)
     beams = places.div(log_probs.shape[1], rounding_mode="floor")
     token_ids = places - beams * log_probs.shape[1]
     rows = beams + torch.arange(0, len(log_probs), width, device=beams.device)[:, None]
@@ -178,15 +201,11 @@ def _extend(
 
     ends = token_ids == rules.eos_id
     ended = None
-    if ends[:, :beam_size].any():
-        ended_totals = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]
+    if done is not None or ends[:, :beam_size].any():
         written = prefixes[rows[:, :beam_size]]
         written[:, :, length, 0] = keys[:, :beam_size]
-        ended = _Sentences(
-            written,
-            ended_totals,
-            ended_totals / math.pow(length, options.length_penalty),
-        )
+        of_ended = totals.masked_fill(~ends, -torch.inf)[:, :beam_size]
+        ended = _Sentences(written, of_ended, of_ended / math.pow(length, options.length_penalty))
     live = ends.byte().sort(dim=1, stable=True).indices[:, :beam_size]
     if watch is not None:
         watch(Extensions(totals, keys, beams, live))
