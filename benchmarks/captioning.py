@@ -3,12 +3,12 @@
     python benchmarks/captioning.py [--model DIR --photographs DIR]
         [--transformers] [--memory] [--only PART] [--rounds N]
 
-In each part, the variants take turns; speeds are medians over the rounds.
+All of it runs on the processor; `gpu.py` is for a GPU. In each part, the variants take turns;
+speeds are medians over the rounds.
 
 - files: `caption_files` from JPEG to caption, beam 3 / the rate of decoding and encoding alone,
-  1 / (1 / decoding alone + 1 / CNN alone), each at its best. Target: at least 0.85. A GPU encodes
-  while the CPU decodes; there the target is 0.9 of the slower of the two. The model's own search
-  runs too, without a target.
+  1 / (1 / decoding alone + 1 / CNN alone), each at its best. Target: at least 0.85. The model's
+  own search runs too, without a target.
 - exports: the CNN alone / the same CNN exported to ONNX and run by onnxruntime and OpenVINO with as
   many threads, each at its best batch size. Target: at least 1.0 of the faster one. The cosine of
   the features to eager fp32 must be at least 0.999. Engines that are not installed are left out.
@@ -57,7 +57,7 @@ from torchvision import models, transforms
 from captioner.captioner import Captioner
 from captioner.captioning.records import caption_files
 from captioner.captioning.sources import Item
-from captioner.config import DecoderConfig, load_config
+from captioner.config import Config, DecoderConfig, load_config
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import Encoder, FrozenEncoder
@@ -70,7 +70,6 @@ IMAGES = 512
 SHARPNESS = 80  # gives words the log-probabilities of a trained model instead of -log V
 NOT_RANKED = {"neighbours": 0}  # the other programs have no re-ranking
 ROUNDS = 3  # measured rounds; `--rounds` changes it
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 MEMORY = """
 import sys
@@ -114,7 +113,7 @@ class Scene:
 
 def real_scene(model: Path, photographs: Path) -> Scene:
     """Load a trained captioner and photographs."""
-    captioner = Captioner.load(model, DEVICE)
+    captioner = Captioner.load(model, "cpu")
     if len(captioner.encoder.cnns) > 1:
         sys.exit(f"{model}: has several CNNs; give a model with one CNN")
     captioner.encoder.mirrored = False  # the other programs encode no mirrored images
@@ -134,28 +133,49 @@ def random_scene(folder: Path) -> Scene:
     for seed, file in enumerate(files):
         noise_jpeg(file, seed=seed, size=(640, 480))
     config = load_config("flickr8k", ["decoder.tie_weights=true"])
-    size = config.encoder.image_size
-    encoder = FrozenEncoder.create("mobilenet_v2", "none", image_size=size)
-    pixels = decode(encoder, files)
-    weights = folder / "mobilenet_v2.pth"
-    torch.save(measured(models.mobilenet_v2(), encoder, pixels[:64]).state_dict(), weights)
-    encoder = FrozenEncoder.create("mobilenet_v2", str(weights), image_size=size)
-    words = tuple(f"word{i}" for i in range(WORDS - len(Vocabulary.specials)))
-    vocabulary = Vocabulary(dict.fromkeys(words, 5), min_count=5)
-    decoder = Decoder(config.decoder, vocab_size=WORDS, feature_size=encoder.feature_size)
-    decoding = config.decoding.model_copy(update=NOT_RANKED)
-    captioner = Captioner(encoder, decoder, vocabulary, decoding).to(DEVICE)
-    features = torch.cat([encoder(batch) for batch in pixels.split(32)])
-    decoder.measure(features)
-    decoder.init_hidden.to(DEVICE)
-    bias = choose_bias(captioner, features[:128])
+    captioner, pixels, features = random_captioner(config, files, folder)
     lengths = words_of(captioner, features)
     print(
         f"{IMAGES} JPEGs of 640 x 480, {mean(f.stat().st_size for f in files) / 1e3:.0f} kB each; "
-        f"end token's bias {bias:.2f} for captions of {mean(lengths):.1f} words "
-        f"({min(lengths)} to {max(lengths)})"
+        f"end token's bias {captioner.decoder.output.bias[Vocabulary.eos_id]:.2f} for captions of "
+        f"{mean(lengths):.1f} words ({min(lengths)} to {max(lengths)})"
     )
     return Scene(captioner, files, pixels, features)
+
+
+def random_captioner(
+    config: Config, files: list[Path], folder: Path, device: str = "cpu", words: int = WORDS
+) -> tuple[Captioner, Tensor, Tensor]:
+    """Build a captioner with mobilenet_v2 and random weights, whose captions have ten words.
+
+    Args:
+        config: its decoder, with tied words, its search and the size and grid of its images.
+        files: images, for the statistics.
+        folder: for the weights.
+        device: of the captioner.
+        words: size of the vocabulary.
+
+    Returns:
+        The captioner, and of the images the pixels, uint8 (N, 3, S, S), and features, (N, F).
+    """
+    size, name = config.encoder.image_size, "mobilenet_v2"
+    encoder = FrozenEncoder.create(name, "none", image_size=size)
+    pixels = decode(encoder, files)
+    weights = folder / f"{name}.pth"
+    torch.save(measured(models.mobilenet_v2(), encoder, pixels[:64]).state_dict(), weights)
+    grid = config.encoder.grid if config.decoder.attention == "spatial" else 0
+    encoder = FrozenEncoder.create(
+        name, str(weights), image_size=size, grid=grid, grid_channels=config.encoder.grid_channels
+    )
+    known = tuple(f"word{i}" for i in range(words - len(Vocabulary.specials)))
+    vocabulary = Vocabulary(dict.fromkeys(known, 5), min_count=5)
+    decoder = Decoder(config.decoder, vocab_size=words, **encoder.sizes)
+    decoding = config.decoding.model_copy(update=NOT_RANKED)
+    captioner = Captioner(encoder, decoder, vocabulary, decoding).to(device)
+    features = torch.cat([encoder(batch) for batch in pixels.split(32)])
+    decoder.measure(features.cpu())
+    choose_bias(captioner, features[:128])
+    return captioner, pixels, features
 
 
 def measured(network: nn.Module, encoder: FrozenEncoder, pixels: Tensor) -> nn.Module:
@@ -169,17 +189,16 @@ def measured(network: nn.Module, encoder: FrozenEncoder, pixels: Tensor) -> nn.M
 
 
 @torch.no_grad()
-def choose_bias(captioner: Captioner, features: Tensor) -> float:
-    """Find the end token's bias for ten words per caption on average, by bisection."""
+def choose_bias(captioner: Captioner, features: Tensor) -> None:
+    """Set the end token's bias for ten words per caption on average, by bisection."""
     decoder = captioner.decoder
     decoder.to_embed.weight.mul_(SHARPNESS)
     low, high = 0.0, 16.0
     while high - low > 0.05:
         middle = (low + high) / 2
         decoder.output.bias[captioner.vocabulary.eos_id] = middle
-        captioner.to(DEVICE)  # rebuilds the decoder's step with the new bias
+        captioner.to(captioner.device)  # rebuilds the decoder's step with the new bias
         low, high = (middle, high) if mean(words_of(captioner, features)) > 10 else (low, middle)
-    return middle
 
 
 def words_of(captioner: Captioner, features: Tensor) -> list[int]:
@@ -206,8 +225,6 @@ def race(variants: Mapping[str, tuple[Callable[[], Any], int]]) -> Any:
         for name, (run, _) in variants.items():
             started = perf_counter()
             run()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
             seconds[name].append(perf_counter() - started)
     rates = {name: n / median(seconds[name][1:]) for name, (_, n) in variants.items()}
     for name, rate in rates.items():
@@ -221,7 +238,7 @@ def encode(encoder: Callable[[Tensor], Tensor], pixels: Tensor, batch_size: int)
 
 
 def files_part(scene: Scene) -> bool:
-    encoder, sizes = scene.captioner.encoder, (8, 64) if DEVICE == "cpu" else (64, 256)
+    encoder, sizes = scene.captioner.encoder, (8, 64)
     variants = {
         "JPEG to caption, beam 3": lambda: list(
             caption_files(scene.captioner, scene.items(), scene.captioner.settings(beam_size=3))
@@ -231,11 +248,7 @@ def files_part(scene: Scene) -> bool:
             f"CNN alone, batches of {n}": lambda n=n: encode(encoder, scene.pixels, n)
             for n in sizes
         },
-        **(
-            {"CNN alone, one core per batch": lambda: one_core_each(encoder)(scene.pixels)}
-            if DEVICE == "cpu"
-            else {}
-        ),
+        "CNN alone, one core per batch": lambda: one_core_each(encoder)(scene.pixels),
         "search alone, beam 3": lambda: [
             scene.captioner.search(some, scene.captioner.settings(beam_size=3))
             for some in scene.features.split(256)
@@ -247,11 +260,8 @@ def files_part(scene: Scene) -> bool:
     whole, decoding, *cnn, _, _ = race(
         {name: (run, len(scene.files)) for name, run in variants.items()}
     ).values()
-    if DEVICE == "cpu":
-        possible = 1 / (1 / decoding + 1 / max(cnn))
-        return check("files / decoding and CNN alone", whole / possible, at_least=0.85)
-    limit = "decoding" if decoding < max(cnn) else "CNN"
-    return check(f"files / {limit} alone", whole / min(decoding, *cnn), at_least=0.9)
+    possible = 1 / (1 / decoding + 1 / max(cnn))
+    return check("files / decoding and CNN alone", whole / possible, at_least=0.85)
 
 
 def plain_cnn(encoder: FrozenEncoder) -> nn.Module:
@@ -322,7 +332,7 @@ def exports_part(scene: Scene) -> bool:
     if engines:
         fastest = max(engines, key=best.__getitem__)
         met = check(f"CNN alone / {fastest}", best["ours"] / best[fastest], at_least=1.0)
-    cosines = torch.cosine_similarity(encode(encoder, pixels, 32).cpu(), encode(exact, pixels, 32))
+    cosines = torch.cosine_similarity(encode(encoder, pixels, 32), encode(exact, pixels, 32))
     print(f"  smallest cosine to fp32 {cosines.min():.4f}, mean {cosines.mean():.5f}")
     return met & check("mean cosine to fp32", cosines.mean().item(), at_least=0.999)
 
@@ -391,7 +401,7 @@ class Plain:
     def __init__(self, captioner: Captioner) -> None:
         self.words, self.settings = captioner.vocabulary, captioner.decoding
         self.decoder = captioner.decoder
-        self.cnn = plain_cnn(*captioner.encoder.cnns).to(DEVICE)
+        self.cnn = plain_cnn(*captioner.encoder.cnns)
         self.transform = transforms.Compose([
             transforms.Resize(224),
             transforms.CenterCrop(224),
@@ -400,7 +410,7 @@ class Plain:
         ])  # fmt: skip
         embedding = self.decoder.embedding
         lstm = self.decoder.cell
-        self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size).to(DEVICE)
+        self.cell = nn.LSTMCell(lstm.input_size, lstm.hidden_size)
         self.cell.load_state_dict({k.removesuffix("_l0"): v for k, v in lstm.state_dict().items()})
         self.embed = embedding
 
@@ -408,7 +418,7 @@ class Plain:
     def caption(self, file: Path, beam_size: int) -> list[int]:
         """Caption one file."""
         picture = self.transform(Image.open(file).convert("RGB"))
-        return self.search(self.cnn(picture[None].to(DEVICE)), beam_size)
+        return self.search(self.cnn(picture[None]), beam_size)
 
     @torch.no_grad()
     def search(self, features: Tensor, beam_size: int) -> list[int]:
@@ -531,14 +541,14 @@ def transformers_part(scene: Scene) -> bool:
         print(f"  transformers skipped: {error}")
         return True
     tokens, batch = {"max_new_tokens": 12, "min_new_tokens": 12}, 8
-    blip = hf.BlipForConditionalGeneration(hf.BlipConfig()).eval().to(DEVICE)
+    blip = hf.BlipForConditionalGeneration(hf.BlipConfig()).eval()
     settings = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
         hf.ViTConfig(), hf.GPT2Config()
     )
-    vit_gpt2 = hf.VisionEncoderDecoderModel(settings).eval().to(DEVICE)
+    vit_gpt2 = hf.VisionEncoderDecoderModel(settings).eval()
     for_gpt2 = tokens | {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    large = torch.rand(batch, 3, 384, 384, device=DEVICE)
-    small = torch.rand(batch, 3, 224, 224, device=DEVICE)
+    large = torch.rand(batch, 3, 384, 384)
+    small = torch.rand(batch, 3, 224, 224)
 
     greedy = scene.captioner.settings(beam_size=1)
 
@@ -608,8 +618,6 @@ def main() -> int:
     chosen = [given["only"]] if given["only"] else [n for n in PARTS if given.get(n, True)]
     ROUNDS = given["rounds"]
     print(describe_machine())
-    if DEVICE == "cuda":
-        print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     with tempfile.TemporaryDirectory() as name:
         real = given["model"], given["photographs"]
         scene = real_scene(*real) if all(real) else random_scene(Path(name))

@@ -32,21 +32,29 @@ def describe_machine() -> str:
     import torch
     import torchvision
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return (
-        f"{_processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"commit {commit or 'unknown'}, load {os.getloadavg()[0]:.1f}"
+        f"commit {describe_commit()}, load {os.getloadavg()[0]:.1f}"
     )
 
 
-def _processor() -> str:
+def describe_commit() -> str:
+    """Return the commit of this checkout, or "unknown"."""
+    return output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+
+
+def output_of(*command: str) -> str:
+    """Return what a command prints; "unknown" if it is absent, fails or prints nothing."""
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

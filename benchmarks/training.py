@@ -15,9 +15,7 @@ Flickr8k, and the decoder, batch size and precision of `configs/flickr8k.yaml` w
   shapes without padding, the same layers, autocast and loss. There is no gathering, dropout,
   clipping or optimizer step. Target for ours / bare kernels: at least 0.85.
 
-On an NVIDIA GPU, an epoch of COCO's size runs first: 566,000 captions of 82,783 images, 2,048
-random features, 9,000 words and `configs/coco.yaml`, for ours and the bare kernels, once each after
-a warm-up. `--coco SHARE` runs that fraction of the epoch on any device.
+An epoch of COCO's size on a GPU is in `gpu.py`.
 
 Speeds are medians over the rounds; padding does not count. The exit code is 1 if a target is
 missed.
@@ -25,7 +23,6 @@ missed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -47,11 +44,12 @@ from captioner.config import Config, load_config
 from captioner.data.caption_table import CaptionTable, epoch_order
 from captioner.data.prepare import SplitTable
 from captioner.decoder.decoder import Decoder
-from captioner.encoder.encoder import DTYPES, best_precision
+from captioner.encoder.encoder import DTYPES, best_precision, dtype_of
 from captioner.system.world import World
 from captioner.text import Vocabulary
 from captioner.training.dev import DevSplit
 from captioner.training.loop import Trainer
+from captioner.training.self_critical import SelfCritical
 from captioner.training.telemetry import RunLog
 
 WORDS = 2536
@@ -64,17 +62,18 @@ def make_table(
 ) -> CaptionTable:
     """Draw features of two views per image, and captions of 7 to 20 words, 11 on average."""
     random = np.random.default_rng(0)
-    groups = np.array_split(range(captions or images * CAPTIONS_PER_IMAGE), images)
-    texts = [
-        [
-            [vocabulary.words[i] for i in random.integers(len(vocabulary.words), size=length)]
-            for length in 7 + random.binomial(13, 0.3, len(group))
-        ]
-        for group in groups
-    ]
+    count = captions or images * CAPTIONS_PER_IMAGE
+    words = torch.from_numpy(7 + random.binomial(13, 0.3, count))
+    places = torch.arange(int(words.max()) + 2)
+    first = len(Vocabulary.specials)
+    token_ids = torch.from_numpy(random.integers(first, len(vocabulary), (count, len(places))))
+    token_ids[:, 0] = Vocabulary.bos_id
+    token_ids[places == words[:, None] + 1] = Vocabulary.eos_id
+    token_ids[places > words[:, None] + 1] = Vocabulary.pad_id
+    owners = torch.arange(count) * images // count
     features = torch.from_numpy(random.standard_normal((2 * images, feature_size), np.float32))
-    views = torch.arange(2 * images).view(images, 2)
-    return CaptionTable.build(features.half(), texts, vocabulary, views=views)
+    rows = torch.arange(2 * images).view(images, 2)[owners]
+    return CaptionTable(features.half(), token_ids, words + 2, rows, owners)
 
 
 def tokens_of(table: CaptionTable) -> int:
@@ -94,6 +93,27 @@ class Variant(Protocol):
         """Work for a while; return tokens, or other things, per second."""
 
 
+def critic_of(
+    decoder: Decoder, table: CaptionTable, vocabulary: Vocabulary, config: Config
+) -> SelfCritical:
+    """Build what samples and rewards captions, on the decoder's device."""
+    tokens = vocabulary.specials + vocabulary.words
+    references: list[list[list[str]]] = [[] for _ in range(int(table.images.max()) + 1)]
+    for ids, length, image in zip(
+        table.token_ids.tolist(), table.lengths.tolist(), table.images.tolist(), strict=True
+    ):
+        references[image].append([tokens[i] for i in ids[1 : length - 1]])
+    dtype = dtype_of(config.training.precision, decoder.output.bias.device)
+    return SelfCritical(
+        decoder,
+        vocabulary,
+        references,
+        config.training,
+        max_length=config.decoding.max_length,
+        dtype=dtype,
+    )
+
+
 class Ours:
     """`Trainer`: one epoch per turn."""
 
@@ -107,6 +127,7 @@ class Ours:
         *,
         places: int = 0,
         channels: int = 0,
+        critic: bool = False,
     ) -> None:
         decoder = Decoder(
             config.decoder,
@@ -119,13 +140,18 @@ class Ours:
         self.tokens = tokens_of(table)
         log = RunLog(folder / "run")
         decoder.to(device)
-        self.trainer = Trainer(decoder, table, dev, config.training, log, {}, World())
+        judge = None
+        if critic:  # self-critical training, with the table's captions as references
+            judge, table = critic_of(decoder, table, vocabulary, config), table.per_image()
+        self.trainer = Trainer(decoder, table, dev, config.training, log, {}, World(), judge)
 
     def run(self) -> float:
         """Train for an epoch; return tokens per second."""
         with tqdm(total=self.trainer.steps_per_epoch, leave=False) as bar:
             started = perf_counter()
             self.trainer._epoch(bar, [])
+            if self.trainer.device.type == "cuda":
+                torch.cuda.synchronize()
             seconds = perf_counter() - started
         return self.tokens / seconds
 
@@ -140,9 +166,12 @@ class BareKernels:
         self.device = torch.device(device)
         self.embedding = nn.Embedding(vocab_size, decoder.embed_size)
         self.lstm = nn.LSTM(decoder.embed_size, decoder.hidden_size, batch_first=True)
-        self.to_embed = nn.Linear(decoder.hidden_size, decoder.embed_size, bias=False)
-        self.output = nn.Linear(decoder.embed_size, vocab_size)
-        self.output.weight = self.embedding.weight
+        self.to_embed: nn.Module = nn.Identity()
+        self.output = nn.Linear(decoder.hidden_size, vocab_size)
+        if decoder.tie_weights:
+            self.to_embed = nn.Linear(decoder.hidden_size, decoder.embed_size, bias=False)
+            self.output = nn.Linear(decoder.embed_size, vocab_size)
+            self.output.weight = self.embedding.weight
         self.layers = nn.ModuleList([self.embedding, self.lstm, self.to_embed, self.output])
         self.layers.to(self.device)
         lengths = table.lengths - 1
@@ -238,46 +267,8 @@ def race(variants: Mapping[str, Variant], unit: str = "tokens") -> list[float]:
     return speeds
 
 
-def coco_epoch(fraction: float, device: str, folder: Path) -> None:
-    """Print the time of an epoch of COCO's size, for ours and the bare kernels.
-
-    Args:
-        fraction: fraction of the data set, in (0, 1].
-        device: device to train on.
-        folder: folder for logs.
-    """
-    if device == "cuda":
-        print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
-    words, images, captions = 9_000, round(82_783 * fraction), round(566_000 * fraction)
-    vocabulary = Vocabulary({f"word{i}": 5 for i in range(words)}, 5)
-    table = make_table(vocabulary, 2048, images=images, captions=captions)
-    print(f"{captions:,} captions of {images:,} images, {tokens_of(table):,} tokens, on {device}:")
-    config = load_config("coco", ["training.epochs=100"])
-    variants: dict[str, Variant] = {
-        "ours": Ours(config, vocabulary, table, folder, device),
-        "bare kernels": BareKernels(config, len(vocabulary), table, device),
-    }
-    speeds = {name: [each.run() for _ in range(2)][-1] for name, each in variants.items()}
-    for name, speed in speeds.items():
-        print(
-            f"{name:24} {speed:12,.0f} tokens per second, {tokens_of(table) / speed:7.1f} s per "
-            f"epoch, {speed / speeds['bare kernels']:.2f} of the bare kernels"
-        )
-
-
 def main() -> int:
     print(describe_machine())
-    parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--coco", type=float, metavar="SHARE", help="run only this fraction of COCO"
-    )
-    fraction = parser.parse_args().coco
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if fraction or device == "cuda":
-        with tempfile.TemporaryDirectory() as name:
-            coco_epoch(fraction or 1.0, device, Path(name))
-    if fraction:
-        return 0
     torch.manual_seed(0)
     config = load_config("flickr8k", ["training.epochs=1000", "decoder.tie_weights=true"])
     vocabulary = Vocabulary({f"word{i}": 5 for i in range(WORDS)}, 5)
