@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from captioner.embedding.pretrained import UnavailableError, library, loading, signed_name
+from captioner.embedding.pretrained import (
+    UnavailableError,
+    library,
+    loading,
+    reach,
+    signed_name,
+)
 from captioner.errors import ConfigError, ModelError
 from captioner.metrics.inputs import TokenVectors
 from captioner.system.batches import batched
@@ -59,6 +65,8 @@ class Bert:
         advice = "name another folder" if is_folder else "name a folder that holds it"
         kind = ModelError if is_folder else UnavailableError
         self._device = choose_device(device)
+        if not is_folder:
+            reach(name, f"BERT {plain(model)}", advice)
         with loading(f"BERT {plain(model)}", advice, kind):
             where = {"revision": revision or "main", "local_files_only": is_folder}
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)

@@ -11,7 +11,13 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from captioner.embedding.pretrained import UnavailableError, library, loading, signed_name
+from captioner.embedding.pretrained import (
+    UnavailableError,
+    library,
+    loading,
+    reach,
+    signed_name,
+)
 from captioner.errors import ConfigError, ModelError, suggest
 from captioner.metrics.references import Floats
 from captioner.system.batches import batched
@@ -60,6 +66,8 @@ class Clip:
         advice = "name another file" if is_file else f"name a file of its weights, {name}:PATH"
         kind = ModelError if is_file else UnavailableError
         self._device = choose_device(device)
+        if repository := str(tagged.get("hf_hub", "")).rpartition("/")[0]:
+            reach(repository, f"CLIP {plain(model)}", advice)
         with loading(f"CLIP {plain(model)}", advice, kind):
             self._network, self._pixels = open_clip.create_model_from_pretrained(
                 name,

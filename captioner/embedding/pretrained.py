@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from captioner.errors import ModelError
+from captioner.hub import check_reach
 from captioner.system.foreign import plain
 
 _ODD = re.compile(r"[^\w.:/+-]")
@@ -50,6 +51,19 @@ def loading(what: str, advice: str, kind: type[ModelError]) -> Iterator[None]:
     except Exception as error:  # the libraries, their HTTP clients and their readers raise any type
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise kind(f"{what} cannot be loaded: {plain(reason, 160)}; {advice}") from error
+
+
+def reach(repository: str, what: str, advice: str) -> None:
+    """Check that a repository of the Hub is cached or can be reached; the libraries try a minute.
+
+    Raises:
+        UnavailableError: if it is neither.
+    """
+    try:
+        with _quiet():
+            check_reach(repository)
+    except ModelError as error:
+        raise UnavailableError(f"{what} cannot be loaded: {error}; {advice}") from error
 
 
 @contextmanager

@@ -248,8 +248,43 @@ def test_a_wrong_model_is_one_line(clip, bert, tmp_path, models, kind, line) -> 
     assert "\n" not in str(error.value)
 
 
+def test_without_a_network_nothing_is_tried_again(monkeypatch, tmp_path, pictures) -> None:
+    open_clip, transformers = map(pytest.importorskip, ("open_clip", "transformers"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    asked = []
+
+    def download(*_, **__):
+        asked.append("again")
+        raise OSError("not in the cache either")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", download)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", download)
+    notes = [
+        scores_of("clip_score", pictures=pictures)["clip_score"].note,
+        scores_of("bert_score")["bert_f1"].note,
+    ]
+    for note, model, advice in zip(
+        notes,
+        ("CLIP ViT-B-32:openai", "BERT roberta-large"),
+        ("; name a file of its weights, ViT-B-32:PATH", "; name a folder that holds it"),
+        strict=True,
+    ):
+        assert note.startswith(f"{model} cannot be loaded: hub:")
+        assert "not in the cache, and no connection to http://127.0.0.1:9" in note
+        assert note.endswith(advice) and "\n" not in note
+    assert asked == []
+    for repository in ("timm--vit_base_patch32_clip_224.openai", "roberta-large"):
+        (tmp_path / f"models--{repository}" / "snapshots").mkdir(parents=True)
+    scores_of("clip_score", pictures=pictures)
+    scores_of("bert_score")
+    assert asked == ["again", "again"]  # the cache may have it
+
+
 def test_what_cannot_be_had_is_said_and_other_scores_come(monkeypatch, pictures) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("captioner.embedding.pretrained.check_reach", lambda repository: None)
     open_clip = pytest.importorskip("open_clip")
 
     def unreachable(*_, **__):
