@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from captioner.cli.metric_options import metric_options, show_signatures
+from captioner.cli.metric_options import CaptionsPath, metric_options, show_signatures
 from captioner.cli.options import say, show
 from captioner.system.foreign import plain
 
@@ -23,11 +23,11 @@ VERDICTS = {"A": "A is better", "B": "B is better", "equal": "the same", "unsure
 
 
 @click.command("compare")
-@click.argument("systems", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("systems", nargs=-1, required=True, type=CaptionsPath())
 @click.option(
     "--references",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=CaptionsPath(),
     help="Reference file; repeat for several.  [default: the references in the systems' files]",
 )
 @click.option(

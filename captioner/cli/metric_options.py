@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import chain
@@ -22,6 +23,27 @@ _READERS = {
     "clip": ("clip_score",),
     "bert": ("bert_score",),
 }
+
+
+class CaptionsPath(click.Path):
+    """A file or folder that exists, or tar files by a name with braces, such as `{00..09}.tar`."""
+
+    def __init__(self) -> None:
+        """Set what it takes."""
+        super().__init__(path_type=Path, exists=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path."""
+        if "{" in str(value):
+            from captioner.data.formats.webdataset import is_pattern
+
+            if is_pattern(Path(value)):  # the reader says which are missing
+                return Path(value)
+        return super().convert(value, param, ctx)
+
+
 MOST_RESAMPLES = 10**6  # as in metrics.bootstrap, not imported here to keep --help fast
 metrics_option = click.option(
     "--metrics",
@@ -45,7 +67,7 @@ _OPTIONS = (
     metrics_option,
     click.option(
         "--train",
-        type=click.Path(path_type=Path, exists=True),
+        type=CaptionsPath(),
         help="Data set or captions that the system learnt from, for novel.",
     ),
     click.option(

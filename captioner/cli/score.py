@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from captioner.cli.metric_options import (
+    CaptionsPath,
     metric_options,
     show_scores,
     show_signatures,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command("score")
-@click.argument("hypotheses", type=click.Path(path_type=Path, exists=True))
-@click.argument("references", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.argument("hypotheses", type=CaptionsPath())
+@click.argument("references", nargs=-1, type=CaptionsPath())
 @click.option("--subset", is_flag=True, help="Score only the images that have a caption.")
 @metric_options("scores")
 def command(
