@@ -96,28 +96,42 @@ def _rows(path: Path, notes: list[str]) -> Iterator[Row]:
     Raises:
         DataError: if the file cannot be read or a caption is invalid; the message names the line.
     """
-    suffix = path.suffix.lower()
+    suffix, repeated = path.suffix.lower(), list[str]()
     is_table = path.is_dir() and recognised(path) not in (None, FORMATS["sidecars"])
     if path.is_dir() and not is_table and (texts := texts_of_images(path)[0]):
         yield from _text_file_rows(path, texts, notes)
     elif path.is_dir() or path.name.lower().endswith(TARS):
         yield from _dataset_rows(path, notes)
     elif suffix == ".json":
-        yield from _json_rows(path, read_json(path, stream=True), notes)
+        document = read_json(path, repeated, stream=True)
+        _note_repeated(str(path), repeated, notes)
+        yield from _json_rows(path, document, notes)
     elif suffix == ".parquet":
         for number, fields in enumerate(parquet_rows(path), start=1):
             yield _object_row(f"{path}: row {number}", fields)
     elif suffix in (".jsonl", ".ndjson"):
         lines = read_lines(path, stream=True)
         if is_list("".join(lines[:1])):
-            yield from _json_rows(path, parse_json(str(path), "".join(lines)), notes)
+            document = parse_json(str(path), "".join(lines), repeated)
+            _note_repeated(str(path), repeated, notes)
+            yield from _json_rows(path, document, notes)
             return
         for number, line in enumerate(map(json_line, lines), start=1):
             if line:
                 where = f"{path}:{number}"
-                yield _object_row(where, own_fields(parse_json(where, line)))
+                yield _object_row(where, own_fields(parse_json(where, line, repeated)))
+        _note_repeated(str(path), repeated, notes)
     else:
         yield from _line_rows(path, read_lines(path, stream=True), suffix, notes)
+
+
+def _note_repeated(place: str, keys: Sequence[str], notes: list[str]) -> None:
+    """Note the keys that an object of JSON holds again."""
+    if keys:
+        notes.append(
+            f"{place}: {len(keys):,} repeated keys in JSON objects, such as "
+            f"{excerpt(keys[0], 60)}; the first value of each is read"
+        )
 
 
 def _line_rows(path: Path, lines: list[str], suffix: str, notes: list[str]) -> Iterator[Row]:

@@ -384,7 +384,7 @@ def _stored_signature(path: Path, images: int) -> Signature:
     if path.name != PREDICTIONS:
         return {}
     try:
-        scores = read_json(path.with_name("scores.json"))
+        scores = read_json(path.with_name("scores.json"), [])
         signature = read_signature(scores["bleu_4"]["signature"])
         return signature if signature["n"] == str(images) else {}
     except (DataError, KeyError, TypeError, AttributeError):

@@ -35,6 +35,10 @@ PAGES = (
 )
 MISTAKEN = (*PAGES, (b'{"', "a text in JSON (perhaps the error message of a server)"))
 _SAVE = "save its table as CSV in UTF-8"
+_NOT_UTF8 = "not a text in UTF-8: it holds"
+_UTF16 = "if it is UTF-16, save it as UTF-8 (of a data set, data.encoding=utf-16-le reads it)"
+# Every second byte of UTF-16 in Greek, Cyrillic, Hebrew, Arabic and others.
+_CONTROLS = frozenset(map(chr, (*range(1, 9), *range(14, 27), *range(28, 32))))
 BINARY = (
     (
         rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|....ftyp",
@@ -47,8 +51,7 @@ BINARY = (
     (rb"PAR1", "a Parquet file; give it the ending .parquet"),
     (
         rb".*\0",
-        "not a text in UTF-8: it holds zero bytes; if it is UTF-16, save it as UTF-8 (of a data "
-        "set, data.encoding=utf-16-le reads it)",
+        f"{_NOT_UTF8} zero bytes; {_UTF16}",
     ),
 )
 _writing: set[str] = set()  # names of the temporary folders of this process
@@ -83,6 +86,8 @@ def not_text(head: bytes) -> str | None:
     found = [what for magic, what in PAGES if start.startswith(magic.decode())]
     if "\t" in start.partition("\n")[0]:  # an image of such a name, tab, caption
         found = []
+    if sum(map(_CONTROLS.__contains__, text)) * 4 > len(text):
+        found.append(f"{_NOT_UTF8} control characters; {_UTF16}")
     if "\0" in text or "\ufffd" in text:
         found += [what for magic, what in BINARY if re.match(magic, head, re.DOTALL)]
     return next(iter(found), None)

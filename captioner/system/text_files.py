@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ def is_list(start: str) -> bool:
     return start.removeprefix("\ufeff").lstrip().startswith("[")
 
 
-def read_json(path: Path, *, stream: bool = False) -> Any:
+def read_json(path: Path, repeated: list[str], *, stream: bool = False) -> Any:
     """Return the parsed document; a list if the file holds JSON Lines.
+
+    See `load_json` for keys that are `repeated`.
 
     Raises:
         DataError: if the file cannot be read, is empty, or is not JSON.
@@ -96,22 +99,48 @@ def read_json(path: Path, *, stream: bool = False) -> Any:
     first, _, rest = text.partition("\n")
     if rest.lstrip().startswith("{") and first.rstrip().endswith(("}", "},")):
         lines = enumerate(map(json_line, text.split("\n")), start=1)
-        return [parse_json(f"{path}:{number}", line) for number, line in lines if line]
-    return parse_json(str(path), text)
+        return [parse_json(f"{path}:{n}", line, repeated) for n, line in lines if line]
+    return parse_json(str(path), text, repeated)
 
 
-def parse_json(where: str, text: str) -> Any:
-    """Parse JSON.
+def parse_json(where: str, text: str, repeated: list[str]) -> Any:
+    """Return what `load_json` returns.
 
     Raises:
         DataError: if the text is not JSON; names `where`, line and column.
     """
     try:
-        return json.loads(text)
+        return load_json(text, repeated)
     except (ValueError, RecursionError) as error:
         say = "" if is_utf8(text) else advice(_around(text))
         hint = f"; it is not UTF-8: {say}" if say else ""
         raise DataError(f"{where}: not valid JSON: {plain(error)}{hint}") from error
+
+
+def load_json(text: str, repeated: list[str]) -> Any:
+    """Parse JSON; if an object holds a key again, its first value counts.
+
+    Args:
+        text: the JSON.
+        repeated: receives the keys whose values are left out.
+
+    Raises:
+        ValueError: if the text is not JSON.
+        RecursionError: if it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=partial(_first_of_each, repeated))
+
+
+def _first_of_each(repeated: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append(key)
+            else:
+                found[key] = value
+    return found
 
 
 def _around(text: str) -> str:

@@ -258,3 +258,20 @@ def test_a_file_to_score_that_is_not_utf8_says_what_it_may_be(tmp_path: Path) ->
     file.write_bytes("a dog\nun café noir\n".encode("windows-1252"))
     with pytest.raises(DataError, match=r"a.txt:2: not UTF-8: .*; save .*windows-1252 reads 'un c"):
         list(read_captions(file, []))
+
+
+@pytest.mark.parametrize("text", ["Собака бежит", "σκύλος", "כלב רץ", "كلب يجري"])
+def test_utf16_without_a_mark_is_told_by_its_control_characters(tmp_path: Path, text: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").touch()
+    (tmp_path / "a.txt").write_bytes(text.encode("utf-16-le"))
+    (tmp_path / "b.txt").write_text("one\x07 bell\n")  # a stray one is no sign
+    dataset = load_dataset(tmp_path, holdout=0)
+    assert [example.image_id for example in dataset.examples] == ["b.jpg"]
+    [wrong, *_] = dataset.problems
+    assert (wrong.kind, wrong.where) == ("not UTF-8", "a.txt")
+    assert wrong.detail.startswith("not a text in UTF-8: it holds ")
+    assert "data.encoding=utf-16-le" in wrong.detail
+    (tmp_path / "b.txt").write_bytes("two".encode("utf-16-le"))
+    dataset = load_dataset(tmp_path, holdout=0, encoding="utf-16-le")
+    assert [example.captions for example in dataset.examples] == [(text,), ("two",)]

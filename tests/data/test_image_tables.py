@@ -478,3 +478,29 @@ def test_training_from_tables_and_from_a_folder_gives_equal_models(
             (root / "dataset_dict.json").write_text('{"splits": ["train", "dev"]}')
     data = config.data.model_copy(update={"root": str(root)})
     assert files_of_model(config.model_copy(update={"data": data}), tmp_path) == wanted
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "names in parquet"])
+def test_splits_that_are_numbered_have_their_names(tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    pictures = [None if kind.startswith("names") else struct(seed) for seed in range(4)]
+    names = [f"{seed}.png" for seed in range(4)]
+    for seed, name in enumerate(names):
+        (tmp_path / name).write_bytes(png(seed))
+    columns = {
+        "image": names if kind.startswith("names") else pictures,
+        "caption": ["a dog"] * 4,
+        "split": [1, 0, 2, -1],
+    }
+    labels = datasets.ClassLabel(names=["train", "val", "test"])
+    table = datasets.Dataset.from_dict(columns).cast_column("split", labels)
+    if kind == "saved":
+        table.save_to_disk(tmp_path / "saved")
+    else:
+        table.to_parquet(tmp_path / "captions.parquet")
+    root = tmp_path / "saved" if kind == "saved" else tmp_path
+    dataset = load_dataset(root, holdout=0)
+    assert [example.split for example in dataset.examples] == ["dev", "train", "test"]
+    [without] = [p for p in dataset.problems if p.kind == "malformed line"]
+    assert "no split" in without.detail and "row 4" in without.where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from captioner.cli import main
 from captioner.data.dataset import Dataset, describe
-from captioner.data.load import load_dataset
+from captioner.data.load import FORMATS, load_dataset
 from captioner.errors import DataError
 
 import layouts
@@ -250,3 +251,69 @@ def test_texts_that_captioner_wrote_come_back(
     assert len(found) > 2
     assert {*found} <= {*shown}
     assert found == {path: (caption,) for path, caption in written.items()}
+
+
+def test_the_page_of_layouts_says_what_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| `(\w+)` \| `captioner data (.+?)` \| (.+?) \|$", page, re.M)
+    said = {name: (format, command, counts) for name, format, command, counts in rows}
+    for layout in LAYOUTS:
+        format, command, counts = said[layout.name]
+        assert format == layout.format
+        each = [
+            f"{split} {images}, {captions}" for split, (images, captions) in layout.splits.items()
+        ]
+        assert counts == "; ".join(each)
+        assert [part for part in command.split() if part.startswith("data.")] == [
+            f"data.{name}={value}" for name, value in layout.set
+        ]
+        assert layout.root == "." or command.endswith(f"/{layout.root}")
+    assert len(rows) == len(LAYOUTS) + 3  # the last three are not of tests/layouts.py
+    assert {format for format, _, _ in said.values()} == {*FORMATS} - {"scenes"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "captions"),
+    [
+        (
+            "meta_cap.json",
+            '{"a": {"caption": "a dog"}, "b": {"caption": "b", "caption": "x"}, "a": {}}',
+            [("a dog",), ("b",)],
+        ),
+        (
+            "captions.json",
+            '{"a.jpg": "a dog", "b.jpg": ["b", "c"], "a.jpg": "x"}',
+            [("a dog",), ("b", "c")],
+        ),
+        (
+            "captions.jsonl",
+            '{"image": "a.jpg", "text": "a dog", "text": "x"}\n{"image": "b.jpg", "text": "b"}\n',
+            [("a dog",), ("b",)],
+        ),
+        (
+            "captions_train.json",
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 1,'
+            ' "caption": "a dog"}], "annotations": []}',
+            [("a dog",)],
+        ),
+        (
+            "dataset_x.json",
+            '{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog"}],'
+            ' "sentences": []}]}',
+            [("a dog",)],
+        ),
+    ],
+    ids=["kohya", "map", "lines", "coco", "karpathy"],
+)
+def test_a_key_that_repeats_is_counted_and_the_first_is_read(
+    file: str, content: str, captions: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / file).write_text(content)
+    dataset = load_dataset(tmp_path, holdout=0)
+    assert [example.captions for example in dataset.examples] == captions
+    repeated = [p for p in dataset.problems if p.kind == "duplicate id"]
+    assert len(repeated) == content.count('"x"') + content.count(": {}") + content.count(": []")
+    assert all("again; the first value is read" in problem.detail for problem in repeated)
+    assert all(problem.where.startswith(file) for problem in repeated)

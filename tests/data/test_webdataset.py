@@ -408,3 +408,35 @@ def test_a_broken_picture_in_a_shard_is_skipped(
         tar(shards / "train-2.tar", ("x.png", file.getvalue()[:200]), ("x.txt", "a red square"))
     train(with_root(config, shards), tmp_path / "run", device="cpu")
     assert f"skipped: {shards}/train-2.tar/x.png: damaged" in capsys.readouterr().err
+
+
+def test_statistics_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
+    tar(tmp_path / "00000.tar", ("a.jpg", b"i"), ("a.txt", "a dog"))
+    (tmp_path / "00000_stats.json").write_text('{"status_dict": {"success"')
+    [note] = read(tmp_path).notes
+    assert note.startswith("00000_stats.json: cannot be read, so it tells no failed downloads: ")
+
+
+def test_keys_that_repeat_in_the_json_of_a_member_are_counted(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", ("a.jpg", b"i"), ("a.json", '{"caption": "a dog", "caption": "x"}'))
+    dataset = read(tmp_path)
+    assert [example.captions for example in dataset.examples] == [("a dog",)]
+    assert [(p.kind, p.where) for p in dataset.problems] == [("duplicate id", "a.tar/a.json")]
+
+
+def test_score_and_compare_take_patterns_of_shards(tmp_path: Path) -> None:
+    for number in range(2):
+        tar(tmp_path / f"{number:02}.tar", (f"{number}.jpg", b"i"), (f"{number}.txt", "a dog"))
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(f'{{"image": "{n}.jpg", "caption": "a dog"}}\n' for n in range(2)))
+    pattern = str(tmp_path / "{00..01}.tar")
+    run = CliRunner().invoke
+    done = run(main, ["score", str(captions), pattern])
+    assert done.exit_code == 0, done.output
+    assert "2 images matched by" in done.output and "bleu_1   1.000" in done.output
+    done = run(main, ["compare", str(captions), str(captions), "--references", pattern])
+    assert done.exit_code == 0, done.output
+    done = run(main, ["score", str(captions), str(tmp_path / "{00..02}.tar")])
+    assert (done.exit_code, "1 of 3 shards do not exist" in done.output) == (1, True)
+    done = run(main, ["score", str(captions), str(tmp_path / "{x.jsonl")])
+    assert done.exit_code == 2 and "does not exist" in done.output

@@ -563,3 +563,20 @@ def test_holms_correction_has_its_known_values():
     assert [verdict(found[pair]["x"]) for pair in p_values] == ["B", "unsure", "unsure", "B"]
     undefined = holm({(0, 1): {"x": score(float("nan"))}, (0, 2): {"x": score(0.01)}})
     assert np.isnan(undefined[0, 1]["x"].p_bootstrap)
+
+
+def test_keys_that_repeat_are_noted_and_the_first_is_scored(tmp_path):
+    said = tmp_path / "said.json"
+    said.write_text('{"a.jpg": "a dog", "b.jpg": "a cat", "a.jpg": "x"}')
+    truth = tmp_path / "truth.jsonl"
+    truth.write_text(
+        '{"image": "a.jpg", "caption": "a dog", "caption": "x"}\n'
+        '{"image": "b.jpg", "caption": "a cat"}\n'
+    )
+    done = score_file(said, [truth], resamples=0)
+    assert done.scores["bleu_1"].value == 1
+    assert (
+        sum("1 repeated keys in JSON objects, such as 'a.jpg'; the first" in n for n in done.notes)
+        == 1
+    )
+    assert sum("such as 'caption'; the first value of each" in note for note in done.notes) == 1

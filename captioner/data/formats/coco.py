@@ -14,7 +14,7 @@ from captioner.data.formats.collect import Collector, annotation_files, picture_
 from captioner.data.formats.columns import is_rows, is_table
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import read_json, text_head
+from captioner.system.text_files import text_head
 
 LOOKS_FOR = (
     "a JSON file (captions_*.json or a single one in a folder or its annotations/) with images, "
@@ -44,7 +44,7 @@ def load(root: Path, options: Options) -> Dataset:
     collector.note_others(files)
     several = len(files) > 1
     for file in files:
-        document = read_json(file)
+        document = collector.read_json(file)
         if several and _has_no_captions(document):
             collector.notes.append(f"{collector.place(file)} holds no annotations; passed over")
         else:

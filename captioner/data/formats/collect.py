@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from captioner.data.dataset import Dataset, Example, Kind, Problem, split_in, split_name
 from captioner.errors import DataError
@@ -18,7 +18,7 @@ from captioner.images.content import ImageFile
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_encodings import advice
-from captioner.system.text_files import is_missing, is_utf8
+from captioner.system.text_files import is_missing, is_utf8, read_json
 
 PICTURE_FOLDERS = (
     *("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images"),
@@ -189,6 +189,23 @@ class Collector:
         whole = text if isinstance(text, str) else " ".join(text)
         if len(self._foreign) < MOST_FOREIGN:
             self._foreign.append(whole)
+
+    def read_json(self, file: Path) -> Any:
+        """Return the JSON of a file; a key that an object holds again is a problem.
+
+        Raises:
+            DataError: if the file cannot be read, is empty, or is not JSON.
+        """
+        repeated: list[str] = []
+        document = read_json(file, repeated)
+        self.repeated(self.place(file), repeated)
+        return document
+
+    def repeated(self, where: str, keys: Iterable[str]) -> None:
+        """Add a problem for each key that an object of JSON holds again."""
+        for key in keys:
+            detail = f"an object holds the key {excerpt(key, 60)} again; the first value is read"
+            self.problem("duplicate id", where, detail)
 
     def lines(self, file: Path | str, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
         """Yield (where, text) of each line that is not blank or damaged, of a file or place."""

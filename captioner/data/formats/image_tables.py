@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -118,15 +118,8 @@ def image_columns(schema: Any) -> list[str]:
     def is_bytes(type: Any) -> bool:
         return bool(types.is_binary(type) or types.is_large_binary(type))
 
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        others = [
-            name
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") in _OTHER_THAN_IMAGES
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        others = []
+    features = _features(schema)
+    others = [name for name in features if features[name].get("_type") in _OTHER_THAN_IMAGES]
     return [
         column.name
         for column in schema
@@ -140,6 +133,35 @@ def image_columns(schema: Any) -> list[str]:
             )
         )
     ]
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """Return what Hugging Face's library says of the columns of a `pyarrow.Schema`, if anything."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: each for name, each in features.items() if isinstance(each, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def label_names(schema: Any) -> dict[str, list[str]]:
+    """Return the columns that number their values, such as 0 for "train", each with the names."""
+    labels = {
+        name: feature.get("names")
+        for name, feature in _features(schema).items()
+        if feature.get("_type") == "ClassLabel"
+    }
+    return {name: names for name, names in labels.items() if isinstance(names, list)}
+
+
+def with_labels(row: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a row with names for numbers; -1 is no value, an unknown number stays."""
+    known = {
+        name: None if row[name] == -1 else names[row[name]]
+        for name, names in labels.items()
+        if isinstance(row.get(name), int) and -1 <= row[name] < len(names)
+    }
+    return {**row, **known}
 
 
 def leaf(schema: Any, image: str, part: str) -> str | None:
@@ -242,8 +264,11 @@ def _pictures(collector: Collector, table: ImageTable, options: Options) -> list
     columns = choose_columns([image, *others], replace(options, image_column=image), place)
     wanted = {*columns.captions, *filter(None, (columns.split, columns.image_id))}
     file = find_column([name for name in others if name not in wanted], FILE_COLUMNS)
+    labels = label_names(schema)
     wanted |= {name for name in others if name == file or _is_text(schema.field(name).type)}
-    rows = [*_rows(collector, table, [name for name in others if name in wanted], image)]
+    wanted |= labels.keys() & others
+    found = _rows(collector, table, [name for name in others if name in wanted], image)
+    rows = [with_labels(row, labels) for row in found]
     where = [f"{place}: row {number}" for number in range(1, len(rows) + 1)]
     columns = with_split_column(collector, place, columns, others, rows)
     split = table.split or "train"

@@ -42,7 +42,9 @@ def load(root: Path, options: Options) -> Dataset:
             try:
                 lines = read_lines(file)
             except DataError as error:  # no text at all
-                collector.problem("not UTF-8", collector.place(file), str(error))
+                collector.problem(
+                    "not UTF-8", collector.place(file), str(error).removeprefix(f"{file}: ")
+                )
                 continue
             for where, line in collector.lines(file, lines):
                 collector.caption(entry, line, where)

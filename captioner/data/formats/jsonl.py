@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector
 from captioner.data.formats.columns import Row, is_table, load_tables
+from captioner.data.formats.image_tables import label_names, with_labels
 from captioner.errors import DataError
 from captioner.system.escapes import own_fields
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import is_list, json_line, read_json, read_lines
+from captioner.system.text_files import is_list, json_line, load_json, read_lines
 
 LOOKS_FOR = (
     "a .jsonl file, a list of objects in JSON, Parquet, or a folder with metadata.jsonl, "
@@ -47,7 +47,9 @@ def parquet_rows(path: Path) -> list[Any]:
     except ImportError as error:
         raise DataError(f"{path}: needs pyarrow: pip install 'captioner[data]'") from error
     try:
-        return [own_fields(row) for row in parquet.read_table(path).to_pylist()]
+        table = parquet.read_table(path)
+        labels = label_names(table.schema)
+        return [own_fields(with_labels(row, labels)) for row in table.to_pylist()]
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {plain(error)}") from error
 
@@ -106,7 +108,7 @@ def _objects(collector: Collector, file: Path) -> Iterator[tuple[str, Any]]:
         return
     lines = [] if suffix == ".json" else read_lines(file)
     if suffix == ".json" or is_list("".join(lines[:1])):
-        rows = json_rows(read_json(file))
+        rows = json_rows(collector.read_json(file))
         if rows is None:
             raise DataError(
                 f"{file}: neither COCO captions (images, annotations), Karpathy's splits "
@@ -115,7 +117,11 @@ def _objects(collector: Collector, file: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{place}: {plain(name)}", row) for name, row in rows)
     else:
         for where, line in collector.lines(file, lines):
+            repeated: list[str] = []
             try:
-                yield where, json.loads(json_line(line))
+                row = load_json(json_line(line), repeated)
             except (ValueError, RecursionError) as error:
                 collector.problem("malformed line", where, f"not JSON: {plain(error)}")
+                continue
+            collector.repeated(where, repeated)
+            yield where, row

@@ -14,7 +14,7 @@ from captioner.data.dataset import Dataset, Options
 from captioner.data.formats.collect import Collector, annotation_files, picture_folders
 from captioner.errors import DataError
 from captioner.system.foreign import excerpt
-from captioner.system.text_files import read_json, text_head
+from captioner.system.text_files import text_head
 
 LOOKS_FOR = "a JSON file (dataset_*.json in a folder) with images[].sentences[]"
 
@@ -36,11 +36,11 @@ def load(root: Path, options: Options) -> Dataset:
         names = ", ".join(file.name for file in files)
         raise DataError(f"{root}: expected one dataset_*.json, found {names}; name the file")
     [file] = files
-    document = read_json(file)
+    collector = Collector(root, "karpathy", picture_folders(file.parent, options.images))
+    document = collector.read_json(file)
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise DataError(f"{file}: not a Karpathy split: expected images[].sentences[]")
-    collector = Collector(root, "karpathy", picture_folders(file.parent, options.images))
     collector.note_others(files)
     place = collector.place(file)
     numbers: dict[str, str] = {}

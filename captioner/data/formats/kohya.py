@@ -25,7 +25,7 @@ from captioner.data.formats.image_texts import split_of_folder
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
 from captioner.system.foreign import excerpt, plain
-from captioner.system.text_files import read_json, text_head
+from captioner.system.text_files import text_head
 
 LOOKS_FOR = (
     "meta_lat.json, meta_clean.json, meta_cap_dd.json, meta_cap.json or metadata.json of kohya, in "
@@ -48,13 +48,13 @@ def recognise(root: Path) -> bool:
 def load(root: Path, options: Options) -> Dataset:
     """Read the captions, or what `caption_column` names, such as tags; a folder may be a split."""
     file = _file(root) or root
-    document = read_json(file)
-    if not isinstance(document, dict):
-        raise DataError(f"{file}: not kohya's metadata: expected {{image: {{caption, tags}}}}")
     beside = root.is_dir() and file.parent != root
     folders = picture_folders(root if beside else file.parent, options.images)
     base = options.images or (root if beside else file.parent)
     collector = Collector(root, "kohya", [base] if folders else [])
+    document = collector.read_json(file)
+    if not isinstance(document, dict):
+        raise DataError(f"{file}: not kohya's metadata: expected {{image: {{caption, tags}}}}")
     collector.note_others([file])
     known = _images(base) if folders else {}
     place, column = collector.place(file), options.caption_column or "caption"

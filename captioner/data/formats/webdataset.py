@@ -6,7 +6,6 @@ img2dataset writes such shards, with a table and a `_stats.json` beside each.
 from __future__ import annotations
 
 import io
-import json
 import os
 import posixpath
 import re
@@ -27,7 +26,7 @@ from captioner.images.tars import TARS, compression, headers, open_tar
 from captioner.system.files import no_stream, not_text, read_json
 from captioner.system.foreign import excerpt, plain
 from captioner.system.text_encodings import decode
-from captioner.system.text_files import is_missing
+from captioner.system.text_files import is_missing, load_json
 
 LOOKS_FOR = (
     "a .tar file, a folder of them, or {00000..00009}.tar, with NAME.jpg and NAME.txt (or "
@@ -286,11 +285,13 @@ def _captions(
     if not where.lower().endswith(".json"):
         yield from collector.lines(where, io.StringIO(text, newline="").readlines())
         return
+    repeated: list[str] = []
     try:
-        document = json.loads(text)
+        document = load_json(text, repeated)
     except (ValueError, RecursionError) as error:
         collector.problem("malformed line", where, f"not JSON: {plain(error)}")
         return
+    collector.repeated(where, repeated)
     if isinstance(document, dict):
         column = options.caption_column
         columns = find_captions(document) if column is None else [column]
@@ -369,7 +370,7 @@ def _note_img2dataset(collector: Collector, shards: Sequence[Path]) -> None:
     why, total = Counter[str](), 0
     for shard in shards:
         stem = shard.name.partition(".")[0]
-        counts = _stats(shard.with_name(f"{stem}_stats.json"))
+        counts = _stats(shard.with_name(f"{stem}_stats.json"), collector)
         counts = counts or _statuses(shard.with_name(f"{stem}.parquet"), collector)
         total += sum(counts.values())
         why.update(counts)
@@ -382,13 +383,19 @@ def _note_img2dataset(collector: Collector, shards: Sequence[Path]) -> None:
         )
 
 
-def _stats(path: Path) -> Counter[str]:
+def _stats(path: Path, collector: Collector) -> Counter[str]:
     """Return how many downloads ended in each way, from img2dataset's `_stats.json`."""
     try:
         statuses = read_json(path).get("status_dict")
         return Counter({str(what): int(count) for what, count in statuses.items()})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return Counter()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        place = collector.place(path)
+        collector.notes.append(
+            f"{place}: cannot be read, so it tells no failed downloads: {plain(error)}"
+        )
+    return Counter()
 
 
 def _statuses(path: Path, collector: Collector) -> Counter[str]:
