@@ -68,8 +68,8 @@ from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
-if importlib.util.find_spec("captioner") is None:  # not installed
-    sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:  # captioner need not be installed
+    sys.path.insert(1, str(ROOT))
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
@@ -354,11 +354,16 @@ def matmul_speed(bench: Bench) -> Speed:
     return speed
 
 
+def data_sheet(bench: Bench) -> float | None:
+    """Return the TFLOP/s that the device's data sheet names, if it is known."""
+    name = torch.cuda.get_device_name() if bench.cuda else ""
+    return next((peak for known, peak in DATA_SHEET.items() if known in name), None)
+
+
 @section("peak", 12)
 def peak_section(bench: Bench) -> None:
     size, speed = bench.sizes.matmul, matmul_speed(bench)
-    name = torch.cuda.get_device_name() if bench.cuda else ""
-    sheet = next((peak for known, peak in DATA_SHEET.items() if known in name), None)
+    sheet = data_sheet(bench)
     scaled = Speed(*(number / 1e12 for number in (speed.median, speed.low, speed.high)))
     bench.row(
         f"product of {size} x {size} matrices, {number_format(bench)}",
@@ -383,7 +388,7 @@ def flops_of(name: str, size: int) -> int:
 
 @section("cnn", 50)
 def cnn_section(bench: Bench) -> None:
-    peak, size = matmul_speed(bench).median, bench.sizes.image
+    peak, size, sheet = matmul_speed(bench).median, bench.sizes.image, data_sheet(bench)
     for name in bench.sizes.networks:
         torch.manual_seed(0)
         encoder = FrozenEncoder.create(name, "none", image_size=size).to_device(bench.device)
@@ -395,11 +400,12 @@ def cnn_section(bench: Bench) -> None:
         best = max(speeds, key=lambda n: speeds[n].median)
         each = ", ".join(f"{n}: {speed.median:,.0f}" for n, speed in speeds.items())
         flops = flops_of(name, size) * speeds[best].median
+        of_sheet = f", {flops / 1e10 / sheet:.1f}% of the data sheet" if sheet else ""
         bench.row(
             f"{name}, batches of {best} ({encoder.arithmetic}; {each})",
             speeds[best],
             "images/s",
-            against=f"the product; {flops / 1e12:.3g} TFLOP/s",
+            against=f"the product; {flops / 1e12:.3g} TFLOP/s{of_sheet}",
             ratio=flops / peak,
         )
         held = pixels[: int(best)]
@@ -446,7 +452,11 @@ def race_of_decoders(bench: Bench, encoder: Encoder, *, alone: bool) -> dict[str
     if alone:
         one = partial(decode_by_threads, few, encoder, 1)
         variants = {"processor, one thread": (one, len(few))} | variants
-    if bench.cuda or bench.dry:
+    try:
+        decode_by_device(contents[:2], bench.device)
+    except RuntimeError as error:  # such as a torchvision without it
+        bench.row("nvJPEG", str(error).partition("\n")[0][:100])
+    else:
         for batch in (64, 256) if alone else (64,):
             work = partial(decode_by_device, contents, bench.device, batch)
             variants[f"nvJPEG, batches of {batch}"] = (work, len(contents))
@@ -930,18 +940,24 @@ def stopped_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def clear_memory(bench: Bench) -> None:
+    """Free what earlier sections left, and count the peak anew."""
+    gc.collect()
+    if bench.cuda:
+        torch.ones(1, device=bench.device)  # starts CUDA
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def run_section(bench: Bench, each: Section, left: float) -> dict[str, Any]:
     """Run a section within the time that is left; return its findings."""
     started = perf_counter()
     most = min(left, 1.5 * each.seconds)
     bench.rows, bench.soft, bench.hard = [], started + 0.7 * each.seconds, started + most
     error = None
-    gc.collect()
-    if bench.cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     try:
         with stopped_after(most):
+            clear_memory(bench)
             each.work(bench)
     except OutOfTime:
         error = f"stopped after {most:.0f} s"
@@ -978,7 +994,7 @@ def run(bench: Bench, names: Sequence[str], output: Path, findings: dict[str, An
                 print(f"  failed: {sections[name]['error']}", flush=True)
         findings["seconds"] = time.time() - findings["started"]
         write(output, findings)
-        if bench.cuda and sections[name]["error"] and broken(bench):
+        if sections[name]["error"] and broken(bench):
             return True
     return False
 

@@ -192,6 +192,34 @@ def test_no_section_starts_without_time(gpu: ModuleType, tmp_path: Path) -> None
     assert {each["error"] for each in findings["sections"].values()} == {"no time left"}
 
 
+def test_a_broken_device_gets_a_new_process(gpu: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    def breaks(_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    sections = {"breaks": (9, breaks), "works": (9, lambda bench: bench.row("fine", 1.0))}
+    monkeypatch.setattr(gpu, "SECTIONS", {n: gpu.Section(*each) for n, each in sections.items()})
+    monkeypatch.setattr(gpu, "broken", lambda _: True)
+    started: list[list[str]] = []
+    monkeypatch.setattr(gpu.os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu.py", "--dry", "--output", str(tmp_path)])
+    gpu.main()
+    [command] = started
+    assert command[1:] == [*gpu.sys.argv, "--go-on"]
+    monkeypatch.setattr(gpu.sys, "argv", command[1:])
+    assert gpu.main() == 1
+    kept = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert kept["breaks"]["error"].startswith("RuntimeError: CUDA error")
+    assert [row["what"] for row in kept["works"]["rows"]] == ["fine"]
+
+
+def test_a_dry_run_is_not_written_to_the_docs(gpu: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    findings = tmp_path / "gpu.json"
+    findings.write_text(json.dumps({"dry": True, "sections": {}}))
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu.py", "--write", str(findings)])
+    with pytest.raises(SystemExit, match="of a dry run"):
+        gpu.main()
+
+
 def test_a_variant_without_memory_is_left_out(gpu: ModuleType, tmp_path: Path) -> None:
     def too_large() -> None:
         raise gpu.torch.OutOfMemoryError("CUDA out of memory.")
