@@ -35,6 +35,7 @@ from captioner.system.escapes import utf8_name
 T = TypeVar("T")
 OPENAPI = Path(__file__).parent / "openapi.yaml"
 PUBLIC = ("/healthz", "/openapi.yaml")  # need no token, nor do the files of the page
+CHAT = "/v1/chat/completions"
 IMAGE = "image"  # the name of the field of a form
 FORM = "multipart/form-data"
 
@@ -73,7 +74,7 @@ def build_app(
         routes=[*_routes(), *(_file_route(*each) for each in assets.items())],
         middleware=[
             *_cors(access),
-            Middleware(Door, tell=tell, say=say),
+            Middleware(Door, tell=tell, say=say, forms={CHAT: chat_error}),
             Middleware(Guard, access=access, public={*PUBLIC, *assets}),
         ],
         exception_handlers={HTTPException: _raise},
@@ -245,7 +246,6 @@ async def _line(service: Service, wish: Wish, index: int, part: Part) -> JSON:
 
 async def _chat(request: Request) -> Response:
     service = _service(request)
-    request.scope["visit"].to_json = chat_error
     service.queue.check()
     async with service.uploads.slot():
         body = b"".join([chunk async for chunk in service.uploads.chunks(request)])
@@ -293,7 +293,7 @@ def _routes() -> list[BaseRoute]:
     return [
         _route("/v1/caption", _caption, "POST"),
         _route("/v1/captions", _captions, "POST"),
-        _route("/v1/chat/completions", _chat, "POST"),
+        _route(CHAT, _chat, "POST"),
         _route("/v1/models", _models, "GET"),
         _route("/metrics", _metrics, "GET"),
         _route("/healthz", _health, "GET"),

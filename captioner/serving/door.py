@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ def plain_error(refusal: RefusedError) -> dict[str, object]:
     return {"error": refusal.message}
 
 
+ToJson = Callable[[RefusedError], dict[str, object]]
+
+
 @dataclass(slots=True)
 class Visit:
     """One request, as the log shows it: bytes of the body, seconds, status.
@@ -45,7 +48,7 @@ class Visit:
     """
 
     method: str
-    to_json: Callable[[RefusedError], dict[str, object]] = plain_error
+    to_json: ToJson = plain_error
     route: str = "other"
     size: int = 0
     status: int = HUNG_UP
@@ -55,16 +58,30 @@ class Visit:
 class Door:
     """The first layer of the application."""
 
-    def __init__(self, app: ASGIApp, tell: Callable[[Visit], None], say: Callable[[str], None]):
-        """Pass requests to `app`; `tell` is called after each, `say` for an unexpected error."""
-        self.app, self.tell, self.say = app, tell, say
+    def __init__(
+        self,
+        app: ASGIApp,
+        tell: Callable[[Visit], None],
+        say: Callable[[str], None],
+        forms: Mapping[str, ToJson],
+    ):
+        """Pass requests to `app`.
+
+        Args:
+            app: the next layer.
+            tell: called after each request.
+            say: called for an unexpected error.
+            forms: the form of errors, of paths where it is not `plain_error`.
+        """
+        self.app, self.tell, self.say, self.forms = app, tell, say, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit, started = Visit(scope["method"]), time.perf_counter()
+        visit = Visit(scope["method"], self.forms.get(scope["path"], plain_error))
+        started = time.perf_counter()
         exchange = _Exchange(receive, send, visit)
         scope["visit"] = visit
         try:
