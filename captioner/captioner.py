@@ -325,12 +325,55 @@ class Captioner:
         check_units(units)
         _check_alternatives(alternatives)
         options = self.settings(n_best=n_best, **overrides)
-        features, watched = self.encode([image]), list[Extensions]()
+        features = self.encode([image])
+        return self.trace_features(
+            features, options, n_best=n_best, alternatives=alternatives, units=units
+        )
+
+    @within_memory("to trace")
+    def trace_features(
+        self,
+        features: Tensor,
+        options: DecodingConfig | None = None,
+        *,
+        n_best: int = 1,
+        alternatives: int = 5,
+        units: int = 64,
+        maps: bool = False,
+    ) -> Trace:
+        """Trace as `trace` does, given the image's features.
+
+        Args:
+            features: of one image, (1, F), as `encode` returns.
+            options: search settings; None: the model's own.
+            n_best: see `trace`.
+            alternatives: see `trace`.
+            units: see `trace`.
+            maps: fill the words of the captions with attention; see `search`.
+
+        Raises:
+            ImageError: if the model computes NaN or infinity for the image.
+            ConfigError: if there is not one image, or an argument is out of range.
+            ModelError: with maps, if the models of an ensemble have different numbers of places.
+        """
+        must_be("options", options, DecodingConfig, NoneType)
+        must_be("maps", maps, bool)
+        check_units(units)
+        _check_alternatives(alternatives)
+        looks = maps and self.map_size() > 0
+        options, watched = options or self.settings(n_best=n_best), list[Extensions]()
         ranked = n_best if self._voters(options) is None else options.beam_size
+        features = self._features_of_one(features)
+        self._fitting_ids(options, n_best)
         found, errors = self._best(features, options, ranked, alternatives, watched.append)
         _raise_first(errors)
-        parts = self.decoder, self.vocabulary, features, options, found, watched
-        return trace(*parts, n_best=n_best, alternatives=alternatives, units=units)
+        return trace(
+            *(self.decoder, self.vocabulary, features, options, found, watched),
+            n_best=n_best,
+            alternatives=alternatives,
+            units=units,
+            weights=attend(self.decoder, features, found.token_ids) if looks else None,
+        )
 
     def _voters(self, options: DecodingConfig) -> Neighbours | None:
         """Return the neighbours that rank the captions of a search, if they do."""
@@ -604,11 +647,8 @@ class Captioner:
             ModelError: if the CNN sees the image as a single place.
         """
         must_be("caption", caption, str, Caption, NoneType)
-        must_be("method", method, str)
+        _check_method(method)
         _check_alternatives(alternatives)
-        if method not in METHODS:
-            names = " or ".join(map(repr, METHODS))
-            raise ConfigError(f"method: must be {names}, given {excerpt(method, 60)}")
         picture, preprocess = to_picture(image), self.encoder.preprocess
         pixels = preprocess.pixels(picture)
         features, looks = self.encoder.see(pixels[None]), self.map_size() > 0
@@ -622,10 +662,50 @@ class Captioner:
         if len(caption.words) != len(token_ids):
             parts = self.decoder, features, token_ids, self.vocabulary, alternatives
             caption = spelled(*parts, looks=looks)
-        maps = METHODS[method](self.encoder, self.decoder, pixels[None], token_ids)
+        maps = self.map_words(pixels, features, caption, method=method)
+        return Explanation(caption, maps, method, pixels, preprocess.visible(*picture.size))
+
+    @within_memory("to explain")
+    def map_words(
+        self, pixels: Tensor, features: Tensor, caption: Caption, *, method: Method = "gradient"
+    ) -> Tensor:
+        """Compute the maps of a caption's words as `explain` does, given the image's features.
+
+        Args:
+            pixels: what the CNN sees, uint8 (3, S, S).
+            features: of the image, (1, F), as `encode` returns.
+            caption: of a search.
+            method: see `explain`.
+
+        Returns:
+            `Explanation.maps`, float32 (T, h, w) on the CPU, of the pieces that the tokeniser
+            makes of the text. A search may write other pieces, of another number.
+
+        Raises:
+            ImageError: if the model computes NaN or infinity for the image.
+            ConfigError: if the caption holds no word or too many, or an argument is of another
+                form.
+            ModelError: if the CNN sees the image as a single place.
+        """
+        must_be("caption", caption, Caption)
+        _check_method(method)
+        side = self.encoder.preprocess.crop_size
+        is_tensor = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8
+        if not is_tensor or pixels.shape != (3, side, side):
+            raise ConfigError(f"pixels: must be a tensor, uint8 (3, {side}, {side})")
+        features = self._features_of_one(features)
+        token_ids = token_ids_of(caption, self.vocabulary).to(self.device)
+        parts = self.encoder, self.decoder, pixels[None], token_ids
+        maps = METHODS[method](*parts, features=features)
         _raise_first(self._errors((MAPS, maps.isfinite().all()[None])))
-        visible = preprocess.visible(*picture.size)
-        return Explanation(caption, maps.cpu(), method, pixels, visible)
+        return maps.cpu()
+
+    def _features_of_one(self, features: Tensor) -> Tensor:
+        """Return the features of one image, on the device; a ConfigError if they are none."""
+        size = self.encoder.feature_size
+        if not isinstance(features, Tensor) or features.shape != (1, size):
+            raise ConfigError(f"features: must be a tensor (1, {size}), as `encode` returns")
+        return features.to(self.device)
 
     @within_memory("to embed captions")
     def embed(self, captions: str | Iterable[str]) -> Tensor:
@@ -730,6 +810,14 @@ def _check_alternatives(alternatives: int) -> None:
         raise ConfigError(
             f"alternatives: must be 0 to {MAX_CAPTIONS:,}, given {excerpt(alternatives, 60)}"
         )
+
+
+def _check_method(method: str) -> None:
+    """Raise a ConfigError if there is no such way to make maps."""
+    must_be("method", method, str)
+    if method not in METHODS:
+        names = " or ".join(map(repr, METHODS))
+        raise ConfigError(f"method: must be {names}, given {excerpt(method, 60)}")
 
 
 def _raise_first(results: Sequence[object]) -> None:

@@ -30,6 +30,7 @@ NONSENSE: tuple[object, ...] = (
 )
 METHODS = (
     *("caption", "encode", "search", "search_each", "explain", "trace", "score", "embed"),
+    *("map_words", "trace_features"),
     *("settings", "to", "save"),
 )
 # It starts a Ray cluster, and has tests of its own.

@@ -12,6 +12,7 @@ from PIL import Image
 
 import captioner
 from captioner import (
+    Caption,
     Captioner,
     CaptionerError,
     CaptioningOptions,
@@ -77,6 +78,12 @@ def features(model: Captioner) -> torch.Tensor:
     return torch.zeros(1, model.encoder.feature_size)
 
 
+def mapped(model: Captioner, text: str = "a dog") -> None:
+    side = model.encoder.preprocess.crop_size
+    caption = Caption(text, 0.0, 0.0, finished=bool(text))
+    model.map_words(torch.zeros(3, side, side, dtype=torch.uint8), features(model), caption)
+
+
 def blind() -> Captioner:
     model = toys.captioner()
     for weights in model.encoder.parameters():
@@ -119,18 +126,25 @@ CASES = {
     ),
     **{
         (f"Captioner.{name}", ModelError): partial(without_common_map, name)
-        for name in ("map_size", "search", "search_each")
+        for name in ("map_size", "search", "search_each", "trace_features")
     },
     ("Captioner.settings", ConfigError): lambda: sound().settings(beam_size=0),
     ("Captioner.caption", ConfigError): lambda: sound().caption([], beam_size=0),
     ("Captioner.caption", ImageError): lambda: sound().caption(b"no image"),
     ("Captioner.trace", ImageError): lambda: broken().trace(GREY),
     ("Captioner.trace", ConfigError): lambda: sound().trace(GREY, units=-1),
+    ("Captioner.trace_features", ImageError): lambda: broken().trace_features(features(broken())),
+    ("Captioner.trace_features", ConfigError): lambda: sound().trace_features(
+        features(sound()), units=-1
+    ),
     ("Captioner.score", ImageError): lambda: sound().score(b"no image", ["a dog"]),
     ("Captioner.score", ConfigError): lambda: sound().score(GREY, [1]),
     ("Captioner.explain", ImageError): lambda: sound().explain(b"no image"),
     ("Captioner.explain", ConfigError): lambda: sound().explain(GREY, method="magic"),
     ("Captioner.explain", ModelError): lambda: of_one_pixel().explain(GREY),
+    ("Captioner.map_words", ImageError): lambda: mapped(broken()),
+    ("Captioner.map_words", ConfigError): lambda: mapped(sound(), ""),
+    ("Captioner.map_words", ModelError): lambda: mapped(of_one_pixel()),
     ("Captioner.embed", ConfigError): lambda: sound().embed([1]),
     ("Captioner.embed", ModelError): lambda: broken().embed(["a dog"]),
     ("Captioner.single_decoder", ModelError): lambda: ensemble().single_decoder("saved"),

@@ -12,6 +12,7 @@ from captioner.cli.options import decoding_options, device_option, models_option
 if TYPE_CHECKING:
     from captioner.config import DecodingOverrides
     from captioner.explanation.explained import Method
+    from captioner.text import Caption
 
 ENDINGS = (".html", ".png")
 
@@ -76,10 +77,14 @@ def command(
     folders = find_models(models, say)
     captioner = Captioner.load(folders, device)
     options = captioner.settings(**decoding)
-    found = captioner.explain(image, caption, options, method=method, alternatives=alternatives)
+    given: str | Caption | None = caption
+    trace = None
+    if caption is None and output and output.suffix.lower() == ".html":
+        features, how = captioner.encode([image]), {"alternatives": alternatives}
+        trace = captioner.trace_features(features, options, **how, maps=True)
+        given = trace.captions[0]
+    found = captioner.explain(image, given, options, method=method, alternatives=alternatives)
     show(to_table(found))
     if output:
-        is_page = output.suffix.lower() == ".html"
-        trace = captioner.trace(image, **decoding) if is_page and caption is None else None
         write_output(found, captioner.encoder.preprocess, image, folders, output, trace, options)
         say(f"wrote {output}")

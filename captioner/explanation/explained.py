@@ -12,7 +12,6 @@ from torch import Tensor
 from captioner.decoder.captions import attend, to_captions
 from captioner.decoder.decoder import SPECIAL_IDS, Decoder
 from captioner.decoder.ensemble import Ensemble
-from captioner.encoder.encoder import Encoder
 from captioner.errors import ConfigError
 from captioner.explanation.gradient import gradient_maps
 from captioner.explanation.occlusion import occlusion_maps
@@ -22,7 +21,7 @@ from captioner.text import Caption, Vocabulary
 
 MAX_WORDS = 200  # of a caption; the time grows with their square
 Method = Literal["gradient", "occlusion"]
-METHODS: dict[str, Callable[[Encoder, Decoder | Ensemble, Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[..., Tensor]] = {
     "gradient": gradient_maps,
     "occlusion": occlusion_maps,
 }

@@ -62,6 +62,7 @@ def gradient_maps(
     pixels: Tensor,
     token_ids: Tensor,
     line: Line | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Compute what each place adds to the log-probability of each word of a caption.
 
@@ -74,6 +75,7 @@ def gradient_maps(
         pixels: of one image, uint8 (1, 3, S, S).
         token_ids: of the caption, without start token, int64 (T,).
         line: where to take gradients; None: `whole_line()`.
+        features: of the image, (1, F); None: computed here.
 
     Returns:
         Nats, float32 (T, h, w): positive where the place makes the word more probable than it is
@@ -83,7 +85,7 @@ def gradient_maps(
         ModelError: if no feature map has more than one place.
     """
     pixels, token_ids = pixels.clone(), token_ids.clone()  # may come from inference mode
-    features = encoder.see(pixels).clone()
+    features = (encoder.see(pixels) if features is None else features).clone()
     gradients, average = feature_gradients(decoder, features, token_ids, line or whole_line())
     sizes = [cnn.vector_size for cnn in encoder.cnns]
     of_cnns = (each[:, : encoder.vector_size].split(sizes, dim=1) for each in (gradients, average))

@@ -16,7 +16,11 @@ PATCH = 2  # places in a row that a patch covers: a smaller one leaves enough to
 
 @torch.inference_mode()
 def occlusion_maps(
-    encoder: Encoder, decoder: Decoder | Ensemble, pixels: Tensor, token_ids: Tensor
+    encoder: Encoder,
+    decoder: Decoder | Ensemble,
+    pixels: Tensor,
+    token_ids: Tensor,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Compute how much less probable each word of a caption gets if a place is covered.
 
@@ -29,14 +33,16 @@ def occlusion_maps(
         decoder: in evaluation mode.
         pixels: of one image, uint8 (1, 3, S, S).
         token_ids: of the caption, without start token, int64 (T,).
+        features: of the image, (1, F); None: computed here.
 
     Returns:
         Nats, float32 (T, P, P): positive where the word gets less probable. P is `PLACES`, or the
         model's grid.
     """
     size = encoder.grid or PLACES
-    features = torch.cat((encoder.see(pixels), encoder.see(covered(pixels, size))))
-    log_probs = log_probs_of_words(members_of(decoder, features), token_ids)
+    whole = encoder.see(pixels) if features is None else features
+    every = torch.cat((whole, encoder.see(covered(pixels, size))))
+    log_probs = log_probs_of_words(members_of(decoder, every), token_ids)
     lost: Tensor = (log_probs[:1] - log_probs[1:]).T.unflatten(1, (size, size))
     return lost
 

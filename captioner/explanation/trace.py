@@ -200,6 +200,7 @@ def trace(
     n_best: int,
     alternatives: int,
     units: int,
+    weights: Tensor | None = None,
 ) -> Trace:
     """Return how the captions of one image were written.
 
@@ -213,8 +214,11 @@ def trace(
         n_best: captions to return.
         alternatives: for each word of the captions, one less than the choices that `found` holds.
         units: units of the hidden state to return, at most.
+        weights: where the captions look, see `attend`.
     """
-    [captions] = to_captions(found, vocabulary, words=True, alternatives=alternatives)
+    [captions] = to_captions(
+        found, vocabulary, words=True, alternatives=alternatives, weights=weights
+    )
     sentences = _sentences(found)[: len(captions)]
     beam = options.search == "beam"
     steps = _extended(watched, options) if beam else _drawn(found, sentences)

@@ -24,7 +24,8 @@ class Captioned:
         size: width and height of the upright picture, in pixels.
         blank: the CNN sees one colour only, so the captions say nothing about the picture.
         seen: the part that the CNN sees, see `Preprocess.seen`.
-        maps: of the words of the first, in nats; empty unless asked for.
+        maps: of the words of the first, in nats; empty unless asked for, and where the tokeniser
+            splits the caption into other pieces than the search wrote.
         trace: how the first was written, as JSON; None unless asked for.
     """
 

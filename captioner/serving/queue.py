@@ -11,17 +11,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from captioner.captioner import Captioner
-from captioner.config import DecodingOverrides
 from captioner.errors import CaptionerError, ImageError, within_memory
+from captioner.explanation.trace import Trace
 from captioner.images.decode import read_image
 from captioner.pipeline import IMAGES_PER_SEARCH
 from captioner.serving.answer import Captioned
@@ -46,14 +46,12 @@ class Picture:
         size: width and height of the whole.
         blank: see `Captioned`.
         seen: see `Captioned`.
-        content: its bytes, if a map or a trace needs them; else empty.
     """
 
     pixels: Tensor
     size: tuple[int, int]
     blank: bool
     seen: tuple[float, float, float, float]
-    content: bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +65,7 @@ class _Job:
 
 
 Outcome = Captioned | Exception
+Found = tuple[list[Caption], Trace | None]  # the captions of a picture, and how they were written
 
 
 class Queue:
@@ -153,8 +152,7 @@ class Queue:
                 image = read_image(content, max_pixels=self.limits.max_pixels, claim=claim)
                 pixels, size = preprocess.pixels(image), image.size
                 blank, seen = preprocess.is_blank(pixels), preprocess.seen(*size)
-                needed = wish.trace or wish.maps == "gradient"
-                return Picture(pixels, size, blank, seen, content if needed else b"")
+                return Picture(pixels, size, blank, seen)
             finally:
                 self.memory.leave(ticket)
 
@@ -222,36 +220,38 @@ class Queue:
         features = torch.cat(self.crew.compute(self.encoders[name], pixels, per_pass))
         rows = {job: row for row, job in zip(features, jobs, strict=True) if not job.done.done()}
         for same in _grouped(rows, _search_of).values():
-            found = self._search(captioner, same[0].wish, torch.stack([rows[job] for job in same]))
-            for job, captions in zip(same, found, strict=True):
-                outcomes[job] = self._outcome(captioner, job, captions)
+            features = torch.stack([rows[job] for job in same])
+            for job, found in zip(same, self._search(captioner, same, features), strict=True):
+                outcomes[job] = self._outcome(captioner, job, rows[job][None], found)
         return outcomes
 
     def _outcome(
-        self, captioner: Captioner, job: _Job, captions: list[Caption] | ImageError
+        self, captioner: Captioner, job: _Job, features: Tensor, found: Found | CaptionerError
     ) -> Outcome:
-        """Add the map and the trace that a request asks for."""
-        if isinstance(captions, ImageError):
-            return captions
-        wish, picture = job.wish, job.picture
-        found = Captioned(captions, picture.size, picture.blank, picture.seen)
-        try:
-            if wish.maps == "gradient" and not job.done.done():
-                maps = captioner.explain(picture.content, captions[0]).maps
-                found = replace(found, maps=maps.tolist())
-            if wish.trace and not job.done.done():
-                changes = cast(DecodingOverrides, dict(wish.changes))
-                number = {"n_best": wish.n_best, "alternatives": wish.words}
-                trace = captioner.trace(picture.content, **number, **changes).to_json()
-                found = replace(found, trace=trace)
-        except CaptionerError as error:
-            return error
-        return found
+        """Answer a request, given its picture's features, (1, F); add the maps that it wants."""
+        if isinstance(found, CaptionerError):
+            return found
+        (captions, trace), picture = found, job.picture
+        maps: list[list[list[float]]] = []
+        if job.wish.maps == "gradient" and not job.done.done():
+            try:
+                maps = captioner.map_words(picture.pixels, features, captions[0]).tolist()
+            except CaptionerError as error:
+                return error
+            if len(maps) != len(captions[0].words):
+                maps = []  # of other pieces than the search wrote
+        return Captioned(
+            *(captions, picture.size, picture.blank, picture.seen, maps),
+            trace=None if trace is None else trace.to_json(),
+        )
 
     def _search(
-        self, captioner: Captioner, wish: Wish, features: Tensor
-    ) -> list[list[Caption] | ImageError]:
+        self, captioner: Captioner, jobs: list[_Job], features: Tensor
+    ) -> list[Found | CaptionerError]:
         """Search for the captions of pictures that want the same, given their features, (B, F)."""
+        wish = jobs[0].wish
+        if wish.trace:  # of a single picture
+            return [self._traced(captioner, wish, features)]
         search = partial(
             captioner.search_each,
             options=wish.options,
@@ -262,7 +262,21 @@ class Queue:
         )
         size = min(IMAGES_PER_SEARCH, ceil(len(features) / cores()))
         pieces = self.crew.compute(WithinMemory(search), features, size)
-        return [captions for piece in pieces for captions in piece]
+        every = [captions for piece in pieces for captions in piece]
+        return [each if isinstance(each, ImageError) else (each, None) for each in every]
+
+    def _traced(self, captioner: Captioner, wish: Wish, features: Tensor) -> Found | CaptionerError:
+        try:
+            trace = captioner.trace_features(
+                features,
+                wish.options,
+                n_best=wish.n_best,
+                alternatives=wish.words,
+                maps=wish.maps == "attention",
+            )
+        except CaptionerError as error:
+            return error
+        return [*trace.captions], trace
 
 
 def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -275,9 +289,10 @@ def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 def _search_of(job: _Job) -> Hashable:
     """Return what pictures that are searched together have in common.
 
-    A random draw depends on the other pictures of a search, so each is drawn alone.
+    A random draw depends on the other pictures of a search, so each is drawn alone. A trace is of
+    one picture.
     """
     wish = job.wish
-    if wish.options.search == "sample":
+    if wish.trace or wish.options.search == "sample":
         return id(job)
     return wish.options, wish.n_best, wish.words, wish.maps

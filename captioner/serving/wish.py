@@ -28,7 +28,6 @@ class Wish:
     Attributes:
         model: its name.
         options: search settings.
-        changes: those that differ from the model's own, as they were given.
         n_best: captions.
         words: alternatives for each word.
         maps: where each word came from; empty: no maps.
@@ -38,7 +37,6 @@ class Wish:
 
     model: str
     options: DecodingConfig
-    changes: tuple[tuple[str, object], ...] = ()
     n_best: int = 1
     words: int = 0
     maps: Maps = ""
@@ -68,8 +66,7 @@ def read_wish(query: Iterable[tuple[str, str]], models: Mapping[str, Captioner])
     overrides: dict[str, object] = {**given} | ({SEVERAL: (*forbidden,)} if forbidden else {})
     options = models[model].settings(n_best=n_best, **cast(DecodingOverrides, overrides))
     _check_cost(options, models[model].decoding)
-    changes = (*overrides.items(),)
-    return Wish(model, options, changes, n_best, words, maps, trace, cast(Style, style))
+    return Wish(model, options, n_best, words, maps, trace, cast(Style, style))
 
 
 def _collect(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:

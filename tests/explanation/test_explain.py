@@ -63,6 +63,19 @@ def test_a_caption_of_the_search_is_kept_word_for_word() -> None:
     assert len(captioner.explain(PHOTO, unfinished).maps) == len(best.words) - best.finished
 
 
+@pytest.mark.parametrize("method", ["gradient", "occlusion"])
+def test_maps_from_known_features_are_those_of_the_image(method: str) -> None:
+    captioner = restless()
+    found = captioner.explain(PHOTO, method=method)
+    features = captioner.encode(PHOTO)
+    maps = captioner.map_words(found.pixels, features, found.caption, method=method)
+    torch.testing.assert_close(maps, found.maps)
+    with pytest.raises(ConfigError, match=r"features: must be a tensor \(1, "):
+        captioner.map_words(found.pixels, features.repeat(2, 1), found.caption, method=method)
+    with pytest.raises(ConfigError, match=r"pixels: must be a tensor, uint8 \(3, "):
+        captioner.map_words(found.pixels.float(), features, found.caption, method=method)
+
+
 def test_words_have_attention_where_the_model_looks() -> None:
     looking = restless(toys.encoder(grid=3), attention="spatial")
     for caption in (None, CAPTION):

@@ -329,6 +329,22 @@ def test_influence_is_how_a_small_change_of_the_first_state_changes_the_words(na
     assert trace.state.influence == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_trace_from_known_features_is_that_of_the_image() -> None:
+    model = toys.captioner(toys.encoder(grid=2), attention="spatial")
+    features, options = model.encode(picture()), model.settings(beam_size=4, n_best=2)
+    wanted = {"n_best": 2, "alternatives": 2}
+    found = model.trace_features(features, options, **wanted, maps=True)
+    [captions] = model.search(features, options, **wanted, maps=True)
+    assert [*found.captions] == captions
+    assert all(word.attention for word in captions[0].words)
+    plain = model.trace(picture(), beam_size=4, **wanted)
+    assert (found.beam, found.state) == (plain.beam, plain.state)
+    with pytest.raises(ConfigError, match=r"features: must be a tensor \(1, "):
+        model.trace_features(features.repeat(2, 1))
+    with pytest.raises(ConfigError, match="n_best: must be 1 to the beam size"):
+        model.trace_features(features, options, n_best=9)
+
+
 def test_a_trace_changes_nothing_of_the_model() -> None:
     model, _ = MODELS["lstm"]
     before = [weight.clone() for weight in model.decoder.parameters()]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from captioner import captioner as captioner_module
 from captioner.captioner import Captioner
 from captioner.captioning.wording import sentence
 from captioner.cli.serve import command
 from captioner.errors import ModelError
 from captioner.page.assets import page_assets
+from captioner.serving import queue
 from captioner.serving.limits import Limits
 from captioner.text.words import Caption
 
@@ -118,6 +121,47 @@ def test_gradient_maps(served: Served, attentive: Captioner) -> None:
     assert not any("sentinel" in word for word in answer["words"])
 
 
+@pytest.mark.parametrize("maps", ["attention", "gradient"])
+def test_a_picture_is_decoded_encoded_and_searched_once(
+    served: Served, attentive: Captioner, monkeypatch: pytest.MonkeyPatch, maps: str
+) -> None:
+    calls: list[str] = []
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return function(*given, **named)
+
+        return call
+
+    for module, name in ((queue, "read_image"), (captioner_module, "beam_search")):
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    [seeing] = [served.queue.encoders["looks"]]
+    monkeypatch.setattr(seeing, "function", watched("see", seeing.function))
+    monkeypatch.setattr(attentive.encoder, "see", watched("see", attentive.encoder.see))
+    query = {"model": "looks", "maps": maps, "trace": "true", "words": "2"}
+    answer = served.client.post("/v1/caption", params=query, content=png()).json()
+    assert answer["trace"] and answer["words"][0]["map"]
+    assert sorted(calls) == ["beam_search", "read_image", "see"]
+
+
+def test_a_sampled_caption_with_its_trace_is_that_of_the_seed(served: Served) -> None:
+    query = {"search": "sample", "seed": "7"}
+    plain = served.client.post("/v1/caption", params=query, content=png()).json()
+    traced = served.client.post(
+        "/v1/caption", params=query | {"trace": "true"}, content=png()
+    ).json()
+    assert {key: value for key, value in traced.items() if key != "trace"} == plain
+
+
+def test_maps_of_other_pieces_than_the_words_are_left_out(
+    served: Served, model: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "map_words", lambda *_: torch.zeros(99, 2, 2))
+    answer = served.client.post("/v1/caption?maps=true", content=png()).json()
+    assert answer["words"] and not any("map" in word for word in answer["words"])
+
+
 def test_a_model_without_maps_says_so(
     served: Served, model: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,10 +171,10 @@ def test_a_model_without_maps_says_so(
     assert answer.status_code == 400
     assert error_of(answer).startswith("maps: the model has no attention")
 
-    def explain(*_: object) -> None:
+    def map_words(*_: object) -> None:
         raise ModelError("the CNN sees a single place")
 
-    monkeypatch.setattr(model, "explain", explain)
+    monkeypatch.setattr(model, "map_words", map_words)
     answer = served.client.post("/v1/caption?maps=true", content=png())
     assert answer.status_code == 422
     assert error_of(answer) == "the CNN sees a single place"
