@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captioner.errors import within_memory
+from captioner.system.stages import during, timed
 from captioner.system.workers import WithinMemory, workers
 
 T = TypeVar("T")
@@ -51,13 +52,15 @@ def run(
     """
     encoding, searching = WithinMemory(encode), WithinMemory(search)
     with within_memory("to caption"), workers(num_workers, device) as crew:
-        for batch in crew.map_ahead(read, batches):
+        for batch in timed("reading", crew.map_ahead(read, batches)):
             wanted = needed([result for result, _ in batch])
             stack = [pixels for _, pixels in batch if wanted and pixels is not None]
             captions: Iterator[C] = iter(())
             if stack:
-                features = crew.compute(encoding, torch.stack(stack), images_per_pass)
-                captioned = crew.compute(searching, torch.cat(features), IMAGES_PER_SEARCH)
+                with during("cnn"):
+                    features = crew.compute(encoding, torch.stack(stack), images_per_pass)
+                with during("search"):
+                    captioned = crew.compute(searching, torch.cat(features), IMAGES_PER_SEARCH)
                 captions = chain.from_iterable(captioned)
             yield [
                 (result, next(captions) if wanted and pixels is not None else None)

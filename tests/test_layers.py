@@ -41,6 +41,7 @@ SERVED_BY |= {
     "data": "inspection",
     "explain": "explaining",
     "serve": "serving",
+    "status": "captioning",
     "train": "training",
 }
 SERVED_BY |= dict.fromkeys(("dry_run", "messages", "wording_options"), "captioning")  # its parts

@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from captioner.captioning.failures import ERRORS, listed_failures
 from captioner.captioning.journal import (
@@ -25,8 +23,10 @@ from captioner.captioning.journal import (
     forget,
     journals_of,
     known_arithmetic,
+    lock_of,
     salvaged,
 )
+from captioner.captioning.progress import Progress
 from captioner.captioning.records import (
     CaptioningOptions,
     ItemReader,
@@ -34,6 +34,7 @@ from captioner.captioning.records import (
     Totals,
     digest_of_item,
 )
+from captioner.captioning.run_state import RunState
 from captioner.captioning.sources import Item
 from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig
@@ -46,6 +47,7 @@ from captioner.system.files import new_folder, sweep
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
 from captioner.system.ownership import check
+from captioner.system.stages import during
 from captioner.system.world import World
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class JobOptions(CaptioningOptions):
     salvage: bool = False  # see `journal.salvaged`
     wording: Callable[[str], str] | None = None  # the journal holds the model's own text
     min_confidence: float | None = None  # see `Writer`
+    progress: str = "bar"  # of `progress.FORMS`
+    command: str = ""  # that continues the job, for `captioner status`
 
     @property
     def needs_words(self) -> bool:
@@ -123,17 +127,20 @@ def caption_to_file(
             for salvage in salvaged(output, identity):
                 say(salvage)
         run_id = world.broadcast(os.urandom(16))
-        with closing(Journal(output, world.rank, identity, run_id)) as journal:
-            world.wait()  # until every process has opened the existing journals
-            batches = _own_batches(items, how.batch_size, world)
-            work = partial(_caption_batches, load, options, how, journal, memory, maps)
-            done = work(batches)
-            if known:
-                done = _known_first(batches, load, work, how, journal, memory)
-            with progress(count, world) as bar:
-                listed, fresh = _fill_journal(done, journal, how, bar, tell)
-        fresh, listed = _sums(world, load, fresh, listed)
-        totals = _write(journal, how, listed) if world.leads else None
+        with _progress(output, how, count, world, run_id.hex()) as progress:
+            with closing(Journal(output, world.rank, identity, run_id)) as journal:
+                journal.note(progress.state)
+                progress.notes = partial(journal.notes, world.size)
+                world.wait()  # until every process has opened the existing journals
+                batches = _own_batches(items, how.batch_size, world)
+                work = partial(_caption_batches, load, options, how, journal, memory, maps)
+                done = work(batches)
+                if known:
+                    done = _known_first(batches, load, work, how, journal, memory)
+                with progress.bar():
+                    listed, fresh = _fill_journal(done, journal, how, progress, tell)
+            fresh, listed = _sums(world, load, fresh, listed)
+            totals = _write(journal, how, listed, progress.state) if world.leads else None
         if world.leads:
             _say_absent(journal.absent(fresh), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
@@ -274,34 +281,32 @@ def _caption_batches(
         yield [image.position for image, _ in batch], done
 
 
-@contextmanager
-def progress(count: Callable[[], int | None], world: World) -> Iterator[tqdm[NoReturn]]:
-    """Show a progress bar on a terminal; a thread counts the images, for the time that is left."""
-    with tqdm(unit="image", disable=None if world.leads else True) as bar:
+def _progress(
+    output: Path, how: JobOptions, count: Callable[[], int | None], world: World, run: str
+) -> Progress:
+    """Return what counts and shows the progress of a run."""
 
-        def add_total() -> None:
-            with suppress(Exception):  # the job itself reports it
-                if total := count():
-                    bar.total = -(-total // world.size)
+    def show_life() -> None:
+        with suppress(OSError):
+            os.utime(lock_of(output))
 
-        if not bar.disable:
-            Thread(target=add_total, daemon=True).start()
-        yield bar
+    return Progress(how.progress, count, world, run=run, command=how.command, alive=show_life)
 
 
 def _fill_journal(
     batches: Iterator[Finished],
     journal: Journal,
     how: JobOptions,
-    bar: tqdm[NoReturn],
+    progress: Progress,
     tell: Callable[[Record], None],
 ) -> tuple[int, int]:
     """Add batches to the journal; return the number of images, and of new records."""
     listed = fresh = 0
     for positions, batch in batches:
-        journal.add(positions, batch)
-        bar.update(len(batch))
         records = [image.record for image in batch if image.record]
+        failed = sum(record.error is not None for record in records)
+        with during("writing"):
+            journal.add(positions, batch, progress.add(len(batch), len(records), failed))
         listed += len(batch)
         fresh += len(records)
         for record in records:
@@ -340,7 +345,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Hold the lock of an output; refuse a file of the lock's name that is not captioner's."""
-    lock = output.with_name(f".{output.name}.captioner.lock")
+    lock = lock_of(output)
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
         raise ConfigError(f"{lock}: not a lock file of captioner; move it away")
     with new_folder(output.parent), writing(output):
@@ -386,7 +391,7 @@ def _say_absent(absent: Iterator[tuple[str, str | None]], say: Callable[[str], N
         say(f"{counts[False]:,} image(s) have another name than before, such as {now}, once {was}")
 
 
-def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
+def _write(journal: Journal, how: JobOptions, listed: int, state: RunState) -> Totals:
     output = journal.output
     journal.check_place()
     if output.exists() and not output.is_file():
@@ -394,13 +399,16 @@ def _write(journal: Journal, how: JobOptions, listed: int) -> Totals:
             f"{output}: not written: it became a folder or a pipe while the job ran; move that "
             f"away; {how_to_continue(how.overwrite)}"
         )
-    records = journal.merged(listed)
-    return write_output(
-        records,
-        output,
-        how.format,
-        n_best=how.n_best,
-        wording=how.wording,
-        words=how.words,
-        min_confidence=how.min_confidence,
-    )
+    with during("writing"):
+        totals = write_output(
+            journal.merged(listed),
+            output,
+            how.format,
+            n_best=how.n_best,
+            wording=how.wording,
+            words=how.words,
+            min_confidence=how.min_confidence,
+        )
+    state.total, state.finished = listed, True
+    journal.finish(state)
+    return totals

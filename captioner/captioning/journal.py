@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.captioning.records import Record
+from captioner.captioning.run_state import FIRST, UPDATE, Noted, RunState, noted_in
+from captioner.captioning.run_state import SCHEMA as RUN
 from captioner.errors import ConfigError, DataError, other_arithmetic
 from captioner.system.disk import is_full
 from captioner.system.files import no_stream, whole_file
@@ -77,6 +79,11 @@ def journals_of(output: Path) -> list[Path]:
     name = re.compile(re.escape(output.name + JOURNAL_SUFFIX) + r"(\.[1-9][0-9]*)?")
     paths = output.parent.iterdir() if output.parent.is_dir() else iter(())
     return sorted(path for path in paths if name.fullmatch(path.name))
+
+
+def lock_of(output: Path) -> Path:
+    """Return the lock of the job that writes an output; the job changes its time while it lives."""
+    return output.with_name(f".{output.name}.captioner.lock")
 
 
 def check_journals(output: Path) -> None:
@@ -148,8 +155,10 @@ class Journal:
             if failures or not failed
         )
 
-    def add(self, positions: Iterable[int], batch: Sequence[Done]) -> None:
-        """Store a batch, and the positions of its images, completely or not at all."""
+    def add(
+        self, positions: Iterable[int], batch: Sequence[Done], state: RunState | None = None
+    ) -> None:
+        """Store a batch, the positions of its images and the state, completely or not at all."""
         keys = [(os.fsencode(done.name), done.digest) for done in batch]
         rows = [
             _sealed(self.key, *key, done.record.to_json(), int(done.record.error is not None))
@@ -165,8 +174,27 @@ class Journal:
                 with self.journals[self.own] as db:
                     db.executemany(ADD, rows)
                     db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?, ?)", listing)
+                    if state:
+                        db.execute(UPDATE, (state.to_json(),))
             finally:
                 self.check_place()
+
+    def note(self, state: RunState) -> None:
+        """Store the state of this process."""
+        with _usable(self.own), self.journals[self.own] as db:
+            db.execute(UPDATE, (state.to_json(),))
+
+    def finish(self, state: RunState) -> None:
+        """Store the last state of the run, when the output is written and the journal closed."""
+        with _usable(self.own), closing(_connect(self.own)) as db, db:
+            db.execute(UPDATE, (state.to_json(),))
+
+    def notes(self, processes: int) -> list[Noted]:
+        """Return what the journals say; `processes` of them are of this run."""
+        ranks = (f".{rank}" if rank else "" for rank in range(processes))
+        own = [self.output.with_name(f"{self.output.name}{JOURNAL_SUFFIX}{rank}") for rank in ranks]
+        paths = dict.fromkeys((*self.journals, *own))
+        return [noted_in(path) for path in paths if path.exists()]
 
     def check_place(self) -> None:
         """Raise `DataError` if a journal was moved or deleted: SQLite would still write into it."""
@@ -209,6 +237,8 @@ class Journal:
             else:
                 if merged == listed:
                     return
+            for path, db in databases.items():
+                _check_order(path, db)
             raise DataError(
                 f"{self.output}: not written: {listed:,} images were listed, and the journals hold "
                 f"{merged:,} of them in order: a journal was removed or replaced, or the list of "
@@ -328,8 +358,7 @@ def _intact_rows(
             return [], None  # its process was killed before it created the tables
         _check_identity(path, db, identity)
     with continued():
-        (result,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-        if result != "ok":
+        if (result := _integrity(db)) != "ok":
             problems.append(plain(result))
     rows: dict[tuple[Value, ...], None] = {}
     # A scan stops at the first damaged page, so scan from both ends.
@@ -341,6 +370,18 @@ def _intact_rows(
                 else:
                     problems.append(MISMATCH)
     return list(rows), problems[0] if problems else None
+
+
+def _integrity(db: sqlite3.Connection) -> str:
+    """Return the first damage that SQLite finds in the order of rows, or ok."""
+    return str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+
+
+def _check_order(path: Path, db: sqlite3.Connection) -> None:
+    """Raise `DataError` if rows lie where SQLite does not find them."""
+    with _usable(path):
+        if (result := _integrity(db)) != "ok":
+            raise ValueError(result)
 
 
 def _rows(
@@ -425,9 +466,11 @@ def _filled(path: Path, identity: Mapping[str, Any]) -> sqlite3.Connection:
     connection.execute(f"PRAGMA journal_mode = {'WAL' if alone else 'TRUNCATE'}")
     connection.execute("PRAGMA synchronous = NORMAL")
     with connection:
-        connection.executescript(SCHEMA)
+        connection.executescript(SCHEMA + RUN)
         if not connection.execute("SELECT 1 FROM job").fetchone():
             connection.execute("INSERT INTO job VALUES (?, ?)", _sealed(b"", _text(identity)))
+        if not connection.execute("SELECT 1 FROM run").fetchone():
+            connection.execute(FIRST)
     return connection
 
 

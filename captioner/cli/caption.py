@@ -30,11 +30,13 @@ from captioner.cli.options import (
 from captioner.cli.wording_options import wording_options
 from captioner.errors import ConfigError, DataError, ImageError, ModelError
 from captioner.system.foreign import plain
+from captioner.system.stages import during
 
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.captioning.job import JobOptions
     from captioner.captioning.maps import MapFolder
+    from captioner.captioning.progress import Progress
     from captioner.captioning.records import Record, Totals
     from captioner.captioning.sidecars import Existing, Sidecars
     from captioner.captioning.sources import Item
@@ -78,7 +80,15 @@ class RunOptions:
     num_workers: int | None
     max_memory: int | None
     maps: Path | None
+    progress: str
     device: str
+
+    @property
+    def command(self) -> str:
+        """The command line that continues this job."""
+        from captioner.captioning.progress import command_to_continue
+
+        return command_to_continue(sys.argv[1:])
 
     @property
     def is_beside(self) -> bool:
@@ -182,6 +192,13 @@ class RunOptions:
     callback=read_bytes,
     help="Memory for reading and decoding images, such as 2G; ray: per worker.  "
     "[default: from cores and free memory]",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(["bar", "json", "none"]),
+    default="bar",
+    show_default=True,
+    help="bar: on a terminal, with --output; json: a line of numbers a second, on stderr.",
 )
 @decoding_options
 @device_option
@@ -289,10 +306,14 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
             )
         else:  # no need for the model
             records = (Record(i.name).complete(cast(ImageError, i.source)) for i in items)
-        for record in map(writer.write, records):
-            sys.stdout.flush()
+        progress = stack.enter_context(_shown(images, how))
+        for captioned in records:
+            with during("writing"):
+                record = writer.write(captioned)
+                sys.stdout.flush()
             count += 1
             failed += record.error is not None
+            progress.add(1, 1, record.error is not None)
             blank += record.status == "blank"
             _report(record)
             if maps:
@@ -303,6 +324,14 @@ def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpt
     if isinstance(writer, SidecarWriter):
         say_texts(writer.texts)
     return Totals(count, failed, count, blank=blank, renamed=writer.renamed, unsure=writer.unsure)
+
+
+def _shown(images: tuple[str, ...], how: RunOptions) -> Progress:
+    """Return what shows the progress of captions that go to stdout or next to the images."""
+    from captioner.captioning.progress import Progress
+
+    is_json = how.progress == "json"
+    return Progress(how.progress, partial(_total, images, how) if is_json else lambda: None)
 
 
 def _until_image(items: Iterator[Item]) -> tuple[Iterator[Item], bool]:
