@@ -129,16 +129,14 @@ def caption_to_file(
         run_id = world.broadcast(os.urandom(16))
         with _progress(output, how, count, world, run_id.hex()) as progress:
             with closing(Journal(output, world.rank, identity, run_id)) as journal:
-                journal.note(progress.state)
-                progress.notes = partial(journal.notes, world.size)
+                progress.follow(journal)
                 world.wait()  # until every process has opened the existing journals
                 batches = _own_batches(items, how.batch_size, world)
                 work = partial(_caption_batches, load, options, how, journal, memory, maps)
                 done = work(batches)
                 if known:
                     done = _known_first(batches, load, work, how, journal, memory)
-                with progress.bar():
-                    listed, fresh = _fill_journal(done, journal, how, progress, tell)
+                listed, fresh = _fill_journal(done, journal, how, progress, tell)
             fresh, listed = _sums(world, load, fresh, listed)
             totals = _write(journal, how, listed, progress.state) if world.leads else None
         if world.leads:
@@ -302,20 +300,21 @@ def _fill_journal(
 ) -> tuple[int, int]:
     """Add batches to the journal; return the number of images, and of new records."""
     listed = fresh = 0
-    for positions, batch in batches:
-        records = [image.record for image in batch if image.record]
-        failed = sum(record.error is not None for record in records)
-        with during("writing"):
-            journal.add(positions, batch, progress.add(len(batch), len(records), failed))
-        listed += len(batch)
-        fresh += len(records)
-        for record in records:
-            tell(record)
-            if record.error and how.stop_on_error:
-                raise DataError(
-                    f"{plain(record.file_name)}: {record.error}; fix the image or remove "
-                    f"--on-error fail; {how_to_continue(how.overwrite)}"
-                )
+    with progress.bar():
+        for positions, batch in batches:
+            records = [image.record for image in batch if image.record]
+            failed = sum(record.error is not None for record in records)
+            with during("writing"):
+                journal.add(positions, batch, progress.add(len(batch), len(records), failed))
+            listed += len(batch)
+            fresh += len(records)
+            for record in records:
+                tell(record)
+                if record.error and how.stop_on_error:
+                    raise DataError(
+                        f"{plain(record.file_name)}: {record.error}; fix the image or remove "
+                        f"--on-error fail; {how_to_continue(how.overwrite)}"
+                    )
     return listed, fresh
 
 

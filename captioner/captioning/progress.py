@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import NoReturn, Self
 import psutil
 from tqdm import tqdm
 
+from captioner.captioning.journal import Journal
 from captioner.captioning.run_state import Noted, RunState
 from captioner.system.stages import measured
 from captioner.system.world import World
@@ -56,7 +58,7 @@ class Progress:
         """
         self.form, self.count, self.world = form, count, world or World()
         self.alive, self.failed = alive, 0
-        self.notes: Callable[[], Iterable[Noted]] | None = None  # what the journals say, if any
+        self._notes: Callable[[], Iterable[Noted]] | None = None
         self.state = RunState(
             run=run,
             rank=self.world.rank,
@@ -92,6 +94,11 @@ class Progress:
         if self.form == "json" and self.world.leads and (kind is None or self.state.listed):
             self._print()
 
+    def follow(self, journal: Journal) -> None:
+        """Note the state in a journal, and count what all journals of the job say."""
+        journal.note(self.state)
+        self._notes = partial(journal.notes, self.world.size)
+
     def add(self, images: int, fresh: int, failed: int) -> RunState:
         """Count a batch; return the state to note.
 
@@ -124,9 +131,9 @@ class Progress:
         """Return the progress of all processes as a line of JSON."""
         own, failed = self.state, self.failed
         states = [own]
-        if self.notes:
+        if self._notes:
             with suppress(sqlite3.Error, OSError):  # the job itself reports it
-                notes = [*self.notes()]
+                notes = [*self._notes()]
                 failed = sum(note.failed for note in notes)
                 found = [note.state for note in notes if note.state and note.state.run == own.run]
                 states += [state for state in found if state.rank != own.rank]
