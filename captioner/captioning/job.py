@@ -133,14 +133,12 @@ def caption_to_file(
                 world.wait()  # until every process has opened the existing journals
                 batches = _own_batches(items, how.batch_size, world)
                 work = partial(_caption_batches, load, options, how, journal, memory, maps)
-                done = work(batches)
-                if known:
-                    done = _known_first(batches, load, work, how, journal, memory)
+                first = partial(_known_first, load, work, how, journal, memory)
+                done = (first if known else work)(batches)
                 listed, fresh = _fill_journal(done, journal, how, progress, tell)
             fresh, listed = _sums(world, load, fresh, listed)
             totals = _write(journal, how, listed, progress.state) if world.leads else None
-        if world.leads:
-            _say_absent(journal.absent(fresh), say)
+        _say_absent(journal.absent(fresh) if world.leads else iter(()), say)
         return replace(world.broadcast(totals) or Totals(0, 0, 0), fresh=fresh)
 
 
@@ -180,12 +178,12 @@ class _Image:
 
 
 def _known_first(
-    batches: Batches,
     load: Callable[[], Captioner],
     work: Callable[[Batches], Iterator[Finished]],
     how: JobOptions,
     journal: Journal,
     memory: Memory,
+    batches: Batches,
 ) -> Iterator[Finished]:
     """Yield batches while the journal has all of their images; `work` does the others."""
     with within_memory("to read"), ThreadPoolExecutor(how.num_workers or cores()) as pool:
