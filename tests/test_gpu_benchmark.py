@@ -164,7 +164,7 @@ def test_a_failed_section_costs_itself(gpu: ModuleType, tmp_path: Path, monkeypa
     def works(bench: Any) -> None:
         bench.row("fine", 2.0, "things/s", against="| all |", ratio=0.5, at_least=0.9)
 
-    sections = {"fails": (9, fails), "hangs": (0.2, hangs), "works": (9, works)}
+    sections = {"fails": (9, fails), "hangs": (0.5, hangs), "works": (9, works)}
     monkeypatch.setattr(gpu, "SECTIONS", {n: gpu.Section(*each) for n, each in sections.items()})
     bench = gpu.Bench(gpu.torch.device("cpu"), gpu.DRY, tmp_path)
     findings = {
@@ -176,7 +176,7 @@ def test_a_failed_section_costs_itself(gpu: ModuleType, tmp_path: Path, monkeypa
     assert not gpu.run(bench, list(sections), tmp_path, findings)
     kept = json.loads((tmp_path / "gpu.json").read_text())["sections"]
     assert kept["fails"]["error"] == "ValueError: a line"
-    assert kept["hangs"]["error"] == "stopped after 0 s"
+    assert kept["hangs"]["error"] == "stopped after 1 s"
     assert [row["what"] for row in kept["hangs"]["rows"]] == ["first"]
     assert kept["works"]["error"] is None
     page = (tmp_path / "gpu.md").read_text()
