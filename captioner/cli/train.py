@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -23,8 +25,17 @@ from captioner.errors import ConfigError
 
 if TYPE_CHECKING:
     from captioner.config import Config
+    from captioner.system.world import World
     from captioner.training.run import Summary
     from captioner.training.sweep import Sweep
+
+
+class How(TypedDict):
+    """Arguments that `train` and `train_seeds` share."""
+
+    resume: bool
+    overwrite: bool
+    device: str
 
 
 @click.command("train")
@@ -66,23 +77,22 @@ def command(
     from captioner.run_dir import first_seed_folder
 
     existing = (first_seed_folder(folder) if seeds else folder) if resume else None
-    settings = _settings(config, overrides, existing)
+    with _joined(device) as world:
+        settings = world.lead(lambda: _settings(config, overrides, existing))
 
-    from captioner.training.run import Stopped, train
-    from captioner.training.sweep import train_seeds
+        from captioner.training.run import Stopped, train
+        from captioner.training.sweep import train_seeds
 
-    try:
-        if seeds is None:
-            _say_done(train(settings, folder, resume=resume, overwrite=overwrite, device=device))
-        else:
-            sweep = train_seeds(
-                settings, folder, seeds, resume=resume, overwrite=overwrite, device=device, say=say
-            )
-            _show_sweep(sweep)
-    except Stopped:
-        several = f" --seeds {seeds}" if seeds else ""
-        say(f"stopped; to continue: captioner train --output {folder}{several} --resume")
-        raise SystemExit(1) from None
+        how: How = {"resume": resume, "overwrite": overwrite, "device": device}
+        try:
+            if seeds is None:
+                _say_done(train(settings, folder, **how))
+            else:
+                _show_sweep(train_seeds(settings, folder, seeds, **how, say=say))
+        except Stopped:
+            several = f" --seeds {seeds}" if seeds else ""
+            say(f"stopped; to continue: captioner train --output {folder}{several} --resume")
+            raise SystemExit(1) from None
 
 
 def _check_restarts(resume: bool, overwrite: bool) -> None:
@@ -97,6 +107,20 @@ def _check_restarts(resume: bool, overwrite: bool) -> None:
             "--resume also starts a run that does not exist"
         )
     raise SystemExit(2)  # the message is out; torchrun restarts after every failure
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[World]:
+    """Join the other processes of `torchrun`, if it started this one; see `joined`."""
+    from captioner.system.world import World, joined
+
+    if "WORLD_SIZE" not in os.environ:  # torch takes a second to import
+        yield World()
+        return
+    from captioner.system.devices import choose_device
+
+    with joined(choose_device(device)) as (world, _):
+        yield world
 
 
 def _settings(config: str | None, overrides: tuple[str, ...], existing: Path | None) -> Config:

@@ -8,7 +8,7 @@ gradient accumulation have several.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,6 +81,27 @@ class World:
         with _lost_process():
             distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def lead(self, call: Callable[[], T]) -> T:
+        """Return what the leader's call returns, in every process; the others do not call.
+
+        Raises:
+            CaptionerError: in the leader, if the call raises one.
+            SystemExit: in the other processes, if the leader's call fails; it says why.
+        """
+        result: list[T] = []
+        error: CaptionerError | None = None
+        if self.leads:
+            try:
+                result.append(call())
+            except CaptionerError as raised:
+                error = raised
+        result = self.broadcast(result)
+        if error:
+            raise error
+        if not result:
+            raise SystemExit(1)
+        return result[0]
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, in the order of their ranks, in every process."""

@@ -78,8 +78,7 @@ def train(
     must_be("config", config, Config)
     with joined(choose_device(device)) as (world, own_device):
         config = world.broadcast(config)  # a resumed run's is in its folder, on one machine
-        if world.leads:
-            check_folder(folder, config, resume, overwrite)
+        world.lead(lambda: check_folder(folder, config, resume, overwrite))
         dataset = open_dataset(
             config.data, config.encoder.features
         )  # fails before weights are downloaded

@@ -38,12 +38,12 @@ class Machine:
     enter: tuple[str, ...] = ()  # command before a command
     interface: str = "lo"
 
-    def furnish(self, seed: int = 0) -> None:
+    def furnish(self) -> None:
         self.folder.mkdir()
         here = Path.cwd()
         os.chdir(self.folder)  # every machine has the same relative paths
         try:
-            config = toys.config(Path(), epochs=20, seed=seed)
+            config = toys.config(Path(), epochs=20)
         finally:
             os.chdir(here)
         (self.folder / "toy.yaml").write_text(config.to_yaml())
@@ -139,7 +139,8 @@ def test_two_machines_without_a_common_disk_train_what_one_trains(killed, one_ma
     with two_machines(tmp_path) as machines:
         lead, other = machines
         lead.furnish()
-        other.furnish(seed=7)  # the first machine's settings hold
+        other.furnish()
+        (other.folder / "toy.yaml").unlink()  # the first machine's settings hold
         launchers = start_job(machines)
         try:
             while killed and not list(lead.folder.rglob("step-*.safetensors")):
@@ -193,6 +194,25 @@ class Others(World):
 
     def gather(self, value):
         return [value, *self.values]
+
+
+def test_only_the_leader_calls_and_says_what_failed():
+    def fail() -> None:
+        raise CheckpointError("no")
+
+    assert World().lead(lambda: 5) == 5
+    with pytest.raises(CheckpointError, match="no"):
+        World().lead(fail)
+
+    class Second(World):
+        def broadcast(self, value):
+            return heard
+
+    heard = [5]
+    assert Second(1, 2).lead(fail) == 5
+    heard = []
+    with pytest.raises(SystemExit):
+        Second(1, 2).lead(fail)
 
 
 def test_a_newer_checkpoint_elsewhere_is_not_forgotten(tmp_path):
