@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from captioner.captioning.records import Record
 from captioner.errors import ConfigError, checked_names, must_be
+from captioner.explanation.fonts import missing
 from captioner.explanation.panels import Block, Panel, draw_panels, save_figure
 from captioner.system.ownership import owns
 from captioner.text import Word
@@ -34,7 +35,8 @@ def draw_maps(record: Record, path: str | Path) -> None:
     written below the word's map: it and the weights of the places sum to 1.
 
     Args:
-        record: of `caption_files` with `CaptioningOptions(maps=True)`.
+        record: of `caption_files` with `CaptioningOptions(maps=True)`. A letter that no installed
+            font has is drawn as a box.
         path: the file to write. A file that `draw_maps` wrote is replaced.
 
     Raises:
@@ -69,6 +71,7 @@ class MapFolder:
     kept: list[Path] = field(default_factory=list)  # drawn by captioner before
     foreign: list[Path] = field(default_factory=list)  # not drawn by captioner
     absent: int = 0  # images that an earlier run captioned, without a file
+    letters: set[str] = field(default_factory=set)  # drawn as boxes: no font has them
     _names: set[str] = field(default_factory=set)
 
     def add(self, record: Record) -> None:
@@ -83,6 +86,7 @@ class MapFolder:
         else:
             draw_maps(record, path)
             self.drawn += 1
+            self.letters |= missing(record.caption)
 
     def _name(self, file_name: str) -> str:
         """Return a name that no image has yet, whatever the case of its letters."""

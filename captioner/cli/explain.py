@@ -86,5 +86,6 @@ def command(
     found = captioner.explain(image, given, options, method=method, alternatives=alternatives)
     show(to_table(found))
     if output:
-        write_output(found, captioner.encoder.preprocess, image, folders, output, trace, options)
-        say(f"wrote {output}")
+        parts = captioner.encoder.preprocess, image, folders, output, trace, options
+        lacking = write_output(found, *parts)
+        say(f"wrote {output}" + (f"; {lacking}" if lacking else ""))

@@ -33,6 +33,10 @@ def say_maps(maps: MapFolder | None) -> None:
         return
     if maps.drawn:
         say(f"{maps.drawn:,} map(s) in {maps.folder}")
+    if maps.letters:
+        from captioner.explanation.fonts import advice  # slow to import
+
+        say(advice(maps.letters))
     if maps.kept:
         say(
             f"{len(maps.kept):,} map(s) kept, such as {plain(maps.kept[0])}; --overwrite draws "

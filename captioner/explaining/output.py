@@ -10,6 +10,7 @@ from captioner.encoder.preprocess import Preprocess
 from captioner.explaining.html_page import LONGEST, write_page
 from captioner.explaining.picture import draw_explanation
 from captioner.explanation.explained import Explanation
+from captioner.explanation.fonts import advice, missing
 from captioner.explanation.trace import Trace
 from captioner.images.decode import read_image
 
@@ -22,7 +23,7 @@ def write_output(
     path: Path,
     trace: Trace | None,
     options: DecodingConfig,
-) -> None:
+) -> str:
     """Write a page if the path ends in .html, else a picture.
 
     Args:
@@ -34,12 +35,15 @@ def write_output(
         trace: how the caption was written, for a page; None: it was not searched for.
         options: search settings.
 
+    Returns:
+        What to install if the picture lacks letters; empty if it lacks none.
+
     Raises:
         ConfigError: if a file that captioner did not write is at the path.
     """
     if path.suffix.lower() != ".html":
         draw_explanation(explanation, path)
-        return
+        return advice(missing(explanation.caption.text))
     picture = read_image(Path(image), at_least=LONGEST)
     names = [folder.parent.name if folder.name == "model" else folder.name for folder in models]
     seen = preprocess.seen(*picture.size)
@@ -53,3 +57,4 @@ def write_output(
         trace=trace,
         options=options,
     )
+    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from captioner.explanation.fonts import families
 from captioner.system.files import whole_file
 from captioner.system.version import __version__
 
@@ -34,7 +35,6 @@ SIGNED = (
     *((0.96, 0.51, 0.08, 0.0), (0.96, 0.51, 0.08, 0.85)),
 )
 LONGEST = 18  # characters of a word over its panel
-_WORDS: Any = {"parse_math": False}  # of a caption, in which $ is a $
 
 
 class Panel(NamedTuple):
@@ -85,16 +85,69 @@ def draw_panels(
     count = len(blocks[0].panels) + 1
     rows = -(-count // COLUMNS)
     columns = -(-count // rows)
-    lines = textwrap.wrap(caption, 13 * columns) or [""]
+    lines = wrapped(caption, 13 * columns)
     width = columns * WIDTH + SCALE + MARGIN
     height = len(blocks) * rows * HEIGHT + LINE * len(lines) + 2 * MARGIN
     figure = Figure(figsize=(width, height), dpi=DPI)
+    side = "right" if _is_right_to_left(caption) else "left"
+    left = 1 - MARGIN / width if side == "right" else MARGIN / width
     figure.text(
-        MARGIN / width, 1 - MARGIN / height, "\n".join(lines), **_WORDS, fontsize=12, va="top"
+        *(left, 1 - MARGIN / height, "\n".join(lines)),
+        **_style(caption),
+        ha=side,
+        fontsize=12,
+        va="top",
     )
     for number, block in enumerate(reversed(blocks)):
         _draw_block(figure, picture, block, visible, (rows, columns), number * rows * HEIGHT)
     return figure
+
+
+def _style(words: str) -> dict[str, Any]:
+    """Return how to draw words of a caption, in which $ is a $."""
+    return {"parse_math": False, "fontfamily": families(words)}
+
+
+def _is_right_to_left(text: str) -> bool:
+    """Return whether the first letter that has a direction goes to the left."""
+    kinds = (unicodedata.bidirectional(letter) for letter in text)
+    return next((kind for kind in kinds if kind in ("L", "R", "AL")), "L") != "L"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Break a text into lines of at most `width` letters; Chinese letters count twice.
+
+    A line ends at a space, or anywhere in a word that is longer than a line, but not before an
+    accent.
+    """
+    lines, used = [""], 0
+    for word in text.split():
+        letters = _clusters(word)
+        sizes = [1 + (unicodedata.east_asian_width(each[0]) in "WF") for each in letters]
+        if used and used + 1 + sum(sizes) <= width:
+            lines[-1] += " "
+            used += 1
+        elif used:
+            lines.append("")
+            used = 0
+        for letter, size in zip(letters, sizes, strict=True):
+            if used and used + size > width:
+                lines.append("")
+                used = 0
+            lines[-1] += letter
+            used += size
+    return lines
+
+
+def _clusters(word: str) -> list[str]:
+    """Split a word into letters, each with the accents that follow it."""
+    clusters: list[str] = []
+    for letter in word:
+        if clusters and unicodedata.category(letter) in ("Mn", "Mc", "Me", "Cf"):
+            clusters[-1] += letter
+        else:
+            clusters.append(letter)
+    return clusters
 
 
 def _draw_block(
@@ -119,7 +172,7 @@ def _draw_block(
         axes = figure.add_axes((left / width, low / height, SIDE / width, SIDE / height))
         axes.set_axis_off()
         axes.imshow(picture, interpolation="nearest" if number == 0 else None)
-        axes.set_title(title, **_WORDS, pad=4, **style)
+        axes.set_title(title, **_style(title), pad=4, **style)
         axes.text(0.5, -0.04, below, transform=axes.transAxes, ha="center", va="top", fontsize=8)
         return axes
 

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from captioner.captioner import Captioner
+from captioner.captioning import maps
 from captioner.captioning.maps import MapFolder, _figure, draw_maps
 from captioner.captioning.records import CaptioningOptions, Record, caption_files
 from captioner.captioning.sources import list_images
 from captioner.cli import main
+from captioner.cli.messages import say_maps
 from captioner.encoder.preprocess import Preprocess
 from captioner.errors import ConfigError
 from captioner.explanation.panels import LONGEST
@@ -54,6 +56,20 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     toys.draw(tmp_path / "photo.png", "red")
     toys.draw(tmp_path / "more" / "photo.png", "blue")
     return caption
+
+
+def test_letters_that_no_font_has_are_kept_for_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(maps, "missing", lambda text: {*text} & {"狗"})
+    folder = MapFolder(tmp_path)
+    pixels = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    caption = Caption("a 狗", -1.0, -1.0, True, (word("a", (1.0,)), word("狗", (1.0,))))
+    record = Record("1.png", captions=(caption,), pixels=pixels)
+    folder.add(record)
+    assert folder.letters == {"狗"}
+    say_maps(folder)
+    assert "no installed font has 狗 (Han), so boxes are drawn" in capsys.readouterr().err
 
 
 def word(text: str, *places: tuple[float, ...], sentinel: float = 0.1) -> Word:
