@@ -41,7 +41,7 @@ from captioner.explanation.trace import Trace, check_units, trace
 from captioner.images.accept import ImageLike, is_one, iterate, snapshot, to_picture
 from captioner.model_config import FORMAT_VERSIONS
 from captioner.model_dir import Model, join_models, read_model, write_model
-from captioner.pipeline import run
+from captioner.pipeline import Gather, Pixels, run
 from captioner.search import Extensions, Hypotheses, SpecialIds, beam_search, sample
 from captioner.steering import steered
 from captioner.system.batches import batched, in_turn
@@ -510,13 +510,14 @@ class Captioner:
     def captions_of(
         self,
         batches: Iterable[Iterable[T]],
-        read: Callable[[T], tuple[R, Tensor | None]],
+        read: Callable[[T], tuple[R, Pixels]],
         options: DecodingConfig,
         *,
         n_best: int = 1,
         words: bool = False,
         maps: bool = False,
         needed: Callable[[list[R]], bool] = lambda results: True,  # noqa: ARG005
+        gather: Gather[R] | None = None,
         num_workers: int | None = None,
     ) -> Iterator[list[tuple[R, list[Caption] | ImageError | None]]]:
         """Caption batch by batch, while threads read the next batches; see `pipeline.run`.
@@ -535,6 +536,7 @@ class Captioner:
             device=self.device,
             images_per_pass=self.encoder.images_per_pass,
             needed=needed,
+            gather=gather,
             num_workers=num_workers,
         )
 

@@ -172,7 +172,10 @@ def other_arithmetic(was: str | None, now: str) -> str:
 
 
 # Parts of the RuntimeErrors that torch raises on its devices.
-_SHORTAGE = ("out of memory", "allocate memory", "not enough memory", "Storage size calculation")
+_SHORTAGE = (
+    *("out of memory", "allocate memory", "not enough memory", "Storage size calculation"),
+    "ALLOC_FAILED",  # of cuBLAS and cuDNN
+)
 
 
 def is_shortage(error: BaseException) -> bool:

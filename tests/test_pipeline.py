@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from captioner import pipeline
-from captioner.pipeline import run
+from captioner.pipeline import one_ahead, run
 from captioner.system.workers import AHEAD, WithinMemory, workers
 
 CPU = torch.device("cpu")
@@ -18,7 +18,14 @@ def test_the_pipeline_imports_no_part_of_a_model() -> None:
     tree = ast.parse(Path(pipeline.__file__).read_text())
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     own = [name for name in modules if name.startswith("captioner.")]
-    assert set(own) <= {"captioner.errors", "captioner.system.workers"}
+    assert set(own) <= {
+        "captioner.errors",
+        "captioner.images.plain_jpeg",
+        "captioner.system.gpu",
+        "captioner.system.graphs",
+        "captioner.system.stages",
+        "captioner.system.workers",
+    }
 
 
 def test_captions_come_in_the_order_of_the_images_whatever_a_core_computes_at_a_time() -> None:
@@ -99,3 +106,68 @@ def test_a_device_with_memory_of_its_own_computes_the_whole_batch() -> None:
         assert crew.compute(WithinMemory(len), batch, 3) == [3, 3, 1]
         crew.device = torch.device("meta")
         assert crew.compute(WithinMemory(len), batch, 3) == [7]
+
+
+def test_a_batch_is_gathered_by_a_thread_before_it_is_asked_for() -> None:
+    gathered: list[list[int]] = []
+    main = threading.get_ident()
+
+    def gather(batch: list[int]) -> list[int]:
+        assert threading.get_ident() != main
+        gathered.append(batch)
+        return [-number for number in batch]
+
+    with workers(1, CPU) as crew:
+        results = crew.map_ahead(lambda number: number * 10, [[1, 2], [], [3]], gather)
+        assert list(results) == [[-10, -20], [-30]]
+    assert gathered == [[10, 20], [30]]
+
+
+def test_what_gathering_raises_comes_in_its_turn() -> None:
+    def gather(batch: list[int]) -> list[int]:
+        return [1 // number for number in batch]
+
+    with workers(2, CPU) as crew:
+        results = crew.map_ahead(lambda number: number, [[1], [0], [2]], gather)
+        assert next(results) == [1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+
+def test_the_next_result_is_computed_before_one_is_used() -> None:
+    made: list[int] = []
+
+    def results():
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise OSError("gone")
+
+    used = []
+    with pytest.raises(OSError, match="gone"):
+        for number in one_ahead(results()):
+            used.append((number, len(made)))
+    assert used == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(one_ahead(iter([]))) == []
+    assert list(one_ahead(iter([7]))) == [7]
+
+
+def test_memory_that_runs_out_halves_the_batch_from_then_on() -> None:
+    """A device whose allocator gives 100 numbers."""
+    sizes: list[int] = []
+
+    def double(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if batch.numel() > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return batch * 2
+
+    limited = WithinMemory(double)
+    batch = torch.arange(640).view(64, 10)
+    assert torch.cat(limited(batch)).equal(batch * 2)
+    assert sizes == [64, 32, 16, *[8] * 8]
+    sizes.clear()
+    assert torch.cat(limited(batch[:12])).equal(batch[:12] * 2)
+    assert sizes == [8, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        limited(torch.zeros(1, 101))

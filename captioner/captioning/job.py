@@ -51,10 +51,9 @@ from captioner.system.stages import during
 from captioner.system.world import World
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captioner.captioner import Captioner
     from captioner.captioning.maps import MapFolder
+    from captioner.pipeline import Gather, Pixels
 
 
 Batches: TypeAlias = "Iterator[Iterator[tuple[int, Item]]]"  # with positions in the list
@@ -121,7 +120,7 @@ def caption_to_file(
     if world.size == 1 and not (how.overwrite or how.salvage or maps):
         known = known_arithmetic(output, identity)
     # Ranks may have different hardware.
-    identity["arithmetic"] = world.broadcast(known or load().encoder.arithmetic)
+    identity["arithmetic"] = world.broadcast(known or _arithmetic(load))
     with _claimed(output, how.overwrite) if world.leads else nullcontext():
         if how.salvage and world.leads:
             for salvage in salvaged(output, identity):
@@ -168,6 +167,12 @@ def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str,
     return identity
 
 
+def _arithmetic(load: Callable[[], Captioner]) -> str:
+    from captioner.encoder.nvjpeg import arithmetic_of_files  # imports torch
+
+    return arithmetic_of_files(load().encoder)
+
+
 @dataclass(frozen=True, slots=True)
 class _Image:
     """An image that was read; `is_known`: the journal has its record."""
@@ -199,7 +204,7 @@ def _known_first(
             yield [position for position, _ in entries], done
         else:
             return
-    journal.check({"arithmetic": load().encoder.arithmetic})
+    journal.check({"arithmetic": _arithmetic(load)})
     yield from work(chain([chain(entries, batch)], batches))
 
 
@@ -242,7 +247,7 @@ def _caption_batches(
     together = options.search == "sample"
     reader = ItemReader(captioner.encoder, how, memory)
 
-    def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Tensor | None]:
+    def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Pixels]:
         position, item, known, ticket = queued
         record, pixels = reader.read(item, ticket, lambda digest: together or digest not in known)
         return _Image(position, record.digest in known, record), pixels
@@ -263,6 +268,7 @@ def _caption_batches(
         words=how.needs_words,
         maps=how.maps,
         needed=lambda images: not all(image.is_known for image in images),
+        gather=reader.gather and partial(_gather, reader.gather),
         num_workers=how.num_workers,
     ):
         skip = not together or all(image.is_known for image, _ in batch)
@@ -275,6 +281,17 @@ def _caption_batches(
                 maps.add(record or known)
             done.append(Done(known.file_name, known.digest, record, known.given_id))
         yield [image.position for image, _ in batch], done
+
+
+def _gather(
+    gather: Gather[Record], batch: list[tuple[_Image, Pixels]]
+) -> list[tuple[_Image, Pixels]]:
+    """Complete the records of a batch; see `ItemReader`."""
+    records = gather([(image.record, pixels) for image, pixels in batch])
+    return [
+        (replace(image, record=record), pixels)
+        for (image, _), (record, pixels) in zip(batch, records, strict=True)
+    ]
 
 
 def _progress(

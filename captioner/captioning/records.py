@@ -18,6 +18,7 @@ from captioner.captioning.sources.item import text_id
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, ImageError, ImageErrorKind, checked_names, must_be
 from captioner.images.decode import MAX_BYTES, MAX_PIXELS, read_file, read_image
+from captioner.images.plain_jpeg import Jpeg, plain_jpeg
 from captioner.system.batches import in_turn
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Held, Memory
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from captioner.captioner import Captioner
     from captioner.encoder.encoder import Encoder
+    from captioner.encoder.nvjpeg import Arrived
+    from captioner.pipeline import Gather, Pixels
 
 MOST_WORKERS = 1024
 DIGEST_BYTES = 16
@@ -167,21 +170,28 @@ class ItemReader:
     """Reads and decodes images within a memory limit."""
 
     def __init__(self, encoder: Encoder, how: CaptioningOptions, memory: Memory | None = None):
+        from captioner.encoder.nvjpeg import Arrivals, decodes_there  # imports torch
+        from captioner.system.gpu import uses
+
         self.encoder, self.maps = encoder, how.maps
         self.row = getattr(encoder, "row", None)  # of a model of features
         self.max_pixels, self.scaled = how.max_pixels, how.scaled_decoding
         self.memory = memory or Memory(how.max_memory)
+        self._leaves_jpegs = decodes_there(encoder)  # to `gather`
+        self._arrivals = Arrivals(encoder, self._by_pillow)
+        on_the_way = self._leaves_jpegs or uses("streams", encoder.device)
+        self.gather: Gather[Record] | None = self._gather if on_the_way else None
 
     def read(
         self,
         item: Item,
         ticket: int,
         is_wanted: Callable[[bytes], bool] | None = None,
-    ) -> tuple[Record, Tensor | None]:
+    ) -> tuple[Record, Pixels]:
         """Read an image, and decode it if `is_wanted` is None or accepts the digest of its content.
 
         The ticket is from `memory.join` and is released here. Pixels are uint8 (3, S, S); for a
-        model of features, they are the features, fp16 (F,).
+        model of features, they are the features, fp16 (F,). A `Jpeg` is left to `gather`.
 
         Raises:
             ModelError: for a picture, if the model sees no pictures.
@@ -198,7 +208,7 @@ class ItemReader:
         item: Item,
         claim: Callable[[int], None],
         is_wanted: Callable[[bytes], bool] | None,
-    ) -> tuple[Record, Tensor | None]:
+    ) -> tuple[Record, Pixels]:
         record = Record(item.name, given_id=item.image_id)
         try:
             content = _content(item, claim)
@@ -208,6 +218,8 @@ class ItemReader:
                     return record, None
             if isinstance(item.source, FeatureRow):
                 return record, self._features(item.source)
+            if self._leaves_jpegs and (jpeg := plain_jpeg(content, self.max_pixels)):
+                return record, jpeg
             preprocess = self.encoder.preprocess
             at_least = preprocess.enough if self.scaled else None
             picture = read_image(
@@ -220,6 +232,32 @@ class ItemReader:
             return replace(record, blank=preprocess.is_blank(pixels)), pixels
         except ImageError as error:
             return record.complete(error), None
+
+    def _gather(self, batch: list[tuple[Record, Pixels]]) -> list[tuple[Record, Pixels]]:
+        """Bring the pixels of a batch to the device, and complete the records of JPEG files."""
+        from captioner.encoder.nvjpeg import Arrived  # imports torch
+
+        arrived = self._arrivals.bring([pixels for _, pixels in batch])
+        return [
+            (self._seen(record, pixels, found), found.pixels)
+            if isinstance(found, Arrived)
+            else (record.complete(found), None)
+            for (record, pixels), found in zip(batch, arrived, strict=True)
+        ]
+
+    def _seen(self, record: Record, source: Pixels, found: Arrived) -> Record:
+        """Complete the record of an image whose pixels have arrived."""
+        if not isinstance(source, Jpeg):
+            return record
+        if self.maps:
+            visible = self.encoder.preprocess.visible(source.width, source.height)
+            record = replace(record, pixels=found.pixels.cpu(), visible=visible)
+        return replace(record, blank=found.blank)
+
+    def _by_pillow(self, file: Jpeg) -> Tensor:
+        """Decode a file that the device does not."""
+        picture = read_image(file.data, max_pixels=self.max_pixels)
+        return self.encoder.preprocess.pixels(picture)
 
     def _features(self, source: FeatureRow) -> Tensor:
         """Return the features of an image that another program made."""
@@ -297,6 +335,7 @@ def caption_files(
         n_best=how.n_best,
         words=how.words,
         maps=how.maps,
+        gather=reader.gather,
         num_workers=how.num_workers,
     ):
         yield from (record.complete(captions) for record, captions in batch)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from PIL import Image
 from pydantic import (
@@ -27,6 +28,7 @@ from captioner.system.files import read_json
 from captioner.system.foreign import plain
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,6 +40,7 @@ MIN_STD = 1e-6
 MAX_COPIED = 2**24  # pixels; larger images are resized without a copy, to save memory
 FILE_NAME = "preprocessor_config.json"
 T = TypeVar("T")
+Colour: TypeAlias = tuple[float, float, float]
 # The values of torchvision's `InterpolationMode`, which is slow to import.
 Interpolation = Literal[
     "nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"
@@ -54,8 +57,8 @@ class Preprocess:
     resize_size: int = 256  # pixels of the shorter side after resizing; squashed: of both sides
     crop_size: int = 224  # pixels of the centre crop's sides
     interpolation: str = "bilinear"  # torchvision's name
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # per channel, of values in 0..1
-    std: tuple[float, float, float] = IMAGENET_STD  # standard deviation, likewise
+    mean: Colour = IMAGENET_MEAN  # per channel, of values in 0..1
+    std: Colour = IMAGENET_STD  # standard deviation, likewise
     squash: bool = False  # whether resizing makes a square of the whole image
 
     def as_dict(self) -> dict[str, object]:
@@ -90,13 +93,11 @@ class Preprocess:
         if long and not self.squash:
             image = _middle(image)
         small = image.width * image.height <= MAX_COPIED
-        if small and self.interpolation in ("bilinear", "bicubic"):
+        if small and self.resizes_tensors:
             # Several times faster than Pillow's filters. Fewer than one value in 200 differs, by
             # 1 of 255, rarely 2.
             resized = transforms.pil_to_tensor(image)
-            short = min(image.size)
-            size = [self.resize_size * side // short for side in resized.shape[1:]]
-            size = [self.resize_size] * 2 if self.squash else size
+            size = self._resized(resized)
             if size != [*resized.shape[1:]]:
                 resized = functional.interpolate(
                     resized[None], size, mode=self.interpolation, antialias=True
@@ -108,6 +109,36 @@ class Preprocess:
             resized = transforms.pil_to_tensor(smaller)
         pixels: Tensor = transforms.center_crop(resized, [self.crop_size])
         return pixels.contiguous()
+
+    @property
+    def resizes_tensors(self) -> bool:
+        """Whether PyTorch has the filter that the CNN wants."""
+        return self.interpolation in ("bilinear", "bicubic")
+
+    def _resized(self, picture: Tensor) -> list[int]:
+        """Return the height and the width to which `pixels` resizes a picture, (3, H, W)."""
+        if self.squash:
+            return [self.resize_size] * 2
+        short = min(picture.shape[1:])
+        return [self.resize_size * side // short for side in picture.shape[1:]]
+
+    def shrunk(self, picture: Tensor) -> Tensor:
+        """Do as `pixels` with a decoded picture, uint8 (3, H, W), on its device.
+
+        No kernel of a GPU resizes bytes, so the sums are float32: they differ by at most 1 of 255.
+        Only for filters that PyTorch has.
+        """
+        from torch.nn import functional
+
+        size = self._resized(picture)
+        if size != [*picture.shape[1:]]:
+            resized = functional.interpolate(
+                picture[None].float(), size, mode=self.interpolation, antialias=True
+            )[0]
+            picture = resized.round_().clamp_(0, 255)
+        top, left = (round((side - self.crop_size) / 2) for side in size)
+        cropped = picture[:, top : top + self.crop_size, left : left + self.crop_size]
+        return cropped.contiguous().byte()
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of an image that the crop leaves: left, top, right, bottom.
@@ -132,15 +163,33 @@ class Preprocess:
         low, high = pixels.flatten(1).aminmax(dim=1)
         return bool((high - low <= 1).all())
 
+    @staticmethod
+    def are_blank(pixels: Tensor) -> list[bool]:
+        """Return `is_blank` of each image of a batch, (B, 3, S, S)."""
+        low, high = pixels.flatten(2).aminmax(dim=2)
+        answer: list[bool] = (high - low <= 1).all(dim=1).tolist()
+        return answer
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Standardise uint8 pixels (B, 3, S, S) to float32, channels last in memory."""
         import torch
 
         images = pixels.float()
-        shape = (1, 3, 1, 1)
-        mean = images.new_tensor(self.mean).view(shape) * 255
-        std = images.new_tensor(self.std).view(shape) * 255
+        mean, std = _scales(self.mean, self.std, images.device)
         return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _scales(mean: Colour, std: Colour, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a mean and a deviation of values in 0..255, each (1, 3, 1, 1), once on each device.
+
+    A copy from the processor cannot be recorded in a CUDA graph.
+    """
+    import torch
+
+    with torch.inference_mode(False):  # gradients of pixels need them, too
+        first, second = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (mean, std))
+        return first.to(device), second.to(device)
 
 
 class PreprocessConfig(BaseModel):

@@ -39,19 +39,27 @@ class Workers:
         self.device = device
 
     def map_ahead(
-        self, function: Callable[[T], R], batches: Iterable[Iterable[T]]
+        self,
+        function: Callable[[T], R],
+        batches: Iterable[Iterable[T]],
+        gather: Callable[[list[R]], list[R]] | None = None,
     ) -> Iterator[list[R]]:
         """Yield the function's results batch by batch, while threads are `AHEAD` batches ahead.
 
         Batches are consumed lazily. An item is submitted to a thread before the next item of its
-        batch is requested.
+        batch is requested. `gather` is called by a thread with the results of each batch, and
+        returns those to yield.
 
         Raises:
             Exception: any exception of the iterator of batches, after the results of earlier ones.
         """
         source = iter(batches)
-        waiting: deque[list[Future[R]]] = deque()
+        waiting: deque[Callable[[], list[R]]] = deque()
         ended: Exception | None = None
+
+        def results_of(futures: list[Future[R]]) -> list[R]:
+            results = [future.result() for future in futures]
+            return gather(results) if gather else results
 
         def read_ahead() -> None:
             nonlocal ended
@@ -62,12 +70,14 @@ class Workers:
                         futures.append(self.pool.submit(function, item))
                 except Exception as error:  # usually StopIteration
                     ended = error
-                if futures:
-                    waiting.append(futures)
+                if futures and gather:  # its turn comes after the items of its batch
+                    waiting.append(self.pool.submit(results_of, futures).result)
+                elif futures:
+                    waiting.append(partial(results_of, futures))
 
         read_ahead()
         while waiting:
-            results = [future.result() for future in waiting.popleft()]
+            results = waiting.popleft()()
             read_ahead()
             yield results
         if ended and not isinstance(ended, StopIteration):
@@ -117,4 +127,4 @@ class WithinMemory(Generic[T]):
                 if size == 1 or not is_shortage(error):
                     raise
                 self.limit = size // 2
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # the error is gone, and with it what it kept alive
