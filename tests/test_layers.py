@@ -14,7 +14,16 @@ import pytest
 import captioner
 
 ROOT = Path(captioner.__file__).parent
-VERBS = ("captioning", "training", "evaluation", "scoring", "doctor", "explaining", "inspection")
+VERBS = (
+    "captioning",
+    "training",
+    "evaluation",
+    "scoring",
+    "doctor",
+    "explaining",
+    "exporting",
+    "inspection",
+)
 LAYERS = (
     ("system",),
     ("text", "config", "images", "hub"),
@@ -40,6 +49,7 @@ SERVED_BY |= {
     "caption": "captioning",
     "data": "inspection",
     "explain": "explaining",
+    "export": "exporting",
     "serve": "serving",
     "status": "captioning",
     "train": "training",

@@ -40,6 +40,7 @@ COMMANDS = {
     "doctor": "Find out why captions are poor or all the same.",
     "gradients": "Show how gradients travel back through time, vanish and explode.",
     "serve": "Serve a page to try models on, and an HTTP API.",
+    "export": "Write a model as ONNX or torch programs that need no captioner.",
     "publish": "Upload a model to the Hugging Face Hub.",
     "features": "Fill the feature store ahead of training; check, clear or prune stores.",
     "completion": "Print the script that completes commands in a shell.",

@@ -128,7 +128,10 @@ class Encoder(nn.Module):
 
     def mirror(self, pixels: Tensor) -> Tensor:
         """Encode the mirror images of a batch; each place keeps its position in the image."""
-        features: Tensor = self(pixels.flip(-1))
+        return self.turned(self(pixels.flip(-1)))
+
+    def turned(self, features: Tensor) -> Tensor:
+        """Mirror the places of features, (B, F); the vector stays."""
         if not self.grid:
             return features
         vectors, places = features.split(

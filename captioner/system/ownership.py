@@ -35,6 +35,7 @@ CARD = "README.md"  # the model card, beside the files of a model; models of 0.1
 MAX_CARD = 2**20  # bytes
 CARD_START = "---\nlibrary_name: captioner\n"  # of the metadata that Hugging Face reads
 _MODEL = {*MODEL_FILES, CARD}
+PROGRAMS = re.compile(r"(encoder|start|step)\.(onnx|pt2)|captioner\.json|README\.md")  # exported
 _PICTURE = re.compile(r"[0-9]{6,}\.\w{1,5}")  # of an exported data set
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
@@ -62,6 +63,7 @@ _NAMES = {
     "journal": "journal",
     "sidecar": "caption file",
     "export": "data set",
+    "programs": "exported model",
     "page": "page of a data set",
 }
 
@@ -123,6 +125,8 @@ def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerEr
             reason += f": it contains {plain(foreign[0])}"
         elif (place / CARD).is_file() and not owns(place / CARD, "card"):
             reason += f": its {CARD} is not a model card of captioner"
+    elif place.is_dir() and kind == "programs":
+        reason = f"a folder that holds other files than an {name} of captioner"
     elif place.is_dir():
         reason = f"not marked as captioner's {kind} folder by the hidden file {MARKER}"
     return error(
@@ -358,6 +362,10 @@ FILES: Mapping[str, Callable[[Path], bool]] = {
 FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     **{kind: partial(_is_marked, kind) for kind in (*_IN_MARKED, "part")},
     "model": _is_model,
+    "programs": lambda folder: (
+        all(PROGRAMS.fullmatch(path.name) for path in folder.iterdir())
+        and _has_keys({"captioner_version", "programs", "words"}, folder / "captioner.json")
+    ),
     "pictures": lambda folder: (
         _is_marked("pictures", folder)
         and all(path.name == MARKER or _PICTURE.fullmatch(path.name) for path in folder.iterdir())

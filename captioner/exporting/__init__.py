@@ -1,0 +1,1 @@
+"""Write a model as programs that run without captioner."""
