@@ -456,19 +456,18 @@ def _once(
 ) -> Iterator[Item]:
     """Yield each file once, unless `how.repeats`; say at the end what was left out."""
     from captioner.images.members import unread_kinds
+    from captioner.system.seen import Seen
 
-    seen: set[str] = set()
+    seen = Seen()
     repeated = 0
     respelled, first = 0, None
     for item in items:
         respelled += bool(item.written)
         first = first or (item if item.written else None)
-        path = os.path.normpath(item.name)
-        if isinstance(item.source, Path) and not how.repeats:
-            if path in seen:
-                repeated += 1
-                continue
-            seen.add(path)
+        is_file = isinstance(item.source, Path) and not how.repeats
+        if is_file and not seen.add(os.path.normpath(item.name)):
+            repeated += 1
+            continue
         yield item
     if quiet or not leads():
         return
