@@ -14,6 +14,7 @@ from captioner.serving.refusal import RefusedError
 from captioner.system.foreign import excerpt
 
 MOST = 50  # captions, alternatives or hypotheses of one picture
+MOST_DIGITS = 9  # of a number
 MOST_TOKENS = 100  # of a caption, unless the model's own setting is more
 OWN = ("model", "n_best", "words", "maps", "trace", "style")
 SEVERAL = "forbid"
@@ -85,7 +86,8 @@ def _collect(query: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[str
 
 def _number(given: dict[str, str], name: str, default: int, *, least: int) -> int:
     text = given.pop(name, str(default))
-    if not (text.isdecimal() and text.isascii() and least <= int(text[:9]) <= MOST):
+    is_short = text.isdecimal() and text.isascii() and len(text) <= MOST_DIGITS
+    if not (is_short and least <= int(text) <= MOST):
         raise RefusedError(400, f"{name}: must be {least} to {MOST}, given {excerpt(text, 60)}")
     return int(text)
 

@@ -238,6 +238,8 @@ def test_the_models(served: Served, model: Captioner) -> None:
         ("beam=2", 400, "beam: no such setting (did you mean beam_size?)"),
         ("n_best=x", 400, "n_best: must be 1 to 50, given 'x'"),
         ("n_best=0", 400, "n_best: must be 1 to 50"),
+        ("words=0000000000100", 400, "words: must be 0 to 50"),
+        (f"words={'0' * 9}{'1' * 5000}", 400, "words: must be 0 to 50"),
         ("words=51", 400, "words: must be 0 to 50"),
         ("maps=perhaps", 400, "maps: must be true or false"),
         ("style=loud", 400, "style: must be plain or sentence"),
