@@ -55,23 +55,21 @@ def read_chat(
         raise RefusedError(400, "body: must be a JSON object")
     content = _picture(_messages(given))
     pairs = [(name, value) for name, value in query if name != "model"]
+    if not isinstance(given.get("model", ""), str | None):
+        raise RefusedError(400, "model: must be a name")
     if given.get("model") in [*models]:
         pairs.append(("model", given["model"]))
-    for own, name in (("n_best", "n"), ("seed", "seed")):
+    for own, name, least, most in (("n_best", "n", 1, MOST), ("seed", "seed", 0, 2**31)):
         if given.get(name) is not None:
-            value = _number(given, name, least=0)
+            value = _number(given, name, least=least, most=most)
             if own != "seed" or dict(pairs).get("search") == "sample":  # a beam draws nothing
                 pairs.append((own, str(value)))
-    log_probs = given.get("logprobs") is True
+    log_probs, stream = _flag(given, "logprobs"), _flag(given, "stream")
     choices = _number(given, "top_logprobs", least=0, most=MOST) if log_probs else 0
     wish = read_wish(pairs, models)
     # Always with words: `usage` counts them.
     wish = _shortened(given, replace(wish, words=max(choices, 1, wish.words)))
-    options = given.get("stream_options")
-    usage = isinstance(options, dict) and options.get("include_usage") is True
-    return ChatRequest(
-        wish, content, choices if log_probs else None, given.get("stream") is True, usage
-    )
+    return ChatRequest(wish, content, choices if log_probs else None, stream, _usage_asked(given))
 
 
 def _messages(given: JSON) -> list[JSON]:
@@ -128,6 +126,20 @@ def _number(given: JSON, name: str, *, least: int, most: int = 2**31) -> int:
             f"{name}: must be a whole number from {least} to {most:,}, given {excerpt(value, 60)}",
         )
     return value
+
+
+def _flag(given: JSON, name: str, what: str = "") -> bool:
+    value = given.get(name)
+    if not isinstance(value, bool | None):
+        raise RefusedError(400, f"{what}{name}: must be true or false, given {excerpt(value, 60)}")
+    return bool(value)
+
+
+def _usage_asked(given: JSON) -> bool:
+    options = given.get("stream_options")
+    if not isinstance(options, dict | None):
+        raise RefusedError(400, "stream_options: must be an object")
+    return _flag(options or {}, "include_usage", "stream_options.")
 
 
 def _shortened(given: JSON, wish: Wish) -> Wish:

@@ -151,7 +151,13 @@ def test_a_wrong_message_is_one_line(client: Any, talk: Any, message: str) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 0}, "n_best: must be 1 to 50"),
+        ({"n": 0}, "n: must be a whole number from 1 to 50"),
+        ({"n": 51}, "n: must be a whole number from 1 to 50"),
+        ({"logprobs": "yes"}, "logprobs: must be true or false, given 'yes'"),
+        ({"stream": 1}, "stream: must be true or false, given 1"),
+        ({"stream_options": []}, "stream_options: must be an object"),
+        ({"stream_options": {"include_usage": 2}}, "stream_options.include_usage: must be true"),
+        ({"model": ["toy"]}, "model: must be a name"),
         ({"n": "2"}, "n: must be a whole number"),
         ({"n": True}, "n: must be a whole number"),
         ({"max_tokens": -1}, "max_tokens: must be a whole number"),
