@@ -24,7 +24,7 @@ from captioner.serving.access import Access, Guard
 from captioner.serving.answer import JSON, Captioned, to_answer
 from captioner.serving.chat import chat_error, read_chat, to_completion, to_stream
 from captioner.serving.counters import MEDIA_TYPE, Counters
-from captioner.serving.door import Door, Visit
+from captioner.serving.door import Door, LoopErrors, Visit
 from captioner.serving.limits import Limits, Uploads
 from captioner.serving.queue import Queue
 from captioner.serving.refusal import GoneError, RefusedError, busy, refusal_of
@@ -66,6 +66,7 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(LoopErrors(say))
         async with Queue(models, limits, uploads, counters.batches.add) as queue:
             app.state.service = Service(models, limits, uploads, counters, queue)
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from captioner.page.assets import POLICY
 from captioner.serving.refusal import GoneError, RefusedError, refusal_of
 from captioner.system.foreign import excerpt
 
+SAY_AGAIN = 60.0  # seconds
 LINGER = 1.0  # seconds that the rest of a refused body is read, so that the client sees the answer
 MOST_LINGER = 2**23  # bytes
 MOST_HEADER = 2**15  # bytes of the URL, and of the headers
@@ -129,6 +131,31 @@ def _place_of(error: Exception) -> str:
     """Return file and line where an error was raised, without what a request holds."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     return f"{Path(last[0].filename).name}:{last[0].lineno}" if last else "the server"
+
+
+class LoopErrors:
+    """Handles the errors outside of requests: one line, and the same one not again for a minute.
+
+    Without free file descriptors, asyncio fails to accept 500 times a second.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        """Print with `say`."""
+        self.say = say
+        self._said: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """Say what failed, without what a request holds."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            line = "error: too many open files, so new connections wait; raise `ulimit -n`"
+        elif isinstance(error, Exception):
+            line = f"error: {type(error).__name__} in {_place_of(error)}"
+        else:
+            line = "error: in the event loop"
+        if loop.time() - self._said.get(line, -SAY_AGAIN) >= SAY_AGAIN:
+            self._said[line] = loop.time()
+            self.say(line)
 
 
 class _Exchange:

@@ -19,12 +19,24 @@ from captioner.errors import ConfigError
 from captioner.serving.door import LINGER
 from captioner.system.foreign import plain
 
+MOST_CONNECTIONS = 900
 BACKLOG = 512  # connections that wait to be accepted
-MOST_CONNECTIONS = 900  # most systems allow 1,024 open files
 HEADER_SECONDS = 10.0  # from the opening of a connection, or the last answer, to a whole header
 IDLE_SECONDS = 5  # that a connection stays open without a request
 WRITE_SECONDS = 30.0  # that a client may leave its answer unread
+IN_USE = 32  # open files besides the connections
 STOPPED = (signal.SIGINT, signal.SIGTERM)
+
+
+def most_connections() -> int:
+    """Return how many connections the limit of open files allows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MOST_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = soft - max(IN_USE, soft // 10)
+    return MOST_CONNECTIONS if soft < 0 else max(1, min(MOST_CONNECTIONS, room))
 
 
 class Connection(H11Protocol):
@@ -38,7 +50,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > most_connections():
             self._refuse(503, "busy: too many connections; try again")
         else:
             self._expect_header()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from captioner.serving.refusal import RefusedError
+
+# It warns with bytes of the body.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL + 1)
 
 MOST_HEADER = 4096  # bytes of the headers of a part
 

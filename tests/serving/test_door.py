@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
+
+import pytest
 
 from captioner.serving.limits import Limits
 
 import toys
-from served import png, serving
+from served import png, serving, wait_until
 
 
 def test_a_server_that_stops_refuses_new_requests_on_open_connections() -> None:
@@ -39,3 +42,23 @@ def test_a_client_that_still_sends_reads_its_refusal() -> None:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"more than the limit of 1,000 bytes" in answer
+
+
+def test_without_free_files_one_line_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving({"toy": toys.captioner()}) as served:
+        loop = served.queue._task.get_loop()
+
+        def fail(error: Exception) -> None:
+            context = {"message": "socket.accept() out of system resource", "exception": error}
+            loop.call_soon_threadsafe(loop.call_exception_handler, context)
+
+        for _ in range(500):  # as asyncio does each second
+            fail(OSError(errno.EMFILE, "Too many open files"))
+        fail(ValueError("SECRET"))
+        wait_until(lambda: any("ValueError" in line for line in served.log))
+        assert served.is_alive()
+    assert [line for line in served.log if line.startswith("error: ")] == [
+        "error: too many open files, so new connections wait; raise `ulimit -n`",
+        "error: ValueError in the server",
+    ]
+    assert capfd.readouterr().err == ""

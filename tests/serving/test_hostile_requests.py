@@ -17,6 +17,7 @@ import pytest
 from captioner.errors import ImageError
 from captioner.images.decode import read_file
 from captioner.serving.limits import Limits
+from captioner.serving.server import most_connections
 
 import toys
 from hostile import Case, make_cases
@@ -152,9 +153,14 @@ KIND = {"Content-Type": "multipart/form-data; boundary=X"}
     ],
 )
 def test_a_damaged_form_is_one_line(
-    served: Served, path: str, body: bytes, kind: dict[str, str]
+    served: Served,
+    path: str,
+    body: bytes,
+    kind: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     answer = served.client.post(path, content=body, headers=kind)
+    assert caplog.records == []  # the parser would log bytes of the body
     assert answer.status_code in (400, 413), answer.text
     error = answer.json()["error"]
     assert error.startswith("body: ") and "\n" not in error
@@ -267,6 +273,14 @@ def test_a_drop_at_a_time(served: Served) -> None:
         stop.set()
         thread.join()
     check(answer, 408)
+
+
+@pytest.mark.parametrize(("soft", "most"), [(1024, 900), (60, 28), (20, 1), (-1, 900)])
+def test_connections_leave_room_for_other_files(
+    monkeypatch: pytest.MonkeyPatch, soft: int, most: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (soft, soft))
+    assert most_connections() == most
 
 
 def test_too_many_connections(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
