@@ -160,16 +160,17 @@ def command(
     with _extra():
         from captioner.serving.access import check_reach
         from captioner.serving.app import build_app
+        from captioner.serving.door import lossy
         from captioner.serving.server import address_of, listen, serve
     from captioner.run_dir import find_models
     from captioner.serving.shelf import load
 
-    folders = find_models(models, say)
+    folders, log = find_models(models, say), lossy(say)
     with listen(host, port) as listener:
         check_reach(listener, access, no_token=no_token)
         served, page = load(folders, device), address_of(listener)
-        say(f"{', '.join(served)}: {page}")
+        log(f"{', '.join(served)}: {page}")
         if opens:  # browsers keep what is behind the # to themselves
             webbrowser.open(f"{page}#token={access.token}" if access.token else page)
-        serve(build_app(served, limits, access, say), listener)
-    say("stopped")
+        serve(build_app(served, limits, access, log), listener)
+    log("stopped")

@@ -133,6 +133,16 @@ def _place_of(error: Exception) -> str:
     return f"{Path(last[0].filename).name}:{last[0].lineno}" if last else "the server"
 
 
+def lossy(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return `say` such that a full disk or a closed log costs a line and no request."""
+
+    def try_to_say(line: str) -> None:
+        with suppress(OSError):
+            say(line)
+
+    return try_to_say
+
+
 class LoopErrors:
     """Handles the errors outside of requests: one line, and the same one not again for a minute.
 

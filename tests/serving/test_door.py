@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import time
 
+import httpx
 import pytest
 
+from captioner.serving.access import Access
+from captioner.serving.app import build_app
+from captioner.serving.door import lossy
 from captioner.serving.limits import Limits
 
 import toys
@@ -42,6 +47,32 @@ def test_a_client_that_still_sends_reads_its_refusal() -> None:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 413 ")
         assert b"more than the limit of 1,000 bytes" in answer
+
+
+def test_a_log_that_is_full_costs_no_request() -> None:
+    said = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    models, log = {"toy": toys.captioner()}, lossy(say)
+    app = build_app(models, Limits(), Access(), log)
+
+    async def visit() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            answers = [
+                await client.get("/nothing"),
+                await client.post("/v1/caption", content=png()),
+            ]
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(visit()) == [404, 200]
+    assert len(said) == 2
 
 
 def test_without_free_files_one_line_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
