@@ -260,7 +260,7 @@ def test_a_file_to_score_that_is_not_utf8_says_what_it_may_be(tmp_path: Path) ->
         list(read_captions(file, []))
 
 
-@pytest.mark.parametrize("text", ["Собака бежит", "σκύλος", "כלב רץ", "كلب يجري"])
+@pytest.mark.parametrize("text", ["Собака", "σκύλος", "כלב", "كلب", "Собака бежит"])
 def test_utf16_without_a_mark_is_told_by_its_control_characters(tmp_path: Path, text: str) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.jpg").touch()
