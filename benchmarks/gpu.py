@@ -575,7 +575,7 @@ def profile_section(bench: Bench) -> None:
     work()
     bench.sync()
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.cuda
-    with profile(activities=kinds) as profiler:
+    with profile(activities=kinds, acc_events=True) as profiler:
         seconds = bench.seconds(work)
     wanted = DeviceType.CUDA if bench.cuda else DeviceType.CPU
     events = [event for event in profiler.key_averages() if event.device_type == wanted]
