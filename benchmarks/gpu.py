@@ -89,15 +89,20 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from training import BareKernels, Ours, make_table, tokens_of
 
 from captioner.captioner import Captioner
-from captioner.captioning.records import caption_files
+from captioner.captioning.records import CaptioningOptions, caption_files
 from captioner.captioning.sources import Item
 from captioner.config import load_config
 from captioner.data.caption_table import CaptionTable, iterate
 from captioner.encoder.backbones import build_backbone, remove_head
 from captioner.encoder.encoder import DTYPES, Encoder, FrozenEncoder, best_precision, side_by_side
+from captioner.encoder.nvjpeg import Arrivals, Arrived
 from captioner.errors import is_shortage
 from captioner.images.decode import read_image
+from captioner.images.plain_jpeg import plain_jpeg
+from captioner.search import beam
 from captioner.system.cores import cores
+from captioner.system.gpu import SWITCH
+from captioner.system.graphs import Graphed, record
 from captioner.text import Caption, Vocabulary
 from captioner.training import bptt
 
@@ -115,8 +120,7 @@ DATA_SHEET = {
     "T4": 65.1,
     "V100": 125.0,
 }
-PARTS = ("nvjpeg", "graphs", "streams")  # of $CAPTIONER_GPU
-SWITCH = "CAPTIONER_GPU"
+PARTS = ("nvjpeg", "graphs", "streams")  # of the way through a GPU
 
 
 @dataclass(frozen=True)
@@ -387,16 +391,12 @@ def flops_of(name: str, size: int) -> int:
 
 
 def ways_to_encode(bench: Bench, encoder: Encoder) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return a CNN as it is and, where captioner has them, under CUDA graphs."""
-    ways: dict[str, Callable[[Tensor], Tensor]] = {"": encoder.see}
-    if importlib.util.find_spec("captioner.system.graphs"):
-        graphs = importlib.import_module("captioner.system.graphs")
-        record = graphs.record if bench.cuda else lambda function, batch: function  # noqa: ARG005
-        replayed = graphs.Graphed(encoder.see, record)
-        ways[" in a CUDA graph"] = lambda pixels: replayed(
-            pixels.to(bench.device, non_blocking=True)
-        )
-    return ways
+    """Return a CNN as it is and under CUDA graphs."""
+    replayed = Graphed(encoder.see, record if bench.cuda else lambda function, _: function)
+    return {
+        "": encoder.see,
+        " in a CUDA graph": lambda pixels: replayed(pixels.to(bench.device, non_blocking=True)),
+    }
 
 
 @section("cnn", 50)
@@ -450,6 +450,15 @@ def decode_by_device(contents: Sequence[Tensor], device: torch.device, batch: in
         decode_jpeg(list(contents[start : start + batch]), ImageReadMode.RGB, device=device)
 
 
+def decode_and_resize(files: Sequence[Path], encoder: Encoder, batch: int = 256) -> None:
+    """Read, decode, resize and crop files as `caption_files` does on a GPU."""
+    arrivals = Arrivals(encoder, lambda file: encoder.preprocess.pixels(read_image(file.data)))
+    for start in range(0, len(files), batch):
+        data = [plain_jpeg(file.read_bytes()) for file in files[start : start + batch]]
+        if not all(isinstance(each, Arrived) for each in arrivals.bring(data)):
+            raise RuntimeError("a file was not decoded")
+
+
 def bytes_of(files: Sequence[Path]) -> list[Tensor]:
     """Read files as torchvision wants them."""
     return [torch.from_numpy(np.fromfile(file, np.uint8)) for file in files]
@@ -474,9 +483,11 @@ def race_of_decoders(bench: Bench, encoder: Encoder, *, alone: bool) -> dict[str
     except (RuntimeError, AttributeError) as error:  # such as a torchvision without it
         bench.row("nvJPEG", str(error).partition("\n")[0][:100])
     else:
+        resized = partial(decode_and_resize, files, encoder)
+        variants["nvJPEG, resized there, batches of 256"] = (resized, len(files))
         for batch in (64, 256) if alone else (64,):
             work = partial(decode_by_device, contents, bench.device, batch)
-            variants[f"nvJPEG, batches of {batch}"] = (work, len(contents))
+            variants[f"nvJPEG, not resized, batches of {batch}"] = (work, len(contents))
     return bench.race(variants)
 
 
@@ -486,8 +497,7 @@ def decoding_section(bench: Bench) -> None:
     speeds = race_of_decoders(bench, encoder, alone=True)
     width, height = bench.sizes.picture
     for name, speed in speeds.items():
-        resized = ", not resized" if "nvJPEG" in name else ", decoded and resized"
-        bench.row(f"{name}, {width} x {height}{resized}", speed, "images/s")
+        bench.row(f"{name}, {width} x {height}", speed, "images/s")
 
 
 # --- files to captions, search ---
@@ -496,19 +506,13 @@ def decoding_section(bench: Bench) -> None:
 def caption_all(bench: Bench, attention: str, beam: int, count: int, batch: int = 0) -> None:
     """Caption so many files; raise if one failed."""
     captioner, _, _ = bench.captioner(attention)
+    how = CaptioningOptions(batch_size=batch) if batch else CaptioningOptions()
     items = (Item(f"{i}.jpg", file) for i, file in enumerate(bench.many(count)))
     options = captioner.settings(beam_size=beam)
-    records = caption_files(captioner, items, options, how(batch))
+    records = caption_files(captioner, items, options, how)
     errors = [record.error for record in records if record.error]
     if errors:
         raise RuntimeError(f"{len(errors)} of {count} files failed: {errors[0]}")
-
-
-def how(batch: int) -> Any:
-    """Return how to caption files; 0: the usual batch."""
-    from captioner.captioning.records import CaptioningOptions
-
-    return CaptioningOptions(batch_size=batch) if batch else CaptioningOptions()
 
 
 def slower_part(bench: Bench, attention: str) -> tuple[str, float]:
@@ -873,27 +877,23 @@ def on_road(parts: Sequence[str] | None, work: Callable[[], object]) -> None:
 
 def looking(steps: int, work: Callable[[], object]) -> None:
     """Work while the search looks for finished images every so many steps."""
-    from captioner.search import beam
-
     with patch.object(beam, "GPU_STEPS", steps):
         work()
 
 
 @section("switches", 50)
 def switches_section(bench: Bench) -> None:
-    from captioner.search import beam
-
-    count = bench.sizes.files
+    count = bench.sizes.files // 2
     work = partial(caption_all, bench, "none", 3, count)
-    works: dict[str, Callable[[], object]] = {"as captioner chooses": partial(on_road, None, work)}
-    if importlib.util.find_spec("captioner.system.gpu"):
-        works["all parts"] = partial(on_road, PARTS, work)
-        for left_out in PARTS:
-            rest = [part for part in PARTS if part != left_out]
-            works[f"all parts but {left_out}"] = partial(on_road, rest, work)
-        works["no part"] = partial(on_road, (), work)
-    if hasattr(beam, "GPU_STEPS"):
-        works["search looks at each step"] = partial(looking, 1, work)
+    works: dict[str, Callable[[], object]] = {
+        "as captioner chooses": partial(on_road, None, work),
+        "all parts": partial(on_road, PARTS, work),
+    }
+    for left_out in PARTS:
+        rest = [part for part in PARTS if part != left_out]
+        works[f"all parts but {left_out}"] = partial(on_road, rest, work)
+    works["no part"] = partial(on_road, (), work)
+    works["search looks at each step"] = partial(looking, 1, work)
     for batch in (2,) if bench.dry else (128, 512):
         works[f"batches of {batch}"] = partial(caption_all, bench, "none", 3, count, batch)
     speeds = bench.race({name: (each, count) for name, each in works.items()})
