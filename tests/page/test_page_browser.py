@@ -611,7 +611,7 @@ def test_a_token_is_asked_for_once(open_page, toy, browser):
     page.goto(toy.address)
     page.locator("#token").fill("wrong")
     page.keyboard.press("Enter")
-    page.get_by_role("alert").get_by_text("token: missing or wrong").wait_for()
+    page.get_by_role("alert").get_by_text("This is not the token").wait_for()
     page.locator("#token").fill("secret")
     page.keyboard.press("Enter")
     expect(page.locator("#beam_size")).to_have_value("3")

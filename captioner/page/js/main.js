@@ -61,7 +61,7 @@ async function write(kept, picture = now.picture) {
     wait(false);
     if (now.maps === "waiting") now.maps = "none";
     showInside();
-    const refused = error.status >= 400 && error.status < 500 && ![401, 408].includes(error.status);
+    const refused = error.status >= 400 && error.status < 500 && error.status !== 408;
     const again = refused ? null : () => write(kept, picture); // it would be refused again
     complain(sentenceOf(error, picture), again, error.needsToken);
   }
@@ -301,7 +301,7 @@ async function start() {
     await loadModels();
     if (now.picture) await write(0);
   } catch (error) {
-    complain(error.message, start, error.needsToken);
+    complain(error.message, error.needsToken ? null : start, error.needsToken);
   }
 }
 

@@ -37,8 +37,9 @@ async function ask(path, options) {
   const value = await answer.json()
     .catch((error) => unless(error, answer.ok && "The answer ended too early."));
   if (answer.ok) return value;
-  const error = new Error(value?.error ?? `The server answered ${answer.status}: try again.`);
-  error.status = answer.status;
-  error.needsToken = answer.status === 401;
+  const needsToken = answer.status === 401;
+  const aboutToken = token ? "This is not the token of this server." : "This server asks for its token.";
+  const error = new Error(needsToken ? aboutToken : value?.error ?? `The server answered ${answer.status}: try again.`);
+  Object.assign(error, { status: answer.status, needsToken });
   throw error;
 }
