@@ -44,7 +44,8 @@ def _works(device: torch.device) -> bool:
     """Whether torchvision has a decoder for a device."""
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
-    return decode_jpegs([file.getvalue()], device) != [None]
+    with SideStream(device).current():
+        return decode_jpegs([file.getvalue()], device) != [None]
 
 
 def decode_jpegs(files: Sequence[bytes], device: torch.device) -> list[Tensor | None]:
