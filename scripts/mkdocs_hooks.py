@@ -28,6 +28,7 @@ from captioner.config import Config
 
 ROOT = Path(__file__).parents[1]
 MERMAID = "javascripts/mermaid.js"
+TRY = ROOT / "build" / "try"  # of `scripts/try_page.py`; what the page "Try it" fetches
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -45,6 +46,8 @@ def on_files(files: Any, config: Any) -> None:
         files.append(File.generated(config, name.lower(), content=text))
     script = distribution("mermaidx").locate_file("mermaidx/assets/mermaid.js")
     files.append(File.generated(config, MERMAID, abs_src_path=str(script)))
+    for path in sorted(TRY.glob("*")):
+        files.append(File.generated(config, f"try/{path.name}", abs_src_path=str(path)))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -53,6 +56,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         ("command line", _command_line),
         ("configuration", _configuration),
         ("decisions", _decisions),
+        ("size of the model to try", _size_to_try),
     ):
         comment = f"<!-- {name} -->"
         if comment in markdown:
@@ -88,6 +92,11 @@ def _decisions() -> str:
         title = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         lines.append(f"- [{title}]({path.name})")
     return "\n".join(lines)
+
+
+def _size_to_try() -> str:
+    size = sum(path.stat().st_size for path in TRY.glob("*.gz"))
+    return f"{size / 1e6:.1f} MB" if size else "which this build of the site lacks"
 
 
 def _plain(text: str) -> str:
