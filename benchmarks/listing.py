@@ -60,6 +60,8 @@ def make_links(folder: Path, count: int) -> None:
 
 def stub() -> SimpleNamespace:
     """Return what takes the place of a captioner."""
+    import torch
+
     from captioner.text import Caption
 
     caption = [Caption(CAPTION, -12.345678, -1.234567, True)]
@@ -73,10 +75,10 @@ def stub() -> SimpleNamespace:
             yield [(result, caption if pixels else None) for result, pixels in results]
 
     return SimpleNamespace(
-        encoder=SimpleNamespace(arithmetic="stub"),
+        encoder=SimpleNamespace(arithmetic="stub", device=torch.device("cpu")),
         settings=lambda **_: None,
         captions_of=captions_of,
-        device="cpu",
+        device=torch.device("cpu"),
         name="stub",
     )
 

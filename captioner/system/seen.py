@@ -27,14 +27,21 @@ class Seen:
         Args:
             text: may hold bytes that are not UTF-8, as file names do.
         """
-        digest = hashlib.blake2b(
-            text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES
-        ).digest()
+        bucket, rest, is_known = self._look_up(text)
+        if not is_known:
+            bucket += rest
+        return not is_known
+
+    def __contains__(self, text: str) -> bool:
+        """Return whether a text came before."""
+        return self._look_up(text)[2]
+
+    def _look_up(self, text: str) -> tuple[bytearray, bytes, bool]:
+        """Return the bucket of a text, what stands for it there, and whether it does."""
+        content = text.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
         bucket, rest = self._buckets[digest[:_BUCKET]], digest[_BUCKET:]
         place = bucket.find(rest)
-        while place % _REST and place >= 0:  # a match across two digests
+        while place >= 0 and place % _REST:  # a match across two digests
             place = bucket.find(rest, place + 1)
-        if place >= 0:
-            return False
-        bucket += rest
-        return True
+        return bucket, rest, place >= 0

@@ -5,8 +5,10 @@ import tracemalloc
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from captioner.captioning import records
+from captioner.captioning.failures import failure_list
 from captioner.captioning.job import JobOptions, caption_to_file
 from captioner.captioning.records import Record
 from captioner.captioning.sources import Item
@@ -23,10 +25,8 @@ CAPTIONS = [Caption("a dog", -1.5, -0.5, True)]
 class Stub:
     """Takes the place of a captioner: reads and captions in no time."""
 
-    device = "cpu"
-
-    class encoder:
-        arithmetic = "stub"
+    device = torch.device("cpu")
+    encoder = SimpleNamespace(arithmetic="stub", device=device)
 
     def settings(self, **_):
         return DecodingConfig()
@@ -103,8 +103,8 @@ def test_the_command_passes_names_on_one_by_one(monkeypatch):
 def test_what_came_before_is_known_and_nothing_else():
     seen = Seen()
     names = [f"photos/{number}.jpg" for number in range(20_000)] + ["\udcff", "\ud83d", ""]
-    assert all(seen.add(name) for name in names)
-    assert not any(seen.add(name) for name in names)
+    assert all(name not in seen and seen.add(name) for name in names)
+    assert all(name in seen and not seen.add(name) for name in names)
     assert seen.add("photos/20000.jpg")
 
 
@@ -134,3 +134,21 @@ def test_what_came_before_takes_a_few_bytes():
     finally:
         tracemalloc.stop()
     assert used < 50_000 * 14 * 1.6 + 65_536 * 170  # and the buckets themselves
+
+
+def test_a_list_of_failures_is_not_held_in_memory(tmp_path):
+    (tmp_path / "errors.jsonl").write_text(
+        '{"output": "other", "path": "x", "kind": "missing", "message": "gone"}\n'
+    )
+    for expected in (True, False):
+        tracemalloc.start()
+        try:
+            with failure_list(tmp_path / "out.jsonl") as add:
+                for number in range(10_000):
+                    assert add(f"photo-{number:09}.jpg", "missing", "x" * 300) is expected
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 2.5e6  # the file has 4 MB, the digests of its lines and their buckets 1.5
+        lines = (tmp_path / "errors.jsonl").read_text().splitlines()
+        assert len(lines) == 10_001 and '"other"' in lines[-1]
