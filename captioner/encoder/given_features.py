@@ -120,10 +120,12 @@ class GivenFeatures(Encoder):
         if wrong or len(vector) != self.vector_size:
             given = " x ".join(f"{size:,}" for size in values.shape)
             raise ValueError(f"{given} numbers, the model wants {self.wanted}")
+        if not np.isfinite(values).all():
+            raise ValueError("holds a number that is not finite (nan or inf)")
         with np.errstate(over="ignore"):
             row = np.concatenate(parts).astype(np.float16)
         if not np.isfinite(row).all():
-            raise ValueError("not finite, or above 65,504: divide them by a number")
+            raise ValueError("holds a number above 65,504: divide all by the same number")
         return torch.from_numpy(row)
 
     def fingerprint(self, arithmetic: str | None = None) -> str:  # noqa: ARG002
