@@ -30,6 +30,7 @@ ImageErrorKind: TypeAlias = Literal[
     "no_pixels",  # width or height is 0
     "not_a_number",  # the model's numbers overflow on this image
     "place_taken",  # its caption would replace another caption or file
+    "worker_died",  # the worker of a cluster that captioned it died, each time
 ]
 IMAGE_ERROR_KINDS: tuple[str, ...] = get_args(ImageErrorKind)
 

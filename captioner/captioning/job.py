@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from captioner.captioning.engine import Batches, Engine, Finished, Listed, Local
 from captioner.captioning.failures import ERRORS, listed_failures
 from captioner.captioning.journal import (
     Done,
@@ -27,13 +28,7 @@ from captioner.captioning.journal import (
     salvaged,
 )
 from captioner.captioning.progress import Progress
-from captioner.captioning.records import (
-    CaptioningOptions,
-    ItemReader,
-    Record,
-    Totals,
-    digest_of_item,
-)
+from captioner.captioning.records import CaptioningOptions, Record, Totals, digest_of_item
 from captioner.captioning.run_state import RunState
 from captioner.captioning.sources import Item
 from captioner.captioning.writers import write_output
@@ -53,11 +48,6 @@ from captioner.system.world import World
 if TYPE_CHECKING:
     from captioner.captioner import Captioner
     from captioner.captioning.maps import MapFolder
-    from captioner.pipeline import Gather, Pixels
-
-
-Batches: TypeAlias = "Iterator[Iterator[tuple[int, Item]]]"  # with positions in the list
-Finished: TypeAlias = "tuple[list[int], list[Done]]"  # one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +84,7 @@ def caption_to_file(
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     count: Callable[[], int | None] = lambda: None,
     maps: MapFolder | None = None,
+    engine: Engine | None = None,
 ) -> Totals:
     """Caption images into a file, in the order of the images.
 
@@ -106,7 +97,7 @@ def caption_to_file(
     images, because importing torch takes longer than the rest. `tell` is called with each record of
     this run, `say` with messages about salvaged journals and images of earlier runs. `count` counts
     the images for the progress bar, and returns None if that takes long. `maps` draws the images of
-    this run, whose captions need `JobOptions.maps`.
+    this run, whose captions need `JobOptions.maps`. `engine` captions; None: this machine.
 
     Raises:
         ConfigError: if the output belongs to another job, or a setting is impossible.
@@ -117,10 +108,11 @@ def caption_to_file(
     load, memory = cache(load), memory or Memory(how.max_memory)
     options = options or load().settings(n_best=how.n_best)
     identity, known = _identity(model, options, how), None
-    if world.size == 1 and not (how.overwrite or how.salvage or maps):
+    if world.size == 1 and not (how.overwrite or how.salvage or maps or engine):
         known = known_arithmetic(output, identity)
+    engine = engine or Local(load, options, replace(how, words=how.needs_words), memory, maps)
     # Ranks may have different hardware.
-    identity["arithmetic"] = world.broadcast(known or _arithmetic(load))
+    identity["arithmetic"] = world.broadcast(known or engine.arithmetic)
     with _claimed(output, how.overwrite) if world.leads else nullcontext():
         if how.salvage and world.leads:
             for salvage in salvaged(output, identity):
@@ -130,10 +122,9 @@ def caption_to_file(
             with closing(Journal(output, world.rank, identity, run_id)) as journal:
                 progress.follow(journal)
                 world.wait()  # until every process has opened the existing journals
-                batches = _own_batches(items, how.batch_size, world)
-                work = partial(_caption_batches, load, options, how, journal, memory, maps)
-                first = partial(_known_first, load, work, how, journal, memory)
-                done = (first if known else work)(batches)
+                batches = _own_batches(items, how, world, journal)
+                first = partial(_known_first, engine, how, journal, memory)
+                done = (first if known else engine.caption)(batches)
                 listed, fresh = _fill_journal(done, journal, how, progress, tell)
             fresh, listed = _sums(world, load, fresh, listed)
             totals = _write(journal, how, listed, progress.state) if world.leads else None
@@ -167,61 +158,35 @@ def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str,
     return identity
 
 
-def _arithmetic(load: Callable[[], Captioner]) -> str:
-    from captioner.encoder.nvjpeg import arithmetic_of_files  # imports torch
-
-    return arithmetic_of_files(load().encoder)
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """An image that was read; `is_known`: the journal has its record."""
-
-    position: int
-    is_known: bool
-    record: Record
-
-
 def _known_first(
-    load: Callable[[], Captioner],
-    work: Callable[[Batches], Iterator[Finished]],
-    how: JobOptions,
-    journal: Journal,
-    memory: Memory,
-    batches: Batches,
+    engine: Engine, how: JobOptions, journal: Journal, memory: Memory, batches: Batches
 ) -> Iterator[Finished]:
-    """Yield batches while the journal has all of their images; `work` does the others."""
+    """Yield batches while the journal has all of their images; `engine` does the others."""
     with within_memory("to read"), ThreadPoolExecutor(how.num_workers or cores()) as pool:
         for batch in batches:
-            entries: list[tuple[int, Item]] = []
+            entries: list[Listed] = []
             for entry in batch:
                 entries.append(entry)
-                if isinstance(entry[1].source, bytes | Held):  # a stream is not read again
+                if isinstance(entry.item.source, bytes | Held):  # a stream is not read again
                     break
-            done = _known(entries, how, journal, memory, pool)
+            done = _known(entries, memory, pool)
             if done is None:
                 break
-            yield [position for position, _ in entries], done
+            yield [entry.position for entry in entries], done
         else:
             return
-    journal.check({"arithmetic": _arithmetic(load)})
-    yield from work(chain([chain(entries, batch)], batches))
+    journal.check({"arithmetic": engine.arithmetic})
+    yield from engine.caption(chain([chain(entries, batch)], batches))
 
 
-def _known(
-    entries: list[tuple[int, Item]],
-    how: JobOptions,
-    journal: Journal,
-    memory: Memory,
-    pool: ThreadPoolExecutor,
-) -> list[Done] | None:
+def _known(entries: list[Listed], memory: Memory, pool: ThreadPoolExecutor) -> list[Done] | None:
     """Return the images of a batch as done; None if the journal lacks one."""
-    items = [item for _, item in entries]
-    known = [journal.digests(item.name, failures=_counts_failures(how)) for item in items]
-    if not all(known) or isinstance(items[-1].source, bytes | Held):
+    items = [entry.item for entry in entries]
+    last_is_read_once = isinstance(items[-1].source, bytes | Held)
+    if last_is_read_once or not all(entry.known for entry in entries):
         return None
     digests = [*pool.map(partial(digest_of_item, memory=memory), items)]
-    if not all(digest in before for digest, before in zip(digests, known, strict=True)):
+    if not all(d in entry.known for d, entry in zip(digests, entries, strict=True)):
         return None
     pairs = zip(items, digests, strict=True)
     return [Done(item.name, digest, None, item.image_id) for item, digest in pairs]
@@ -230,68 +195,6 @@ def _known(
 def _counts_failures(how: JobOptions) -> bool:
     """Whether an image that failed before is done."""
     return not (how.retry_errors or how.stop_on_error)
-
-
-def _caption_batches(
-    load: Callable[[], Captioner],
-    options: DecodingConfig,
-    how: JobOptions,
-    journal: Journal,
-    memory: Memory,
-    maps: MapFolder | None,
-    batches: Batches,
-) -> Iterator[Finished]:
-    """Caption batches, except images that the journal holds."""
-    captioner = load()
-    # Random draws depend on the whole batch, so a batch is sampled again completely or not at all.
-    together = options.search == "sample"
-    reader = ItemReader(captioner.encoder, how, memory)
-
-    def read(queued: tuple[int, Item, frozenset[bytes], int]) -> tuple[_Image, Pixels]:
-        position, item, known, ticket = queued
-        record, pixels = reader.read(item, ticket, lambda digest: together or digest not in known)
-        return _Image(position, record.digest in known, record), pixels
-
-    failures = _counts_failures(how)
-    queue = (
-        (
-            (position, item, journal.digests(item.name, failures=failures), reader.memory.join())
-            for position, item in batch
-        )
-        for batch in batches
-    )
-    for batch in captioner.captions_of(
-        queue,
-        read,
-        options,
-        n_best=how.n_best,
-        words=how.needs_words,
-        maps=how.maps,
-        needed=lambda images: not all(image.is_known for image in images),
-        gather=reader.gather and partial(_gather, reader.gather),
-        num_workers=how.num_workers,
-    ):
-        skip = not together or all(image.is_known for image, _ in batch)
-        done = []
-        for image, captions in batch:
-            is_done = captions is None and image.is_known and skip
-            record = None if is_done else image.record.complete(captions)
-            known = image.record
-            if maps:  # before the journal has the record: a killed job loses no map
-                maps.add(record or known)
-            done.append(Done(known.file_name, known.digest, record, known.given_id))
-        yield [image.position for image, _ in batch], done
-
-
-def _gather(
-    gather: Gather[Record], batch: list[tuple[_Image, Pixels]]
-) -> list[tuple[_Image, Pixels]]:
-    """Complete the records of a batch; see `ItemReader`."""
-    records = gather([(image.record, pixels) for image, pixels in batch])
-    return [
-        (replace(image, record=record), pixels)
-        for (image, _), (record, pixels) in zip(batch, records, strict=True)
-    ]
 
 
 def _progress(
@@ -380,11 +283,12 @@ def how_to_continue(overwrite: bool) -> str:
     return f"results so far are kept; run the same command{without} to continue"
 
 
-def _own_batches(items: Iterable[Item], size: int, world: World) -> Batches:
-    """Yield this process's batches of (position, item), cut from the full list."""
-    for number, batch in enumerate(in_turn(enumerate(items), size)):
+def _own_batches(items: Iterable[Item], how: JobOptions, world: World, journal: Journal) -> Batches:
+    """Yield this process's batches, cut from the full list, with what the journal knows."""
+    known = partial(journal.digests, failures=_counts_failures(how))
+    for number, batch in enumerate(in_turn(enumerate(items), how.batch_size)):
         if number % world.size == world.rank:
-            yield batch
+            yield (Listed(position, item, known(item.name)) for position, item in batch)
         else:
             deque(batch, maxlen=0)  # skip the batch of another process
 

@@ -1,36 +1,41 @@
-"""Image files -> caption records on many machines, with Ray.
+"""Captioning on many machines, with Ray: an engine for the jobs of `job` and `parts`.
 
-The driver lists the images and writes the output. Each worker holds a model and captions blocks of
-whole batches, so batches, and with them captions, are the same as without Ray.
+The driver lists the images and keeps what is finished. Each worker holds a model and captions
+blocks of whole batches, so batches, and with them captions, are the same as without Ray.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from captioner.captioner import Captioner
-from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
+from captioner.captioning.crew import Block, Crew
+from captioner.captioning.engine import Finished, Local, arithmetic_of
+from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.records import (
+    CaptioningOptions,
+    Record,
+    Totals,
+    caption_files,
+    digest_of_item,
+)
 from captioner.captioning.sources import Item, Packed
+from captioner.captioning.sources.features import FeatureRow
 from captioner.captioning.uri import URI, UriFile, last_line
-from captioner.captioning.writers import write_output
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
 from captioner.images.content import Slice
-from captioner.model_config import model_folder
+from captioner.model_config import fingerprint, model_folder
 from captioner.system.foreign import excerpt
 from captioner.system.memory import Memory, usual_limit
 
-BLOCK_BATCHES = 8  # batches per block: a worker reads one batch while it captions another
-BLOCK_BYTES = 2**28  # of archive members; a block that reaches it gets no further batch
-BLOCKS_AHEAD = 2  # blocks that a worker has: one to caption, one to continue with
 MOST_GPUS = 1024  # per worker
 
 
@@ -45,23 +50,27 @@ def caption_with_ray(
     format: str = "jsonl",
     wording: Callable[[str], str] | None = None,
     min_confidence: float | None = None,
+    overwrite: bool = False,
     num_gpus: float = 0,
     concurrency: int | None = None,
     address: str | None = None,
     tell: Callable[[Record], None] = lambda record: None,  # noqa: ARG005
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    count: Callable[[], int | None] = lambda: None,
     worker_options: Mapping[str, Any] | None = None,
 ) -> Totals:
     """Caption images on a Ray cluster, or on this machine if there is no cluster.
 
-    Ray may restart workers; each record is still written once, in the order of the items. The model
-    is sent to the workers. The workers open files at the given paths, and read URIs (`s3://`,
-    `gs://`, `hdfs://`, `file://`) through pyarrow. Failures are listed in `errors.jsonl`
-    next to the output.
+    A job as of `captioner caption --output`: each record is written once, in the order of the
+    items, and an interrupted job goes on from its journal. The model is sent to the workers. The
+    workers open files at the given paths, and read URIs (`s3://`, `gs://`, `hdfs://`, `file://`)
+    through pyarrow. Workers that are lost are replaced. An image whose worker dies twice is a
+    failure. Failures are listed in `errors.jsonl` next to the output.
 
     Args:
         model: a model directory, a run directory that holds one, or several for an ensemble.
         items: images; consumed lazily.
-        output: file to write, atomically.
+        output: file to write, atomically, when all images are done.
         overrides: search settings to change, such as {"beam_size": 5}.
         how: captioning settings of each worker; None: the defaults. A worker without a GPU asks for
             `num_workers` cores, by default 1; a worker with a GPU has one thread per core of its
@@ -70,19 +79,24 @@ def caption_with_ray(
         wording: writes out the text of a caption, such as `sentence`; None: the model's own text.
         min_confidence: write for each caption whether its `Caption.confidence` is at least this;
             None: do not.
+        overwrite: discard the journal and the output of an earlier job.
         num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
         concurrency: number of workers; workers that do not fit wait until the cluster grows. None:
             as many as fit.
         address: cluster address, as for `ray.init`. None: $RAY_ADDRESS, else a cluster that runs on
             this machine, else a new one for this call. An existing connection is kept.
-        tell: called with each record of a failed or blank image.
+        tell: called with each record of this run.
+        say: called with messages about images of earlier runs.
+        count: counts the images for the progress bar; None from it: that takes long.
         worker_options: further Ray options for the workers, such as `accelerator_type`.
 
     Returns:
         The counts of the job.
 
     Raises:
-        ConfigError: if Ray is not installed or a setting is unknown or impossible.
+        ConfigError: if Ray is not installed, a setting is unknown or impossible, or the output
+            belongs to another job.
+        DataError: if a file cannot be written, or the journal is damaged.
         ModelError: if the model cannot be used.
         CaptionerError: if the cluster cannot be reached or the job fails.
     """
@@ -95,21 +109,13 @@ def caption_with_ray(
         raise ConfigError(
             f"min_confidence: must be 0 to 1 or None, given {excerpt(min_confidence, 60)}"
         )
-    how = how or CaptioningOptions()
-    if how.maps:
+    job = replace(_job(how), format=format, wording=wording, min_confidence=min_confidence)
+    job = replace(job, overwrite=job.overwrite or overwrite)
+    if job.maps:
         raise ConfigError("maps: not with Ray; use `caption_files`")
-    if not num_gpus:
-        how = replace(how, num_workers=how.num_workers or 1)
+    how = _plain(job, bool(num_gpus))
     models = [model] if isinstance(model, str | Path) else list(model)
     captioner = Captioner.load(models, "cpu")
-    output_of = partial(
-        write_output,
-        n_best=how.n_best,
-        wording=wording,
-        words=how.words,
-        min_confidence=min_confidence,
-    )
-    how = replace(how, words=how.words or min_confidence is not None)
     options = captioner.settings(n_best=how.n_best, **(overrides or {}))
     next(caption_files(captioner, (), options, how), None)  # checks the settings
 
@@ -117,24 +123,50 @@ def caption_with_ray(
         with _connected(ray, address):
             needed = num_gpus or how.num_workers or 1
             fitting = _fitting(ray, "GPU" if num_gpus else "CPU", needed, address)
-            wish: dict[str, object] = {"max_restarts": -1, "max_task_retries": -1}
-            wish |= {"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed}
-            start = ray.remote(_Worker).options(**wish | dict(worker_options or {})).remote
-            files = [ray.put(_files(model)) for model in models]
+            # A lost worker is replaced by the crew.
+            wish: dict[str, object] = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": needed}
+            remote = ray.remote(Worker).options(**wish | dict(worker_options or {})).remote
             device = "cuda" if num_gpus else "cpu"
-            workers = [
-                start(captioner.name, device, options, how) for _ in range(concurrency or fitting)
-            ]
-            blocks = _blocks(map(_sent, items), how.batch_size)
-            records = _captioned(ray, workers, files, blocks, tell)
-            return output_of(records, output, format)
+            files = [ray.put(_files(model)) for model in models]
+            crew = Crew(
+                ray,
+                partial(remote, captioner.name, device, options, how),
+                concurrency or fitting,
+                files,
+                _sent,
+            )
+            with closing(crew):
+                return caption_to_file(
+                    lambda: captioner,
+                    items,
+                    output,
+                    options,
+                    job,
+                    model="+".join(fingerprint(model_folder(each)) for each in models),
+                    tell=tell,
+                    say=say,
+                    count=count,
+                    engine=crew,
+                )
     except ray.exceptions.RayError as error:
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
         raise CaptionerError(f"no Ray cluster at {address}: {last_line(error)}") from error
 
 
-class _Worker:
+def _job(how: CaptioningOptions | None) -> JobOptions:
+    return JobOptions(**{each.name: getattr(how, each.name) for each in fields(how)} if how else {})
+
+
+def _plain(job: JobOptions, has_gpu: bool) -> CaptioningOptions:
+    """Return what a worker needs to know of a job."""
+    names = [each.name for each in fields(CaptioningOptions)]
+    how = CaptioningOptions(**{name: getattr(job, name) for name in names})
+    how = replace(how, words=job.needs_words)
+    return how if has_gpu else replace(how, num_workers=how.num_workers or 1)
+
+
+class Worker:
     """Captions blocks of images; loads the model for the first."""
 
     def __init__(self, name: str, device: str, options: DecodingConfig, how: CaptioningOptions):
@@ -143,13 +175,23 @@ class _Worker:
         self.max_memory = how.max_memory or usual_limit(how.num_workers)
         self.captioner: Captioner | None = None
 
-    def caption(self, models: list[Any], block: list[Item]) -> list[Record]:
+    def caption(self, models: list[Any], block: Block) -> list[Finished]:
         """Caption a block of whole batches with models from Ray's store."""
-        self.captioner = self.captioner or self._load(models)
-        memory = Memory(self.max_memory)
-        return list(caption_files(self.captioner, block, self.options, self.how, memory=memory))
+        captioner = self._loaded(models)
+        engine = Local(lambda: captioner, self.options, self.how, Memory(self.max_memory))
+        return list(engine.caption(map(iter, block)))
 
-    def _load(self, models: list[Any]) -> Captioner:
+    def arithmetic(self, models: list[Any], _: None) -> str:
+        """Return number format and device of the model."""
+        return arithmetic_of(self._loaded(models))
+
+    def digest(self, _: list[Any], item: Item) -> bytes:
+        """Return the digest of an image's content; empty if it cannot be read."""
+        return digest_of_item(item, Memory(self.max_memory))
+
+    def _loaded(self, models: list[Any]) -> Captioner:
+        if self.captioner:
+            return self.captioner
         import ray
 
         with TemporaryDirectory() as top:
@@ -158,65 +200,17 @@ class _Worker:
                 folder.mkdir()
                 for file, content in files.items():
                     (folder / file).write_bytes(content)
-            captioner = Captioner.load(folders, self.device)
-        captioner.name = self.name
-        return captioner
-
-
-def _captioned(
-    ray: Any,
-    workers: list[Any],
-    models: list[Any],
-    blocks: Iterator[list[Item]],
-    tell: Callable[[Record], None],
-) -> Iterator[Record]:
-    """Give each block to a free worker, and yield the records in the order of the images."""
-    # A worker is free when it has finished its empty first block: its model is loaded.
-    turns = workers * BLOCKS_AHEAD
-    running = {worker.caption.remote(models, []): worker for worker in turns}
-    started: deque[Any] = deque()
-
-    def finished(most: int) -> Iterator[Record]:
-        while len(started) > most:
-            for record in ray.get(started.popleft()):
-                if record.status != "ok":
-                    tell(record)
-                yield record
-
-    try:
-        for block in blocks:
-            [done], _ = ray.wait(list(running))
-            worker = running.pop(done)
-            running[task := worker.caption.remote(models, block)] = worker
-            started.append(task)
-            yield from finished(most=2 * BLOCKS_AHEAD * len(workers))
-        yield from finished(most=0)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-
-
-def _blocks(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Cut the items into blocks of at most `BLOCK_BATCHES` and about `BLOCK_BYTES`."""
-    block: list[Item] = []
-    size = 0
-    for item in items:
-        block.append(item)
-        size += len(item.source) if isinstance(item.source, bytes) else 0
-        batches, rest = divmod(len(block), batch_size)
-        if not rest and (batches == BLOCK_BATCHES or size >= BLOCK_BYTES):
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
+            self.captioner = Captioner.load(folders, self.device)
+        self.captioner.name = self.name
+        return self.captioner
 
 
 def _sent(item: Item) -> Item:
     """Return an item that a worker can read: with an absolute path, a URI or the bytes."""
     source = item.source
-    if isinstance(source, Packed):
+    if isinstance(source, Packed | FeatureRow):
         try:
-            source = source.read_bytes()
+            source = source.read_bytes() if isinstance(source, Packed) else source.held()
         except ImageError as error:
             source = error
     elif isinstance(source, Slice):
@@ -226,7 +220,7 @@ def _sent(item: Item) -> Item:
     # The driver looks only on its own machine, so it reports a URI as a missing file.
     elif isinstance(source, ImageError) and source.kind == "missing" and URI.match(item.name):
         source = UriFile(item.name)
-    return Item(item.name, source)
+    return replace(item, source=source)
 
 
 def _ray() -> Any:

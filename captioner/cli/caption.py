@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -171,7 +172,7 @@ class RunOptions:
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="ray: the cluster at $RAY_ADDRESS, else this machine; jsonl or parquet only.",
+    help="ray: the cluster at $RAY_ADDRESS, else this machine.",
 )
 @click.option("--num-gpus", type=click.FloatRange(0, 1024), help="ray: GPUs per worker.")
 @click.option(
@@ -262,7 +263,7 @@ def _dry_run(
 
 def _is_known(totals: Totals, how: RunOptions) -> bool:
     """Whether all failures are known from earlier runs; say so if nothing is new."""
-    if totals.new_failed or not how.output or how.engine == "ray":
+    if totals.new_failed or not how.output:
         return False
     if how.overwrite or how.retry_errors or how.stop_on_error:
         return False
@@ -391,28 +392,27 @@ def _to_file(
 
 def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Caption into a file, on a Ray cluster."""
+    from captioner.captioning.job import how_to_continue
     from captioner.captioning.ray import caption_with_ray
-    from captioner.system.ownership import check
 
     assert how.output
-    items = _items(images, how, None)
-    check(how.output, "captions")
-    if how.output.exists() and not how.overwrite:
-        raise click.UsageError(
-            f"{how.output}: already exists; choose another --output, or --overwrite to replace it"
+    try:
+        return caption_with_ray(
+            how.models,
+            _items(images, how, None),
+            how.output,
+            decoding,
+            how.job(),
+            format=how.format,
+            wording=how.wording,
+            min_confidence=how.min_confidence,
+            num_gpus=how.num_gpus or 0,
+            tell=_report,
+            say=say,
+            count=partial(_total, images, how),
         )
-    return caption_with_ray(
-        how.models,
-        items,
-        how.output,
-        decoding,
-        how.job(),
-        format=how.format,
-        wording=how.wording,
-        min_confidence=how.min_confidence,
-        num_gpus=how.num_gpus or 0,
-        tell=_report,
-    )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
 
 
 def _total(images: tuple[str, ...], how: RunOptions) -> int | None:
@@ -530,16 +530,14 @@ def _started(
 def _problems(how: RunOptions) -> Iterator[str]:
     """Yield why the engine, the format or the output does not support an option."""
     ray, output = how.engine == "ray", how.output
-    if ray and (not output or how.format not in ("jsonl", "parquet")):
-        yield "--engine ray needs --output FILE.jsonl or FILE.parquet"
-    idle = how.retry_errors or how.salvage or how.stop_on_error or how.maps
-    if ray and (idle or how.device != "auto"):
-        yield (
-            "--engine ray does not support --retry-errors, --salvage, --on-error fail, --maps or "
-            "--device: a Ray job cannot be resumed, and --num-gpus chooses its devices"
-        )
-    if how.format == "parquet" and not ray:
-        yield "--format parquet needs --engine ray"
+    if ray and not output:
+        yield "--engine ray needs --output"
+    if ray and (how.maps or how.device != "auto"):
+        yield "--engine ray does not support --maps or --device: --num-gpus chooses its devices"
+    if how.format == "parquet" and not output:
+        yield "--format parquet needs --output"
+    if how.format == "parquet" and not find_spec("pyarrow"):
+        yield "--format parquet needs pip install 'captioner[data]'"
     if how.num_gpus is not None and not ray:
         yield "--num-gpus needs --engine ray; without it, use --device"
     if how.is_beside and output:
@@ -567,7 +565,7 @@ def _problems_of_words(how: RunOptions, *, detailed: bool) -> Iterator[str]:
     if (how.words or least is not None) and not detailed:
         yield (
             f"{'--words' if how.words else '--min-confidence'}: {how.format} holds only captions; "
-            f"use --format jsonl, or parquet with --engine ray"
+            f"use --format jsonl or parquet"
         )
 
 

@@ -10,11 +10,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from deadly import Deadly
 
 from captioner.captioner import Captioner
+from captioner.captioning import crew
 from captioner.captioning import ray as cluster
+from captioner.captioning.crew import DIED
+from captioner.captioning.job import caption_to_file
 from captioner.captioning.ray import caption_with_ray
 from captioner.captioning.records import CaptioningOptions, Record, Totals, caption_files
 from captioner.captioning.sources import Item, list_images
@@ -22,8 +27,10 @@ from captioner.captioning.uri import UriFile
 from captioner.captioning.wording import Wording
 from captioner.captioning.writers import JsonLinesWriter
 from captioner.cli import main
+from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import ConfigError, ImageError
 from captioner.images.content import Slice
+from captioner.model_config import fingerprint
 
 import toys
 
@@ -101,7 +108,7 @@ def plain(models: list[Path], items: list[Item], n_best: int, least: float | Non
 
 
 def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "BLOCK_BATCHES", 1)  # six blocks for two workers
+    monkeypatch.setattr(crew, "BLOCK_BATCHES", 1)  # six blocks for two workers
     output = tmp_path / "out" / "captions.jsonl"
     heard: list[Record] = []
     totals = caption_with_ray(
@@ -117,7 +124,8 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
     marks = [row.get("confident") for row in map(json.loads, output.open(encoding="utf-8"))]
     unsure = marks.count(False)
     assert 0 < unsure < 23  # or choose another
-    assert [record.file_name for record in heard] == [items[10].name, "nowhere.png"]
+    failed = [record.file_name for record in heard if record.error]
+    assert failed == [items[10].name, "nowhere.png"]
     errors = output.with_name("errors.jsonl")
     counts = {"images": 25, "failed": 2, "fresh": 25, "new_failed": 2, "unsure": unsure}
     assert totals == Totals(errors=errors, **counts)
@@ -127,7 +135,11 @@ def test_the_same_lines_as_without_ray(small_cluster, model, items, tmp_path, mo
         (items[10].name, "not_an_image"),
         ("nowhere.png", "missing"),
     ]
-    assert {file.name for file in output.parent.iterdir()} == {"captions.jsonl", "errors.jsonl"}
+    assert {file.name for file in output.parent.iterdir()} == {
+        "captions.jsonl",
+        "captions.jsonl.journal",
+        "errors.jsonl",
+    }
 
 
 def test_several_models_caption_together_as_without_ray(small_cluster, model, items, tmp_path):
@@ -154,12 +166,62 @@ def test_pictures_without_numbers_are_the_same_lines_too(small_cluster, items, t
     assert lines.count(f"model {tmp_path / 'broken'} computes NaN or infinity") == 6
 
 
+class StoppedError(Exception):
+    """As if the process were killed here."""
+
+
+def test_it_goes_on_where_a_plain_job_stopped_and_past_a_picture_that_kills(
+    small_cluster, model, items, tmp_path
+):
+    output, whole = tmp_path / "out" / "captions.jsonl", tmp_path / "whole.jsonl"
+    captioner = Captioner.load(model, "cpu")
+    options = toys.options(captioner, batch_size=BATCH, beam_size=3)
+    name = fingerprint(model)
+    caption_to_file(lambda: captioner, [*items, *items[:1] * 3], whole, *options, model=name)
+
+    def stop(record: Record) -> None:
+        if record.file_name == items[9].name:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        caption_to_file(lambda: captioner, items, output, *options, model=name, tell=stop)
+    heard: list[Record] = []
+    given = (output, {"beam_size": 3}, HOW)
+    items += [items[0]] * 3  # the killer is alone in its batch
+    listed = [*items, Item("killer.png", Deadly())]
+    totals = caption_with_ray(model, listed, *given, concurrency=1, tell=heard.append)
+    known = [item.name for item in items[:12] if item.name != items[10].name]
+    assert not {record.file_name for record in heard} & set(known)  # nothing twice
+    assert (totals.images, totals.failed, totals.fresh) == (29, 3, 29 - 3 - 12)
+    *lines, last = output.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert "".join(lines) == whole.read_text(encoding="utf-8")
+    assert json.loads(last)["error"] == str(DIED)
+    assert "worker_died" in output.with_name("errors.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"different settings .beam_size was 3, is 2"):
+        caption_with_ray(model, items, output, {"beam_size": 2}, HOW, concurrency=1)
+
+
+def test_features_of_another_program_are_the_same_lines_too(small_cluster, tmp_path):
+    eyes = GivenFeatures(6)
+    toys.captioner(eyes).save(tmp_path / "model")
+    vectors = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    vectors[4] = np.nan
+    np.savez(tmp_path / "f.npz", **{f"i{n}": row for n, row in enumerate(vectors)})
+    items = list(list_images(str(tmp_path / "f.npz")))
+    output = tmp_path / "captions.jsonl"
+    totals = caption_with_ray(
+        tmp_path / "model", items, output, {"beam_size": 3}, HOW, concurrency=1
+    )
+    assert (totals.images, totals.failed) == (9, 1)
+    assert output.read_text(encoding="utf-8") == plain([tmp_path / "model"], items, 1)
+
+
 def test_parquet_has_the_same_rows_and_uris_are_read(
     small_cluster, model, items, tmp_path, monkeypatch
 ):
     from pyarrow.parquet import read_table
 
-    monkeypatch.setattr(cluster, "BLOCK_BATCHES", 1)
+    monkeypatch.setattr(crew, "BLOCK_BATCHES", 1)
     output = tmp_path / "captions.parquet"
     uris = [item.source.as_uri() for item in items[:11] if isinstance(item.source, Path)]
     missing = (tmp_path / "missing file.png").as_uri()

@@ -643,11 +643,9 @@ def test_the_format_names_the_ending_of_sidecars(home, tmp_path):
     ("words", "message"),
     [
         (["--engine", "ray"], "--engine ray needs --output"),
-        (["--engine", "ray", "--output", "out.csv"], "FILE.jsonl or FILE.parquet"),
-        (["--output", "out.parquet"], "--format parquet needs --engine ray"),
+        (["--format", "parquet"], "--format parquet needs --output"),
         (["--num-gpus", "1"], "--num-gpus needs --engine ray"),
-        (["--engine", "ray", "--output", "o.jsonl", "--device", "cuda"], "support --retry-errors"),
-        (["--engine", "ray", "--output", "o.jsonl", "--on-error", "fail"], "--num-gpus chooses"),
+        (["--engine", "ray", "--output", "o.jsonl", "--device", "cuda"], "--num-gpus chooses"),
     ],
 )
 def test_what_an_engine_does_not_do_is_refused(home, words, message):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.captioning.sources.item import Item, failure
 from captioner.errors import DataError, ImageError
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
 ENDINGS = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")  # of `data.feature_file`
 
 
+class Held(NamedTuple):
+    """The features of one image that was read from a file; travels to other processes."""
+
+    path: Path
+    shape: tuple[int, ...]
+    features: NDArray[Any]
+
+    def read(self, _: str) -> NDArray[Any]:
+        """Return them."""
+        return self.features
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureRow:
     """The features of one image in a file."""
 
-    file: FeatureFile
+    file: FeatureFile | Held
     key: str
 
     def __str__(self) -> str:
@@ -40,6 +52,10 @@ class FeatureRow:
             return self.file.read(self.key)
         except DataError as error:
             raise ImageError(str(error), kind="damaged") from error
+
+    def held(self) -> FeatureRow:
+        """Return the same with the features read, or raise `ImageError`."""
+        return replace(self, file=Held(self.file.path, self.file.shape, self.values()))
 
     def read_bytes(self) -> bytes:
         """Return the content, or raise `ImageError`."""
