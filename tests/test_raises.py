@@ -116,6 +116,12 @@ def without_cluster() -> None:
         on_ray(saved())
 
 
+def unlisted() -> None:
+    row = b'{"output": "a", "path": "\xff", "kind": null, "message": "m"}\n'
+    Path("errors.jsonl").write_bytes(row.replace(b"\xff", b"a") + row)
+    on_ray(saved())
+
+
 CASES = {
     ("Captioner.to", ConfigError): lambda: sound().to("cuda:99"),
     ("Captioner.encode", ImageError): lambda: blind().encode([GREY]),
@@ -163,6 +169,7 @@ CASES = {
     ("caption_with_ray", ConfigError): lambda: on_ray("nowhere", num_gpus=-1),
     ("caption_with_ray", ModelError): lambda: on_ray("nowhere"),
     ("caption_with_ray", CaptionerError): without_cluster,
+    ("caption_with_ray", DataError): unlisted,
     ("PreparedReferences", ConfigError): lambda: PreparedReferences(None),
     ("SystemCaptions", ConfigError): lambda: SystemCaptions(["a dog"]),
     ("SystemCaptions", DataError): lambda: SystemCaptions([[]]),

@@ -18,6 +18,7 @@ from typing import Any
 from captioner.captioner import Captioner
 from captioner.captioning.crew import Block, Crew
 from captioner.captioning.engine import Finished, Local, arithmetic_of
+from captioner.captioning.failures import listed_failures
 from captioner.captioning.job import JobOptions, caption_to_file
 from captioner.captioning.records import (
     CaptioningOptions,
@@ -96,7 +97,7 @@ def caption_with_ray(
     Raises:
         ConfigError: if Ray is not installed, a setting is unknown or impossible, or the output
             belongs to another job.
-        DataError: if a file cannot be written, or the journal is damaged.
+        DataError: if a file cannot be written, or the journal or the list of failures is damaged.
         ModelError: if the model cannot be used.
         CaptionerError: if the cluster cannot be reached or the job fails.
     """
@@ -118,6 +119,7 @@ def caption_with_ray(
     captioner = Captioner.load(models, "cpu")
     options = captioner.settings(n_best=how.n_best, **(overrides or {}))
     next(caption_files(captioner, (), options, how), None)  # checks the settings
+    listed_failures(output)  # an unreadable list fails before the cluster is asked
 
     try:
         with _connected(ray, address):
