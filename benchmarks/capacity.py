@@ -1,6 +1,6 @@
 """Predicts the speed of captioning for a number of workers, and what saturates first.
 
-    python benchmarks/capacity.py --measure benchmarks/capacity.json [--model M --photographs DIR]
+    python benchmarks/capacity.py --measure FILE [--check] [--model M --photographs DIR]
     python benchmarks/capacity.py [--workers W --decoders D --megabytes-per-second N]
     python benchmarks/capacity.py --plan
     python benchmarks/capacity.py --check
@@ -17,9 +17,9 @@ each) that share a network: threads take images, passes of the CNN and searches 
 tables of docs/guides/scale.md. With `"gpu": true` in the file of times, the CNN and the search of
 a worker run on a GPU of its own, beside its decoders.
 
-`--check` measures the times anew, runs `captioner caption` as one process and as two processes of
-torchrun, and prints predicted / measured rates. A run of one image is subtracted, so start-up does
-not count. Target: 0.9 to 1.1.
+`--check` measures the times anew, runs `captioner caption` as one process and as one process of
+torchrun for each core, in turn, and prints predicted / measured rates. A run of one image is
+subtracted, so start-up does not count. Target: 0.9 to 1.1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SEARCHED = 128  # images that a core searches at a time: `captioner.pipeline.IMA
 AHEAD = 2  # batches that are read ahead: `captioner.system.workers.AHEAD`
 PICTURES = 256  # different files
 STAGES = ("decode", "cnn", "search")
-CHECKED = 1536  # images of a run that checks
+CHECKED = 1024  # images of a run that checks
 ROUNDS = 3
 MACHINES = (1, 10, 100)
 GIGABITS = (1, 10, 100)
@@ -380,46 +380,51 @@ def run_captioner(
     return seconds, sizes
 
 
-def check_runs(model: str, pictures: list[Path], scratch: Path) -> bool:
-    """Compare predicted and measured rates of one and of two processes."""
-    from common import check
-
-    met, cores = True, len(os.sched_getaffinity(0))
-    many = list(islice(cycle(pictures), CHECKED))
-    for processes in (1, 2):
-        threads = max(1, cores // processes)
-        times = measure(model, pictures[0].parent, processes, threads)
-        predicted = simulate(times, CHECKED, processes, threads)
-        rates = []
-        for _ in range(ROUNDS):
-            alone = run_captioner(model, many[:1], scratch / "job", processes)[0]
-            whole = run_captioner(model, many, scratch / "job", processes)[0]
-            rates.append((CHECKED - 1) / (whole - alone))
-        rate = median(rates)
-        shown = ", ".join(f"{getattr(times, stage) * 1e3:.2f} ms {stage}" for stage in STAGES)
-        print(f"{processes} process(es) of {threads} thread(s); an image takes a core {shown}")
-        spread = f"{min(rates):.1f} to {max(rates):.1f}"
-        print(f"  predicted {predicted.rate:.1f}, measured {rate:.1f} images per second ({spread})")
-        print(f"  first: {predicted.first}")
-        name = f"predicted / measured, {processes} process(es)"
-        met &= check(name, predicted.rate / rate, at_least=0.9, at_most=1.1)
-    return met
-
-
-def measure_all(model: str, pictures: list[Path], scratch: Path, file: Path) -> None:
-    """Measure times and sizes into a file."""
+def measure_all(model: str, pictures: list[Path], scratch: Path) -> dict[str, Any]:
+    """Return what a file of `--measure` holds: times of a core by layout, and bytes of an image."""
     from common import describe_machine
 
     cores = len(os.sched_getaffinity(0))
-    layouts = {(1, 1), (1, cores), (cores, 1)}
     times = {
         f"{processes}x{threads}": asdict(measure(model, pictures[0].parent, processes, threads))
-        for processes, threads in sorted(layouts)
+        for processes, threads in sorted({(1, 1), (1, cores), (cores, 1)})
     }
     _, sizes = run_captioner(model, pictures, scratch / "job", 1)
     sizes["image"] = mean(picture.stat().st_size for picture in pictures)
-    content = {"machine": describe_machine(), "cores": cores, "times": times, "bytes": sizes}
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    return {"machine": describe_machine(), "cores": cores, "times": times, "bytes": sizes}
+
+
+def check_runs(
+    content: dict[str, Any], model: str, pictures: list[Path], scratch: Path
+) -> tuple[bool, dict[str, Any]]:
+    """Compare predicted with measured rates, of one process and of one for each core."""
+    from common import check
+
+    met, results = True, {}
+    many = list(islice(cycle(pictures), CHECKED))
+    layouts = {f"1x{content['cores']}": 1, f"{content['cores']}x1": content["cores"]}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in layouts}
+    for _ in range(ROUNDS):  # in turn
+        for name, processes in layouts.items():
+            alone, whole = (
+                run_captioner(model, some, scratch / "job", processes)[0]
+                for some in (many[:1], many)
+            )
+            seconds[name].append((alone, whole))
+    for name, processes in layouts.items():
+        times = Times(**content["times"][name])
+        predicted = simulate(times, CHECKED, processes, content["cores"] // processes)
+        rates = [(CHECKED - 1) / (whole - alone) for alone, whole in seconds[name]]
+        shown = ", ".join(f"{getattr(times, stage) * 1e3:.2f} ms {stage}" for stage in STAGES)
+        print(f"{name} (processes x threads): an image takes a core {shown}")
+        print(
+            f"  predicted {predicted.rate:.1f}, measured {median(rates):.1f} images per second "
+            f"({min(rates):.1f} to {max(rates):.1f}); first: {predicted.first}"
+        )
+        ratio = predicted.rate / median(rates)
+        met &= check(f"predicted / measured, {name}", ratio, at_least=0.9, at_most=1.1)
+        results[name] = {"predicted": predicted.rate, "measured": rates}
+    return met, results
 
 
 # The tables of the guide.
@@ -530,9 +535,12 @@ def measured(given: argparse.Namespace) -> int:
         if not given.photographs:
             make_pictures(folder)
         pictures = sorted(folder.glob("*.jpg"))[:PICTURES]
+        content, met = measure_all(given.model, pictures, Path(name)), True
+        if given.check:
+            met, content["check"] = check_runs(content, given.model, pictures, Path(name))
         if given.measure:
-            measure_all(given.model, pictures, Path(name), given.measure)
-        return int(given.check and not check_runs(given.model, pictures, Path(name)))
+            given.measure.write_text(json.dumps(content, indent=2) + "\n")
+        return int(not met)
 
 
 if __name__ == "__main__":
