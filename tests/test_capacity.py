@@ -1,5 +1,6 @@
 """The simulation of captioning jobs gives what can be calculated by hand."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_beside_a_gpu_the_slower_side_bounds():
     assert few.first == "cores: decode"
     assert many.rate == pytest.approx(1 / 0.0005, rel=0.05)
     assert many.first == "GPU"
+
+
+def test_the_guide_shows_what_the_command_prints():
+    page = (ROOT / "docs" / "guides" / "scale.md").read_text()
+    content = json.loads(capacity.TIMES.read_text())
+    assert capacity.plan(content) in page
