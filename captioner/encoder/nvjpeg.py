@@ -19,7 +19,7 @@ from torch import Tensor
 from captioner.encoder.encoder import Encoder
 from captioner.encoder.given_features import GivenFeatures
 from captioner.encoder.without_compiler import import_torchvision
-from captioner.errors import ImageError
+from captioner.errors import ImageError, is_shortage
 from captioner.images.plain_jpeg import Jpeg
 from captioner.system.gpu import SideStream, uses
 
@@ -108,7 +108,7 @@ class Arrivals:
                     found[place] = Arrived(pixels)
             files = {place: each for place, each in enumerate(batch) if isinstance(each, Jpeg)}
             for places in _pieces(files):
-                decoded = self._decoded([files[place] for place in places])
+                decoded = self._within_memory([files[place] for place in places])
                 for place, result in zip(places, decoded, strict=True):
                     found[place] = result
             self._stream.wait()
@@ -120,6 +120,16 @@ class Arrivals:
         pinned = torch.empty(shape, dtype=pixels[0].dtype, pin_memory=self._device.type == "cuda")
         torch.stack([*pixels], out=pinned)
         return pinned.to(self._device, non_blocking=True).unbind()
+
+    def _within_memory(self, files: Sequence[Jpeg]) -> list[Arrived | ImageError]:
+        """Decode files; if memory runs out, halves of them, down to one file."""
+        try:
+            return self._decoded(files)
+        except RuntimeError as error:
+            if len(files) == 1 or not is_shortage(error):
+                raise
+        half = len(files) // 2
+        return [*self._within_memory(files[:half]), *self._within_memory(files[half:])]
 
     def _decoded(self, files: Sequence[Jpeg]) -> list[Arrived | ImageError]:
         self._stream.wait()  # see `decode_jpegs`

@@ -135,6 +135,29 @@ def test_a_batch_arrives_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (good[place].pixels.int() - read(file).int()).abs().max() <= 2
 
 
+def test_short_memory_for_resizing_halves_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device holds the resized pixels of three files."""
+    encoder = toys.encoder()
+    files = [plain_jpeg(photo(60, 40, seed)) for seed in range(8)]
+    arrivals = Arrivals(encoder, lambda file: pytest.fail("left to Pillow"))
+    wanted = arrivals.bring(files)
+    are_blank, sizes = Preprocess.are_blank, list[int]()
+
+    def short(pixels: Tensor) -> list[bool]:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return are_blank(pixels)
+
+    monkeypatch.setattr(Preprocess, "are_blank", staticmethod(short))
+    found = arrivals.bring(files)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert isinstance(ours, Arrived)
+        assert isinstance(theirs, Arrived)
+        assert ours.pixels.equal(theirs.pixels)
+
+
 def test_features_of_another_program_are_copied() -> None:
     rows = [torch.rand(5).half() for _ in range(3)]
     found = Arrivals(toys.encoder(), lambda file: rows[0]).bring(rows)
