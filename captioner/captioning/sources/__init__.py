@@ -1,5 +1,7 @@
 """Files, folders, globs, archives, tables and commands -> named images, in a fixed order.
 
+A name such as `s3://bucket/folder/` is read through `remote`.
+
 Sources are opened lazily and never unpacked to disk. An image is identified by its name, a path.
 """
 
@@ -23,12 +25,14 @@ from captioner.captioning.sources.item import (
     kind_of,
     unreachable,
 )
+from captioner.captioning.sources.remote import remote_images
 from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import ImageError, checked_names, must_be
 from captioner.images.tars import TARS
+from captioner.system.addresses import is_address
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "list_images"]
@@ -112,7 +116,9 @@ def _named(
     unread: Counter[str],
 ) -> Iterator[Item]:
     kind, ending = kind_of(name), name.lower()
-    if kind == "folder":
+    if kind == "nothing" and is_address(name):
+        yield from remote_images(name, recursive, image_column, memory, unread)
+    elif kind == "folder":
         yield from folder_images(Path(name), recursive, unread)
     elif kind == "file" and ending.endswith(TARS):
         yield from tar_images(name, unread, memory=memory)

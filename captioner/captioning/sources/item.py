@@ -8,10 +8,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from captioner.errors import ImageError, ImageErrorKind
 from captioner.images.content import ImageFile
-from captioner.images.tars import TARS
+from captioner.system.addresses import PACKAGES, scheme_of, shown
 
 ZIPS = (".zip",)
 NO_FILE = "a pipe or a device, not a file"
@@ -34,11 +35,10 @@ def failure(name: str, reason: str, kind: ImageErrorKind = "damaged") -> Item:
 
 
 def unreachable(address: str) -> Item:
-    """Return a failure for a name with a scheme, such as `s3://`."""
-    if address.lower().endswith(TARS + ZIPS):
-        hint = f"remote archives are not supported; stream it: 'pipe:aws s3 cp {address} -'"
-        return failure(address, hint, "unreadable")
-    return failure(address, "no such file; URLs are read with --engine ray only", "missing")
+    """Return the item of a name with a scheme that no store has: `file://`, or a failure."""
+    if scheme_of(address) == "file":
+        return file_item(unquote(urlsplit(address).path))
+    return failure(shown(address), f"no such file; read are {', '.join(PACKAGES)}", "missing")
 
 
 def kind_of(path: str | Path) -> Kind:

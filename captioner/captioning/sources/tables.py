@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
@@ -34,9 +35,12 @@ from captioner.data.formats.image_tables import (
 )
 from captioner.data.formats.jsonl import json_rows
 from captioner.errors import DataError, ImageError
+from captioner.images.remote_content import RemoteFile
+from captioner.system.addresses import is_address, shown
 from captioner.system.escapes import is_own, own_cells, own_fields, unescape
 from captioner.system.files import no_stream, not_text, read_head, read_json
 from captioner.system.foreign import excerpt, plain
+from captioner.system.object_store import check_installed
 from captioner.system.text_encodings import LONE, encoding_of
 from captioner.system.text_files import (
     guess_delimiter,
@@ -57,13 +61,23 @@ MAX_LINE = 2**26  # characters; without a limit one line could fill the memory
 Row = tuple[int, object | ImageError, object]
 
 
-def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
+def table_images(
+    name: str,
+    image_column: str | None = None,
+    *,
+    shown_as: str = "",
+    row: Callable[[str, str], Item] | None = None,
+) -> Iterator[Item]:
     r"""List the files that a table names, and a failure for each row without a file.
 
     Paths are in `image_column`, or in the first column with a common name. Relative paths are tried
     from the table's folder, then from the current folder; then in another case, Unicode form or
     folder, or with `/` for `\`, if only one file fits.
+
+    A table that was copied here from an address is `shown_as` that, and `row` makes an item from
+    the line's name and its path.
     """
+    shown_as = shown_as or name
     table = Path(name)
     folders = [table.parent, Path()]
     if table.parent.name == "annotations":  # as in COCO, with images in the folders beside it
@@ -71,31 +85,32 @@ def table_images(name: str, image_column: str | None = None) -> Iterator[Item]:
             folders += sorted(path for path in table.parent.parent.iterdir() if path.is_dir())
     folders += picture_folders(table.parent, None)
     pictures = Pictures(folders, splits=[table.parent])
+    row = row or partial(_file, table, pictures)
     suffix = table.suffix.lower()
     rows = _READERS.get(suffix, _json)
     has_rows = False
     try:
         for number, value, image_id in rows(table, image_column):
             is_id = isinstance(value, int) and not isinstance(value, bool)
-            item = _item(table, f"{name}:{number}", str(value) if is_id else value, pictures)
+            item = _item(f"{shown_as}:{number}", str(value) if is_id else value, row)
             if is_id and isinstance(item.source, ImageError):
                 if not has_rows:
                     raise ImageError(
                         f"names images by number ({value}), not by path, as COCO results do; give "
                         f"the images, or a table with their paths"
                     )
-                item = _item(table, f"{name}:{number}", value, pictures)
+                item = _item(f"{shown_as}:{number}", value, row)
             has_rows = True
             yield replace(item, image_id=_text(image_id))
     except OSError as error:
-        yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
+        yield failure(shown_as, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
     except DataError as error:
-        yield failure(name, str(error).removeprefix(f"{name}: "), "unreadable")
+        yield failure(shown_as, str(error).removeprefix(f"{name}: "), "unreadable")
     except ImageError as error:
-        yield Item(name, error)
+        yield Item(shown_as, error)
     else:
         if not has_rows:
-            yield failure(name, "no rows in this table", "missing")
+            yield failure(shown_as, "no rows in this table", "missing")
 
 
 def _text(image_id: object) -> str:
@@ -105,7 +120,7 @@ def _text(image_id: object) -> str:
     return re.sub(r"\A(\d+)\.0\Z", r"\1", str(image_id).strip())
 
 
-def _item(table: Path, where: str, value: object | ImageError, pictures: Pictures) -> Item:
+def _item(where: str, value: object | ImageError, row: Callable[[str, str], Item]) -> Item:
     if isinstance(value, ImageError):
         return Item(where, value)
     if isinstance(value, Cell):
@@ -117,11 +132,28 @@ def _item(table: Path, where: str, value: object | ImageError, pictures: Picture
     except UnicodeError:
         return failure(where, f"not a valid file name: {excerpt(value)}", "missing")
     if "://" in value:
+        return _addressed(value)
+    return row(where, value)
+
+
+def _addressed(value: str) -> Item:
+    """Return the picture at an address in a table; never a pattern, a folder or an archive."""
+    if not is_address(value):
         return unreachable(value)
-    return _file(table, where, value, pictures)
+    check_installed(value)
+    return Item(shown(value), RemoteFile(value))
 
 
-def _file(table: Path, where: str, value: str, pictures: Pictures) -> Item:
+def remote_row(folder: str, where: str, value: str) -> Item:
+    """Return the item of a path in a table at an address; it stays below the table's folder."""
+    parts = value.replace("\\", "/").split("/")
+    if not parts[0] or ".." in parts:
+        return failure(where, f"not below the table's folder: {excerpt(value)}", "missing")
+    address = f"{folder}/{value}"
+    return Item(shown(address), RemoteFile(address))
+
+
+def _file(table: Path, pictures: Pictures, where: str, value: str) -> Item:
     # A table may be untrusted: its names are only opened as files, never as patterns, archives or
     # commands.
     in_table_folder, here = table.parent / value, Path(value)

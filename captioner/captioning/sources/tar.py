@@ -16,20 +16,25 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
 from captioner.captioning.sources.item import Item, failure
 from captioner.errors import ImageError
-from captioner.images.content import Slice, bomb, name_in
+from captioner.images.content import Content, Slice, bomb, name_in
 from captioner.images.members import is_image, refusal
+from captioner.images.remote_content import RemoteSlice
 from captioner.images.tars import compression, headers, open_tar
+from captioner.system.addresses import shown
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
+from captioner.system.object_store import PIECE, Entry, UnreachableError, opened, read
 
 COMMAND = "pipe:"  # WebDataset's prefix of a command that writes a tar stream
+HEADERS = 2**14  # bytes that a request for a header in object storage fetches
 _CHUNK = 2**18  # bytes per read
 
 
@@ -44,9 +49,30 @@ def tar_images(
     """
     try:
         with open(name, "rb", opener=None if stream else no_stream) as file:
-            yield from _members(name, unread, file, memory)
+            length = os.fstat(file.fileno()).st_size if file.seekable() else None
+            yield from _members(name, unread, file, memory, length, partial(Slice, Path(name)))
     except OSError as error:
         yield failure(name, f"cannot be read: {error.strerror or plain(error)}", "unreadable")
+    except ImageError as error:
+        yield Item(name, error)
+
+
+def remote_tar_images(
+    entry: Entry, unread: Counter[str], *, memory: Memory | None = None
+) -> Iterator[Item]:
+    """List the images of a tar file at an address; see `tar_images`.
+
+    Of an uncompressed file, the headers are read here; of a compressed one, everything, once.
+    """
+    name, slice_of = shown(entry.address), partial(RemoteSlice, entry.address)
+    try:
+        head = read(entry.address, 0, min(HEADERS, entry.size or 0)) if entry.has_ranges else b""
+        is_stream = not entry.has_ranges or compression(head) is not None
+        ahead, length = (PIECE, None) if is_stream else (HEADERS, entry.size)
+        with opened(entry, is_stream=is_stream, ahead=ahead, head=head) as file:
+            yield from _members(name, unread, file, memory, length, slice_of)
+    except UnreachableError as error:
+        yield failure(name, f"cannot be read: {error}", "unreadable")
     except ImageError as error:
         yield Item(name, error)
 
@@ -89,16 +115,25 @@ def command_images(
 
 
 def _members(
-    name: str, unread: Counter[str], file: BufferedReader, memory: Memory | None
+    name: str,
+    unread: Counter[str],
+    file: BufferedReader,
+    memory: Memory | None,
+    length: int | None = None,
+    slice_of: Callable[[int, int, str], Content] | None = None,
 ) -> Iterator[Item]:
-    """List the images of one stream; raise `ImageError` at its end if it has none or is damaged."""
+    """List the images of one stream; raise `ImageError` at its end if it has none or is damaged.
+
+    `length` is the size of the file in bytes, None of a stream; `slice_of` makes a member that is
+    read later from its offset, size and name.
+    """
     has_images = False
     try:
         packed = _Stream(file)
         with _unpacked(file, packed) as stream:
-            seekable = stream is file and file.seekable()
+            seekable = stream is file and length is not None
             stored = None if stream is file else lambda: packed.count
-            length = os.fstat(file.fileno()).st_size if seekable else None
+            length = length if seekable else None
             with open_tar(
                 file if seekable else _Stream(stream, patience=8),  # it needs two
                 "r:" if seekable else "r|",
@@ -106,9 +141,11 @@ def _members(
                 images = (each for each in headers(archive, length) if is_image(each.name, unread))
                 for member in images:
                     item = None  # free the previous item
-                    if item := _item(name, archive, member, length, stored, memory):
+                    if item := _item(name, archive, member, length, stored, memory, slice_of):
                         has_images = True
                         yield item
+    except UnreachableError:
+        raise
     # tarfile and the decompressors raise nearly anything on damaged input (TarError, OSError,
     # EOFError, zlib.error, ValueError, RecursionError, ...).
     except Exception as error:
@@ -124,6 +161,7 @@ def _item(
     length: int | None,
     stored: Callable[[], int] | None,
     memory: Memory | None,
+    slice_of: Callable[[int, int, str], Content] | None,
 ) -> Item | None:
     full = name_in(name, member.name)
     if member.issym() or member.islnk():
@@ -134,10 +172,10 @@ def _item(
     stored_size = sum(size for _, size in cast(Any, member).sparse) if sparse else None
     if refused := refusal(member.name, member.size, stored_size):
         return Item(full, refused)
-    if length is not None and not sparse:
+    if length is not None and slice_of and not sparse:
         if member.offset_data + member.size > length:
             raise tarfile.ReadError("truncated")
-        return Item(full, Slice(Path(name), member.offset_data, member.size, member.name))
+        return Item(full, slice_of(member.offset_data, member.size, member.name))
     if memory:
         memory.claim(member.size)
     content = None

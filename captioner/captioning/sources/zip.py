@@ -6,17 +6,23 @@ import stat
 import weakref
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 
 from captioner.captioning.sources.item import Item, failure
 from captioner.errors import ImageError
-from captioner.images.content import name_in
+from captioner.images.content import Content, name_in
 from captioner.images.members import is_image, refusal
+from captioner.images.remote_content import RemotePacked
+from captioner.system.addresses import shown
 from captioner.system.files import no_stream
+from captioner.system.foreign import plain
+from captioner.system.object_store import Entry, UnreachableError, opened
 
 _ENCRYPTED = 0x1  # bit of a member's flags
+DIRECTORY = 2**16  # bytes that a request for the directory in object storage fetches
 _HEADER = 30  # bytes of a member's header before its name and content
 # Bytes per read. zipfile unpacks each chunk completely: in bzip2, up to 20,000 times its size.
 _CHUNK = 2**14
@@ -61,23 +67,57 @@ def zip_images(name: str, unread: Counter[str]) -> Iterator[Item]:
     """List the images of a ZIP archive, not yet read, and a failure for each refused member."""
     try:
         archive = _Archive(name)
+        found = archive.members
     # Damaged lists of members raise BadZipFile, NotImplementedError, UnicodeDecodeError, ...
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
         yield failure(name, f"cannot be read as a ZIP archive: {reason}")
         return
+    yield from _members(name, found, partial(Packed, archive), unread)
+
+
+def remote_zip_images(entry: Entry, unread: Counter[str]) -> Iterator[Item]:
+    """List the images of a ZIP archive at an address; see `zip_images`.
+
+    Only the archive's directory is read here.
+    """
+    name = shown(entry.address)
+    if not entry.has_ranges:
+        reason = "a ZIP archive needs a server that gives parts of a file; download it first"
+        yield failure(name, reason, "unreadable")
+        return
+    try:
+        with opened(entry, is_stream=False, ahead=DIRECTORY) as file:
+            found = zipfile.ZipFile(file)
+    except UnreachableError as error:
+        yield failure(name, f"cannot be read: {error}", "unreadable")
+    except Exception as error:  # as in `zip_images`
+        yield failure(name, f"cannot be read as a ZIP archive: {plain(error)}")
+    else:
+        yield from _members(name, found, partial(RemotePacked, entry.address), unread)
+
+
+def _members(
+    name: str,
+    archive: zipfile.ZipFile,
+    content: Callable[[zipfile.ZipInfo], Content],
+    unread: Counter[str],
+) -> Iterator[Item]:
     has_images = False
-    overlapping = _overlapping(archive.members)
-    for member in archive.members.infolist():
+    overlapping = _overlapping(archive)
+    for member in archive.infolist():
         if member.filename[-1:] not in ("", "/") and is_image(member.filename, unread):
             has_images = True
-            yield _item(name, archive, member, overlapping)
+            yield _item(name, content, member, overlapping)
     if not has_images:
         yield failure(name, "no image in this archive", "missing")
 
 
 def _item(
-    name: str, archive: _Archive, member: zipfile.ZipInfo, overlapping: frozenset[int]
+    name: str,
+    content: Callable[[zipfile.ZipInfo], Content],
+    member: zipfile.ZipInfo,
+    overlapping: frozenset[int],
 ) -> Item:
     full = name_in(name, member.filename)
     if refused := refusal(member.filename, member.file_size, member.compress_size):
@@ -88,7 +128,7 @@ def _item(
         return failure(full, "a link to another file; links are not followed", "unreadable")
     if member.header_offset in overlapping:
         return failure(full, "decompression bomb: it overlaps another member", "too_large")
-    return Item(full, Packed(archive, member))
+    return Item(full, content(member))
 
 
 def _overlapping(archive: zipfile.ZipFile) -> frozenset[int]:
