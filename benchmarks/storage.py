@@ -47,6 +47,7 @@ class Traffic:
     """What went through the proxy; spoils each `every`th request, 0: none."""
 
     every: int = 0
+    kinds: tuple[str, ...] = FAULTS
     requests: int = 0
     received: int = 0  # bytes of bodies that clients were sent
     faults: Counter[str] = field(default_factory=Counter)
@@ -60,7 +61,7 @@ class Traffic:
             self.seen.append((method, path, part))
             if not self.every or self.requests % self.every:
                 return ""
-            kind = FAULTS[self.faults.total() % len(FAULTS)]
+            kind = self.kinds[self.faults.total() % len(self.kinds)]
             self.faults[kind] += 1
             return kind
 
@@ -102,9 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
             self.close_connection = True
         if self.command != "HEAD":
-            self.wfile.write(content)
             with self.traffic.lock:
                 self.traffic.received += len(content)
+            self.wfile.write(content)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass
 

@@ -29,12 +29,11 @@ from captioner.captioning.records import (
 )
 from captioner.captioning.sources import Item, Packed
 from captioner.captioning.sources.features import FeatureRow
-from captioner.captioning.uri import URI, UriFile, last_line
 from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
 from captioner.images.content import Slice
 from captioner.model_config import fingerprint, model_folder
-from captioner.system.foreign import excerpt
+from captioner.system.foreign import excerpt, last_line
 from captioner.system.memory import Memory, usual_limit
 
 MOST_GPUS = 1024  # per worker
@@ -64,9 +63,8 @@ def caption_with_ray(
 
     A job as of `captioner caption --output`: each record is written once, in the order of the
     items, and an interrupted job goes on from its journal. The model is sent to the workers. The
-    workers open files at the given paths, and read URIs (`s3://`, `gs://`, `hdfs://`, `file://`)
-    through pyarrow. Workers that are lost are replaced. An image whose worker dies twice is a
-    failure. Failures are listed in `errors.jsonl` next to the output.
+    workers open files at the given paths and addresses. Workers that are lost are replaced. An
+    image whose worker dies twice is a failure. Failures are listed in `errors.jsonl` next to the output.
 
     Args:
         model: a model directory, a run directory that holds one, or several for an ensemble.
@@ -208,7 +206,7 @@ class Worker:
 
 
 def _sent(item: Item) -> Item:
-    """Return an item that a worker can read: with an absolute path, a URI or the bytes."""
+    """Return an item that a worker can read: with an absolute path, an address or the bytes."""
     source = item.source
     if isinstance(source, Packed | FeatureRow):
         try:
@@ -219,9 +217,6 @@ def _sent(item: Item) -> Item:
         source = replace(source, path=source.path.absolute())
     elif isinstance(source, Path):
         source = source.absolute()
-    # The driver looks only on its own machine, so it reports a URI as a missing file.
-    elif isinstance(source, ImageError) and source.kind == "missing" and URI.match(item.name):
-        source = UriFile(item.name)
     return replace(item, source=source)
 
 

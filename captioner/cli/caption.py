@@ -214,7 +214,8 @@ def command(
     """Caption IMAGES: files, folders, globs, archives, tables, or - for paths on stdin.
 
     Archives are ZIP and tar files; pipe:COMMAND reads the tar stream that a command writes. Tables
-    are CSV, TSV, JSON Lines and JSON files with a column of paths.
+    are CSV, TSV, JSON Lines and JSON files with a column of paths. All may be at addresses, such as
+    s3://BUCKET/FOLDER/.
 
     Captions go to stdout (or --output), everything else to stderr. A broken file is reported, the
     rest are captioned, and the exit code is 1. With --output, the same command given again
@@ -416,8 +417,8 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
 
 
 def _total(images: tuple[str, ...], how: RunOptions) -> int | None:
-    """Count the images; None if that reads a compressed archive, a pipe or stdin."""
-    if _is_read_once(images) or any(name.startswith("pipe:") for name in images):
+    """Count the images; None if that reads a compressed archive, a store, a pipe or stdin."""
+    if _is_read_once(images) or any(name.startswith("pipe:") or "://" in name for name in images):
         return None
     total = 0
     for item in _items(images, how, None, quiet=True):
@@ -456,6 +457,7 @@ def _once(
 ) -> Iterator[Item]:
     """Yield each file once, unless `how.repeats`; say at the end what was left out."""
     from captioner.images.members import unread_kinds
+    from captioner.images.remote_content import RemoteFile
     from captioner.system.seen import Seen
 
     seen = Seen()
@@ -464,8 +466,9 @@ def _once(
     for item in items:
         respelled += bool(item.written)
         first = first or (item if item.written else None)
-        is_file = isinstance(item.source, Path) and not how.repeats
-        if is_file and not seen.add(os.path.normpath(item.name)):
+        is_file = isinstance(item.source, Path | RemoteFile) and not how.repeats
+        path = item.name if "://" in item.name else os.path.normpath(item.name)
+        if is_file and not seen.add(path):
             repeated += 1
             continue
         yield item

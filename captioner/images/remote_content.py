@@ -11,12 +11,12 @@ from captioner.errors import ImageError
 from captioner.images.content import name_in
 from captioner.images.decode import MAX_BYTES, check_bytes
 from captioner.system.addresses import scheme_of, shown
-from captioner.system.object_store import Entry, UnreachableError, look, opened, read
+from captioner.system.object_store import WEB, Entry, UnreachableError, look, opened, read
 
 USUAL = 2**24  # bytes; an estimate where the size is unknown before reading
 _START = b"PK\x03\x04"  # of a ZIP member
 _HEADER = 30  # bytes of a ZIP member's header before its name
-_EXTRA = 2**9  # bytes of a ZIP member's extra fields that are read with it
+_EXTRA = 2**6  # bytes of a ZIP member's extra fields that are read with it
 _CHUNK = 2**14  # bytes per read of a ZIP member, see `sources.zip`
 
 
@@ -39,14 +39,12 @@ class RemoteFile:
         """Return the content, or raise `ImageError`."""
         try:
             if self.known_size is not None:
-                check_bytes(self.known_size)
-                return read(self.address)
+                return _whole(self.address, self.known_size)
             entry = look(self.address)
             if entry.is_folder:
                 raise ImageError("a folder, not a file", kind="missing")
             if entry.size is not None:
-                check_bytes(entry.size)
-                return read(self.address)
+                return _whole(self.address, entry.size)
             with opened(entry, is_stream=True) as stream:
                 content = stream.read(MAX_BYTES + 1)
             check_bytes(len(content))
@@ -120,6 +118,12 @@ def error_of(error: UnreachableError) -> ImageError:
     return ImageError(f"cannot be read: {error}", kind="unreadable")
 
 
+def _whole(address: str, size: int) -> bytes:
+    check_bytes(size)
+    is_web = scheme_of(address) in WEB  # it may give no ranges
+    return read(address, 0, None if is_web else size)  # without one, s3fs asks for the size again
+
+
 def _part(address: str, start: int, end: int) -> bytes:
     if start >= end:
         return b""
@@ -131,5 +135,5 @@ def _part(address: str, start: int, end: int) -> bytes:
 
 def remote_file(entry: Entry) -> RemoteFile:
     """Return the picture of a listing."""
-    is_exact = scheme_of(entry.address) not in ("http", "https")  # a page of links has no sizes
+    is_exact = scheme_of(entry.address) not in WEB  # a page of links has no sizes
     return RemoteFile(entry.address, entry.size if is_exact else None)

@@ -25,6 +25,12 @@ def plain(value: object, limit: int = LIMIT) -> str:
     return _cut(_escaped(_cut(text, limit)), limit)
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error message; long ones begin with tracebacks."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def excerpt(value: object, limit: int = LIMIT) -> str:
     """Return the first `limit` characters of a value's `repr` as one printable line.
 

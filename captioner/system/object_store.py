@@ -1,6 +1,6 @@
 """Objects at addresses, read and put through fsspec: ranges, listings, and tries with pauses.
 
-Every request is tried `TRIES` times. Pauses double from `PAUSE` seconds. Messages hold no secret.
+What fails is tried `TRIES` times. Pauses double from `PAUSE` seconds. Messages hold no secret.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 
 from captioner.errors import ConfigError
 from captioner.system.addresses import PACKAGES, scheme_of, shown, without_secrets
-from captioner.system.foreign import plain
+from captioner.system.foreign import last_line, plain
 
 T = TypeVar("T")
 
 TRIES = 5
 PAUSE = 0.25  # seconds before the second try; then twice as long each time
+ATTEMPTS = 3  # of botocore, in each try; a long listing is many requests
 CONNECT, SILENCE = 10, 60  # seconds until a server answers; without a byte from it
 PIECE = 2**22  # bytes of a stream that one request fetches
 # Errors that another try does not mend.
@@ -33,6 +34,8 @@ FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(NotImplementedError, ImportError, ValueError, TypeError),
 )
+WEB = ("http", "https")
+PARTIAL, GONE, REFUSED = 206, (404, 410), (401, 403)  # answers of web servers
 PASSING = (408, 425, 429)  # answers of the 400s that another try may mend
 # Of botocore: nothing was sent.
 UNSENT = (
@@ -58,7 +61,7 @@ class Entry:
     address: str
     is_folder: bool
     size: int | None  # bytes; None if the store does not say
-    has_ranges: bool  # whether parts of it can be read
+    has_ranges: bool  # whether parts of it can be read; of a web server, see `with_ranges`
 
 
 def check_installed(address: str) -> None:
@@ -77,6 +80,27 @@ def look(address: str) -> Entry:
     return _entry(address, path, _tried(address, lambda: files.info(path)))
 
 
+def with_ranges(entry: Entry) -> Entry:
+    """Ask a web server whether it gives parts of a file; other stores do.
+
+    Raises:
+        UnreachableError: if it does not answer.
+    """
+    if scheme_of(entry.address) not in WEB or not entry.size:
+        return entry
+    from fsspec.asyn import sync
+
+    files, path = _at(entry.address)
+
+    async def asked() -> bool:
+        session = await files.set_session()
+        async with session.get(files.encode_url(path), headers={"Range": "bytes=0-0"}) as answer:
+            answer.raise_for_status()
+            return bool(answer.status == PARTIAL)  # else leave the body unread
+
+    return replace(entry, has_ranges=_tried(entry.address, lambda: sync(files.loop, asked)))
+
+
 def listing(address: str) -> list[Entry]:
     """Return the files and folders directly in a folder, in no order.
 
@@ -88,17 +112,6 @@ def listing(address: str) -> list[Entry]:
     entries = (_entry(address, path, each) for each in found if each["name"].rstrip("/") != path)
     # Links of a web page may lead elsewhere.
     return [each for each in entries if each.address.startswith(f"{address.rstrip('/')}/")]
-
-
-def matching(pattern: str) -> list[Entry]:
-    """Return what matches a pattern with `*`, `?`, `[` or `**`, in no order.
-
-    Raises:
-        UnreachableError: if the store does not answer.
-    """
-    files, path = _at(pattern)
-    found = _tried(pattern, lambda: files.glob(path, detail=True))
-    return [_entry(pattern, path, each) for each in found.values()]
 
 
 def read(address: str, start: int = 0, end: int | None = None) -> bytes:
@@ -143,9 +156,9 @@ class _Ranges(io.RawIOBase):
     `io.BufferedReader` reads ahead. With `is_stream`, it can only be read forward.
     """
 
-    def __init__(self, entry: Entry, *, is_stream: bool, head: bytes):
+    def __init__(self, entry: Entry, *, is_stream: bool, known: bytes, known_at: int):
         self.address, self.size, self.is_stream = entry.address, entry.size or 0, is_stream
-        self.head, self.place = head, 0
+        self.known, self.known_at, self.place = known, known_at, 0
 
     def readable(self) -> bool:
         return True
@@ -166,7 +179,8 @@ class _Ranges(io.RawIOBase):
         end = min(self.size, self.place + len(buffer))
         if self.place >= end:
             return 0
-        content = self.head[self.place : end]
+        start = self.place - self.known_at
+        content = self.known[start : start + len(buffer)] if start >= 0 else b""
         if not content:
             content = read(self.address, self.place, end)
             if len(content) < end - self.place:
@@ -202,7 +216,7 @@ class _Answer(io.RawIOBase):
 
 
 def opened(
-    entry: Entry, *, is_stream: bool, ahead: int = PIECE, head: bytes = b""
+    entry: Entry, *, is_stream: bool, ahead: int = PIECE, known: bytes = b"", known_at: int = 0
 ) -> io.BufferedReader:
     """Open an object to read it forward, or, if it has ranges, at any place.
 
@@ -210,10 +224,12 @@ def opened(
         entry: of `look`.
         is_stream: whether it is read forward only.
         ahead: bytes that a request fetches at least.
-        head: its first bytes, if they were read before.
+        known: a part that was read before.
+        known_at: its offset in bytes.
     """
     if entry.has_ranges:
-        return io.BufferedReader(_Ranges(entry, is_stream=is_stream, head=head), ahead)
+        raw = _Ranges(entry, is_stream=is_stream, known=known, known_at=known_at)
+        return io.BufferedReader(raw, ahead)
     return io.BufferedReader(_Answer(entry.address), 2**18)
 
 
@@ -233,13 +249,13 @@ def _file_system(scheme: str, host: str, process: int) -> Any:  # noqa: ARG001 n
     import fsspec
 
     options: dict[str, object] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme == "s3":  # `_tried` is the only one who tries again
+    if scheme == "s3":
         options["config_kwargs"] = {
             "connect_timeout": CONNECT,
             "read_timeout": SILENCE,
-            "retries": {"total_max_attempts": 1},
+            "retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"},
         }
-    elif scheme in ("http", "https"):
+    elif scheme in WEB:
         from aiohttp import ClientTimeout
 
         wait = ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
@@ -260,12 +276,8 @@ def _entry(typed: str, path: str, info: dict[str, Any]) -> Entry:
         address=before + info["name"].rstrip("/"),
         is_folder=info["type"] == "directory",
         size=size if isinstance(size, int) else None,
-        has_ranges=isinstance(size, int) and _has_ranges(typed, info),
+        has_ranges=isinstance(size, int) and scheme_of(typed) not in WEB,
     )
-
-
-def _has_ranges(address: str, info: dict[str, Any]) -> bool:
-    return scheme_of(address) not in ("http", "https") or bool(info.get("partial"))
 
 
 def _tried(address: str, request: Callable[[], T]) -> T:
@@ -308,9 +320,9 @@ def _unreachable(error: Exception, address: str) -> UnreachableError:
     """Return the error of a library as one line without secrets."""
     if isinstance(error, UnreachableError):
         return error
-    if isinstance(error, FileNotFoundError):
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status in GONE:
         return UnreachableError("no such file", is_missing=True)
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or status in REFUSED:
         return UnreachableError("the store refuses access: check the credentials")
-    lines = without_secrets(str(error), address).strip().splitlines()
-    return UnreachableError(plain(lines[-1].strip() if lines else type(error).__name__, 200))
+    return UnreachableError(plain(without_secrets(last_line(error), address), 200))

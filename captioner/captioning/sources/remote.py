@@ -8,6 +8,8 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,7 +32,7 @@ from captioner.system.object_store import (
     fetch,
     listing,
     look,
-    matching,
+    with_ranges,
 )
 
 
@@ -55,9 +57,9 @@ def remote_images(
         if entry.is_folder or entry.address.endswith("/"):
             yield from _folder(entry.address, recursive, unread)
         elif ending.endswith(TARS):
-            yield from remote_tar_images(entry, unread, memory=memory)
+            yield from remote_tar_images(with_ranges(entry), unread, memory=memory)
         elif ending.endswith(ZIPS):
-            yield from remote_zip_images(entry, unread)
+            yield from remote_zip_images(with_ranges(entry), unread)
         elif ending.endswith(TABLES):
             yield from _table(entry, image_column)
         elif ending.endswith(FEATURES):
@@ -77,11 +79,10 @@ def _named(address: str, of: Callable[[Entry], Iterator[Item]]) -> Iterator[Item
     if address.endswith("/"):
         yield from of(Entry(address.rstrip("/") + "/", True, None, False))
     elif _is_pattern(address):
-        matches = sorted(matching(address), key=_place)
-        matches = [entry for entry in matches if not _is_hidden(entry.address, path)]
-        for entry in matches:
-            yield from of(entry)
-        if not matches:
+        match = None
+        for match in _matches(path):
+            yield from of(match)
+        if match is None:
             yield failure(shown(address), "no file matches this pattern", "missing")
     elif Path(path).suffix.lower() in SUFFIXES:
         yield Item(shown(address), RemoteFile(address))  # asked for when it is read
@@ -147,13 +148,55 @@ def _is_pattern(address: str) -> bool:
     return "*" in _path(address) or (not _is_web(address) and glob.has_magic(address))
 
 
-def _place(entry: Entry) -> tuple[list[str], str]:
-    """Return the key that sorts matches as `folders.matches` does: folder by folder."""
-    parent, _, name = entry.address.rstrip("/").rpartition("/")
-    return parent.split("/"), name
+def _matches(pattern: str) -> Iterator[Entry]:
+    """Find what matches a pattern, in the order of `folders.matches`, folder by folder."""
+    scheme, _, path = pattern.partition("://")
+    host, *parts = path.split("/")
+    found = _below(f"{scheme}://{host}", parts)
+    yield from found if "**" in parts else sorted(found, key=lambda entry: entry.address)
 
 
-def _is_hidden(address: str, pattern: str) -> bool:
-    """Whether a match begins with a dot and the pattern does not ask for that."""
-    name, wanted = (each.rstrip("/").rpartition("/")[2] for each in (address, pattern))
-    return name.startswith(".") and not wanted.startswith(".")
+def _below(folder: str, parts: list[str]) -> Iterator[Entry]:
+    part, *rest = parts
+    if part == "**":
+        yield from _anywhere(folder, [each for each in rest if each != "**"] or ["*"])
+    elif glob.has_magic(part):
+        for entry in _children(folder):
+            name = entry.address.rpartition("/")[2]
+            if not fnmatchcase(name, part) or (name.startswith(".") and not part.startswith(".")):
+                continue
+            if not rest:
+                yield entry
+            elif entry.is_folder:
+                yield from _below(entry.address, rest)
+    elif rest:
+        yield from _below(f"{folder}/{part}", rest)
+    else:
+        with _nothing_missing():
+            yield look(f"{folder}/{part}")
+
+
+def _anywhere(folder: str, tail: list[str]) -> Iterator[Entry]:
+    """Find what matches the end of a pattern, in a folder and in each folder below it."""
+    for match in sorted(_below(folder, tail), key=lambda entry: entry.address):
+        if tail != ["*"] or not match.is_folder:  # each folder is visited anyway
+            yield match
+    for entry in _children(folder):
+        if entry.is_folder and not entry.address.rpartition("/")[2].startswith("."):
+            yield from _anywhere(entry.address, tail)
+
+
+def _children(folder: str) -> list[Entry]:
+    with _nothing_missing():
+        return sorted(listing(folder), key=lambda entry: entry.address)
+    return []
+
+
+@contextmanager
+def _nothing_missing() -> Iterator[None]:
+    """Leave the block if there is nothing at an address."""
+    try:
+        yield
+    except UnreachableError as error:
+        if not error.is_missing:
+            raise

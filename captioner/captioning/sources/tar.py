@@ -69,7 +69,7 @@ def remote_tar_images(
         head = read(entry.address, 0, min(HEADERS, entry.size or 0)) if entry.has_ranges else b""
         is_stream = not entry.has_ranges or compression(head) is not None
         ahead, length = (PIECE, None) if is_stream else (HEADERS, entry.size)
-        with opened(entry, is_stream=is_stream, ahead=ahead, head=head) as file:
+        with opened(entry, is_stream=is_stream, ahead=ahead, known=head) as file:
             yield from _members(name, unread, file, memory, length, slice_of)
     except UnreachableError as error:
         yield failure(name, f"cannot be read: {error}", "unreadable")

@@ -19,7 +19,7 @@ from captioner.images.remote_content import RemotePacked
 from captioner.system.addresses import shown
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
-from captioner.system.object_store import Entry, UnreachableError, opened
+from captioner.system.object_store import Entry, UnreachableError, opened, read
 
 _ENCRYPTED = 0x1  # bit of a member's flags
 DIRECTORY = 2**16  # bytes that a request for the directory in object storage fetches
@@ -87,7 +87,10 @@ def remote_zip_images(entry: Entry, unread: Counter[str]) -> Iterator[Item]:
         yield failure(name, reason, "unreadable")
         return
     try:
-        with opened(entry, is_stream=False, ahead=DIRECTORY) as file:
+        size = entry.size or 0
+        start = max(0, size - DIRECTORY)
+        end = read(entry.address, start, size)
+        with opened(entry, is_stream=False, ahead=DIRECTORY, known=end, known_at=start) as file:
             found = zipfile.ZipFile(file)
     except UnreachableError as error:
         yield failure(name, f"cannot be read: {error}", "unreadable")
