@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import socket
 import sqlite3
@@ -23,10 +22,10 @@ from tqdm import tqdm
 
 from captioner.captioning.journal import Journal
 from captioner.captioning.run_state import Noted, RunState
+from captioner.system.addresses import without_secrets
 from captioner.system.stages import measured
 from captioner.system.world import World
 
-ADDRESS_SECRET = re.compile(r"(?<=://)[^/@\s]*@")
 FORMS = ("bar", "json", "none")
 STAGES = ("reading", "cnn", "search", "writing")
 SECONDS = 1.0  # between two lines, and between two signs of life
@@ -192,7 +191,7 @@ def command_to_continue(words: Sequence[str]) -> str:
     for word in words:
         if word == "--overwrite":
             continue
-        safe = "pipe:..." if word.startswith("pipe:") else ADDRESS_SECRET.sub("...@", word)
+        safe = "pipe:..." if word.startswith("pipe:") else without_secrets(word)
         shown.append(shlex.quote(safe))
     start = "captioner"
     if (size := os.environ.get("WORLD_SIZE", "1")) != "1":

@@ -21,6 +21,7 @@ import click
 
 from captioner.cli.messages import say_maps, say_texts, say_totals
 from captioner.cli.options import (
+    OutputPath,
     decoding_options,
     device_option,
     leads,
@@ -120,7 +121,7 @@ class RunOptions:
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True)
 @models_option
-@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: stdout]")
+@click.option("--output", type=OutputPath(), help="File or address to write.  [default: stdout]")
 @click.option(
     "--format",
     type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "caption", "xmp", "parquet"]),
@@ -206,7 +207,7 @@ class RunOptions:
 def command(
     images: tuple[str, ...],
     models: tuple[Path, ...],
-    output: Path | None,
+    output: str | Path | None,
     format: str | None,
     decoding: DecodingOverrides,
     **options: Any,
@@ -223,6 +224,8 @@ def command(
     """
     from captioner.run_dir import find_models
 
+    address = output if isinstance(output, str) else ""
+    output = _local(output)
     default = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
     how = RunOptions(models=[], output=output, format=format or default, **options)
     if problem := next(_problems(how), None):
@@ -233,11 +236,33 @@ def command(
     how = replace(how, models=find_models(models, say))
     caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
     started = time.perf_counter()
-    totals = caption(images, decoding, how)
+    with _kept(address, how):
+        totals = caption(images, decoding, how)
     if totals:
         _say_totals(totals, time.perf_counter() - started, how)
     if totals and totals.failed and not _is_known(totals, how):
         raise SystemExit(1)
+
+
+def _local(output: str | Path | None) -> Path | None:
+    """Return the file that a job writes; of an address, the file that is put there."""
+    if not isinstance(output, str):
+        return output
+    from captioner.captioning.remote_output import local_output
+
+    return local_output(output)
+
+
+@contextmanager
+def _kept(address: str, how: RunOptions) -> Iterator[None]:
+    """Put the output at its address, if it has one, after the block."""
+    if not address or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    from captioner.captioning.remote_output import kept
+
+    with kept(address, overwrite=how.overwrite, say=say):
+        yield
 
 
 def _dry_run(

@@ -11,7 +11,27 @@ from typing import Any
 import click
 
 from captioner.errors import ConfigError
+from captioner.system.addresses import is_address
 from captioner.system.foreign import message, printable
+
+
+class OutputPath(click.Path):
+    """A path; an address in object storage stays a text."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Return a `Path`, or the address."""
+        if isinstance(value, str) and is_address(value):
+            return value
+        return super().convert(value, param, ctx)
+
 
 config_argument = click.argument("config", required=False)
 set_option = click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import show
+from captioner.cli.options import OutputPath, show
 
 if TYPE_CHECKING:
     from captioner.captioning.status import JobStatus
@@ -20,16 +20,21 @@ STATES = {"unknown": "not known whether it runs"}
 
 
 @click.command("status")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=OutputPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(output: Path, as_json: bool) -> None:
+def command(output: str | Path, as_json: bool) -> None:
     """Show how far the captioning job is that writes OUTPUT.
 
-    OUTPUT is the file of --output, or a folder with files beside the images. The job is not
-    disturbed, and may have ended. The images that are left and the rate give the time that is left.
+    OUTPUT is the file or address of --output, or a folder with files beside the images. The job is
+    not disturbed, and may have ended. The images that are left and the rate give the time that is
+    left.
     """
     from captioner.captioning.status import job_status
 
+    if isinstance(output, str):
+        from captioner.captioning.remote_output import local_output
+
+        output = local_output(output)
     status = job_status(output)
     show(json.dumps(_as_dict(status)) if as_json else "\n".join(_lines(status)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
 from collections import Counter
@@ -216,6 +217,87 @@ def test_a_store_that_never_answers_costs_one_line_and_few_tries(traffic):
     [(name, content, _)] = contents(f"{BUCKET}/folders/")
     assert name == f"{BUCKET}/folders" and str(content).startswith("unreadable: cannot be read")
     assert object_store.TRIES <= traffic.requests <= 3 * object_store.TRIES
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of unfinished outputs; without it, this is another machine."""
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stored(name: str) -> bytes:
+    return object_store.read(f"{BUCKET}/{name}")
+
+
+def test_an_output_is_put_whole_and_goes_on_on_another_machine(
+    folder, traffic, model, tmp_path, cache
+):
+    traffic.every = 4
+    whole = tmp_path / "whole.jsonl"
+    options = ("--recursive", "--model", str(model), "--batch-size", "2")
+    pictures = f"{folder}/folders"
+    CliRunner().invoke(main, ["caption", pictures, *options, "--output", str(whole)])
+    given = ["caption", pictures, *options, "--output", f"{BUCKET}/out/captions.jsonl"]
+
+    done = CliRunner().invoke(main, [*given, "--on-error", "fail"])
+    assert done.exit_code == 1 and "--on-error fail" in done.stderr
+    with pytest.raises(object_store.UnreachableError, match="no such file"):
+        stored("out/captions.jsonl")
+    assert stored("out/captions.jsonl.journal").startswith(b"SQLite")
+
+    shutil.rmtree(cache)
+    done = CliRunner().invoke(main, given)
+    assert "1 journal(s) fetched" in done.stderr and "in earlier runs" in done.stderr
+    assert done.exit_code == 1 and "13 image(s)" in done.stderr and "1 failed" in done.stderr
+    assert stored("out/captions.jsonl") == whole.read_bytes()
+    assert json.loads(stored("out/captions.jsonl.errors.jsonl"))["kind"] == "not_an_image"
+
+    status = CliRunner().invoke(main, ["status", f"{BUCKET}/out/captions.jsonl"])
+    assert "13" in status.output and status.exit_code == 0
+
+
+def test_no_foreign_object_is_replaced(folder, traffic, model, cache):
+    given = ["caption", str(folder / "0.tar"), "--model", str(model)]
+    for words, message in (((), "already exists"), (("--overwrite",), "is not a")):
+        done = CliRunner().invoke(main, [*given, "--output", f"{BUCKET}/table.jsonl", *words])
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1
+        assert message in done.stderr and f"{BUCKET}/table.jsonl" in done.stderr
+    assert stored("table.jsonl") == (folder / "table.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("https://user:hunter2secret@host/captions.jsonl", "cannot put a whole object in one step"),
+        ("s3://bucket", "names no file"),
+        ("s3://bucket/folder/", "names no file"),
+    ],
+)
+def test_an_output_that_cannot_be_put_is_refused(folder, model, cache, output, message):
+    given = ["caption", str(folder / "0.tar"), "--model", str(model), "--output", output]
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert "hunter2secret" not in done.stderr and not cache.exists()
+
+
+def test_an_output_that_is_not_put_stays_and_is_put_by_the_same_command(
+    folder, traffic, model, cache, monkeypatch
+):
+    put = object_store.put
+    address = f"{BUCKET}/later/captions.jsonl"
+    given = ["caption", str(folder / "0.tar"), "--model", str(model), "--output", address]
+
+    def refused(local: Path, address: str) -> None:
+        raise object_store.UnreachableError("the store is away")
+
+    monkeypatch.setattr("captioner.captioning.remote_output.put", refused)
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 1 and f"{address}: not put: the store is away" in done.stderr
+    monkeypatch.setattr("captioner.captioning.remote_output.put", put)
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 0 and "6 in earlier runs" in done.stderr
+    assert stored("later/captions.jsonl").count(b"\n") == 6
 
 
 SECRETS = ("hunter2secret", "AKIAEXAMPLEEXAMPLE", "c2lnbmF0dXJlc2lnbmF0dXJl", "sasSignature123")
