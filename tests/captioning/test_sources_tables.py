@@ -228,11 +228,10 @@ def test_odd_names(name: str) -> None:
 
 
 def test_addresses_stay_what_they_are() -> None:
-    write("list.csv", "image\ns3://bucket/1.jpg\ns3://bucket/2.tar\n")
+    write("list.csv", "image\nnobody://bucket/1.jpg\nzip://2.jpg::s3://bucket/2.zip\n")
     assert listed("list.csv") == [
-        "s3://bucket/1.jpg! no such file; URLs are read with --engine ray only",
-        "s3://bucket/2.tar! remote archives are not supported; stream it: "
-        "'pipe:aws s3 cp s3://bucket/2.tar -'",
+        f"{name}! no such file; read are s3, gs, az, hf, http, https, hdfs"
+        for name in ("nobody://bucket/1.jpg", "zip://2.jpg::s3://bucket/2.zip")
     ]
 
 

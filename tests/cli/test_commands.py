@@ -508,7 +508,7 @@ def test_features_are_filled_once(home):
         (["train", "toy.yaml", "--set", "training.epoch=3"], 2, "did you mean epochs"),
         (["caption", "data", "--output", "."], 2, ". is a folder; name a file in it"),
         (["caption", "data", "--n-best", "2", "--format", "csv"], 2, "csv holds one caption"),
-        (["caption", "s3://bucket/a.jpg"], 1, "read with --engine ray only"),
+        (["caption", "nobody://bucket/a.jpg"], 1, "no such file; read are s3, gs, az"),
         (["train", "toy.yaml"], 2, "already holds a run"),
         (["train", "toy.yaml", "--resume", "--overwrite"], 2, "exclude each other"),
         (["train", "toy.yaml", "--output", "new", "--set", "data.root=none"], 1, "none: no such"),
