@@ -64,7 +64,8 @@ def caption_with_ray(
     A job as of `captioner caption --output`: each record is written once, in the order of the
     items, and an interrupted job goes on from its journal. The model is sent to the workers. The
     workers open files at the given paths and addresses. Workers that are lost are replaced. An
-    image whose worker dies twice is a failure. Failures are listed in `errors.jsonl` next to the output.
+    image whose worker dies twice is a failure. Failures are listed in `errors.jsonl` next to the
+    output.
 
     Args:
         model: a model directory, a run directory that holds one, or several for an ensemble.
