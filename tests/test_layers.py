@@ -51,6 +51,7 @@ SERVED_BY |= {
     "explain": "explaining",
     "export": "exporting",
     "serve": "serving",
+    "merge": "captioning",
     "status": "captioning",
     "train": "training",
 }

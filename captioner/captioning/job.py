@@ -107,7 +107,7 @@ def caption_to_file(
     world, how = world or World(), how or JobOptions()
     load, memory = cache(load), memory or Memory(how.max_memory)
     options = options or load().settings(n_best=how.n_best)
-    identity, known = _identity(model, options, how), None
+    identity, known = identity_of(model, options, how), None
     if world.size == 1 and not (how.overwrite or how.salvage or maps or engine):
         known = known_arithmetic(output, identity)
     engine = engine or Local(load, options, replace(how, words=how.needs_words), memory, maps)
@@ -142,7 +142,7 @@ def _sums(world: World, load: Callable[[], Captioner], fresh: int, listed: int) 
     return fresh, listed
 
 
-def _identity(model: str, options: DecodingConfig, how: JobOptions) -> dict[str, object]:
+def identity_of(model: str, options: DecodingConfig, how: JobOptions) -> dict[str, object]:
     """Return everything that a record depends on, except the image and the arithmetic."""
     identity: dict[str, object] = {
         "model": model,
@@ -244,7 +244,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
     if output.exists() and not output.is_file():
         raise ConfigError(f"{output}: not a regular file; to write to stdout, remove --output")
     check(output, "captions")
-    with _locked(output):
+    with locked(output):
         check_journals(output)
         listed_failures(output)  # an unreadable list fails now, not at the end
         sweep(output)
@@ -260,7 +260,7 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     """Hold the lock of an output; refuse a file of the lock's name that is not captioner's."""
     lock = lock_of(output)
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):

@@ -519,7 +519,7 @@ def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, A
         raise ValueError(MISMATCH)
     started = json.loads(text)
     differences = [
-        _difference(key, started.get(key), value)
+        difference(key, started.get(key), value)
         for key, value in identity.items()
         if started.get(key) != value
     ]
@@ -531,7 +531,8 @@ def _check_identity(path: Path, db: sqlite3.Connection, identity: Mapping[str, A
         )
 
 
-def _difference(key: str, was: Any, now: Any) -> str:
+def difference(key: str, was: Any, now: Any) -> str:
+    """Say how a setting of a job differs."""
     if key == "model":
         return "another model"
     if key == "arithmetic":

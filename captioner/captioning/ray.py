@@ -20,6 +20,7 @@ from captioner.captioning.crew import Block, Crew
 from captioner.captioning.engine import Finished, Local, arithmetic_of
 from captioner.captioning.failures import listed_failures
 from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.parts import caption_to_parts
 from captioner.captioning.records import (
     CaptioningOptions,
     Record,
@@ -51,6 +52,7 @@ def caption_with_ray(
     wording: Callable[[str], str] | None = None,
     min_confidence: float | None = None,
     overwrite: bool = False,
+    in_parts: bool = False,
     num_gpus: float = 0,
     concurrency: int | None = None,
     address: str | None = None,
@@ -80,6 +82,8 @@ def caption_with_ray(
         min_confidence: write for each caption whether its `Caption.confidence` is at least this;
             None: do not.
         overwrite: discard the journal and the output of an earlier job.
+        in_parts: the output is a folder, of parts that are written when they are done; see
+            `captioner merge`.
         num_gpus: GPUs per worker; 0.5: two workers share a GPU; 0: workers compute on the CPU.
         concurrency: number of workers; workers that do not fit wait until the cluster grows. None:
             as many as fit.
@@ -136,14 +140,19 @@ def caption_with_ray(
                 files,
                 _sent,
             )
+            name = "+".join(fingerprint(model_folder(each)) for each in models)
             with closing(crew):
+                if in_parts:
+                    return caption_to_parts(
+                        crew, items, output, options, job, model=name, tell=tell
+                    )
                 return caption_to_file(
                     lambda: captioner,
                     items,
                     output,
                     options,
                     job,
-                    model="+".join(fingerprint(model_folder(each)) for each in models),
+                    model=name,
                     tell=tell,
                     say=say,
                     count=count,

@@ -31,6 +31,7 @@ COMMANDS = {
     "data": "Show what a data set holds, without training.",
     "train": "Train a captioner.",
     "caption": "Write captions for images, folders or globs.",
+    "merge": "Join the parts of a captioning job to one file.",
     "status": "Show how far a captioning job is, running or not.",
     "explain": "Show where each word of a caption came from.",
     "models": "List the bundled models and the runs, with their scores.",

@@ -21,6 +21,7 @@ import click
 
 from captioner.cli.messages import say_maps, say_texts, say_totals
 from captioner.cli.options import (
+    SLASH,
     OutputPath,
     decoding_options,
     device_option,
@@ -93,6 +94,17 @@ class RunOptions:
         return command_to_continue(sys.argv[1:])
 
     @property
+    def in_parts(self) -> bool:
+        """Whether the output is a folder of parts."""
+        return bool(self.output and (self.output.is_dir() or self.output.name == SLASH))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of parts."""
+        assert self.output
+        return self.output.parent if self.output.name == SLASH else self.output
+
+    @property
     def is_beside(self) -> bool:
         """Whether each caption is written next to its image."""
         return self.format in SIDECARS
@@ -121,7 +133,11 @@ class RunOptions:
 @click.command("caption")
 @click.argument("images", nargs=-1, required=True)
 @models_option
-@click.option("--output", type=OutputPath(), help="File or address to write.  [default: stdout]")
+@click.option(
+    "--output",
+    type=OutputPath(),
+    help="File or address to write; FOLDER/: parts, for `captioner merge`.  [default: stdout]",
+)
 @click.option(
     "--format",
     type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "caption", "xmp", "parquet"]),
@@ -234,7 +250,8 @@ def command(
         _dry_run(images, decoding, how, models)
         return
     how = replace(how, models=find_models(models, say))
-    caption = _on_ray if how.engine == "ray" else _to_file if output else _to_stdout
+    here = _to_parts if how.in_parts else _to_file if output else _to_stdout
+    caption = _on_ray if how.engine == "ray" else here
     started = time.perf_counter()
     with _kept(address, how):
         totals = caption(images, decoding, how)
@@ -416,6 +433,25 @@ def _to_file(
         return totals if world.leads else None
 
 
+def _to_parts(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
+    """Caption into a folder of parts."""
+    from captioner.captioning.engine import Local
+    from captioner.captioning.parts import caption_to_parts
+    from captioner.model_config import fingerprint
+    from captioner.system.memory import Memory
+
+    memory, job = Memory(how.max_memory), how.job()
+    with _started(images, how) as (load, world):
+        if world.size > 1:
+            raise click.UsageError("several processes need --output FILE, not a folder")
+        captioner = load()
+        options = captioner.settings(n_best=how.n_best, **decoding)
+        engine = Local(lambda: captioner, options, replace(job, words=job.needs_words), memory)
+        model = "+".join(map(fingerprint, how.models))
+        items = _items(images, how, memory)
+        return caption_to_parts(engine, items, how.folder, options, job, model=model, tell=_report)
+
+
 def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Caption into a file, on a Ray cluster."""
     from captioner.captioning.job import how_to_continue
@@ -426,10 +462,11 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
         return caption_with_ray(
             how.models,
             _items(images, how, None),
-            how.output,
+            how.folder if how.in_parts else how.output,
             decoding,
             how.job(),
             format=how.format,
+            in_parts=how.in_parts,
             wording=how.wording,
             min_confidence=how.min_confidence,
             num_gpus=how.num_gpus or 0,
@@ -572,8 +609,9 @@ def _problems(how: RunOptions) -> Iterator[str]:
         yield f"--format {how.format} writes next to each image; remove --output"
     if how.retry_errors and not output:
         yield "--retry-errors needs --output: its journal records failures"
-    if output and (output.is_dir() or not output.name):
+    if output and not output.name:
         yield f"--output: {output} is a folder; name a file in it"
+    yield from _problems_of_parts(how)
     if how.salvage and (how.overwrite or not output):
         yield "--salvage needs --output, and excludes --overwrite"
     from captioner.captioning.writers import FORMATS  # slow to import
@@ -583,6 +621,16 @@ def _problems(how: RunOptions) -> Iterator[str]:
         yield f"--n-best: {how.format} holds one caption per image; use jsonl or text"
     if how.existing != "skip" and not how.is_beside:
         yield f"--existing needs --format txt, caption or xmp, given {how.format}"
+
+
+def _problems_of_parts(how: RunOptions) -> Iterator[str]:
+    """Yield what a folder of parts does not support."""
+    if how.in_parts and how.format not in ("jsonl", "parquet"):
+        yield f"--output: a folder of parts holds jsonl or parquet, not {how.format}"
+    if how.in_parts and (how.retry_errors or how.salvage or how.stop_on_error or how.maps):
+        yield (
+            "--retry-errors, --salvage, --on-error fail and --maps need --output FILE, not a folder"
+        )
 
 
 def _problems_of_words(how: RunOptions, *, detailed: bool) -> Iterator[str]:
@@ -601,7 +649,7 @@ def _say_totals(totals: Totals, seconds: float, how: RunOptions) -> None:
     """Say what a job did; nothing about a few images whose captions are all on stdout."""
     few = 0 < totals.images < SHOW_RATE_FROM
     if not few or totals.failed or totals.blank or how.output or how.is_beside:
-        say_totals(totals, seconds, how.output)
+        say_totals(totals, seconds, how.folder if how.in_parts else how.output)
     if totals.renamed:
         say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
     if how.min_confidence is not None:

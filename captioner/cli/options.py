@@ -14,9 +14,11 @@ from captioner.errors import ConfigError
 from captioner.system.addresses import is_address
 from captioner.system.foreign import message, printable
 
+SLASH = "\0"  # a file name that stands for the end of a path that ends with a slash
+
 
 class OutputPath(click.Path):
-    """A path; an address in object storage stays a text."""
+    """A path; an address in object storage stays a text, and a slash at the end a `SLASH`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -30,6 +32,8 @@ class OutputPath(click.Path):
         """Return a `Path`, or the address."""
         if isinstance(value, str) and is_address(value):
             return value
+        if isinstance(value, str) and value.endswith("/") and not Path(value).is_dir():
+            return Path(value, SLASH)
         return super().convert(value, param, ctx)
 
 

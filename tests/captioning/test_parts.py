@@ -1,0 +1,101 @@
+"""A job in parts: each whole or absent, only missing parts are done, merged to the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from captioner.captioning import parts
+from captioner.captioning.parts import merge_parts
+from captioner.cli import main
+from captioner.errors import DataError
+
+import toys
+
+IMAGES = 23
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """23 pictures, one broken; parts of 8 images; a model."""
+    toys.captioner().save(tmp_path / "model")
+    for number in range(IMAGES):
+        colour = list(toys.COLOURS)[number % len(toys.COLOURS)]
+        toys.draw(tmp_path / "p" / f"{number:02}.png", colour, number)
+    (tmp_path / "p" / "07.png").write_bytes(b"no picture")
+    monkeypatch.setattr(parts, "PART_IMAGES", 8)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def caption(*words: str, pictures: str = "p") -> tuple[int, str]:
+    given = ["caption", pictures, "--model", "model", "--batch-size", "4", *words]
+    done = CliRunner().invoke(main, given)
+    return done.exit_code, done.stderr
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_parts_merge_to_the_bytes_of_a_plain_job(home, format):
+    pytest.importorskip("pyarrow" if format == "parquet" else "json")
+    code, said = caption("--format", format, "--output", "out/")
+    assert code == 1 and "23 image(s), 22 captioned, 1 failed" in said
+    assert len(list((home / "out").glob(f"part-*.{format}"))) == 3
+    caption("--format", format, "--output", f"plain.{format}")
+    wanted = (home / f"plain.{format}").read_bytes()
+    merged = CliRunner().invoke(main, ["merge", "out"])
+    assert merged.exit_code == 0, merged.output
+    assert (home / f"out.{format}").read_bytes() == wanted
+    listed = [json.loads(line) for line in (home / "errors.jsonl").read_text().splitlines()]
+    assert [(row["path"], row["kind"]) for row in listed] == [("p/07.png", "not_an_image")] * 2
+
+
+def test_only_missing_and_torn_parts_are_written_again(home):
+    caption("--output", "out/")
+    merge_parts(Path("out"))
+    wanted = Path("out.jsonl").read_bytes()
+    for name in ("part-00001.json", "part-00002.json"):
+        before = {path.name: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+        path = Path("out", name)
+        if name == "part-00001.json":
+            path.unlink()  # killed between a part and its manifest
+        else:
+            path.with_suffix(".jsonl").write_bytes(b"{")  # torn by a failing disk
+        with pytest.raises(DataError, match="is missing or damaged"):
+            merge_parts(Path("out"))
+        code, said = caption("--output", "out/")
+        assert code == 0 and "in earlier runs" in said  # its failure is known
+        changed = {p.name for p in Path("out").iterdir() if p.stat().st_mtime_ns != before[p.name]}
+        assert changed - {"parts.json", "errors.jsonl"} == {name, f"{path.stem}.jsonl"}
+        merge_parts(Path("out"))
+        assert Path("out.jsonl").read_bytes() == wanted
+
+
+def test_other_settings_or_another_list_are_said_in_one_line(home):
+    caption("--output", "out/")
+    for words, message in (
+        (["--beam-size", "2"], "different settings (beam_size was"),
+        (["--style", "sentence"], "different settings (wording was"),
+        (["--batch-size", "3"], "different settings (batch_size was 4, is 3"),
+    ):
+        code, said = caption("--output", "out", *words)
+        assert code != 0 and message in said.splitlines()[-1]
+    Path("p/00.png").rename("p/000.png")
+    code, said = caption("--output", "out")
+    assert code != 0 and "part-00000.json: was written from another list of images" in said
+    code, said = caption("--output", "out", "--overwrite")
+    assert code == 1 and "23 image(s), 22 captioned" in said
+    assert "000.png" in Path("out/part-00000.jsonl").read_text()
+
+
+def test_a_foreign_folder_and_other_formats_are_refused(home):
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    code, said = caption("--output", "mine")
+    assert code != 0 and "not marked as captioner's" in said
+    assert caption("--output", "x/", "--format", "csv")[0] == 2
+    assert caption("--output", "x/", "--retry-errors")[0] == 2
+    done = CliRunner().invoke(main, ["merge", "mine"])
+    assert done.exit_code == 1 and "no finished job" in done.stderr
