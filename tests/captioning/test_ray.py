@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stores
 from click.testing import CliRunner
 from deadly import Deadly
 
@@ -30,6 +31,7 @@ from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import ConfigError, ImageError
 from captioner.images.content import Slice
 from captioner.model_config import fingerprint
+from captioner.system import object_store
 
 import toys
 
@@ -235,11 +237,45 @@ def test_parquet_has_the_same_rows_and_uris_are_read(
         str(missing),
         "nobody://reads/this.png",
     ]
-    assert "no such file" in rows[-2]["error"]
+    assert "No such file" in rows[-2]["error"]
     assert "read are s3" in rows[-1]["error"]
     wanted = [json.loads(line) for line in plain([model], items[:11], 1).splitlines()]
     for row, local in zip(rows, wanted, strict=False):
         assert row == {"error": None} | local | {"file_name": row["file_name"]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_read_a_store_as_one_process_reads_the_disk(
+    small_cluster, model, items, tmp_path, monkeypatch
+):
+    pytest.importorskip("s3fs", reason="needs the extra `remote`")
+    pytest.importorskip("moto", reason="needs moto")
+    storage = stores.benchmark()
+    for name, value in storage.KEYS.items():
+        monkeypatch.setenv(name, value)
+    sources = ("pictures/", "open.tar")
+    local = [item for source in sources for item in list_images(f"{tmp_path}/{source}")]
+    with storage.object_storage() as (behind, proxy, traffic):
+        storage.upload(tmp_path, behind)
+        traffic.every = 9
+        keys = {**storage.KEYS, "AWS_ENDPOINT_URL": proxy}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        object_store._file_system.cache_clear()
+        caption_with_ray(
+            model,
+            [item for source in sources for item in list_images(f"s3://pictures/{source}")],
+            tmp_path / "captions.jsonl",
+            {"beam_size": 3},
+            HOW,
+            concurrency=1,
+            worker_options={"runtime_env": {"env_vars": keys}},
+        )
+        object_store._file_system.cache_clear()
+    rows = (tmp_path / "captions.jsonl").read_text(encoding="utf-8")
+    assert rows.count("\n") == 23 and traffic.faults.total() > 1
+    assert rows.replace("s3://pictures", str(tmp_path)) == plain([model], local, 1)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
