@@ -31,16 +31,31 @@ class _Encode(nn.Module):
 
     def __init__(self, encoder: Encoder):
         super().__init__()
-        self.networks = nn.ModuleList(cnn.network for cnn in encoder.cnns)
+        self.cnns = nn.ModuleList(map(_Cnn, encoder.cnns))
         self._encoder = (encoder,)  # in a tuple, so that it is no submodule
 
     def forward(self, pixels: Tensor) -> Tensor:
         [encoder] = self._encoder
-        each = [
-            network(cnn.spec.preprocess.normalize(pixels)).flatten(1)
-            for network, cnn in zip(self.networks, encoder.cnns, strict=True)
-        ]
-        return side_by_side_features(each, encoder.cnns)
+        return side_by_side_features([cnn(pixels) for cnn in self.cnns], encoder.cnns)
+
+
+class _Cnn(nn.Module):
+    """Pixels to features of one CNN; `Preprocess.normalize` keeps tensors outside the module."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, cnn: FrozenEncoder):
+        super().__init__()
+        self.network = cnn.network
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(cnn.spec.preprocess, name)).view(1, 3, 1, 1) * 255
+            self.register_buffer(name, values)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = (pixels.float() - self.mean) / self.std
+        features: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        return features.flatten(1)
 
 
 class _See(nn.Module):
