@@ -77,7 +77,8 @@ def kept(
         ConfigError: if something else is at the address.
         DataError: if the store does not answer.
     """
-    local, started = local_output(address), time.time()
+    local = local_output(address)
+    before = _version(local)  # the clock of a common disk may differ from this machine's
     local.parent.mkdir(parents=True, exist_ok=True)
     with _named(address):
         _check_place(address, local, overwrite)
@@ -95,8 +96,8 @@ def kept(
             _put_journals(address, local)
         raise
     _stop(stop, copying)
-    if not local.is_file() or local.stat().st_mtime < started - 1:
-        return  # it was not written, or this process does not lead
+    if _version(local) in (None, before):
+        return  # it was not written
     try:
         _put_all(address, local)
     except UnreachableError as error:
@@ -187,6 +188,14 @@ def _put_journals(address: str, local: Path) -> None:
             ):
                 db.backup(target)
             put(copy, address + journal.name.removeprefix(local.name))
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced; None if there is no file."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _stop(stop: Event, copying: Thread) -> None:

@@ -19,6 +19,7 @@ import pytest
 import stores
 from click.testing import CliRunner
 
+from captioner.captioning import remote_output
 from captioner.captioning.sources import list_images
 from captioner.captioning.sources.tables import remote_row
 from captioner.cli import main
@@ -255,6 +256,15 @@ def test_an_output_is_put_whole_and_goes_on_on_another_machine(
 
     status = CliRunner().invoke(main, ["status", f"{BUCKET}/out/captions.jsonl"])
     assert "13" in status.output and status.exit_code == 0
+
+
+def test_an_output_is_put_whatever_the_clock_of_its_disk_says(traffic, cache):
+    address = f"{BUCKET}/slow-clock.txt"
+    local = remote_output.local_output(address)
+    with remote_output.kept(address):
+        local.write_text("old")
+        os.utime(local, (1, 1))
+    assert stored("slow-clock.txt") == b"old"
 
 
 def test_no_foreign_object_is_replaced(folder, traffic, model, cache):
