@@ -23,6 +23,7 @@ from tqdm import tqdm
 from captioner.captioning.journal import Journal
 from captioner.captioning.run_state import Noted, RunState
 from captioner.system.addresses import without_secrets
+from captioner.system.cores import torchrun_number
 from captioner.system.stages import measured
 from captioner.system.world import World
 
@@ -186,6 +187,9 @@ def command_to_continue(words: Sequence[str]) -> str:
 
     `--overwrite` is left out, because it would start the job over. Commands of `pipe:` and the
     passwords in addresses are not shown. A long list of images is cut.
+
+    Raises:
+        ConfigError: if a variable of `torchrun` is not a number.
     """
     shown = []
     for word in words:
@@ -194,9 +198,9 @@ def command_to_continue(words: Sequence[str]) -> str:
         safe = "pipe:..." if word.startswith("pipe:") else without_secrets(word)
         shown.append(shlex.quote(safe))
     start = "captioner"
-    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
-        local = os.environ.get("LOCAL_WORLD_SIZE", size)
-        nodes = f"--nnodes {int(size) // int(local)} " if local != size else ""
+    if (size := torchrun_number("WORLD_SIZE", "1", least=1)) > 1:
+        local = torchrun_number("LOCAL_WORLD_SIZE", str(size), least=1, most=size)
+        nodes = f"--nnodes {size // local} " if local != size else ""
         start = f"torchrun {nodes}--nproc-per-node {local} -m captioner"
     text = " ".join((start, *shown))
     return text if len(text) <= LONGEST else f"{text[:LONGEST].rpartition(' ')[0]} ..."

@@ -93,6 +93,8 @@ def job_status(output: Path) -> JobStatus:
             f"{journals[0]}: cannot be read ({plain(error)}); if it is damaged, --salvage keeps "
             f"its intact rows"
         ) from error
+    except OSError as error:  # removed meanwhile, or not allowed
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return _of_journals(output, notes)
 
 

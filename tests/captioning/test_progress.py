@@ -21,7 +21,7 @@ from captioner.captioning.run_state import RunState, noted_in
 from captioner.captioning.status import SILENCE, job_status
 from captioner.cli import main
 from captioner.cli.status import duration
-from captioner.errors import DataError
+from captioner.errors import ConfigError, DataError
 from captioner.system.stages import during, measured, timed
 
 import toys
@@ -122,6 +122,10 @@ def test_the_command_to_continue_does_not_start_over_and_tells_no_secret(monkeyp
     assert command_to_continue(["caption"]) == (
         "torchrun --nnodes 2 --nproc-per-node 4 -m captioner caption"
     )
+    for local in ("0", "x", "9"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        with pytest.raises(ConfigError, match="LOCAL_WORLD_SIZE: must be 1 to 8"):
+            command_to_continue(["caption"])
 
 
 def killed(ranks: int = 1) -> dict:
@@ -265,6 +269,18 @@ def test_a_damaged_journal_gets_one_line():
     result = status("out.jsonl")
     assert result.exit_code == 1 and "--salvage" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_journal_that_disappears_meanwhile_gets_one_line(monkeypatch):
+    caption("--output", "out.jsonl")
+
+    def removed_before(path: Path):
+        path.unlink()
+        return noted_in(path)
+
+    monkeypatch.setattr("captioner.captioning.status.noted_in", removed_before)
+    with pytest.raises(DataError, match="journal: cannot be read: No such file"):
+        job_status(Path("out.jsonl"))
 
 
 def test_a_state_of_another_version_is_unknown():
