@@ -25,6 +25,8 @@ from pathlib import Path
 import psutil
 from common import describe_machine, noise_jpeg
 
+LOG = Path(tempfile.gettempdir()) / f"killing-{os.getpid()}.log"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -52,7 +54,7 @@ def command(folder: Path, output: Path) -> list[str]:
 def kill_all(folder: Path, output: Path, plain: Path, dice: random.Random, kills: int) -> bool:
     """Kill a job again and again, then let it end; return whether anything was wrong."""
     counts, wrong = Counter[str](), Counter[str]()
-    kinds, kept = cycle(("driver", "worker", "cluster")), 0
+    kinds, kept, failed = cycle(("driver", "worker", "cluster")), 0, 0
     job = start(folder, output)
     while counts.total() < kills:
         reached = rows(output)
@@ -61,10 +63,9 @@ def kill_all(folder: Path, output: Path, plain: Path, dice: random.Random, kills
             time.sleep(0.2)
         time.sleep(dice.uniform(0.1, 6))
         if job.poll() is not None:
-            wrong["outputs that differ"] += output.read_bytes() != plain.read_bytes()
-            for path in output.parent.iterdir():
-                path.unlink()
-            kept = 0
+            is_done = ended(output, plain, wrong)
+            kept = 0 if is_done else kept
+            failed += not is_done
             job = start(folder, output)
             continue
         kind = next(kinds)
@@ -90,21 +91,35 @@ def kill_all(folder: Path, output: Path, plain: Path, dice: random.Random, kills
         print(f"{counts.total()}: {kind} killed, {now} rows", flush=True)
         if kind != "worker":
             job = start(folder, output)
-    job.wait()
+    while job.wait() and not output.exists() and failed < kills:
+        failed += 1
+        job = start(folder, output)
     with closing(sqlite3.connect(output.with_name(output.name + ".journal"))) as db:
         names, all_rows = db.execute(
             "SELECT count(DISTINCT name), count(*) FROM records"
         ).fetchone()
     wrong["rows twice"] += all_rows - names
     wrong["outputs that differ"] += output.read_bytes() != plain.read_bytes()
-    print(f"kills: {dict(counts)}; {names} images; {dict(wrong)}")
+    print(f"kills: {dict(counts)}; {names} images; {dict(wrong)}; {failed} failed starts")
     return bool(wrong.total())
+
+
+def ended(output: Path, plain: Path, wrong: Counter[str]) -> bool:
+    """Compare a finished output and remove it; False if there is none: the job goes on."""
+    if not output.exists():
+        lines = LOG.read_text(errors="replace").splitlines()
+        print("ended without an output:", *lines[-1:], flush=True)
+        return False
+    wrong["outputs that differ"] += output.read_bytes() != plain.read_bytes()
+    for path in output.parent.iterdir():
+        path.unlink()
+    return True
 
 
 def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*command(folder, output), "--engine", "ray"],
-        stderr=subprocess.DEVNULL,
+        stderr=LOG.open("w"),
         start_new_session=True,
     )
 
