@@ -15,15 +15,18 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -33,6 +36,7 @@ from captioner.errors import ConfigError, suggest
 from captioner.system.escapes import OBEYED
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import owns
+from captioner.system.plugins import KINDS, Kind, names, plugin
 from captioner.system.text_encodings import bad_encoding
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +46,23 @@ Few = Annotated[int, Field(ge=1, le=1000)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # of a layer or a batch
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Cell = Literal["rnn", "gru", "lstm", "elman"]
+CELLS: tuple[str, ...] = get_args(Cell)
+DataFormat = Literal[
+    "auto",
+    "flickr",
+    "karpathy",
+    "coco",
+    "csv",
+    "jsonl",
+    "webdataset",
+    "parquet",
+    "huggingface",
+    "sidecars",
+    "kohya",
+    "multi30k",
+    "scenes",
+]
 MAX_CAPTIONS = 1000  # per image
 MAX_START = 10_000  # characters
 MAX_FORBIDDEN = 10**5  # words
@@ -50,6 +71,27 @@ MAX_SETTINGS = 100  # in one section
 BUNDLED = "bundled:"  # prefix of a path inside the package
 MAX_BYTES = 2**20  # of a config file; larger ones are data
 DATA_HINT = "; name data with --set data.root=PATH"
+
+
+def _with_plugins(kind: Kind) -> tuple[WrapValidator, PlainSerializer]:
+    """Return what makes a setting also take the names that plug-ins add."""
+
+    def validate(given: Any, builtin: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return builtin(given)
+        except ValidationError as error:
+            try:
+                if isinstance(given, str) and plugin(kind, given):
+                    return given
+            except ConfigError as clash:
+                raise PydanticCustomError("clash", "{clash}", {"clash": str(clash)}) from clash
+            mistake = error.errors()[0]["msg"]
+            others = ", ".join(names(kind)) or "none is installed"
+            rest = f"{mistake}, or the {KINDS[kind]} of a plug-in ({others})"
+            raise PydanticCustomError("plugin", "{rest}", {"rest": rest}) from error
+
+    # Pydantic would warn of a value that is none of the literals.
+    return WrapValidator(validate), PlainSerializer(lambda value: value)
 
 
 class _Checked(type(BaseModel)):  # type: ignore[misc]
@@ -105,21 +147,9 @@ class DataConfig(Section):
     """Where the images and captions are."""
 
     root: str = Field("bundled:data/scenes", description="folder, annotation file or hf:OWNER/NAME")
-    format: Literal[
-        "auto",
-        "flickr",
-        "karpathy",
-        "coco",
-        "csv",
-        "jsonl",
-        "webdataset",
-        "parquet",
-        "huggingface",
-        "sidecars",
-        "kohya",
-        "multi30k",
-        "scenes",
-    ] = Field("auto", description="annotation format; auto detects it")
+    format: Annotated[DataFormat, *_with_plugins("datasets")] = Field(
+        "auto", description="annotation format; auto detects it"
+    )
     images: str | None = Field(None, description="image folder; null: found from data.root")
     split_train: str = Field("train", description="split to train on")
     split_dev: str = Field("dev", description="split that chooses the best epoch")
@@ -165,7 +195,9 @@ class TextConfig(Section):
 class CnnConfig(Section):
     """One frozen CNN and its weights."""
 
-    backbone: str = Field("resnet50", description="torchvision classification CNN, or timm:NAME")
+    backbone: str = Field(
+        "resnet50", description="torchvision classification CNN, timm:NAME, or plugin:NAME"
+    )
     weights: str = Field(
         "DEFAULT", description="torchvision enum name, tag of timm, .pth/.safetensors, or none"
     )
@@ -245,7 +277,7 @@ class DecoderConfig(Section):
 
     removed = {"decoder.init_activation": "tanh"}
 
-    cell: Literal["rnn", "gru", "lstm", "elman"] = Field("lstm", description="recurrent cell")
+    cell: Annotated[Cell, *_with_plugins("cells")] = Field("lstm", description="recurrent cell")
     nonlinearity: Literal["tanh", "relu"] = Field("tanh", description="activation of rnn and elman")
     hidden_size: Size = Field(512, description="units per layer")
     num_layers: int = Field(1, ge=1, le=100, description="recurrent layers")

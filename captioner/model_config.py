@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
-from captioner.config import DecoderConfig, DecodingConfig, Precision, bundled, first_mistake
-from captioner.errors import ModelError
+from captioner.config import (
+    CELLS,
+    DecoderConfig,
+    DecodingConfig,
+    Precision,
+    bundled,
+    first_mistake,
+)
+from captioner.errors import ConfigError, ModelError
 from captioner.hub import fetch, is_hub
 from captioner.system.files import no_stream, read_json, sweep
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import MODEL_FILES
+from captioner.system.plugins import KINDS, NAME, PACKAGE, VERSION, normal, plugin
 from captioner.system.version import __version__
 
 BUNDLED_MODELS = ("photos", "scenes")  # names for --model; run directories in the package
@@ -22,6 +38,7 @@ Storage = Literal["fp32", "fp16"]
 # The format version of each storage: older versions of captioner read fp32 only.
 FORMAT_VERSIONS: Mapping[Storage, int] = {"fp32": 1, "fp16": 2}
 OTHER_WORDS = 2  # added for a tokeniser that is not ptb, whose words older versions cannot join
+MAX_PLUGINS = 100
 NO_CNN = 4  # added for a model of features, without which older versions would see no mistake
 
 
@@ -38,6 +55,15 @@ class FeaturesConfig(BaseModel):
     """What stands for the CNNs of a model of features; the decoder states their sizes."""
 
     source: str = Field(max_length=1000)  # name of the file that the model learnt from
+
+
+class PlugInConfig(BaseModel):
+    """A plug-in that the model needs; only its name leads to an import, by an entry point."""
+
+    kind: Literal["cells", "backbones"]
+    name: str = Field(pattern=rf"\A{NAME}\z")
+    package: str = Field(pattern=rf"\A{PACKAGE}\z")
+    version: str = Field(pattern=rf"\A{VERSION}\z")
 
 
 class SizedDecoderConfig(DecoderConfig):
@@ -68,6 +94,7 @@ class ModelConfig(BaseModel):
     tokenizer: str = "ptb"  # as in vocab.json, which holds what it has learnt
     decoder: SizedDecoderConfig
     decoding: DecodingConfig
+    plugins: list[PlugInConfig] = Field([], max_length=MAX_PLUGINS)
 
     @model_validator(mode="after")
     def _sees(self) -> Self:
@@ -87,6 +114,9 @@ class ModelConfig(BaseModel):
         if isinstance(self.encoder, list):
             return {f"encoder.{number}": cnn for number, cnn in enumerate(self.encoder)}
         return {"encoder": self.encoder}
+
+
+_PLUGINS = TypeAdapter(Annotated[list[PlugInConfig], Field(max_length=MAX_PLUGINS)])
 
 
 def bundled_model(name: str) -> Path | None:
@@ -167,6 +197,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"{path}: format version {excerpt(version)}, this captioner reads 1 to {known[-1]}; "
             f"update captioner or convert the model"
         )
+    _check_plugins(path, config.get("plugins", []))
     try:
         model = ModelConfig.model_validate(config, strict=True)
     except ValidationError as error:
@@ -182,3 +213,53 @@ def read_config(folder: Path) -> ModelConfig:
             f"{path}: damaged: format version {version} with storage {stated}; restore the file"
         )
     return model
+
+
+def _check_plugins(path: Path, stated: object) -> None:
+    """Refuse a model whose plug-ins are not installed; this imports none of them.
+
+    Raises:
+        ModelError: with what to install.
+    """
+    try:
+        plugins = _PLUGINS.validate_python(stated, strict=True)
+    except ValidationError as error:
+        mistake = first_mistake(error, within=("plugins",))
+        raise ModelError(f"{path}: cannot be used: {mistake}") from error
+    for each in plugins:
+        what = f"the {KINDS[each.kind]} {each.name} of {each.package} {each.version}"
+        try:
+            found = plugin(each.kind, each.name)
+        except ConfigError as error:
+            raise ModelError(f"{path}: needs {what}: {error}") from error
+        if found is None:
+            raise ModelError(
+                f"{path}: needs {what}, a plug-in that is not installed: if you trust it, "
+                f"pip install '{each.package}=={each.version}'"
+            )
+        if normal(found.package) != normal(each.package):
+            raise ModelError(
+                f"{path}: needs {what}, but {found.package} {found.version} adds this name; "
+                f"uninstall that, and if you trust it, "
+                f"pip install '{each.package}=={each.version}'"
+            )
+
+
+def plugins_of(cell: str, backbones: Iterable[str]) -> list[PlugInConfig]:
+    """Return the plug-ins that a decoder's cell and CNNs come from."""
+    wanted = [] if cell in CELLS else [plugin("cells", cell)]
+    names = (name.partition(":")[2] for name in backbones if name.startswith("plugin:"))
+    wanted += [plugin("backbones", name) for name in dict.fromkeys(names)]
+    return [
+        PlugInConfig.model_validate(
+            {"kind": p.kind, "name": p.name, "package": p.package, "version": p.version}
+        )
+        for p in wanted
+        if p
+    ]
+
+
+def plugins_in_signature(plugins: Iterable[PlugInConfig]) -> str:
+    """Return plug-ins as a signature shows them after the search, such as `,cell=skip@name-1.0`."""
+    each = (f",{KINDS[p.kind]}={p.name}@{p.package}-{p.version}" for p in plugins)
+    return "".join(dict.fromkeys(each))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,8 @@ from captioner.model_config import (
     SizedDecoderConfig,
     Storage,
     model_folder,
+    plugins_in_signature,
+    plugins_of,
     read_config,
 )
 from captioner.system.disk import advice
@@ -68,6 +71,7 @@ from captioner.system.files import (
 from captioner.system.foreign import plain
 from captioner.system.no_draws import NoDraws
 from captioner.system.ownership import CARD, MAX_CARD, check, owns
+from captioner.system.plugins import plugin
 from captioner.text import Vocabulary
 
 TIED = "output.weight"
@@ -135,10 +139,12 @@ def _write(folder: Path, model: Model, storage: Storage) -> None:
         ),
         tokenizer=vocabulary.tokenizer.name,
         decoding=decoding,
+        plugins=plugins_of(decoder.config.cell, [cnn.backbone for cnn in cnns]),
     )
     config = config.model_copy(update={"format_version": config.version()})
     usual = {"tokenizer"} if config.tokenizer == "ptb" else set()  # as older versions wrote it
     usual |= set() if config.features else {"features"}
+    usual |= set() if config.plugins else {"plugins"}
     tensors = _tensors(model, storage)
     with whole_folder(folder, "model") as aside:
         save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
@@ -198,6 +204,7 @@ def read_model(folder: str | Path) -> Model:
         )
     preprocess = load_preprocess(folder)
     cnns, sizes = config.cnns(), config.decoder
+    _note_versions(folder, config)
     _check_size(folder, "CNN(s)", len(cnns), len(preprocess), PREPROCESSOR)
     _check_size(folder, "words", sizes.vocab_size, len(vocabulary), "vocab.json")
     weights = folder / "model.safetensors"
@@ -220,6 +227,18 @@ def read_model(folder: str | Path) -> Model:
         except ValueError as error:
             raise ModelError(f"{weights}: cannot be used: {plain(error)}") from error
     return Model(encoder, decoder, vocabulary, config.decoding, neighbours, read_card(folder))
+
+
+def _note_versions(folder: Path, config: ModelConfig) -> None:
+    """Say where a plug-in has another version than when the model was written."""
+    for each in config.plugins:
+        found = plugin(each.kind, each.name)
+        if found and found.version != each.version:
+            print(
+                f"note: {plain(folder)}: written with {each.package} {each.version}, installed is "
+                f"{found.version}",
+                file=sys.stderr,
+            )
 
 
 def read_card(folder: Path) -> str:
@@ -328,6 +347,8 @@ def _load_decoder(config: SizedDecoderConfig, state: dict[str, Tensor], where: P
         empty.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()})
         decoder = Decoder(settings, **sizes)
         decoder.load_state_dict(state)
+    except ConfigError as error:  # of a plug-in's cell
+        raise ModelError(f"{where.parent}: {error}") from error
     except RuntimeError as error:
         lines = str(error).splitlines()
         reason = " ".join(line.strip() for line in lines[1:4] or lines)
@@ -384,3 +405,12 @@ def join_models(models: Sequence[tuple[Path, Model]]) -> tuple[Encoder, Ensemble
     ]
     encoder.mirrored = first.encoder.mirrored
     return encoder, Ensemble([model.decoder for _, model in models], inputs)
+
+
+def plugin_label(encoder: Encoder, decoder: Decoder | Ensemble) -> str:
+    """Return the plug-ins of a model as a signature shows them; empty without any."""
+    members = [*decoder.members] if isinstance(decoder, Ensemble) else [decoder]
+    cells = [one.config.cell for one in members if isinstance(one, Decoder)]
+    backbones = [cnn.spec.backbone for cnn in encoder.cnns]
+    each = [plugin for cell in cells for plugin in plugins_of(cell, backbones)]
+    return plugins_in_signature(each)

@@ -18,7 +18,13 @@ from safetensors import SafetensorError, safe_open
 from captioner.config import Config, load_config
 from captioner.errors import ConfigError, ModelError
 from captioner.hub import cached_name
-from captioner.model_config import BUNDLED_MODELS, bundled_model, bundled_name, model_folder
+from captioner.model_config import (
+    BUNDLED_MODELS,
+    bundled_model,
+    bundled_name,
+    model_folder,
+    read_config,
+)
 
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})\.safetensors")
 # Required keys of each kind of line in `metrics.jsonl`, besides `epoch` and `step`.
@@ -102,7 +108,8 @@ def config_of_model(
     Data, a folder or file, and overrides, such as `section.key=value`, replace settings.
 
     Raises:
-        ConfigError: if there is neither a `config.yaml` nor `data`.
+        ConfigError: if there is neither a `config.yaml` nor `data`, or it has mistakes.
+        ModelError: if the model needs a plug-in that is not installed.
     """
     path = folder.resolve().parent / "config.yaml"
     if data:
@@ -111,7 +118,12 @@ def config_of_model(
         raise ConfigError(
             f"{folder}: no config.yaml in the parent folder; name the data with --data DIR"
         )
-    return load_config(str(path) if path.is_file() else None, overrides)
+    try:
+        return load_config(str(path) if path.is_file() else None, overrides)
+    except ConfigError:
+        if (folder / "config.json").is_file():
+            read_config(folder)  # says which plug-in the model needs, and what to install
+        raise
 
 
 def read_metrics(path: Path, say: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Caption records -> text, JSONL, CSV, COCO results JSON, Parquet, or a file next to each image.
 
-To add a format, write a subclass of `Writer` and add it to `FORMATS`.
+To add a format, write a subclass of `Writer` and add it to `FORMATS`, or write a plug-in.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self, TextIO, cast
 
@@ -18,8 +19,10 @@ from captioner.captioning.records import Record, Totals
 from captioner.captioning.sidecars import ADVICE, Existing, Sidecars
 from captioner.captioning.sources.item import text_id
 from captioner.captioning.wording import Wording
+from captioner.errors import DataError
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, isolated, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
+from captioner.system.plugins import PlugIn, guarded, load, plugin
 from captioner.system.version import __version__
 from captioner.text import Caption
 
@@ -37,6 +40,9 @@ class Writer(ABC):
 
     several: ClassVar[bool] = True  # whether the format holds more than one caption per image
     detailed: ClassVar[bool] = False  # whether it holds words and marks captions
+    # Of a plug-in: matches every line of its files, by which captioner may replace them.
+    line: ClassVar[re.Pattern[bytes] | None] = None
+    _who: PlugIn | None = None
 
     def __init__(
         self,
@@ -62,7 +68,8 @@ class Writer(ABC):
         Raises:
             DataError: if the file next to an image cannot be written.
         """
-        reason = self._write(record.worded(self.wording) if self.wording else record)
+        with self._guarded():
+            reason = self._write(record.worded(self.wording) if self.wording else record)
         if self.min_confidence is not None and record.captions:
             self.unsure += not record.captions[0].confidence >= self.min_confidence
         return Record(record.file_name, error=reason, kind="place_taken") if reason else record
@@ -77,12 +84,18 @@ class Writer(ABC):
         pass
 
     def __enter__(self) -> Self:
-        self._open()
+        with self._guarded():
+            self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._close()
+            with self._guarded():
+                self._close()
+
+    def _guarded(self) -> AbstractContextManager[None]:
+        """Return what names a plug-in that fails, but not a disk that does."""
+        return guarded(self._who, DataError, OSError) if self._who else nullcontext()
 
 
 class TextWriter(Writer):
@@ -228,6 +241,19 @@ FORMATS: dict[str, type[Writer]] = {
 }
 
 
+def writer_named(format: str) -> type[Writer]:
+    """Return the writer of a format in `FORMATS` or of a plug-in.
+
+    Raises:
+        ConfigError: if there is none, or a plug-in cannot be used.
+    """
+    if format in FORMATS:
+        return FORMATS[format]
+    writer: type[Writer] = load("writers", format, Writer)
+    writer._who = plugin("writers", format)
+    return writer
+
+
 def as_dict(
     record: Record, n_best: int = 1, *, words: bool = False, min_confidence: float | None = None
 ) -> dict[str, object]:
@@ -295,7 +321,7 @@ def write_output(
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
-        FORMATS[format](
+        writer_named(format)(
             file, n_best=n_best, wording=wording, words=words, min_confidence=min_confidence
         ) as writer,
     ):

@@ -51,8 +51,27 @@ if TYPE_CHECKING:
 SHOW_RATE_FROM = 20  # images; with fewer, a rate means nothing
 BLANK = "blank: the CNN sees one colour only, so the caption says nothing about the image"
 MOST_FAILURES = 1000  # before the first image, without loading the model
+FORMATS = ("text", "jsonl", "csv", "coco", "txt", "caption", "xmp", "parquet")
 SIDECARS = ("txt", "caption", "xmp")  # formats of files next to the images
 ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "coco", ".txt": "text", ".tsv": "text"}
+
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:
+    _Choice = click.Choice  # that of Click 8.1 is not generic
+
+
+class _Format(_Choice):
+    """A format of captioner's own, or the name of a plug-in's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from captioner.system.plugins import names, plugin
+
+        if value in self.choices or plugin("writers", value) is None:
+            known = [*self.choices, *names("writers")]
+            value = click.Choice(known).convert(value, param, ctx)
+        return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +159,9 @@ class RunOptions:
 )
 @click.option(
     "--format",
-    type=click.Choice(["text", "jsonl", "csv", "coco", "txt", "caption", "xmp", "parquet"]),
-    help="text: path, tab, caption; txt, caption, xmp: a file of this ending next to each image.  "
-    "[default: from --output's extension, else jsonl; text on stdout]",
+    type=_Format(FORMATS),
+    help="text: path, tab, caption; txt, caption, xmp: a file of this ending next to each image; "
+    "or the name of a plug-in's.  [default: from --output's extension, else jsonl; text on stdout]",
 )
 @wording_options
 @click.option("--n-best", type=click.IntRange(1, 1000), default=1, help="Captions per image.")
@@ -318,14 +337,14 @@ def _is_known(totals: Totals, how: RunOptions) -> bool:
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Record, Totals, caption_files
-    from captioner.captioning.writers import FORMATS, SidecarWriter
+    from captioner.captioning.writers import SidecarWriter, writer_named
     from captioner.system.memory import Memory
 
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
     maps = _map_folder(how)
     count = failed = blank = 0
-    writer = FORMATS[how.format](
+    writer = writer_named(how.format)(
         sys.stdout,
         n_best=how.n_best,
         wording=how.wording,
@@ -614,10 +633,11 @@ def _problems(how: RunOptions) -> Iterator[str]:
     yield from _problems_of_parts(how)
     if how.salvage and (how.overwrite or not output):
         yield "--salvage needs --output, and excludes --overwrite"
-    from captioner.captioning.writers import FORMATS  # slow to import
+    from captioner.captioning.writers import writer_named  # slow to import
 
-    yield from _problems_of_words(how, detailed=FORMATS[how.format].detailed)
-    if how.n_best > 1 and not FORMATS[how.format].several:
+    writer = writer_named(how.format)
+    yield from _problems_of_words(how, detailed=writer.detailed)
+    if how.n_best > 1 and not writer.several:
         yield f"--n-best: {how.format} holds one caption per image; use jsonl or text"
     if how.existing != "skip" and not how.is_beside:
         yield f"--existing needs --format txt, caption or xmp, given {how.format}"

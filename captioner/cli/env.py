@@ -15,7 +15,26 @@ def command() -> None:
     """
     from captioner.system.environment import environment
 
-    rows = environment()
+    rows = environment() + _plugins()
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         show(f"{name.ljust(width)}  {value}")
+
+
+def _plugins() -> list[tuple[str, str]]:
+    """Return what each plug-in adds, and its package; a built-in name wins."""
+    from captioner.cli.caption import FORMATS as WRITERS
+    from captioner.config import CELLS
+    from captioner.data.load import FORMATS
+    from captioner.metrics import METRICS
+    from captioner.system.plugins import KINDS, plugins
+
+    own = {"cells": CELLS, "metrics": METRICS, "datasets": FORMATS, "writers": WRITERS}
+    return [
+        (
+            f"{KINDS[each.kind]} {each.name}",
+            each.label
+            + " (not used: captioner has its own)" * (each.name in own.get(each.kind, ())),
+        )
+        for each in plugins()
+    ]

@@ -51,7 +51,7 @@ metrics_option = click.option(
     show_default=True,
     help="Any of bleu, rouge_l, cider, cider_d; with Java, meteor and spice; all stands for these. "
     "Others: diversity, self_cider, novel (several captions an image); clip_score, bert_score "
-    "(pretrained models).",
+    "(pretrained models); those of plug-ins.",
 )
 clip_option = click.option(
     "--clip",

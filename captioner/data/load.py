@@ -28,6 +28,7 @@ from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.hub import is_hub_data
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt, plain
+from captioner.system.plugins import guarded, load, names, plugin
 from captioner.system.text_encodings import bad_encoding, reading_as
 
 
@@ -83,7 +84,7 @@ def load_dataset(
 
     Args:
         root: the folder or file, or `hf:OWNER/NAME[@REVISION][:CONFIG]` on the Hub.
-        format: a key of `FORMATS`, or "auto" to recognise the format.
+        format: a key of `FORMATS`, the name of a plug-in's format, or "auto" to recognise it.
         images: image folder; None: next to the annotations; False: read only the annotations.
         restval: Karpathy splits only: add "restval" to "train".
         image_column: tables: column of the images, or of their file names; None: guessed.
@@ -131,7 +132,7 @@ def recognised(root: Path, format: str = "auto") -> Format | None:
     Raises:
         DataError: if a file cannot be read.
     """
-    chosen = FORMATS.values() if format == "auto" else [FORMATS[format]]
+    chosen = FORMATS.values() if format == "auto" else [_format_named(format)]
     try:
         return next((known for known in chosen if known.recognise(root)), None)
     except OSError as error:
@@ -139,9 +140,47 @@ def recognised(root: Path, format: str = "auto") -> Format | None:
         raise DataError(f"{place}: cannot be read: {error.strerror}") from error
 
 
+class _OfPlugin:
+    """A plug-in's format; what fails in it is one line that names the package."""
+
+    def __init__(self, name: str):
+        who = plugin("datasets", name)
+        assert who
+        self._who = who
+        self._format: Format = load("datasets", name, ("LOOKS_FOR", "recognise", "load"))
+        with guarded(who, DataError):
+            self.LOOKS_FOR = str(self._format.LOOKS_FOR)
+
+    def recognise(self, root: Path, /) -> bool:
+        with guarded(self._who, DataError):
+            return bool(self._format.recognise(root))
+
+    def load(self, root: Path, options: Options, /) -> Dataset:
+        with guarded(self._who, DataError):
+            dataset = self._format.load(root, options)
+            if not isinstance(dataset, Dataset):
+                raise TypeError(f"load returns no Dataset but {type(dataset).__name__}")
+        note = f"read by the {self._who}"
+        return replace(dataset, format=self._who.name, notes=(note, *dataset.notes))
+
+
+def _format_named(name: str) -> Format:
+    """Return the format of a name in `FORMATS` or of a plug-in.
+
+    Raises:
+        DataError: if there is none.
+        ConfigError: if a plug-in cannot be used.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    if plugin("datasets", name):
+        return _OfPlugin(name)
+    known = ", ".join(["auto", *FORMATS, *names("datasets")])
+    raise DataError(f"data.format {excerpt(name)} is none of: {known}")
+
+
 def _choose(root: Path, format: str) -> Format:
-    if format not in ("auto", *FORMATS):
-        raise DataError(f"data.format {excerpt(format)} is none of: auto, {', '.join(FORMATS)}")
+    formats = FORMATS if format == "auto" else {format: _format_named(format)}
     if is_hub_data(root) and format in ("auto", "huggingface"):
         return huggingface
     try:
@@ -153,7 +192,7 @@ def _choose(root: Path, format: str) -> Format:
         if not root.exists() and not webdataset.is_pattern(root):
             raise DataError(f"{root}: no such file or folder; set data.root")
         if root.is_file() and format != "auto":
-            return FORMATS[format]
+            return formats[format]
         if known := recognised(root, format):
             return known
         files = caption_files(root) if root.is_dir() else []
@@ -170,8 +209,9 @@ def _choose(root: Path, format: str) -> Format:
         )
     if faults and len(faults) >= len(files):
         raise DataError("; ".join(f"{file}: {what}" for file, what in faults.items()))
-    names = FORMATS if format == "auto" else [format]
-    expected = [f"  {name}: {FORMATS[name].LOOKS_FOR}" for name in names]
+    expected = [f"  {name}: {known.LOOKS_FOR}" for name, known in formats.items()]
+    if format == "auto" and (added := names("datasets")):
+        expected.append(f"  set data.format to use a plug-in's: {', '.join(added)}")
     if files and format == "auto":
         raise DataError(
             f"{root}: no data set of a known format; found {listed(file.name for file in files)}; "

@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captioner.config import DecoderConfig
+from captioner.config import CELLS, DecoderConfig
 from captioner.decoder.attention import Attention
 from captioner.decoder.dropout import Dropout
 from captioner.decoder.recurrence import Elman
 from captioner.decoder.stepping import Stepper, Stepping
+from captioner.errors import ConfigError
 from captioner.search import SpecialIds, Step
+from captioner.system.plugins import guarded, load, plugin
 from captioner.text import Vocabulary
 
 SPECIAL_IDS = SpecialIds(Vocabulary.bos_id, Vocabulary.eos_id, Vocabulary.unwritable)
@@ -209,7 +211,8 @@ class Decoder(nn.Module):
         Building it takes as long as several steps: reuse it until the weights change. Matrix
         products have the dtype; the cell `elman` stays in float32.
         """
-        if not isinstance(self.cell, nn.RNNBase):
+        # A plug-in's cell may be a subclass that computes something else.
+        if not isinstance(self.cell, nn.RNNBase) or self.config.cell not in CELLS:
             return self
         layers = self.embedding, self.cell, self.attention, self.to_embed, self.output
         return Stepper(self.begin, *layers, dtype)
@@ -242,6 +245,8 @@ def _keep_moments(module: InitialState | Attention, mean: Tensor, variance: Tens
 def _build_cell(config: DecoderConfig) -> nn.Module:
     shape = (config.embed_size, config.hidden_size, config.num_layers)
     dropout = config.dropout if config.num_layers > 1 else 0.0
+    if config.cell not in CELLS:
+        return _cell_of_plugin(config, dropout)
     if config.cell == "elman":
         return Elman(*shape, nonlinearity=config.nonlinearity, dropout=dropout)
     if config.cell == "rnn":
@@ -253,3 +258,27 @@ def _build_cell(config: DecoderConfig) -> nn.Module:
         return rnn
     cell = nn.GRU if config.cell == "gru" else nn.LSTM
     return cell(*shape, batch_first=True, dropout=dropout)
+
+
+def _cell_of_plugin(config: DecoderConfig, dropout: float) -> nn.Module:
+    """Build a plug-in's cell, and try it on two captions of three words.
+
+    Raises:
+        ConfigError: if it cannot be built or called, or its results have other shapes.
+    """
+    make = load("cells", config.cell)
+    who = plugin("cells", config.cell)
+    assert who
+    state = (config.num_layers, 2, config.hidden_size)
+    with guarded(who, ConfigError):
+        cell = make(config.embed_size, config.hidden_size, config.num_layers, dropout=dropout)
+        if not isinstance(cell, nn.Module):
+            raise TypeError(f"it builds no torch.nn.Module but {type(cell).__name__}")
+        cell.eval()
+        with torch.no_grad():
+            outputs, hidden = cell(torch.zeros(2, 3, config.embed_size), torch.zeros(state))
+        found, wanted = (outputs.shape, hidden.shape), ((2, 3, config.hidden_size), state)
+        if found != wanted:
+            shapes = " and ".join(str(tuple(shape)) for shape in found)
+            raise ValueError(f"outputs and hidden have shapes {shapes}, not {wanted}")
+    return cell.train()

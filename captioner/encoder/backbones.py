@@ -1,6 +1,7 @@
 """Builds torchvision's classification CNNs by name, without weights or head.
 
-`timm_networks` builds those of timm.
+`timm_networks` builds those of timm. A plug-in's, `plugin:NAME`, is built here as well: it is a
+CNN that computes class scores from images, (B, 3, S, S), and its last layer is linear.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from captioner.encoder.without_compiler import import_torchvision
-from captioner.errors import ModelError, is_shortage
+from captioner.errors import ConfigError, ModelError, is_shortage
 from captioner.system.foreign import excerpt, plain
 from captioner.system.no_draws import NoDraws
+from captioner.system.plugins import PlugIn, guarded, load, names, plugin
 
 MAX_CALLS = 100_000  # torch calls to build a network; torchvision's deepest needs 11,215
 NOT_CNN = ("maxvit", "swin", "vit")
+PLUGIN = "plugin:"
 
 
 def check_backbone(name: str) -> None:
-    """Raise a `ModelError` for a name that is not a torchvision classification CNN."""
+    """Raise a `ModelError` for a name that is no CNN of torchvision or of a plug-in."""
+    if name.startswith(PLUGIN):
+        _plugin_of(name)
+        return
     import_torchvision()
     from torchvision import models
 
@@ -59,12 +65,68 @@ class Building(NoDraws):
         return super().__torch_function__(func, types, args, kwargs)
 
 
+def is_plugin(backbone: str) -> bool:
+    """Return whether a plug-in builds a backbone."""
+    return backbone.startswith(PLUGIN)
+
+
+def _plugin_of(backbone: str) -> PlugIn:
+    """Return the plug-in that builds a backbone; a `ModelError` if none is installed."""
+    found = plugin("backbones", backbone.removeprefix(PLUGIN))
+    if found is None:
+        known = ", ".join(PLUGIN + name for name in names("backbones")) or "none"
+        raise ModelError(
+            f"encoder.backbone: no installed package adds {excerpt(backbone, 60)}; installed: "
+            f"{known}"
+        )
+    return found
+
+
+def _build_plugin(backbone: str, args: Mapping[str, Any]) -> nn.Module:
+    """Build a plug-in's CNN, and look for its last layer.
+
+    Raises:
+        ModelError: if it cannot be built, or does not end with a linear layer.
+    """
+    who = _plugin_of(backbone)
+    try:
+        make = load("backbones", who.name)
+    except ConfigError as error:
+        raise ModelError(str(error)) from error
+    with guarded(who, ModelError):
+        network = make(**args)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"it builds no torch.nn.Module but {type(network).__name__}")
+        layers = [each for each in network.modules() if not [*each.children()]]
+        if not layers or not isinstance(layers[-1], nn.Linear):
+            raise TypeError("the last layer of the network must be torch.nn.Linear")
+    return network.eval()
+
+
+def try_plugin(backbone: str, network: nn.Module, feature_size: int, side: int) -> None:
+    """Try a plug-in's CNN without its head on two images of some pixels a side, on "meta".
+
+    Raises:
+        ModelError: if it computes no features, (2, F), or cannot be traced.
+    """
+    with guarded(_plugin_of(backbone), ModelError), torch.device("meta"), torch.inference_mode():
+        shape = tuple(network(torch.zeros(2, 3, side, side)).flatten(1).shape)
+        if shape != (2, feature_size):
+            raise ValueError(
+                f"its last layer reads {feature_size} numbers, the layers before compute {shape[1]}"
+            )
+        fx.symbolic_trace(network)
+
+
 def build_backbone(name: str, builder_args: Mapping[str, Any], *, device: str = "cpu") -> nn.Module:
-    """Build a torchvision CNN without weights; on "meta" only its shapes, which takes no time.
+    """Build a CNN without weights; on "meta" only its shapes, which takes no time.
 
     Raises:
         ModelError: if the name or an argument is invalid.
     """
+    if is_plugin(name):
+        with torch.device(device), Building():
+            return _build_plugin(name, builder_args)
     import_torchvision()
     from torchvision import models
 

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import Precision
-from captioner.encoder.backbones import build_backbone, check_backbone, remove_head
+from captioner.encoder.backbones import (
+    build_backbone,
+    check_backbone,
+    is_plugin,
+    remove_head,
+    try_plugin,
+)
 from captioner.encoder.folding import fast_form
 from captioner.encoder.grid import with_grid
 from captioner.encoder.preprocess import RESIZING, Preprocess
@@ -187,8 +193,8 @@ class FrozenEncoder(Encoder):
         """Build a CNN and load its weights.
 
         Args:
-            backbone: torchvision name of a classification CNN, or `timm:NAME`, with or without the
-                tag of weights.
+            backbone: torchvision name of a classification CNN; `timm:NAME`, with or without the
+                tag of weights; or `plugin:NAME`.
             weights: torchvision enum name, tag of timm, path to a state dict, or "none" (random).
             builder_args: keyword arguments of the library's builder.
             image_size: pixels of the shorter side and the centre crop; None: set by the weights.
@@ -232,6 +238,9 @@ class FrozenEncoder(Encoder):
             return
         network = build_backbone(self.spec.backbone, self.spec.builder_args, device="meta")
         self.feature_size = remove_head(network)
+        if is_plugin(self.spec.backbone):
+            side = self.spec.preprocess.crop_size
+            try_plugin(self.spec.backbone, network, self.feature_size, side)
         load_strictly(network, state, where=self.spec.weights)
         self.state = dict(network.state_dict())
         if self.grid:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captioner.config import resolve_path
-from captioner.encoder.backbones import build_backbone
+from captioner.encoder.backbones import build_backbone, head_name, is_plugin
 from captioner.encoder.preprocess import Preprocess
 from captioner.encoder.without_compiler import import_torchvision
 from captioner.errors import ModelError
@@ -57,15 +57,11 @@ def fetch_weights(
     Raises:
         ModelError: if the weights cannot be read or downloaded.
     """
-    import_torchvision()
-    from torchvision import models
-
-    members = models.get_model_weights(backbone)
-    first = Preprocess.of_weights(next(iter(members)).transforms())
+    members, first = _known_weights(backbone)
     if weights.lower() == "none":
         state = random_weights(backbone, lambda: build_backbone(backbone, builder_args))
-        return EncoderSpec(backbone, builder_args, first), state
-    if weights in members.__members__:
+        return EncoderSpec(backbone, builder_args, first), _headless(backbone, builder_args, state)
+    if weights in members:
         entry = members[weights]
         if backbone in ("googlenet", "inception_v3"):
             # These weights come from TensorFlow; torchvision's builder does the same.
@@ -73,10 +69,32 @@ def fetch_weights(
         origin = f"{type(entry).__name__}.{entry.name}"
         preprocess = Preprocess.of_weights(entry.transforms())
         return EncoderSpec(backbone, builder_args, preprocess, origin), _download(entry, origin)
-    path = find_weights(weights, backbone, members.__members__)
+    path = find_weights(weights, backbone, members)
     expected = list(build_backbone(backbone, builder_args, device="meta").state_dict())
     found = without_prefix(read_state_dict(path), expected, where=plain(path))
+    found = _headless(backbone, builder_args, found)
     return EncoderSpec(backbone, builder_args, first, path.name), found
+
+
+def _headless(
+    backbone: str, builder_args: dict[str, Any], state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return weights without those of the head of a plug-in's CNN, which may have any name."""
+    if not is_plugin(backbone):
+        return state
+    head = head_name(build_backbone(backbone, builder_args, device="meta"))
+    return {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+
+
+def _known_weights(backbone: str) -> tuple[Mapping[str, Any], Preprocess]:
+    """Return the enum of a CNN's weights by name, and how to read images with other weights."""
+    if is_plugin(backbone):
+        return {}, Preprocess()
+    import_torchvision()
+    from torchvision import models
+
+    members = models.get_model_weights(backbone)
+    return members.__members__, Preprocess.of_weights(next(iter(members)).transforms())
 
 
 def random_weights(backbone: str, build: Callable[[], nn.Module]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from captioner.metrics import (
     pointing,
     score_captions,
 )
+from captioner.model_dir import plugin_label
 from captioner.system.escapes import to_json, utf8_name
 from captioner.system.files import write_text
 from captioner.system.foreign import plain
@@ -120,7 +121,7 @@ def evaluate(
         inputs=inputs,
         resamples=resamples,
         tokenizer=tokenizer.name,
-        decode=options.summary() + models,
+        decode=options.summary() + models + plugin_label(captioner.encoder, captioner.decoder),
         split=split,
     )
     truth = dataset.truth(table.examples, [best[0].text for best in captions])

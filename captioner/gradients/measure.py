@@ -232,6 +232,8 @@ def recurrent_sizes(decoder: Decoder) -> tuple[float, float] | None:
         return None
     weights = dict(decoder.cell.named_parameters())
     name = "weight_hh_l0" if "weight_hh_l0" in weights else "W_hh.0"  # torch's cells, or elman
+    if name not in weights:  # a plug-in's cell
+        return None
     matrix = weights[name].detach().double().cpu()
     if not matrix.isfinite().all():  # training diverged; LAPACK raises an error
         return math.nan, math.nan

@@ -27,6 +27,7 @@ class Metric:
     names: ClassVar[tuple[str, ...]]  # of the K scores
     formula: ClassVar[Mapping[str, str]]  # fields of the signature
     one_caption: ClassVar[bool] = True  # scores each image's first caption; False: all of them
+    plugin: str | None = None  # name of a plug-in's metric; captioner sets it
     note = ""  # reason why the scores are undefined; empty if they are defined
 
     def __init__(self, references: PreparedReferences | Sequence[Sequence[Tokens]]) -> None:

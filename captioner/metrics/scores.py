@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
-from captioner.errors import ConfigError, checked_names, must_be
+from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.metrics import bootstrap
 from captioner.metrics.bert_score import BertScore
 from captioner.metrics.bleu import Bleu
@@ -21,6 +23,7 @@ from captioner.metrics.references import Floats, PreparedReferences, Tokens, pre
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import sign
 from captioner.system.foreign import excerpt
+from captioner.system.plugins import guarded, load, names, plugin
 from captioner.system.version import __version__
 
 METRICS: Mapping[str, type[Metric]] = {
@@ -38,6 +41,18 @@ METRICS: Mapping[str, type[Metric]] = {
 }
 OF_WORDS = ("bleu", "rouge_l", "cider", "cider_d", "meteor", "spice")  # of one caption an image
 DEFAULT_METRICS = ("bleu", "rouge_l", "cider", "cider_d")
+
+
+def metric_named(name: str) -> type[Metric] | None:
+    """Return the metric of a name in `METRICS` or of a plug-in; None if there is none.
+
+    Raises:
+        ConfigError: if a plug-in cannot be used.
+    """
+    if name in METRICS or plugin("metrics", name) is None:
+        return METRICS.get(name)
+    metric: type[Metric] = load("metrics", name, Metric)
+    return metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +124,7 @@ def score_captions(
             `self_cider`, `novel`, `clip_score` and `bert_score` need `SystemCaptions`.
         references: the tokens of each image's reference captions; to score the same images
             often, prepare them once with `PreparedReferences`.
-        metrics: names in `METRICS`; `bleu` gives four scores.
+        metrics: names in `METRICS` or of plug-ins; `bleu` gives four scores.
         inputs: what `novel`, `clip_score` and `bert_score` need.
         resamples: bootstrap resamples for the intervals; 0: no intervals. One image has none.
         seed: seed of the bootstrap.
@@ -130,7 +145,7 @@ def score_captions(
     labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
     scores: dict[str, Score] = {}
     for metric in _make(metrics, prepared, inputs, tokenizer):
-        statistics = metric.measure(hypotheses)
+        statistics = _measure(metric, hypotheses)
         values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
         intervals: list[tuple[float, float] | None] = [None] * len(values)
         if resamples and len(prepared) > 1 and not metric.note:
@@ -171,7 +186,7 @@ def compare_captions(
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
     for metric in _make(metrics, prepared, inputs, tokenizer):
-        stats_a, stats_b = metric.measure(a), metric.measure(b)
+        stats_a, stats_b = _measure(metric, a), _measure(metric, b)
         test = bootstrap.paired_test(
             stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
         )
@@ -211,15 +226,55 @@ def _make(
     must_be("inputs", inputs, MetricInputs, type(None))
     for name in metrics:
         must_be("metrics", name, str)
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
+    found = {name: metric_named(name) for name in metrics}
+    if unknown := [name for name, metric in found.items() if metric is None]:
+        added = [name for name in names("metrics") if name not in METRICS]
+        others = f"; of plug-ins: {', '.join(added)}" if added else ""
         raise ConfigError(
-            f"metrics: unknown {', '.join(unknown)}; choose from {', '.join(METRICS)}"
+            f"metrics: unknown {', '.join(unknown)}; choose from {', '.join(METRICS)}{others}"
         )
-    made = [METRICS[name](references) for name in metrics]
-    for metric in made:
-        metric.use(inputs or MetricInputs(), tokenizer)
+    made = [
+        _made(name, metric, references, inputs or MetricInputs(), tokenizer)
+        for name, metric in found.items()
+        if metric
+    ]
+    scores = Counter(score for metric in made for score in metric.names)
+    if twice := [name for name, count in scores.items() if count > 1]:
+        raise ConfigError(f"metrics: several of them give the score {twice[0]}; leave one out")
     return made
+
+
+def _made(
+    name: str,
+    make: type[Metric],
+    references: PreparedReferences,
+    inputs: MetricInputs,
+    tokenizer: str,
+) -> Metric:
+    """Make a metric; one of a plug-in knows its name in the table."""
+    with _own_errors(name):
+        metric = make(references)
+        metric.use(inputs, tokenizer)
+        metric.plugin = name if name not in METRICS else None
+    return metric
+
+
+def _measure(metric: Metric, hypotheses: SystemCaptions | Sequence[Tokens]) -> Floats:
+    """Return the statistics of each image, (N, S); those of a plug-in are tried."""
+    with _own_errors(metric):
+        statistics = metric.measure(hypotheses)
+        if metric.plugin:
+            shape, wanted = metric.combine(statistics).shape, (len(statistics), len(metric.names))
+            if shape != wanted:
+                raise ValueError(f"scores of each image have shape {shape}, not {wanted}")
+    return statistics
+
+
+def _own_errors(metric: Metric | str) -> AbstractContextManager[None]:
+    """Return what names a plug-in whose metric fails; other metrics raise as they do."""
+    name = metric if isinstance(metric, str) else metric.plugin
+    who = plugin("metrics", name) if name and name not in METRICS else None
+    return guarded(who, DataError) if who else nullcontext()
 
 
 def _sign(
@@ -231,6 +286,9 @@ def _sign(
         "tok": labels["tok"],
         "case": labels["case"],
         **metric.fields(),
+        "plugin": who.label
+        if metric.plugin and (who := plugin("metrics", metric.plugin))
+        else None,
         "decode": labels.get("decode"),
         "split": labels["split"],
         "n": len(references),

@@ -12,7 +12,8 @@ from captioner.data.formats.collect import texts_of_images
 from captioner.data.load import recognised
 from captioner.errors import DataError
 from captioner.images.decode import SUFFIXES
-from captioner.metrics import METRICS, Signature, SystemCaptions, read_signature
+from captioner.metrics import Signature, SystemCaptions, read_signature
+from captioner.metrics.scores import metric_named
 from captioner.scoring.caption_rows import (
     Row,
     any_path,
@@ -39,7 +40,7 @@ class MetricOptions(TypedDict, total=False):
 
 def reads_several(options: MetricOptions) -> bool:
     """Return whether a metric reads several captions of an image."""
-    found = (METRICS.get(name) for name in options.get("metrics", ()))
+    found = (metric_named(name) for name in options.get("metrics", ()))
     return any(metric and not metric.one_caption for metric in found)
 
 
@@ -51,7 +52,7 @@ def first_caption_note(systems: Sequence[CaptionSet], options: MetricOptions) ->
     single = [
         name
         for name in options.get("metrics", ())
-        if (metric := METRICS.get(name)) and metric.one_caption
+        if (metric := metric_named(name)) and metric.one_caption
     ]
     if not (several and single and reads_several(options)):
         return ()

@@ -22,6 +22,7 @@ from captioner.errors import CaptionerError, ConfigError
 from captioner.system.disk import writing
 from captioner.system.escapes import COLUMNS
 from captioner.system.foreign import plain
+from captioner.system.plugins import PlugIn, load, plugins
 from captioner.system.version import __version__
 
 MARKER = ".captioner.json"
@@ -257,8 +258,20 @@ def _is_captions(path: Path) -> bool:
             return False
         file.seek(0)
         if start.startswith(b"["):
-            return all(map(_COCO_LINE.fullmatch, file))
-        return all(b"\t" in line and b"\0" not in line for line in file)
+            known = all(map(_COCO_LINE.fullmatch, file))
+        else:
+            known = all(b"\t" in line and b"\0" not in line for line in file)
+    return known or any(_has_lines(each, path) for each in plugins("writers"))
+
+
+def _has_lines(writer: PlugIn, path: Path) -> bool:
+    """Recognise the captions of a plug-in's writer, by the lines that it says it writes."""
+    with suppress(CaptionerError):  # a broken plug-in
+        pattern = getattr(load("writers", writer.name), "line", None)
+        if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, bytes):
+            with path.open("rb") as file:
+                return all(map(pattern.fullmatch, file))
+    return False
 
 
 def _is_table(path: Path) -> bool:

@@ -15,6 +15,7 @@ from captioner.decoder.decoder import Decoder
 from captioner.errors import ImageError
 from captioner.metrics import PreparedReferences, Score, compare_word_use, score_captions
 from captioner.model_card import Results
+from captioner.model_dir import plugin_label
 from captioner.training.bptt import total_loss
 
 RESAMPLES = 1000  # for the intervals of the final scores
@@ -102,6 +103,7 @@ class DevSplit:
             metrics=metrics,
             resamples=resamples,
             tokenizer=captioner.vocabulary.tokenizer.name,
-            decode=captioner.decoding.summary(),
+            decode=captioner.decoding.summary()
+            + plugin_label(captioner.encoder, captioner.decoder),
             split="dev",
         )

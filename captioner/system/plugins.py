@@ -1,0 +1,142 @@
+"""Plug-ins: what installed packages add to captioner's tables, by entry points.
+
+Only an entry point of one of the five groups is ever imported, and only when its name is used.
+Built-in names win, so a table looks here for the names that it does not have.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import metadata
+from typing import Any, Literal, NamedTuple
+
+from captioner.errors import CaptionerError, ConfigError, is_shortage
+from captioner.system.foreign import excerpt, plain
+
+Kind = Literal["cells", "metrics", "datasets", "writers", "backbones"]
+KINDS: dict[Kind, str] = {
+    "cells": "cell",
+    "metrics": "metric",
+    "datasets": "data format",
+    "writers": "output format",
+    "backbones": "backbone",
+}
+NAME = r"[a-z][a-z0-9_]{0,39}"  # of what a plug-in adds
+PACKAGE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
+VERSION = r"[A-Za-z0-9][A-Za-z0-9.+!_-]{0,59}"
+
+
+class PlugIn(NamedTuple):
+    """One thing that an installed package adds."""
+
+    kind: Kind
+    name: str
+    package: str
+    version: str
+    point: metadata.EntryPoint
+
+    def __str__(self) -> str:
+        return f"plug-in {self.name} of {self.package} {self.version}"
+
+    @property
+    def label(self) -> str:
+        """Package and version, as in signatures."""
+        return f"{self.package}-{self.version}"
+
+
+def plugins(kind: Kind | None = None) -> list[PlugIn]:
+    """Return what installed packages add, of one kind or of all; imports none of them."""
+    return [each for each in _found(tuple(sys.path)) if kind in (None, each.kind)]
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names that installed packages add to a table."""
+    return sorted({each.name for each in plugins(kind)})
+
+
+@lru_cache(4)
+def _found(path: tuple[str, ...]) -> tuple[PlugIn, ...]:  # noqa: ARG001 the key of the cache
+    found: list[PlugIn] = []
+    seen: set[str] = set()
+    for package in metadata.distributions():
+        try:
+            title, version, points = package.name, package.version, package.entry_points
+        except Exception:  # a damaged installation of some other package
+            continue
+        fits = isinstance(title, str) and re.fullmatch(PACKAGE, title)
+        if not fits or not re.fullmatch(VERSION, version or "") or normal(title) in seen:
+            continue  # Python imports the first of a name on its path
+        seen.add(normal(title))
+        for kind in KINDS:
+            for point in points.select(group=f"captioner.{kind}"):
+                if re.fullmatch(NAME, point.name):
+                    found.append(PlugIn(kind, point.name, title, version, point))
+    return tuple(found)
+
+
+def normal(package: str) -> str:
+    """Return the name of a package as installers compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def plugin(kind: Kind, name: str) -> PlugIn | None:
+    """Return what a package adds by this name, without importing it; None if there is none.
+
+    Raises:
+        ConfigError: if two packages add it.
+    """
+    found = [each for each in plugins(kind) if each.name == name]
+    if len(found) > 1:
+        both = " and ".join(each.package for each in found)
+        raise ConfigError(f"{both} both add the {KINDS[kind]} {name}; uninstall one of them")
+    return found[0] if found else None
+
+
+def load(kind: Kind, name: str, must_be: type | tuple[str, ...] | None = None) -> Any:
+    """Import what a package adds by this name.
+
+    Args:
+        kind: the table.
+        name: in this table, none of captioner's own.
+        must_be: class that it must be a subclass of, or what it must define; None: anything that
+            can be called.
+
+    Raises:
+        ConfigError: if no installed package adds it, or its import fails, or it is something else.
+    """
+    found = plugin(kind, name)
+    if found is None:
+        raise ConfigError(f"no installed package adds the {KINDS[kind]} {excerpt(name, 60)}")
+    with guarded(found, ConfigError):
+        thing = found.point.load()
+    if must_be is None:
+        fits, wanted = callable(thing), "a class or function"
+    elif isinstance(must_be, tuple):
+        fits = all(hasattr(thing, each) for each in must_be)
+        wanted = f"a module with {', '.join(must_be)}"
+    else:
+        fits = isinstance(thing, type) and issubclass(thing, must_be)
+        wanted = f"a subclass of captioner's {must_be.__name__}"
+    if not fits:
+        given = excerpt(thing, 60)
+        raise ConfigError(f"{found}: {found.point.value} must be {wanted}, is {given}")
+    return thing
+
+
+@contextmanager
+def guarded(who: PlugIn, error: type[CaptionerError], *let_pass: type[Exception]) -> Iterator[None]:
+    """Turn an exception in a plug-in's code into one line that names its package.
+
+    Raises:
+        CaptionerError: of the type `error`.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as cause:
+        if isinstance(cause, (CaptionerError, *let_pass)) or is_shortage(cause):
+            raise
+        raise error(f"{who} fails: {type(cause).__name__}: {plain(cause)}") from cause

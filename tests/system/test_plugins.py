@@ -1,0 +1,337 @@
+"""Plug-ins: the example package is used, and without it a model says what to install."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from captioner.captioner import Captioner
+from captioner.cli import main
+from captioner.config import Config, DecoderConfig
+from captioner.data.load import load_dataset
+from captioner.decoder.decoder import Decoder
+from captioner.encoder.encoder import FrozenEncoder
+from captioner.errors import CaptionerError, ConfigError, DataError, ModelError
+from captioner.metrics import score_captions
+from captioner.system.plugins import KINDS, plugins
+from captioner.training import loop
+from captioner.training.run import Stopped, train
+
+import toys
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
+MODULES = "captioner_example", "broken_plugin"
+
+
+def forget() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in MODULES]:
+        del sys.modules[name]
+
+
+def install(site: Path, package: str, points: dict[str, str], version: str = "1.0") -> None:
+    """Write the metadata of an installed package, as pip does; points are group -> lines."""
+    info = site / f"{package.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    texts = [f"[captioner.{kind}]\n{lines}\n" for kind, lines in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(texts))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that Python imports from."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    forget()
+
+
+@pytest.fixture
+def example(site: Path) -> Path:
+    """The example package, installed with the entry points that its pyproject.toml states."""
+    import tomllib
+
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    points = {
+        group.removeprefix("captioner."): "\n".join(f"{k} = {v}" for k, v in names.items())
+        for group, names in project["entry-points"].items()
+    }
+    assert points.keys() == KINDS.keys()
+    install(site, project["name"], points, project["version"])
+    shutil.copytree(EXAMPLE / "captioner_example", site / "captioner_example")
+    return site
+
+
+def uninstall(site: Path) -> None:
+    """Remove everything; the name of the folder changes, as the cache goes by sys.path."""
+    for path in site.iterdir():
+        shutil.rmtree(path)
+    sys.path.append(str(site / "removed"))
+    forget()
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [*map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        assert isinstance(result.exception, CaptionerError), repr(result.exception)
+        return 1, f"{result.output}{result.exception}"
+    return result.exit_code, result.output
+
+
+def pairs(folder: Path) -> Path:
+    lines = []
+    for split, shades in (("train", range(3)), ("dev", [5]), ("test", [6])):
+        for shade in shades:
+            for colour in toys.COLOURS:
+                toys.draw(folder / f"{split}_{colour}_{shade}.png", colour, shade)
+                lines.append(f"{split} | {split}_{colour}_{shade}.png | a {colour} square")
+    (folder / "pairs.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def settings(folder: Path) -> Config:
+    """Train with the plug-in's cell, backbone and data format."""
+    return Config.model_validate(
+        {
+            "data": {"root": str(pairs(folder / "data")), "format": "pairs"},
+            "text": {"min_count": 1},
+            "encoder": {
+                "backbone": "plugin:small",
+                "weights": "none",
+                "image_size": toys.SIZE,
+                "precision": "fp32",
+            },
+            "decoder": {
+                "cell": "leaky",
+                "num_layers": 2,
+                "hidden_size": 24,
+                "embed_size": 12,
+                "dropout": 0.1,
+            },
+            "training": {"epochs": 2, "batch_size": 8, "precision": "fp32", "warmup_steps": 2},
+        }
+    )
+
+
+@pytest.mark.slow
+def test_one_of_each_is_used_and_then_missed(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    train(settings(tmp_path), tmp_path / "run")
+    model = tmp_path / "run" / "model"
+
+    stated = json.loads((model / "config.json").read_text())["plugins"]
+    assert [(each["kind"], each["name"]) for each in stated] == [
+        ("cells", "leaky"),
+        ("backbones", "small"),
+    ]
+    assert {(each["package"], each["version"]) for each in stated} == {("captioner-example", "1.0")}
+
+    code, output = run("evaluate", "--model", "run", "--metrics", "bleu,length_ratio")
+    assert code == 0, output
+    scores = json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text())
+    signature = scores["length_ratio"]["signature"]
+    assert "|plugin:captioner-example-1.0|" in signature
+    assert "cell=leaky@captioner-example-1.0" in signature
+    assert "plugin:" not in scores["bleu_4"]["signature"]
+
+    pictures = sorted((tmp_path / "data").glob("test_*.png"))
+    words = ["caption", *pictures, "--model", model, "--format", "markdown", "--output", "all.md"]
+    code, output = run(*words)
+    assert code == 0, output
+    text = (tmp_path / "all.md").read_text()
+    assert len(re.findall(r"^- .*test_\w+\.png: ", text, re.M)) == len(pictures)
+    assert run(*words)[0] == 0  # captioner knows its own file and replaces it
+    (tmp_path / "all.md").write_text("- my list\n")
+    code, output = run(*words)
+    assert code
+    assert "is not a captions file that captioner wrote" in output
+
+    uninstall(example)
+    for words in (["caption", pictures[0], "--model", model], ["evaluate", "--model", "run"]):
+        code, output = run(*words)
+        assert code
+        assert "needs the cell leaky of captioner-example 1.0" in output, output
+        assert "pip install 'captioner-example==1.0'" in output
+
+
+def test_the_cell_steps_as_it_reads_whole_captions(example: Path, tmp_path: Path) -> None:
+    decoder = toys.decoder(cell="leaky", num_layers=2).eval()
+    batch = toys.batch()
+    with torch.no_grad():
+        hidden = decoder.init_hidden(batch.features)
+        whole, _ = decoder(batch.inputs, hidden)
+        _, step = decoder.stepper().start(batch.features)
+        for position in range(batch.inputs.shape[1]):
+            ids = batch.inputs[:, position]
+            logits, hidden = step(ids, hidden, torch.arange(len(ids)))
+            torch.testing.assert_close(logits, whole[:, position])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_same_model(example: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    config = settings(tmp_path)
+    whole = train(config, tmp_path / "whole", device="cpu").folder
+    update = loop.Updater.update
+
+    def stop_once(self, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, step)
+
+    monkeypatch.setattr(loop.Updater, "update", stop_once)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "part", device="cpu")
+    train(config, tmp_path / "part", device="cpu", resume=True)
+    for name in ("config.json", "model.safetensors"):
+        again = (tmp_path / "part" / "model" / name).read_bytes()
+        assert again == (whole / "model" / name).read_bytes()
+
+
+def test_other_versions_are_told(example: Path, tmp_path: Path, capsys) -> None:
+    toys.captioner(cell="leaky").save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["plugins"][0]["version"] = "0.9"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    Captioner.load(tmp_path / "model")
+    assert "written with captioner-example 0.9, installed is 1.0" in capsys.readouterr().err
+
+
+def test_names_are_told(example: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cell: .*'elman', or the cell of a plug-in \(leaky\)"):
+        DecoderConfig(cell="leakyy")
+    with pytest.raises(ConfigError, match="of plug-ins: length_ratio"):
+        score_captions([["a"]], [[["a"]]], metrics=["lenght"])
+    with pytest.raises(DataError, match=r"sidecars, pairs"):
+        load_dataset(tmp_path, format="pair")
+    with pytest.raises(ModelError, match="installed: plugin:small"):
+        FrozenEncoder.create("plugin:smal", "none")
+    code, output = run("caption", "x.png", "--format", "markdwn")
+    assert code == 2
+    assert "markdown" in output
+    assert "cell leaky" in (output := run("env")[1])
+    assert "captioner-example-1.0" in output
+
+
+def test_a_model_imports_nothing_but_entry_points(site: Path, tmp_path: Path) -> None:
+    """A stranger's names of modules lead nowhere."""
+    (site / "broken_plugin.py").write_text("raise SystemExit('imported')\n")
+    toys.captioner().save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    good = json.loads(path.read_text())
+    plugin = {"kind": "cells", "name": "x", "package": "p", "version": "1"}
+    for stated in (
+        [plugin],
+        [plugin | {"name": "broken_plugin:x"}],
+        [plugin | {"name": "broken_plugin"}],
+        [plugin | {"kind": "writers"}],
+        [plugin | {"package": "a; rm -rf /"}],
+        [plugin | {"package": "--index-url=x"}],
+        [plugin | {"version": "1' x"}],
+        [plugin | {"name": "x\n"}],
+        [plugin] * 1000,
+        {"a": 1},
+        "broken_plugin",
+        None,
+        5,
+    ):
+        path.write_text(json.dumps(good | {"plugins": stated}))
+        with pytest.raises(ModelError) as error:
+            Captioner.load(tmp_path / "model")
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+    for cell in ("broken_plugin", "broken_plugin:x", "os.system"):
+        path.write_text(json.dumps(good | {"decoder": good["decoder"] | {"cell": cell}}))
+        with pytest.raises(ModelError):
+            Captioner.load(tmp_path / "model")
+    for backbone in ("plugin:broken_plugin", "plugin:os.system", "plugin:"):
+        path.write_text(json.dumps(good | {"encoder": good["encoder"] | {"backbone": backbone}}))
+        with pytest.raises(ModelError):
+            Captioner.load(tmp_path / "model")
+    assert "broken_plugin" not in sys.modules
+
+
+BROKEN = {
+    "absent": "broken_plugin:absent",
+    "gone": "no_such_module:x",
+    "number": "broken_plugin:number",
+    "fails": "broken_plugin:fails",
+    "exits": "broken_plugin:exits",
+    "wrong": "broken_plugin:wrong",
+}
+SOURCE = """
+import torch
+number = 5
+def fails(*args, **options): raise ValueError("my mistake")
+def exits(*args, **options): raise SystemExit(3)
+class wrong(torch.nn.Module):
+    def __init__(self, *sizes, **options): super().__init__()
+    def forward(self, inputs, hidden): return inputs, hidden
+"""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plug_in_is_one_line_that_names_its_package(site: Path, tmp_path, name) -> None:
+    (site / "broken_plugin.py").write_text(SOURCE)
+    line = f"{name} = {BROKEN[name]}"
+    install(site, "broken-thing", dict.fromkeys(KINDS, line))
+    assert len(plugins()) >= len(KINDS)
+    (tmp_path / "a.txt").write_text("x")
+    uses = {
+        "cells": lambda: Decoder(DecoderConfig(cell=name), vocab_size=9, feature_size=4),
+        "metrics": lambda: score_captions([["a"]], [[["a"]]], metrics=[name]),
+        "datasets": lambda: load_dataset(tmp_path, format=name),
+        "backbones": lambda: FrozenEncoder.create(f"plugin:{name}", "none"),
+    }
+    for use in uses.values():
+        with pytest.raises(CaptionerError) as error:
+            use()
+        assert "broken-thing 1.0" in str(error.value)
+        assert "\n" not in str(error.value)
+    code, output = run("caption", tmp_path / "a.txt", "--format", name)
+    assert code
+    assert "broken-thing 1.0" in output
+    assert toys.captioner().num_models == 1  # what does not name it works
+    assert run("env")[0] == 0
+
+
+def test_built_in_names_win_and_env_says_so(site: Path) -> None:
+    (site / "broken_plugin.py").write_text("raise ValueError('imported')\n")
+    install(site, "broken-thing", {"cells": "gru = broken_plugin:x", "metrics": "bleu = b:x"})
+    assert isinstance(toys.decoder(cell="gru").cell, torch.nn.GRU)
+    assert score_captions([["a"]], [[["a"]]], metrics=["bleu"])
+    output = run("env")[1]
+    assert re.search(r"cell gru +broken-thing-1.0 \(not used: captioner has its own\)", output)
+    assert re.search(r"metric bleu +broken-thing-1.0 \(not used", output)
+
+
+def test_two_packages_with_one_name_are_told(example: Path) -> None:
+    install(example, "other-thing", {"cells": "leaky = captioner_example.leaky:Leaky"})
+    with pytest.raises(ConfigError, match="both add the cell leaky; uninstall one"):
+        DecoderConfig(cell="leaky")
+
+
+def test_each_file_of_the_example_is_short() -> None:
+    files = [*(EXAMPLE / "captioner_example").glob("*.py")]
+    assert len(files) == 6
+    for path in files:
+        assert len(path.read_text().splitlines()) < 40, path.name
