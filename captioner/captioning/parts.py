@@ -80,10 +80,10 @@ def caption_to_parts(
     job = identity_of(model, options, how) | {"images_per_part": size, "format": how.format}
     job |= {"batch_size": how.batch_size, "min_confidence": how.min_confidence}
     job |= {"wording": getattr(how.wording, "key", None), "arithmetic": engine.arithmetic}
-    if how.overwrite:
-        remove(folder, "parts", keep_marked=True)
     begin(folder, "parts")
     with locked(folder / "parts"):
+        if how.overwrite:
+            remove(folder, "parts", keep_marked=True)
         sweep_marked(folder, "parts")
         found = dict(manifests(folder))
         for manifest in found.values():
@@ -92,14 +92,14 @@ def caption_to_parts(
         writing = _Parts(folder, how, job, size, found)
         fresh = writing.write(engine.caption(writing.missing(items)), tell)
         if stray := [name for name in found if name not in writing.seen]:
-            raise ConfigError(f"{folder / stray[0]}: {LIST.format(writing.listed)}")
+            raise ConfigError(f"{folder / stray[0]}: {OTHER_LIST}")
         write_text(folder / END, json.dumps({"images": writing.listed}) + "\n", "in parts")
         return replace(_totals(folder, folder / END), fresh=fresh)
 
 
-LIST = (
-    "was written from another list of images, this one has {:,}; choose another --output, or "
-    "--overwrite to discard all parts"
+OTHER_LIST = (
+    "was written from another list of images; choose another --output, or --overwrite to discard "
+    "all parts"
 )
 
 
@@ -132,7 +132,7 @@ class _Parts:
             deque(chunk, maxlen=0)
             self.seen.add(name)
             if (manifest.end, manifest.listing) != (self.listed, self.listing.hexdigest()):
-                raise ConfigError(f"{self.folder / name}: {LIST.format(self.listed)}")
+                raise ConfigError(f"{self.folder / name}: {OTHER_LIST}")
 
     def _noted(self, items: Iterable[Item]) -> Iterator[Listed]:
         for position, item in enumerate(items):
@@ -266,7 +266,8 @@ def merge_parts(folder: Path, output: Path | None = None) -> tuple[Path, Totals]
             f"captioner caption again, it writes that part"
         )
     form = str(next(iter(found.values())).job["format"]) if found else "jsonl"
-    output = output or folder.with_name(f"{folder.name}.{form}")
+    named = folder.resolve() if folder.name in ("", "..") else folder
+    output = output or named.with_name(f"{named.name}.{form}")
     paths = [folder / Path(name).with_suffix(f".{form}") for name in found]
     with whole_file(output, "captions") as aside:
         (_join_parquet if form == "parquet" else _join)(paths, aside)

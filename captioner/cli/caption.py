@@ -647,9 +647,11 @@ def _problems_of_parts(how: RunOptions) -> Iterator[str]:
     """Yield what a folder of parts does not support."""
     if how.in_parts and how.format not in ("jsonl", "parquet"):
         yield f"--output: a folder of parts holds jsonl or parquet, not {how.format}"
-    if how.in_parts and (how.retry_errors or how.salvage or how.stop_on_error or how.maps):
+    unsupported = how.retry_errors or how.salvage or how.stop_on_error or how.maps
+    if how.in_parts and (unsupported or how.progress == "json"):
         yield (
-            "--retry-errors, --salvage, --on-error fail and --maps need --output FILE, not a folder"
+            "--retry-errors, --salvage, --on-error fail, --maps and --progress json need --output "
+            "FILE, not a folder"
         )
 
 

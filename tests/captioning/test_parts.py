@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from captioner.captioning import parts
+from captioner.captioning.job import locked
 from captioner.captioning.parts import merge_parts
 from captioner.cli import main
 from captioner.errors import DataError
@@ -96,6 +97,28 @@ def test_a_foreign_folder_and_other_formats_are_refused(home):
     code, said = caption("--output", "mine")
     assert code != 0 and "not marked as captioner's" in said
     assert caption("--output", "x/", "--format", "csv")[0] == 2
-    assert caption("--output", "x/", "--retry-errors")[0] == 2
+    for words in (["--retry-errors"], ["--progress", "json"]):
+        assert caption("--output", "x/", *words)[0] == 2
     done = CliRunner().invoke(main, ["merge", "mine"])
     assert done.exit_code == 1 and "no finished job" in done.stderr
+
+
+def test_a_second_job_leaves_the_parts_of_a_running_one(home):
+    caption("--output", "out/")
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    with locked(Path("out", "parts")):
+        for words in ((), ("--overwrite",)):
+            code, said = caption("--output", "out", *words)
+            assert code == 2 and "in use by another process" in said
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
+def test_a_merge_writes_next_to_this_folder_and_to_no_address(home, monkeypatch):
+    caption("--output", "out/")
+    for output in ("s3://bucket/all.jsonl", "new/"):
+        done = CliRunner().invoke(main, ["merge", "out", "--output", output])
+        assert done.exit_code == 2 and "name a file on this machine" in done.stderr
+    monkeypatch.chdir("out")
+    done = CliRunner().invoke(main, ["merge", "."])
+    assert done.exit_code == 0, done.output
+    assert (home / "out.jsonl").read_bytes().count(b"\n") == IMAGES
