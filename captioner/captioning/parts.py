@@ -240,6 +240,14 @@ def _totals(folder: Path, output: Path) -> Totals:
     return Totals(images, failed, images, errors, blank, new, 0, unsure)
 
 
+def images_of(folder: Path) -> int | None:
+    """Return the number of images of a finished job; None if the job is not finished."""
+    try:
+        return int(json.loads((folder / END).read_text(encoding="utf-8"))["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def merge_parts(folder: Path, output: Path | None = None) -> tuple[Path, Totals]:
     """Write the parts of a finished job as one file, as of a job without parts.
 
@@ -251,10 +259,9 @@ def merge_parts(folder: Path, output: Path | None = None) -> tuple[Path, Totals]
         DataError: if a part is missing or damaged, or the file cannot be written.
         ConfigError: if the output is not captioner's.
     """
-    try:
-        images = json.loads((folder / END).read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: no finished job; caption into it first") from error
+    images = images_of(folder)
+    if images is None:
+        raise DataError(f"{folder}: no finished job; caption into it first")
     found, end = dict(manifests(folder)), 0
     for manifest in found.values():
         if manifest.start != end:

@@ -18,13 +18,14 @@ from typing import Literal
 import psutil
 
 from captioner.captioning.journal import journals_of, lock_of
+from captioner.captioning.parts import images_of, manifests
 from captioner.captioning.run_state import Noted, RunState, noted_in
 from captioner.captioning.sidecar_files import FORMS, place_of
 from captioner.captioning.sidecar_journal import JOURNAL, SidecarJournal
 from captioner.errors import DataError
 from captioner.images.members import is_image
 from captioner.system.foreign import plain
-from captioner.system.ownership import check
+from captioner.system.ownership import check, owns
 
 SILENCE = 60  # seconds after which a job on another machine counts as stopped
 DRIFT = 5  # seconds by which the start of a process may seem to change
@@ -74,14 +75,14 @@ def job_status(output: Path) -> JobStatus:
     """Return how far the job that writes an output is.
 
     Args:
-        output: the file of `--output`, or a folder with files beside the images.
+        output: the file or the folder of `--output`, or a folder with files beside the images.
 
     Raises:
         ConfigError: if a file with the name of the journal is not captioner's.
         DataError: if there is no journal, or it is damaged.
     """
     if output.is_dir():
-        return _beside(output)
+        return _of_parts(output) if owns(output, "parts") else _beside(output)
     journals = _journals(output)
     if not journals:
         what = "has no journal" if output.exists() else "no such output, and no journal of it"
@@ -136,6 +137,24 @@ def _of_journals(output: Path, notes: dict[Path, Noted]) -> JobStatus:
         leader.command,
         leader.folder,
     )
+
+
+def _of_parts(folder: Path) -> JobStatus:
+    """Return how many images the whole parts of a folder hold; nothing tells whether its job runs.
+
+    Raises:
+        DataError: if the folder cannot be read.
+    """
+    try:
+        found = [manifest for _, manifest in manifests(folder)]
+        last_sign = max(_changed(path) or 0.0 for path in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    done = sum(manifest.end - manifest.start for manifest in found)
+    failed = sum(len(manifest.failures) for manifest in found)
+    total = images_of(folder)
+    state: State = "finished" if done == total else "unknown"
+    return JobStatus(folder, state, done, last_sign, failed, total)
 
 
 def _is_running(state: RunState, lock: Path) -> bool:

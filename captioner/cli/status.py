@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import OutputPath, show
+from captioner.cli.options import SLASH, OutputPath, show
 
 if TYPE_CHECKING:
     from captioner.captioning.status import JobStatus
@@ -25,7 +25,7 @@ STATES = {"unknown": "not known whether it runs"}
 def command(output: str | Path, as_json: bool) -> None:
     """Show how far the captioning job is that writes OUTPUT.
 
-    OUTPUT is the file or address of --output, or a folder with files beside the images. The job is
+    OUTPUT is what --output was given, or a folder with files beside the images. The job is
     not disturbed, and may have ended. The images that are left and the rate give the time that is
     left.
     """
@@ -35,7 +35,7 @@ def command(output: str | Path, as_json: bool) -> None:
         from captioner.captioning.remote_output import local_output
 
         output = local_output(output)
-    status = job_status(output)
+    status = job_status(output.parent if output.name == SLASH else output)
     show(json.dumps(_as_dict(status)) if as_json else "\n".join(_lines(status)))
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from captioner.captioning import parts
 from captioner.captioning.job import locked
 from captioner.captioning.parts import merge_parts
+from captioner.captioning.status import job_status
 from captioner.cli import main
 from captioner.errors import DataError
 
@@ -122,3 +123,15 @@ def test_a_merge_writes_next_to_this_folder_and_to_no_address(home, monkeypatch)
     done = CliRunner().invoke(main, ["merge", "."])
     assert done.exit_code == 0, done.output
     assert (home / "out.jsonl").read_bytes().count(b"\n") == IMAGES
+
+
+def test_the_status_counts_whole_parts(home):
+    caption("--output", "out/")
+    done = CliRunner().invoke(main, ["status", "out/"])
+    assert done.exit_code == 0 and "finished, 23 of 23 image(s) done, 1 failed" in done.output
+    for name in ("parts.json", "part-00001.json"):
+        Path("out", name).unlink()
+    status = job_status(Path("out"))
+    assert (status.state, status.done, status.failed, status.total) == ("unknown", 15, 1, None)
+    done = CliRunner().invoke(main, ["status", "none/"])
+    assert done.exit_code == 1 and "error: none: no such output" in done.stderr
