@@ -29,8 +29,8 @@ def command(model: Path, folder: Path, to: str, int8: bool, pictures: Path | Non
     """Write a model as programs that run without captioner.
 
     RUN is a model or run directory, or a bundled model. FOLDER gets the encoder, the initial state
-    and one step of the decoder, their words and settings, and a README with a search in Python and
-    in JavaScript. Votes of neighbours are not exported.
+    and one step of the decoder, their words and settings, a search in Python (caption.py), and a
+    README with that and one in JavaScript. Votes of neighbours are not exported.
     """
     from captioner.captioner import Captioner
     from captioner.exporting.write import export

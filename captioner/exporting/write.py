@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -57,8 +58,8 @@ def export(
     """Write the encoder, the start and a step of a model as programs that need no captioner.
 
     They compute in float32, for any number of images or rows: see `programs.trace`. The folder also
-    gets `captioner.json`, with words and search settings, and `README.md`, with a search in Python
-    and in JavaScript.
+    gets `captioner.json`, with words and search settings, `README.md`, with a search in Python and
+    in JavaScript, and `caption.py`, the one in Python.
 
     Args:
         captioner: one model.
@@ -101,7 +102,10 @@ def export(
         about = _about(captioner, programs, to, int8)
         text = json.dumps(about, ensure_ascii=False, indent=1) + "\n"
         (aside / "captioner.json").write_text(text, encoding="utf-8")
-        (aside / "README.md").write_text(_readme(captioner, about, programs), encoding="utf-8")
+        readme = _readme(captioner, about, programs)
+        (aside / "README.md").write_text(readme, encoding="utf-8")
+        [code] = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+        (aside / "caption.py").write_text(code, encoding="utf-8")
     return folder
 
 
@@ -196,4 +200,5 @@ def _readme(captioner: Captioner, about: dict[str, Any], programs: dict[str, Pro
         table="\n".join(rows),
         sees="encoder" in programs,
         interpolation=about.get("interpolation", ""),
+        squash=about.get("squash", False),
     )

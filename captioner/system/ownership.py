@@ -36,7 +36,9 @@ CARD = "README.md"  # the model card, beside the files of a model; models of 0.1
 MAX_CARD = 2**20  # bytes
 CARD_START = "---\nlibrary_name: captioner\n"  # of the metadata that Hugging Face reads
 _MODEL = {*MODEL_FILES, CARD}
-PROGRAMS = re.compile(r"(encoder|start|step)\.(onnx|pt2)|captioner\.json|README\.md")  # exported
+PROGRAMS = re.compile(  # exported
+    r"(encoder|start|step)\.(onnx|pt2)|captioner\.json|README\.md|caption\.py"
+)
 _PICTURE = re.compile(r"[0-9]{6,}\.\w{1,5}")  # of an exported data set
 _COCO_LINE = re.compile(rb'(\[|\]|\[\]|\{"image_id": .+\},?)\n')
 
@@ -75,6 +77,16 @@ def owns(place: Path, kind: str) -> bool:
     if place.is_dir():
         return kind in FOLDERS and FOLDERS[kind](place)
     return kind in FILES and place.is_file() and FILES[kind](place)
+
+
+def _is_quoted(file: Path, text: Path) -> bool:
+    """Whether a file is absent, or stands unchanged in a text."""
+    if not file.exists():
+        return True
+    try:
+        return file.stat().st_size < MAX_CARD and file.read_bytes() in text.read_bytes()
+    except OSError:
+        return False
 
 
 def writes(kind: str, name: str) -> bool:
@@ -129,6 +141,11 @@ def _refusal(place: Path, kind: str, error: type[CaptionerError]) -> CaptionerEr
             reason += f": its {CARD} is not a model card of captioner"
     elif place.is_dir() and kind == "programs":
         reason = f"a folder that holds other files than an {name} of captioner"
+        names = sorted(path.name for path in place.iterdir())
+        if foreign := [name for name in names if not PROGRAMS.fullmatch(name)]:
+            reason += f": {plain(foreign[0])}"
+        elif not _is_quoted(place / "caption.py", place / "README.md"):
+            reason += ": caption.py was changed"
     elif place.is_dir():
         reason = f"not marked as captioner's {kind} folder by the hidden file {MARKER}"
     return error(
@@ -379,6 +396,7 @@ FOLDERS: Mapping[str, Callable[[Path], bool]] = {
     "programs": lambda folder: (
         all(PROGRAMS.fullmatch(path.name) for path in folder.iterdir())
         and _has_keys({"captioner_version", "programs", "words"}, folder / "captioner.json")
+        and _is_quoted(folder / "caption.py", folder / "README.md")
     ),
     "pictures": lambda folder: (
         _is_marked("pictures", folder)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from captioner.errors import ConfigError, ModelError
 from captioner.exporting.int8 import compute_int8, store_int8
 from captioner.exporting.programs import trace
 from captioner.exporting.write import _write, export
+from captioner.images.decode import read_image
 
 import toys
 
@@ -103,6 +105,26 @@ def test_a_model_that_sees_pictures(tmp_path, monkeypatch):
     assert len(set(texts)) > 2
 
 
+def test_the_reader_turns_draws_on_white_and_squashes(tmp_path, monkeypatch):
+    for squash in (False, True):
+        eyes = toys.encoder()
+        sizes = replace(eyes.spec.preprocess, squash=squash)
+        eyes.spec = replace(eyes.spec, preprocess=sizes)
+        built = model(eyes)
+        out = export(built, tmp_path / f"{squash}")
+        read = searches(out, monkeypatch)["read"]
+        [picture] = images(1)
+        picture = picture.resize((40, 24))
+        exif = picture.getexif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        picture.save(tmp_path / "turned.png", exif=exif)
+        picture.putalpha(100)
+        picture.save(tmp_path / "transparent.png")
+        for name in ("turned.png", "transparent.png"):
+            pixels = built.encoder.preprocess.pixels(read_image(tmp_path / name))
+            assert np.abs(read(tmp_path / name)[0] - pixels.numpy().astype(int)).max() <= 1
+
+
 def test_any_number_of_images_and_rows(tmp_path):
     built = seeing()
     export(built, tmp_path / "out")
@@ -183,10 +205,16 @@ def test_an_export_changes_no_model_and_replaces_only_its_own(tmp_path):
     out = export(built, tmp_path / "out", "torch")
     assert all(weight.equal(before[name]) for name, weight in built.decoder.state_dict().items())
     export(built, out, "torch")
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="exported model"):
-        export(built, out, "torch")
-    assert (out / "notes.txt").read_text() == "mine"
+    for name, message in (
+        ("notes.txt", "exported model of captioner: notes.txt"),
+        ("caption.py", "caption.py was changed"),
+    ):
+        (out / name).write_text("mine")
+        with pytest.raises(ConfigError, match=message):
+            export(built, out, "torch")
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    export(built, out, "torch")
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path, monkeypatch):
