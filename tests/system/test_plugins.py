@@ -186,6 +186,24 @@ def test_the_cell_steps_as_it_reads_whole_captions(example: Path, tmp_path: Path
             torch.testing.assert_close(logits, whole[:, position])
 
 
+def test_a_subclass_of_torchs_cell_searches_with_its_own_step(site: Path) -> None:
+    (site / "broken_plugin.py").write_text(
+        "import torch\n"
+        "class Slow(torch.nn.GRU):\n"
+        "    def __init__(self, *sizes, dropout):\n"
+        "        super().__init__(*sizes, batch_first=True, dropout=dropout)\n"
+        "    def forward(self, inputs, hidden):\n"
+        "        return super().forward(0.1 * inputs, hidden)\n"
+    )
+    install(site, "slow-thing", {"cells": "slow = broken_plugin:Slow"})
+    decoder, batch = toys.decoder(cell="slow").eval(), toys.batch()
+    with torch.no_grad():
+        hidden, step = decoder.stepper().start(batch.features)
+        ids = batch.inputs[:, 0]
+        logits, _ = step(ids, hidden, torch.arange(len(ids)))
+        torch.testing.assert_close(logits, decoder.step(ids, hidden)[0])
+
+
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_model(example: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
