@@ -9,13 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jinja2 import Environment, StrictUndefined
 
 from captioner.captioner import Captioner
 from captioner.decoder.decoder import SPECIAL_IDS
 from captioner.encoder.given_features import GivenFeatures
-from captioner.errors import ConfigError, checked_names, must_be
+from captioner.errors import ConfigError, ImageError, checked_names, must_be
 from captioner.exporting.int8 import compute_int8, store_int8
 from captioner.exporting.programs import Program, trace
 from captioner.images.decode import SUFFIXES, read_image
@@ -95,8 +96,7 @@ def export(
             file = aside / f"{name}{ENDINGS[to]}"
             _write(program, file)
             if name == "encoder" and files:
-                preprocess = captioner.encoder.preprocess
-                compute_int8(file, (preprocess.pixels(read_image(f))[None].numpy() for f in files))
+                compute_int8(file, (_pixels(captioner, picture) for picture in files))
             elif int8:
                 store_int8(file)
         about = _about(captioner, programs, to, int8)
@@ -120,6 +120,14 @@ def _files(captioner: Captioner, folder: Path) -> list[Path]:
     if not files:
         raise ConfigError(f"{folder}: holds no pictures; subfolders are not searched")
     return files[:PICTURES]
+
+
+def _pixels(captioner: Captioner, picture: Path) -> np.ndarray:
+    """Return the pixels (1, 3, S, S) of a picture; an `ImageError` names the file."""
+    try:
+        return captioner.encoder.preprocess.pixels(read_image(picture))[None].numpy()
+    except ImageError as error:
+        raise ImageError(f"{picture}: {error}", kind=error.kind) from error
 
 
 def _check_packages(to: Form, files: list[Path]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from captioner.captioner import Captioner
 from captioner.cli import main
 from captioner.encoder.given_features import GivenFeatures
-from captioner.errors import ConfigError, ModelError
+from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.exporting.int8 import compute_int8, store_int8
 from captioner.exporting.programs import trace
 from captioner.exporting.write import _write, export
@@ -231,6 +231,9 @@ def test_what_cannot_be_exported_is_said_in_a_line(tmp_path, monkeypatch):
     for name, message in (("empty", "holds no pictures"), ("absent", "absent: cannot be read")):
         with pytest.raises(ConfigError, match=message):
             export(model(toys.encoder()), tmp_path / "out", int8=True, pictures=tmp_path / name)
+    (tmp_path / "broken.jpg").write_text("no picture")
+    with pytest.raises(ImageError, match=r"broken\.jpg: not an image"):
+        export(model(toys.encoder()), tmp_path / "out", int8=True, pictures=tmp_path)
     two = Captioner.load([saved(built, tmp_path / "a"), saved(built, tmp_path / "b")])
     with pytest.raises(ModelError, match="one by one"):
         export(two, tmp_path / "out")
