@@ -16,6 +16,7 @@ from captioner.system.files import whole_file, write_text
 from captioner.system.version import __version__
 
 COLOURS = {"tanh": "tab:blue", "relu": "tab:red", "gru": "tab:green", "lstm": "tab:purple"}
+OF_PLUGINS = "tab:brown"  # cells that plug-ins add
 FLOOR = 1e-12  # lower limit of the figure's axis
 GROUPS = {"recurrent": "o-", "image": "*:"}  # of weights, with the style of their line
 TRAINING = ["cell", "clipped", "mean factor", "median norm", "largest norm", "last loss"]
@@ -114,7 +115,7 @@ def draw_study(study: Study, path: Path) -> None:
 
 
 def _colour(name: str) -> str:
-    return COLOURS[name.rsplit(maxsplit=1)[-1]]
+    return COLOURS.get(name.rsplit(maxsplit=1)[-1], OF_PLUGINS)
 
 
 def _draw_flow(axes: Any, name: str, flow: Flow) -> None:

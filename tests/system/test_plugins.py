@@ -145,6 +145,8 @@ def test_one_of_each_is_used_and_then_missed(
     ]
     assert {(each["package"], each["version"]) for each in stated} == {("captioner-example", "1.0")}
 
+    code, output = run("gradients", "--model", "run")
+    assert code == 0, output
     code, output = run("evaluate", "--model", "run", "--metrics", "bleu,length_ratio")
     assert code == 0, output
     scores = json.loads((tmp_path / "run" / "evaluation" / "scores.json").read_text())
