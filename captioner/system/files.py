@@ -86,10 +86,11 @@ def not_text(head: bytes) -> str | None:
     found = [what for magic, what in PAGES if start.startswith(magic.decode())]
     if "\t" in start.partition("\n")[0]:  # an image of such a name, tab, caption
         found = []
-    if sum(map(_CONTROLS.__contains__, text)) * 4 > len(text):
-        found.append(f"{_NOT_UTF8} control characters; {_UTF16}")
-    if "\0" in text or "\ufffd" in text:
+    controls = sum(map(_CONTROLS.__contains__, text)) * 4 > len(text)
+    if controls or "\0" in text or "\ufffd" in text:
         found += [what for magic, what in BINARY if re.match(magic, head, re.DOTALL)]
+    if controls:
+        found.append(f"{_NOT_UTF8} control characters; {_UTF16}")
     return next(iter(found), None)
 
 

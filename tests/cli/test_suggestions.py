@@ -35,7 +35,15 @@ def test_no_suggestion_deletes_or_replaces(command: str) -> None:
         said = run(command, slip, "x")
         suggested |= set(re.findall(r"--[a-z-]+", said.rpartition(slip)[2])) - {slip}
     assert not suggested & {f"--{name}" for name in DESTRUCTIVE}
-    others = {"--device", "--seed", "--revision", "--images"}  # these still are
+    others = {
+        "--device",
+        "--seed",
+        "--revision",
+        "--images",
+        "--json",
+        "--pictures",
+        "--output",
+    }  # are
     assert not names or suggested & others
 
 
