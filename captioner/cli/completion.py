@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
+from click.shell_completion import get_completion_class
 
 from captioner.cli.options import show
 
-SHELLS: dict[str, type[ShellComplete]] = {
-    "bash": BashComplete,
-    "zsh": ZshComplete,
-    "fish": FishComplete,
-}
-
 
 @click.command("completion")
-@click.argument("shell", type=click.Choice(tuple(SHELLS)))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print the script that completes commands and options in SHELL.
@@ -25,5 +19,7 @@ def command(context: click.Context, shell: str) -> None:
 
     For fish: captioner completion fish > ~/.config/fish/completions/captioner.fish
     """
+    script_of = get_completion_class(shell)
+    assert script_of
     main = context.find_root().command
-    show(SHELLS[shell](main, {}, "captioner", "_CAPTIONER_COMPLETE").source().strip())
+    show(script_of(main, {}, "captioner", "_CAPTIONER_COMPLETE").source().strip())
