@@ -94,7 +94,8 @@ def caption_to_parts(
         if stray := [name for name in found if name not in writing.seen]:
             raise ConfigError(f"{folder / stray[0]}: {OTHER_LIST}")
         write_text(folder / END, json.dumps({"images": writing.listed}) + "\n", "in parts")
-        return replace(_totals(folder, folder / END), fresh=fresh)
+        whole = (manifest for _, manifest in manifests(folder))
+        return replace(_totals(whole, folder / END), fresh=fresh)
 
 
 OTHER_LIST = (
@@ -226,11 +227,11 @@ def _check(folder: Path, was: dict[str, object], now: dict[str, object]) -> None
         )
 
 
-def _totals(folder: Path, output: Path) -> Totals:
+def _totals(parts: Iterable[Manifest], output: Path) -> Totals:
     """Write the list of failures of an output; return the counts of all parts."""
     images = failed = blank = unsure = new = 0
     with failure_list(output) as add:
-        for _, manifest in manifests(folder):
+        for manifest in parts:
             images = manifest.end
             blank, unsure = blank + manifest.blank, unsure + manifest.unsure
             for name, kind, message in manifest.failures:
@@ -278,7 +279,7 @@ def merge_parts(folder: Path, output: Path | None = None) -> tuple[Path, Totals]
     paths = [folder / Path(name).with_suffix(f".{form}") for name in found]
     with whole_file(output, "captions") as aside:
         (_join_parquet if form == "parquet" else _join)(paths, aside)
-    return output, _totals(folder, output)
+    return output, _totals(found.values(), output)
 
 
 def _join(paths: list[Path], output: Path) -> None:
