@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from captioner.captioning.sources.item import ZIPS, Item, failure, file_item, kind_of
@@ -42,12 +42,24 @@ def folder_images(folder: Path, recursive: bool, unread: Counter[str]) -> Iterat
     yield from unlisted()
     unread.update(here)
     if not yielded:
-        hint = "" if recursive else " (--recursive searches subfolders)"
-        if archives:
-            hint = f" (to read archives, pass {' '.join(map(repr, archives))})"
-        if here:
-            hint += f"; not read: {unread_kinds(here)}"
-        yield failure(str(folder), f"no image in this folder{hint}", "missing")
+        yield no_images(str(folder), recursive, archives, here)
+
+
+def no_images(folder: str, recursive: bool, archives: Iterable[str], here: Counter[str]) -> Item:
+    """Return the failure of a folder without images, with what may be wrong.
+
+    Args:
+        folder: as messages name it.
+        recursive: whether its subfolders were searched.
+        archives: patterns of archives in it.
+        here: pictures and videos in it that captioner does not read, by extension.
+    """
+    hint = "" if recursive else " (--recursive searches subfolders)"
+    if patterns := " ".join(map(repr, archives)):
+        hint = f" (to read archives, pass {patterns})"
+    if here:
+        hint += f"; not read: {unread_kinds(here)}"
+    return failure(folder, f"no image in this folder{hint}", "missing")
 
 
 def matches(pattern: str) -> Iterator[str]:

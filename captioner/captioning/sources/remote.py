@@ -14,13 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from captioner.captioning.sources.features import ENDINGS as FEATURES
+from captioner.captioning.sources.folders import no_images
 from captioner.captioning.sources.item import ZIPS, Item, failure
 from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import remote_row, table_images
 from captioner.captioning.sources.tar import remote_tar_images
 from captioner.captioning.sources.zip import remote_zip_images
 from captioner.images.decode import SUFFIXES
-from captioner.images.members import is_image, unread_kinds
+from captioner.images.members import is_image
 from captioner.images.remote_content import RemoteFile, error_of, remote_file
 from captioner.images.tars import TARS
 from captioner.system.addresses import scheme_of, shown
@@ -112,12 +113,7 @@ def _folder(address: str, recursive: bool, unread: Counter[str]) -> Iterator[Ite
             folders += [entry.address for entry in reversed(entries) if entry.is_folder]
     unread.update(here)
     if not yielded:
-        hint = "" if recursive else " (--recursive searches subfolders)"
-        if archives:
-            hint = f" (to read archives, pass {' '.join(map(repr, archives))})"
-        if here:
-            hint += f"; not read: {unread_kinds(here)}"
-        yield failure(shown(top) + "/", f"no image in this folder{hint}", "missing")
+        yield no_images(shown(top) + "/", recursive, archives, here)
 
 
 def _table(entry: Entry, image_column: str | None) -> Iterator[Item]:
