@@ -20,8 +20,8 @@ The exit code is 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
-import os
-import re
+import contextlib
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -110,13 +110,9 @@ def in_fp32(captioner: Captioner) -> Captioner:
 
 
 def search_of(folder: Path) -> Callable[[Any], str]:
-    """Return the function in the README of an export."""
-    [code] = re.findall(r"^```python\n(.*?)^```", (folder / "README.md").read_text(), re.M | re.S)
-    before, names = Path.cwd(), {"__name__": "caption"}
-    os.chdir(folder)
-    exec(compile(code, "README.md", "exec"), names)
-    os.chdir(before)
-    return names["caption"]  # type: ignore[return-value]
+    """Return the search of an export, which reads the files of its folder."""
+    with contextlib.chdir(folder):
+        return runpy.run_path("caption.py", run_name="caption")["caption"]  # type: ignore[no-any-return]
 
 
 def speeds(captioner: Captioner, top: Path, forms: Any, pixels: torch.Tensor, rounds: int) -> None:

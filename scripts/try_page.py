@@ -2,9 +2,9 @@
 
     python scripts/try_page.py FOLDER
 
-FOLDER gets the bundled photo model, exported with 8-bit weights and compressed, `caption.js` from
-the README of the export, three drawn pictures, and onnxruntime-web from npm. Without npm or the
-packages of `captioner[export]`, one line says so, and the page says that it has no model.
+FOLDER gets the bundled photo model, exported with 8-bit weights and compressed, its searches
+`caption.py` and `caption.js`, three drawn pictures, and onnxruntime-web from npm. Without npm or
+the packages of `captioner[export]`, one line says so, and the page says that it has no model.
 """
 
 import gzip
@@ -39,13 +39,13 @@ def fetch_runtime(folder: Path) -> None:
 
 def write_model(folder: Path) -> None:
     """Write the exported model and the JavaScript of its README into a folder."""
-    with tempfile.TemporaryDirectory() as name:
-        programs = export(Captioner.load("photos", "cpu"), Path(name) / "photos", int8=True)
+    with tempfile.TemporaryDirectory() as top:
+        programs = export(Captioner.load("photos", "cpu"), Path(top) / "photos", int8=True)
         for file in programs.glob("*.onnx"):
             packed = gzip.compress(file.read_bytes(), mtime=0)
             (folder / f"{file.name}.gz").write_bytes(packed)
-        shutil.copy(programs / "captioner.json", folder)
-        shutil.copy(programs / "README.md", folder / "README.txt")  # Markdown would become a page
+        for name in ("captioner.json", "caption.py"):
+            shutil.copy(programs / name, folder)
         readme = (programs / "README.md").read_text(encoding="utf-8")
     [script] = re.findall(r"^```js\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     (folder / "caption.js").write_text(script, encoding="utf-8")

@@ -3,9 +3,10 @@
 `scripts/docs` builds the site and fetches onnxruntime-web; $CAPTIONER_SITE says where it lies.
 """
 
+import contextlib
 import gzip
 import os
-import re
+import runpy
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -67,19 +68,13 @@ def captioned(page):
 
 @pytest.fixture(scope="module")
 def in_python(tmp_path_factory):
-    """The Python search in the README of the same programs."""
+    """The Python search of the same programs."""
     folder = tmp_path_factory.mktemp("programs")
     for packed in (SITE / "try").glob("*.gz"):
         (folder / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
     (folder / "captioner.json").write_bytes((SITE / "try" / "captioner.json").read_bytes())
-    readme = (SITE / "try" / "README.txt").read_text(encoding="utf-8")
-    [code] = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
-    names, before = {"__name__": "caption"}, Path.cwd()
-    os.chdir(folder)
-    try:
-        exec(compile(code, "README.md", "exec"), names)
-    finally:
-        os.chdir(before)
+    with contextlib.chdir(folder):
+        names = runpy.run_path(str(SITE / "try" / "caption.py"), run_name="caption")
     return lambda path: names["caption"](names["read"](path))
 
 
