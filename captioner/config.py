@@ -146,7 +146,10 @@ class Section(BaseModel, metaclass=_CHECKED):  # type: ignore[metaclass]
 class DataConfig(Section):
     """Where the images and captions are."""
 
-    root: str = Field("bundled:data/scenes", description="folder, annotation file or hf:OWNER/NAME")
+    root: str = Field(
+        "bundled:data/scenes",
+        description="folder, annotation file, hf:OWNER/NAME, or pipe:COMMAND if typed",
+    )
     format: Annotated[DataFormat, *_with_plugins("datasets")] = Field(
         "auto", description="annotation format; auto detects it"
     )

@@ -21,6 +21,7 @@ from captioner.captioning.failures import ERRORS
 from captioner.captioning.journal import journals_of
 from captioner.errors import ConfigError, DataError
 from captioner.system.addresses import ATOMIC, scheme_of, shown
+from captioner.system.files import cache_folder
 from captioner.system.foreign import plain
 from captioner.system.object_store import (
     UnreachableError,
@@ -56,10 +57,8 @@ def local_output(address: str) -> Path:
             "--output: an address needs the processes of one machine; use --engine ray, or a file "
             "on a common disk"
         )
-    base = os.environ.get("CAPTIONER_CACHE")
-    base = base or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/captioner"
     digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
-    return Path(base).expanduser() / "outputs" / digest / name
+    return cache_folder() / "outputs" / digest / name
 
 
 @contextmanager

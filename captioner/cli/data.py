@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from captioner.cli.options import say, set_option, show, usual_config
+from captioner.cli.options import say, set_option, show, usual_config, with_stream_kept
 
 if TYPE_CHECKING:
     from captioner.config import Config
@@ -49,7 +49,8 @@ def command(
 ) -> None:
     """Show what the data set in ROOT holds, without training.
 
-    ROOT is a folder or an annotation file, as data.root; by default the bundled drawn scenes.
+    ROOT is a folder, an annotation file, hf:OWNER/NAME or pipe:COMMAND, as data.root; by default
+    the bundled drawn scenes.
     Settings of data and text, as --set data.images=FOLDER or --set text.tokenizer=unicode, are
     those of captioner train.
     """
@@ -86,4 +87,5 @@ def _settings(root: str | None, overrides: tuple[str, ...]) -> Config:
             raise click.UsageError(f"--set {name}: only settings of data and text are used")
     if root is not None:
         overrides = (f"data.root={json.dumps(root)}", *overrides)
-    return load_config(usual_config(root_of(overrides)), overrides)
+    settings = load_config(usual_config(root_of(overrides)), overrides)
+    return with_stream_kept(settings, overrides)

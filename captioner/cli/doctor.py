@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from captioner.cli.options import device_option, model_option, say, set_option, show
+from captioner.cli.options import (
+    device_option,
+    model_option,
+    say,
+    set_option,
+    show,
+    with_stream_kept,
+)
 
 
 @click.command("doctor")
@@ -32,7 +39,7 @@ def command(
     from captioner.run_dir import config_of_model, find_model
 
     folder = find_model(model, say)
-    config = config_of_model(folder, data, overrides)
+    config = with_stream_kept(config_of_model(folder, data, overrides), overrides, data)
     captioner = Captioner.load(folder, device)
     checks = examine(captioner, config, folder, split, say=say)
     width = max(len(check.name) for check in checks)

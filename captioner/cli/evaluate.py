@@ -24,6 +24,7 @@ from captioner.cli.options import (
     models_option,
     say,
     set_option,
+    with_stream_kept,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def command(
 
     folders = find_models(models, say)
     folder = folders[0]
-    config = config_of_model(folder, data, overrides)
+    config = with_stream_kept(config_of_model(folder, data, overrides), overrides, data)
     captioner = Captioner.load(folders, device)
     options = captioner.settings(n_best=n_best, **decoding)
     _tell_beam(options.beam_size, captioner.decoding.beam_size, "beam_size" in decoding, n_best)

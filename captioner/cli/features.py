@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from captioner.cli.options import (
-    choose_config,
     config_argument,
     device_option,
+    load_settings,
     say,
     set_option,
     show,
@@ -81,9 +81,7 @@ def command(
 
 
 def _fill(config: str | None, overrides: tuple[str, ...], device: str) -> None:
-    from captioner.config import load_config
-
-    settings = load_config(choose_config(config, overrides), overrides)
+    settings = load_settings(config, overrides)
 
     from captioner.data.prepare import open_dataset, open_encoder, prepare
     from captioner.system.devices import choose_device

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from captioner.cli.options import (
-    choose_config,
     config_argument,
     device_option,
+    load_settings,
     name_of_results,
     say,
     set_option,
     show,
+    with_stream_kept,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def command(
         raise click.UsageError("--model excludes CONFIG and --steps: the model is trained already")
 
     from captioner.captioner import Captioner
-    from captioner.config import load_config
     from captioner.gradients.draw import describe_study
     from captioner.gradients.study import study_cells, study_model
     from captioner.run_dir import config_of_model, find_model, results_folder
@@ -72,13 +72,13 @@ def command(
 
     if model:
         folder = find_model(model, say)
-        settings = config_of_model(folder, overrides=overrides)
+        settings = with_stream_kept(config_of_model(folder, overrides=overrides), overrides)
         captioner = Captioner.load(folder, device)
         output = output or results_folder(folder, "gradients")
         check_files(output, "gradients")
         study = study_model(captioner, settings, folder, length=length, say=say)
     else:
-        settings = load_config(choose_config(config, overrides), overrides)
+        settings = load_settings(config, overrides)
         output = output or Path("gradients") / name_of_results(config, overrides)
         check_files(output, "gradients")
         study = study_cells(settings, steps=steps or STEPS, length=length, device=device, say=say)

@@ -6,13 +6,16 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from captioner.errors import ConfigError
 from captioner.system.addresses import is_address
 from captioner.system.foreign import message, printable
+
+if TYPE_CHECKING:
+    from captioner.config import Config
 
 SLASH = "\0"  # a file name that stands for the end of a path that ends with a slash
 
@@ -144,6 +147,28 @@ def choose_config(config: str | None, overrides: tuple[str, ...]) -> str:
     return config
 
 
+def load_settings(config: str | None, overrides: tuple[str, ...]) -> Config:
+    """Return the configuration of a command; see `choose_config` and `with_stream_kept`."""
+    from captioner.config import load_config
+
+    return with_stream_kept(load_config(choose_config(config, overrides), overrides), overrides)
+
+
+def with_stream_kept(config: Config, overrides: tuple[str, ...], data: str | None = None) -> Config:
+    """Return the config with kept shards instead of a `pipe:COMMAND` that the user typed.
+
+    The command stands in `--set data.root=` or is `data`. A config of a file starts no command.
+    """
+    from captioner.config import root_of
+    from captioner.data.streams import is_stream, keep
+
+    typed = root_of(overrides) or data
+    if typed is None or not is_stream(typed) or config.data.root != typed:
+        return config
+    kept = config.data.model_copy(update={"root": str(keep(typed, say))})
+    return config.model_copy(update={"data": kept})
+
+
 def usual_config(root: str | None) -> str:
     """Return the configuration for a `data.root`; None stands for the bundled scenes."""
     from captioner.config import holds_scenes
@@ -154,6 +179,7 @@ def usual_config(root: str | None) -> str:
 def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
     """Return a name for a folder of results: that of CONFIG, or else that of the data."""
     from captioner.config import resolve_path, root_of
+    from captioner.data.streams import is_stream
     from captioner.hub import is_hub_data, parse_data
 
     root = root_of(overrides)
@@ -161,6 +187,8 @@ def name_of_results(config: str | None, overrides: tuple[str, ...]) -> str:
         return Path(config or "scenes").stem
     if is_hub_data(root):
         return parse_data(root).repository.partition("/")[2]
+    if is_stream(root):
+        return "stream"
     place = os.path.abspath(resolve_path(root))  # noqa: PTH100 "." has a name too
     is_file = os.path.isfile(place)  # noqa: PTH113 pathlib raises for a name that is too long
     return (Path(place).stem if is_file else Path(place).name) or "photos"

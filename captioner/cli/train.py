@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from captioner.cli.options import (
-    choose_config,
     config_argument,
     device_option,
     leads,
+    load_settings,
     name_of_results,
     say,
     set_option,
@@ -125,11 +125,9 @@ def _joined(device: str) -> Iterator[World]:
 
 def _settings(config: str | None, overrides: tuple[str, ...], existing: Path | None) -> Config:
     """Load the config; a resumed run keeps its own settings, except those of --set."""
-    from captioner.config import load_config
-
     if existing and (existing / "config.yaml").is_file():
         config = str(existing / "config.yaml")
-    return load_config(choose_config(config, overrides), overrides)
+    return load_settings(config, overrides)
 
 
 def _show_sweep(sweep: Sweep | None) -> None:

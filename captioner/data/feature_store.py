@@ -29,7 +29,7 @@ from captioner.encoder.preprocess import one_or_list
 from captioner.errors import DataError, ModelError
 from captioner.system.batches import batched
 from captioner.system.disk import writing
-from captioner.system.files import write_text
+from captioner.system.files import cache_folder, write_text
 from captioner.system.memory import fits
 from captioner.system.ownership import begin
 
@@ -43,10 +43,8 @@ PLAIN, MIRRORED = "plain", "mirrored"
 
 
 def features_folder() -> Path:
-    """Return the folder of all stores, in `$CAPTIONER_CACHE` or else `~/.cache/captioner`."""
-    root = os.environ.get("CAPTIONER_CACHE")
-    base = root or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/captioner"
-    return Path(base).expanduser() / "features"
+    """Return the folder of all stores."""
+    return cache_folder() / "features"
 
 
 def store_folder(encoder: Encoder, root: Path, fingerprint: str | None = None) -> Path:

@@ -24,6 +24,7 @@ from captioner.data.formats import (
     webdataset,
 )
 from captioner.data.formats.collect import caption_files, listed
+from captioner.data.streams import is_stream
 from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.hub import is_hub_data
 from captioner.system.files import not_text, read_head
@@ -184,10 +185,10 @@ def _choose(root: Path, format: str) -> Format:
     if is_hub_data(root) and format in ("auto", "huggingface"):
         return huggingface
     try:
-        if str(root).startswith("pipe:"):
+        if is_stream(root):
             raise DataError(
-                f"{root}: a stream is read once, but training reads images again; write it to a "
-                f"file first (COMMAND > 00000.tar), and set data.root to it"
+                f"{root}: a configuration starts no command; type it, as --set "
+                f"'data.root=pipe:COMMAND' or --data 'pipe:COMMAND'"
             )
         if not root.exists() and not webdataset.is_pattern(root):
             raise DataError(f"{root}: no such file or folder; set data.root")

@@ -59,6 +59,13 @@ _writing: set[str] = set()  # names of the temporary folders of this process
 MOVED = "not written: its folder was moved or removed while it was written"
 
 
+def cache_folder() -> Path:
+    """Return captioner's cache: `$CAPTIONER_CACHE`, or else `~/.cache/captioner`."""
+    folder = os.environ.get("CAPTIONER_CACHE")
+    folder = folder or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/captioner"
+    return Path(folder).expanduser()
+
+
 def read_head(path: Path, size: int = 512) -> bytes:
     """Return the first bytes of a regular file, enough to recognise it.
 

@@ -48,6 +48,7 @@ _IN_MARKED = {
     "checkpoints": re.compile(r"(step-(0|[1-9][0-9]*)|best)\.safetensors"),
     "tensorboard": re.compile(r"events\.out\.tfevents\..+"),
     "parts": re.compile(r"part-[0-9]{5,}\.(jsonl|parquet|json)|parts\.json"),  # of captions
+    "streams": re.compile(r".+\.tar|run\.lock"),
     "store": re.compile(r"rows\.\w+|about\.json|(fill|append)\.lock"),
 }
 # Files, by name, of folders that may be foreign; a run has its folders of these kinds.
