@@ -7,8 +7,8 @@
 
 `--measure` measures how long a core takes to decode an image, to run the CNN and to search (beam
 3), for two layouts: one process with a thread for each core, and a process for each core. All
-threads work at the same time, so they disturb each other as in a job. The times are those of the
-cores, so other programs on the machine disturb little. Without
+threads work at the same time and do all stages in turn, so they disturb each other as in a job. The
+times are those of the cores, so other programs on the machine disturb little. Without
 `--photographs` the images are smooth noise, 640 x 480, JPEG quality 90. It also captions the
 images into files, for the bytes of a row.
 
@@ -281,7 +281,11 @@ def make_pictures(folder: Path) -> None:
 
 
 def measure_here(model: str, pictures: Path, threads: int) -> None:
-    """Measure each stage that stdin names for some seconds; print images per second and thread."""
+    """Do all stages in turn for the seconds that stdin names; print seconds of each for an image.
+
+    Each thread decodes and encodes piece by piece, then searches, and goes on. So a stage finds the
+    caches as the others left them, as in a job.
+    """
     import torch
 
     from captioner import Captioner
@@ -299,35 +303,41 @@ def measure_here(model: str, pictures: Path, threads: int) -> None:
         assert pixels is not None, record
         return pixels
 
-    pixels = torch.stack([read(item) for item in items[:SEARCHED]])
-    features = torch.cat([captioner.encoder(some) for some in pixels.split(piece)])
+    pixels = torch.stack([read(item) for item in items[:SEARCHED]]).split(piece)
+    features = torch.cat([captioner.encoder(some) for some in pixels])
     endless, lock = cycle(items), Lock()
 
-    def decode() -> int:
+    def decode(_: int) -> int:
         with lock:
             item = next(endless)
         read(item)
         return 1
 
-    calls: dict[str, Callable[[], int]] = {
+    calls: dict[str, Callable[[int], int]] = {
         "decode": decode,
-        "cnn": lambda: len(captioner.encoder(pixels[:piece])),
-        "search": lambda: len(captioner.search(features, options)),
+        "cnn": lambda number: len(captioner.encoder(pixels[number])),
+        "search": lambda _: len(captioner.search(features, options)),
     }
+    turn = [
+        (stage, number) for number in range(len(pixels)) for stage in ["decode"] * piece + ["cnn"]
+    ]
 
-    def work(call: Callable[[], int], until: float) -> tuple[int, float]:
-        started, images = thread_time(), 0  # of this thread, however busy the core is
-        while perf_counter() < until:
-            images += call()
-        return images, thread_time() - started
+    def work(until: float) -> dict[str, float]:
+        images, spent = Counter[str](), Counter[str]()
+        for stage, number in cycle([*turn, ("search", 0)]):
+            if perf_counter() > until and len(images) == len(calls):
+                break
+            started = thread_time()  # of this thread, however busy the core is
+            images[stage] += calls[stage](number)
+            spent[stage] += thread_time() - started
+        return {stage: spent[stage] / images[stage] for stage in STAGES}
 
     with ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1)) as pool:
         print(piece, flush=True)
         for line in sys.stdin:
-            stage, seconds = line.split()
-            until = perf_counter() + float(seconds)
-            done = list(pool.map(lambda _: work(calls[stage], until), range(threads)))  # noqa: B023
-            print(mean(images / taken for images, taken in done), flush=True)
+            until = perf_counter() + float(line)
+            done = list(pool.map(lambda _: work(until), range(threads)))  # noqa: B023
+            print(*(mean(each[stage] for each in done) for stage in STAGES), flush=True)
 
 
 def measure(model: str, pictures: Path, processes: int, threads: int, rounds: int) -> Times:
@@ -339,18 +349,18 @@ def measure(model: str, pictures: Path, processes: int, threads: int, rounds: in
         for _ in range(processes)
     ]
 
-    def answers() -> list[float]:
-        return [float(each.stdout.readline()) for each in crew if each.stdout]
+    def answers() -> list[list[float]]:
+        return [[*map(float, each.stdout.readline().split())] for each in crew if each.stdout]
 
-    piece = int(answers()[0])
+    piece = int(answers()[0][0])
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for number in range(1 + rounds):
-        for stage in STAGES:
-            for each in crew:
-                assert each.stdin
-                each.stdin.write(f"{stage} {1 if number == 0 else 2}\n")
-                each.stdin.flush()
-            seconds[stage].append(1 / mean(answers()))
+        for each in crew:
+            assert each.stdin
+            each.stdin.write(f"{1 if number == 0 else 6}\n")
+            each.stdin.flush()
+        for stage, values in zip(STAGES, zip(*answers(), strict=True), strict=True):
+            seconds[stage].append(mean(values))
     for each in crew:
         each.communicate()
     return Times(**{stage: median(values[1:]) for stage, values in seconds.items()}, piece=piece)
