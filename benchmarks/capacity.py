@@ -19,9 +19,10 @@ tables of docs/guides/scale.md. With `"gpu": true` in the file of times, the CNN
 a worker run on a GPU of its own, beside its decoders.
 
 `--check` measures the times anew, runs `captioner caption` as one process and as one process of
-torchrun for each core, in turn, and prints predicted / measured rates. A run of one image is
-subtracted, so start-up does not count. Target: 0.9 to 1.1, on an otherwise idle machine. The core
-time of an image, measured / predicted, can be compared on a busy machine too.
+torchrun for each core, in turn, and prints predicted / measured rates. A short run is subtracted
+from a long one, in the prediction too, so start-up does not count. Target: 0.9 to 1.1, on an
+otherwise idle machine. The core time of an image, measured / predicted, can be compared on a busy
+machine too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SEARCHED = 128  # images that a core searches at a time: `captioner.pipeline.IMA
 AHEAD = 2  # batches that are read ahead: `captioner.system.workers.AHEAD`
 PICTURES = 256  # different files
 STAGES = ("decode", "cnn", "search")
-CHECKED = 512  # images of a run that checks
+CHECKED = (512, 1536)  # images of a short and a long run; their difference has no start-up
 MACHINES = (1, 10, 100)
 GIGABITS = (1, 10, 100)
 STEADY = 4  # batches of a worker after which a simulation is steady
@@ -420,33 +421,33 @@ def check_runs(
     from common import check
 
     met, results = True, {}
-    many = list(islice(cycle(pictures), CHECKED))
+    runs = [list(islice(cycle(pictures), images)) for images in CHECKED]
+    more = CHECKED[1] - CHECKED[0]
     layouts = {f"1x{content['cores']}": 1, f"{content['cores']}x1": content["cores"]}
     seconds: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in layouts}
     for _ in range(rounds):  # in turn
         for name, processes in layouts.items():
-            runs = (many[:1], many)
             job = scratch / "job"
             seconds[name].append([run_captioner(model, run, job, processes)[0] for run in runs])
     for name, processes in layouts.items():
         times = Times(**content["times"][name])
-        predicted = simulate(times, CHECKED, processes, content["cores"] // processes)
-        clock, used = (
-            [(whole[i] - alone[i]) / (CHECKED - 1) for alone, whole in seconds[name]]
-            for i in (0, 1)
+        short, long = (
+            simulate(times, images, processes, content["cores"] // processes) for images in CHECKED
         )
+        predicted = more / (long.seconds - short.seconds)
+        clock, used = ([(end[i] - start[i]) / more for start, end in seconds[name]] for i in (0, 1))
         cost = times.decode + times.cnn + times.search
         shown = ", ".join(f"{getattr(times, stage) * 1e3:.2f} ms {stage}" for stage in STAGES)
         print(f"{name} (processes x threads): an image takes a core {shown}")
         print(
-            f"  on the clock: predicted {predicted.rate:.1f}, measured {1 / median(clock):.1f} "
-            f"images per second; first: {predicted.first}"
+            f"  on the clock: predicted {predicted:.1f}, measured {1 / median(clock):.1f} "
+            f"images per second; first: {long.first}"
         )
         print(f"  of cores: {cost * 1e3:.2f} and {median(used) * 1e3:.2f} ms for an image")
-        rate, ratio = predicted.rate * median(clock), median(used) / cost
+        rate, ratio = predicted * median(clock), median(used) / cost
         met &= check(f"rate, predicted / measured, {name}", rate, at_least=0.9, at_most=1.1)
         print(f"core time, measured / predicted, {name}: {ratio:.2f}")
-        results[name] = {"predicted": predicted.rate, "clock": clock, "cores": used}
+        results[name] = {"predicted": predicted, "clock": clock, "cores": used}
     return met, results
 
 
