@@ -386,8 +386,10 @@ def run_captioner(
     words += ["--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started, before = perf_counter(), os.times()
-    subprocess.run(words, check=True, env=environment, stderr=subprocess.DEVNULL)
+    done = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     after = os.times()
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stderr}")
     used = after.children_user - before.children_user + after.children_system
     seconds = perf_counter() - started, used - before.children_system
     kinds = {"row": [output], "journal": list(output.parent.glob("*.journal*"))}
