@@ -3,6 +3,7 @@
 import inspect
 import re
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ from captioner.encoder.weights import EncoderSpec
 import toys
 
 GREY = Image.new("RGB", (40, 40))
+
+
+def closed() -> StringIO:
+    file = StringIO("a.png")
+    file.close()
+    return file
 
 
 def sound() -> Captioner:
@@ -175,6 +182,7 @@ CASES = {
     ("SystemCaptions", DataError): lambda: SystemCaptions([[]]),
     ("detokenize", ConfigError): lambda: detokenize([3]),
     ("list_images", ConfigError): lambda: next(list_images(3)),
+    ("list_images", DataError): lambda: next(list_images("-", stdin=closed())),
     ("load_dataset", ConfigError): lambda: load_dataset(3),
     ("sentence", ConfigError): lambda: sentence(None),
     ("tokenize", ConfigError): lambda: tokenize(None),

@@ -24,6 +24,7 @@ BLOCKS_AHEAD = 2  # blocks that a worker has: one to caption, one to continue wi
 TRIES = 2  # of a block, and of an image, whose worker dies
 PIECES = 8  # into which images are cut to find the one that kills
 MOST_LOST = 3  # for each worker: replaced one after another, none with a model loaded
+ASKED = 3  # workers that may die one after another of a question
 DIED = ImageError(
     "the worker that captioned it died, twice: too little memory, or a crash of a decoder",
     kind="worker_died",
@@ -85,29 +86,49 @@ class Crew:
 
     @property
     def arithmetic(self) -> str:
-        """Number format and device of the first worker that is ready."""
+        """Number format and device of the first worker that is ready.
+
+        Raises:
+            CaptionerError: if workers die again and again, before or when they are asked.
+        """
         run = self._begun(_asked("arithmetic"))
         while not run.done:
             self._wait()
+        if run.answer is None:
+            raise self._gone(ASKED, "after they loaded the model, when asked for their device")
         return cast(str, run.answer)
 
     def caption(self, batches: Batches) -> Iterator[Finished]:
         """Caption the images without a known record; yield batches in the order of the list.
 
+        If the job ends early, the last batches are those of finished blocks, in no unbroken row.
+
         Raises:
             CaptionerError: if workers die again and again before they have loaded the model.
+            Exception: any exception of the iterator of batches, after the captions of all images
+                before it.
         """
         runs: deque[_Run] = deque()
         turns = BLOCKS_AHEAD * self.count
         blocks = _blocks(batches, self.sent, turns)
-        while True:
-            while len(runs) < 2 * turns and not self.todo and (block := next(blocks, None)):
-                runs.append(self._begun(tried(block)))
-            if not runs:
-                return
-            self._wait()
+        ended: Exception | None = None
+        while runs or ended is None:
+            try:
+                while ended is None and len(runs) < 2 * turns and not self.todo:
+                    try:
+                        runs.append(self._begun(tried(next(blocks))))
+                    except Exception as error:  # usually StopIteration
+                        ended = error
+                if runs:
+                    self._wait()
+            except BaseException:  # a job that ends keeps what is finished
+                for run in runs:
+                    yield from run.answer if run.done else ()
+                raise
             while runs and runs[0].done:
                 yield from runs.popleft().answer
+        if ended and not isinstance(ended, StopIteration):
+            raise ended
 
     def close(self) -> None:
         """End the workers."""
@@ -115,10 +136,9 @@ class Crew:
             self._end(worker)
 
     def _hire(self) -> None:
-        # A worker is free when it has finished its first, empty blocks: its model is loaded.
+        # A worker is free when it has finished its first, empty block: its model is loaded.
         worker = self.start()
-        for _ in range(BLOCKS_AHEAD):
-            self.running[worker.caption.remote(self.models, [])] = worker, None
+        self.running[worker.caption.remote(self.models, [])] = worker, None
 
     def _end(self, worker: Any) -> None:
         with suppress(Exception):  # it may be dead
@@ -147,7 +167,7 @@ class Crew:
             self._replace(self.running[task][0])
         else:
             worker, run = self.running.pop(task)
-            self.free.append(worker)
+            self.free.extend([worker] * (1 if run else BLOCKS_AHEAD))
             self._take(run, answer)
         self._assign()
 
@@ -183,34 +203,50 @@ class Crew:
             return
         self.lost += 1
         if self.lost >= MOST_LOST * self.count:
-            reason = self.why.strip().splitlines()
-            raise CaptionerError(
-                f"{self.lost} workers died one after another while they loaded the model: "
-                f"{reason[-1].strip() if reason else 'no reason given'}"
-            )
+            raise self._gone(self.lost, "while they loaded the model")
+
+    def _gone(self, number: int, when: str) -> CaptionerError:
+        reason = self.why.strip().splitlines()
+        return CaptionerError(
+            f"{number} workers died one after another {when}: "
+            f"{reason[-1].strip() if reason else 'no reason given'}; give each more memory, or "
+            f"look for the cause in Ray's logs of the workers"
+        )
 
 
 def _blocks(batches: Batches, sent: Callable[[Item], Item], turns: int) -> Iterator[Block]:
-    """Cut batches into blocks of about `BLOCK_BYTES`; the first are small, to busy all workers."""
+    """Cut batches into blocks of about `BLOCK_BYTES`; the first are small, to busy all workers.
+
+    Raises:
+        Exception: any exception of the batches, after a block of all images before it.
+    """
     block: Block = []
     size = number = 0
-    for batch in batches:
-        block.append([listed._replace(item=sent(listed.item)) for listed in batch])
-        sources = (listed.item.source for listed in block[-1])
-        size += sum(len(source) for source in sources if isinstance(source, bytes))
-        if len(block) >= min(BLOCK_BATCHES, 1 + number // turns) or size >= BLOCK_BYTES:
+    try:
+        for batch in batches:
+            block.append([])
+            for listed in batch:
+                block[-1].append(listed._replace(item=sent(listed.item)))
+            sources = (listed.item.source for listed in block[-1])
+            size += sum(len(source) for source in sources if isinstance(source, bytes))
+            if len(block) >= min(BLOCK_BATCHES, 1 + number // turns) or size >= BLOCK_BYTES:
+                yield block
+                block, size, number = [], 0, number + 1
+    except Exception:
+        if block := [batch for batch in block if batch]:
             yield block
-            block, size, number = [], 0, number + 1
+        raise
     if block:
         yield block
 
 
 def _asked(method: str) -> Steps:
-    """Ask until a worker answers."""
-    answer = None
-    while answer is None:
+    """Ask until a worker answers; return None if too many of them die."""
+    for _ in range(ASKED):
         answer = yield method, None
-    return answer
+        if answer is not None:
+            return answer
+    return None
 
 
 def tried(block: Block) -> Steps:

@@ -146,17 +146,27 @@ class _Parts:
         fresh = 0
         records: list[Record] = []
         number = -1
-        for positions, batch in finished:
-            if positions[0] // self.size != number:
-                self._write(number, records)
-                records, number = [], positions[0] // self.size
-            new = [image.record for image in batch if image.record]
-            fresh += len(new)
-            records += new
-            for record in new:
-                tell(record)
+        try:
+            for positions, batch in finished:
+                if positions[0] // self.size != number:
+                    before, records = records, []
+                    self._write_full(number, before)
+                    number = positions[0] // self.size
+                new = [image.record for image in batch if image.record]
+                fresh += len(new)
+                records += new
+                for record in new:
+                    tell(record)
+        except BaseException:
+            self._write_full(number, records)
+            raise
         self._write(number, records)
         return fresh
+
+    def _write_full(self, number: int, records: list[Record]) -> None:
+        """Write a part that others follow; not if the job ends early and the part has gaps."""
+        if len(records) == self.size:
+            self._write(number, records)
 
     def _write(self, number: int, records: list[Record]) -> None:
         """Write a part and then its manifest."""

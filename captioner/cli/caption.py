@@ -400,11 +400,19 @@ def _shown(images: tuple[str, ...], how: RunOptions) -> Progress:
 def _until_image(items: Iterator[Item]) -> tuple[Iterator[Item], bool]:
     """Look for an image among the first items; return all items and whether there may be one."""
     first: list[Item] = []
-    for item in items:
-        first.append(item)
-        if not isinstance(item.source, ImageError) or len(first) == MOST_FAILURES:
-            return chain(first, items), True
+    try:
+        for item in items:
+            first.append(item)
+            if not isinstance(item.source, ImageError) or len(first) == MOST_FAILURES:
+                return chain(first, items), True
+    except Exception as error:  # the failures before it are told first
+        return chain(first, _raised(error)), False
     return iter(first), False
+
+
+def _raised(error: Exception) -> Iterator[Item]:
+    raise error
+    yield
 
 
 def _to_file(

@@ -39,6 +39,7 @@ class Toy:
 
     def __init__(self, deadly: set[str], dice: random.Random, chance: float = 0.0):
         self.deadly, self.dice, self.chance = deadly, dice, chance
+        self.asked = True  # whether a worker survives a question
         self.answers: dict[int, Any] = {}
         self.met: list[str] = []  # deadly images, each time
         self.started = self.tasks = 0
@@ -93,6 +94,9 @@ class Worker:
             return
         task, method, argument = self.queue[0]
         if self.toy.dice.random() < self.toy.chance:
+            self.die()
+            return
+        if method == "arithmetic" and not self.toy.asked:
             self.die()
             return
         answer: Any = f"{method} of it"
@@ -211,6 +215,78 @@ def test_the_arithmetic_is_that_of_a_worker():
     crew = Crew(toy, toy.start, 2, [])
     assert crew.arithmetic == "arithmetic of it"
     crew.close()
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_that_die_of_the_question_end_the_job(workers):
+    toy = Toy(set(), random.Random(2))
+    toy.asked = False
+    crew = Crew(toy, toy.start, workers, [])
+    with pytest.raises(CaptionerError) as error:
+        assert crew.arithmetic
+    crew.close()
+    [line] = str(error.value).splitlines()
+    assert line == (
+        "3 workers died one after another after they loaded the model, when asked for their "
+        "device: a worker died; give each more memory, or look for the cause in Ray's logs of the "
+        "workers"
+    )
+    assert toy.started == workers + 3
+
+
+class CutOffError(Exception):
+    """Of a list of images."""
+
+
+@pytest.mark.parametrize("good", [0, 1, 7, 40, 88])
+def test_a_list_that_breaks_loses_no_image_before_the_break(good):
+    def broken():
+        for position, name in enumerate(NAMES[:good]):
+            yield position, Item(name, Path(name))
+        raise CutOffError
+
+    toy = Toy(set(), random.Random(good))
+    crew = Crew(toy, toy.start, 2, [])
+    batches = (
+        (Listed(position, item) for position, item in batch) for batch in in_turn(broken(), BATCH)
+    )
+    found: list[Done] = []
+    with pytest.raises(CutOffError):
+        for _, batch in crew.caption(batches):
+            found += batch
+    crew.close()
+    assert [image.name for image in found] == NAMES[:good]
+
+
+@pytest.mark.parametrize("end", [CaptionerError("of a worker"), KeyboardInterrupt()])
+def test_a_job_that_ends_early_keeps_the_finished_blocks(monkeypatch, end):
+    toy = Toy(set(), random.Random(0))
+    get, finished = toy.get, set[str]()
+
+    def failing(task: int) -> Any:
+        answer = get(task)
+        names = {image.name for _, batch in answer for image in batch}
+        if "20.png" in names:
+            raise end
+        finished.update(names)
+        return answer
+
+    monkeypatch.setattr(toy, "get", failing)
+    # The block before the failing one is slow.
+    wait, turns = toy.wait, iter(range(10**6))
+    monkeypatch.setattr(
+        toy, "wait", lambda tasks: wait(tasks[1:] if next(turns) > 3 and tasks[1:] else tasks)
+    )
+    crew = Crew(toy, toy.start, 2, [])
+    items = enumerate(Item(name, Path(name)) for name in NAMES)
+    batches = ((Listed(*pair) for pair in batch) for batch in in_turn(items, BATCH))
+    found: list[str] = []
+    with pytest.raises(type(end)):
+        for _, batch in crew.caption(batches):
+            found += [image.name for image in batch]
+    crew.close()
+    assert sorted(found) == sorted(finished)
+    assert found != NAMES[: len(found)]  # with a gap
 
 
 def test_a_block_does_not_hold_more_bytes_than_it_may(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -233,6 +234,29 @@ def test_asked_to_it_stops_at_the_first_failure_and_keeps_what_was_done(model, p
     assert not output.exists()
     toys.draw(pictures / "007.png", "red")
     assert run(model, pictures, output, stop_on_error=True).fresh == IMAGES - 7
+
+
+@pytest.mark.parametrize("good", [0, 3, 4, 11])
+def test_a_list_that_breaks_loses_no_image_before_the_break(model, pictures, tmp_path, good):
+    """As stdin or a store that fails: each image before is in the journal."""
+    captioner = Captioner.load(model, "cpu")
+    options = toys.options(captioner, batch_size=4, beam_size=2)
+
+    def start(most):
+        def items():
+            for number, item in enumerate(list_images([str(pictures)])):
+                if number == most:
+                    raise OSError(errno.EIO, "the store is gone")
+                yield item
+
+        output = tmp_path / "out.jsonl"
+        return caption_to_file(lambda: captioner, items(), output, *options, model="toy")
+
+    with pytest.raises(OSError, match="the store is gone"):
+        start(good)
+    with pytest.raises(OSError, match="the store is gone"):
+        start(good)  # what the journal knows is not lost either
+    assert start(None).fresh == IMAGES - good
 
 
 @pytest.mark.parametrize(

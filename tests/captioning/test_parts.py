@@ -9,11 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from captioner.captioning import parts
+from captioner.captioning.engine import Local
 from captioner.captioning.job import locked
-from captioner.captioning.parts import merge_parts
+from captioner.captioning.parts import caption_to_parts, merge_parts
+from captioner.captioning.sources import list_images
 from captioner.captioning.status import job_status
 from captioner.cli import main
 from captioner.errors import DataError
+from captioner.system.memory import Memory
 
 import toys
 
@@ -73,6 +76,49 @@ def test_only_missing_and_torn_parts_are_written_again(home):
         assert changed - {"parts.json", "errors.jsonl"} == {name, f"{path.stem}.jsonl"}
         merge_parts(Path("out"))
         assert Path("out.jsonl").read_bytes() == wanted
+
+
+class CutOffError(Exception):
+    """Of a list of images."""
+
+
+@pytest.mark.parametrize("good", [15, 16, 17])
+def test_a_list_that_breaks_keeps_the_full_parts(home, good):
+    captioner = toys.captioner()
+    options, how = toys.options(captioner, batch_size=4)
+    engine = Local(lambda: captioner, options, how, Memory(None))
+
+    def items(most):
+        for number, item in enumerate(list_images(["p"])):
+            if number == most:
+                raise CutOffError
+            yield item
+
+    def write(most):
+        return caption_to_parts(engine, items(most), Path("out"), options, how, model="m")
+
+    with pytest.raises(CutOffError):
+        write(good)
+    assert len(list(Path("out").glob("part-*.json"))) == good // 8
+    assert write(None).fresh == IMAGES - good // 8 * 8
+
+
+def test_a_part_with_a_gap_is_not_written(home):
+    captioner = toys.captioner()
+    options, how = toys.options(captioner, batch_size=4)
+
+    class Torn(Local):
+        """As of a cluster whose worker fails: a batch is lost, later ones are there."""
+
+        def caption(self, batches):
+            done = [*super().caption(batches)]
+            yield from (batch for number, batch in enumerate(done) if number != 1)
+            raise CutOffError
+
+    engine = Torn(lambda: captioner, options, how, Memory(None))
+    with pytest.raises(CutOffError):
+        caption_to_parts(engine, list_images(["p"]), Path("out"), options, how, model="m")
+    assert [path.name for path in Path("out").glob("part-*.json")] == ["part-00001.json"]
 
 
 def test_other_settings_or_another_list_are_said_in_one_line(home):

@@ -1,6 +1,7 @@
 """The four verbs as people type them, on a captioner trained here in a second."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import captioner
+from captioner.captioning import sources
 from captioner.cli import main
 
 import toys
@@ -243,6 +245,26 @@ def test_paths_on_stdin_are_bytes_and_may_come_from_windows(tmp_path):
         "red_5.png",
         "udce9.png",
     ]
+
+
+@pytest.mark.parametrize("names", [["dev_red_5.png", "dev_blue_5.png", "no.png"], ["no.png"]])
+def test_stdin_that_breaks_loses_no_path_before_the_break(names, monkeypatch, tmp_path):
+    lines = sources._lines
+
+    def broken():
+        yield from (f"{name}\n" for name in names)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sources, "_lines", lambda _: lines(broken()))
+    result = run("caption", "-", "--batch-size", "4")
+    assert result.exit_code == 1
+    assert [line.split("\t")[0] for line in result.stdout.splitlines()] == names[:-1]
+    told = result.stderr.splitlines()
+    assert any("no.png: no such file" in line for line in told)
+    assert told[-1] == (
+        "captioner: error: stdin: breaks off: Input/output error; the paths before are captioned, "
+        "give the others again"
+    )
 
 
 def test_archives_and_tables_give_the_captions_of_their_files(tmp_path):

@@ -30,9 +30,10 @@ from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import table_images
 from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
-from captioner.errors import ImageError, checked_names, must_be
+from captioner.errors import DataError, ImageError, checked_names, must_be
 from captioner.images.tars import TARS
 from captioner.system.addresses import is_address
+from captioner.system.foreign import plain
 from captioner.system.memory import Memory
 
 __all__ = ["Item", "Packed", "list_images"]
@@ -71,6 +72,7 @@ def list_images(
 
     Raises:
         ConfigError: if the sources are no paths.
+        DataError: if stdin cannot be read to its end.
     """
     must_be("sources", sources, str, Path, Iterable)
     must_be("unread", unread, Counter, NoneType)
@@ -94,7 +96,7 @@ def list_images(
 
 def _names(stdin: Iterable[str]) -> Iterator[str]:
     zeros, rest = None, ""
-    for line in stdin:
+    for line in _lines(stdin):
         if zeros is None and line.startswith(BINARY_STARTS):
             raise ImageError(
                 "stdin holds a file instead of paths; pass the path of the file", kind="missing"
@@ -106,6 +108,16 @@ def _names(stdin: Iterable[str]) -> Iterator[str]:
         else:
             yield line.removesuffix("\n").removesuffix("\r")
     yield rest
+
+
+def _lines(stdin: Iterable[str]) -> Iterator[str]:
+    try:
+        yield from stdin
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"stdin: breaks off: {getattr(error, 'strerror', None) or plain(error)}; the paths "
+            f"before are captioned, give the others again"
+        ) from error
 
 
 def _named(
