@@ -155,6 +155,10 @@ class ModelError(CaptionerError):
     """Weights, a backbone or a model directory cannot be used."""
 
 
+class PlugInError(ModelError):
+    """The code of a plug-in fails while a model computes."""
+
+
 class DivergedError(CaptionerError):
     """Loss, gradient norm or weights are not finite."""
 

@@ -228,6 +228,11 @@ def _check_plugins(path: Path, stated: object) -> None:
         raise ModelError(f"{path}: cannot be used: {mistake}") from error
     for each in plugins:
         what = f"the {KINDS[each.kind]} {each.name} of {each.package} {each.version}"
+        if each.kind == "cells" and each.name in CELLS:
+            raise ModelError(
+                f"{path}: needs {what}, but captioner now has a cell of this name; use the version "
+                f"of captioner that wrote it, or give the plug-in another name and train again"
+            )
         try:
             found = plugin(each.kind, each.name)
         except ConfigError as error:

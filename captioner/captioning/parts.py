@@ -23,7 +23,7 @@ from captioner.captioning.job import JobOptions, identity_of, locked
 from captioner.captioning.journal import difference
 from captioner.captioning.records import Record, Totals
 from captioner.captioning.sources import Item
-from captioner.captioning.writers import FORMATS, ROW_GROUP
+from captioner.captioning.writers import ROW_GROUP, make_writer
 from captioner.config import DecodingConfig
 from captioner.errors import ConfigError, DataError
 from captioner.system.batches import in_turn
@@ -176,12 +176,15 @@ class _Parts:
         with (
             whole_file(path, "in parts") as aside,
             aside.open("w", encoding="utf-8") as file,
-            FORMATS[how.format](
-                file,
-                n_best=how.n_best,
-                wording=how.wording,
-                words=how.words,
-                min_confidence=how.min_confidence,
+            make_writer(
+                how.format,
+                lambda writer: writer(
+                    file,
+                    n_best=how.n_best,
+                    wording=how.wording,
+                    words=how.words,
+                    min_confidence=how.min_confidence,
+                ),
             ) as writer,
         ):
             for record in records:

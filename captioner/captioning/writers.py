@@ -22,7 +22,7 @@ from captioner.captioning.wording import Wording
 from captioner.errors import DataError
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, isolated, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
-from captioner.system.plugins import PlugIn, guarded, load, plugin
+from captioner.system.plugins import PlugIn, guarded, load, plugin, tell_unused
 from captioner.system.version import __version__
 from captioner.text import Caption
 
@@ -68,7 +68,7 @@ class Writer(ABC):
         Raises:
             DataError: if the file next to an image cannot be written.
         """
-        with self._guarded():
+        with _own_errors(self._who):
             reason = self._write(record.worded(self.wording) if self.wording else record)
         if self.min_confidence is not None and record.captions:
             self.unsure += not record.captions[0].confidence >= self.min_confidence
@@ -84,18 +84,14 @@ class Writer(ABC):
         pass
 
     def __enter__(self) -> Self:
-        with self._guarded():
+        with _own_errors(self._who):
             self._open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            with self._guarded():
+            with _own_errors(self._who):
                 self._close()
-
-    def _guarded(self) -> AbstractContextManager[None]:
-        """Return what names a plug-in that fails, but not a disk that does."""
-        return guarded(self._who, DataError, OSError) if self._who else nullcontext()
 
 
 class TextWriter(Writer):
@@ -248,10 +244,28 @@ def writer_named(format: str) -> type[Writer]:
         ConfigError: if there is none, or a plug-in cannot be used.
     """
     if format in FORMATS:
+        tell_unused("writers", format)
         return FORMATS[format]
     writer: type[Writer] = load("writers", format, Writer)
     writer._who = plugin("writers", format)
     return writer
+
+
+def make_writer(format: str, make: Callable[[type[Writer]], Writer]) -> Writer:
+    """Make a writer of a format from its class; see `writer_named`.
+
+    Raises:
+        ConfigError: if there is none, or a plug-in cannot be used.
+        DataError: if a plug-in's writer cannot be made.
+    """
+    writer = writer_named(format)
+    with _own_errors(writer._who):
+        return make(writer)
+
+
+def _own_errors(who: PlugIn | None) -> AbstractContextManager[None]:
+    """Return what names a plug-in that fails, but not a disk that does."""
+    return guarded(who, DataError, OSError) if who else nullcontext()
 
 
 def as_dict(
@@ -321,8 +335,11 @@ def write_output(
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
         aside.open("w", encoding="utf-8") as file,
-        writer_named(format)(
-            file, n_best=n_best, wording=wording, words=words, min_confidence=min_confidence
+        make_writer(
+            format,
+            lambda writer: writer(
+                file, n_best=n_best, wording=wording, words=words, min_confidence=min_confidence
+            ),
         ) as writer,
     ):
         for images, record in enumerate(map(writer.write, records), 1):

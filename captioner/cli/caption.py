@@ -337,21 +337,24 @@ def _is_known(totals: Totals, how: RunOptions) -> bool:
 def _to_stdout(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Write each caption at once, to stdout or next to its image."""
     from captioner.captioning.records import Record, Totals, caption_files
-    from captioner.captioning.writers import SidecarWriter, writer_named
+    from captioner.captioning.writers import SidecarWriter, make_writer
     from captioner.system.memory import Memory
 
     memory = Memory(how.max_memory)
     items = _items(images, how, memory)
     maps = _map_folder(how)
     count = failed = blank = 0
-    writer = writer_named(how.format)(
-        sys.stdout,
-        n_best=how.n_best,
-        wording=how.wording,
-        words=how.words,
-        min_confidence=how.min_confidence,
-        existing=how.existing,
-        overwrite=how.overwrite,
+    writer = make_writer(
+        how.format,
+        lambda writer: writer(
+            sys.stdout,
+            n_best=how.n_best,
+            wording=how.wording,
+            words=how.words,
+            min_confidence=how.min_confidence,
+            existing=how.existing,
+            overwrite=how.overwrite,
+        ),
     )
     with ExitStack() as stack:
         stack.enter_context(writer)

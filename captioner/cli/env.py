@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from captioner.cli.options import show
@@ -22,19 +24,26 @@ def command() -> None:
 
 
 def _plugins() -> list[tuple[str, str]]:
-    """Return what each plug-in adds, and its package; a built-in name wins."""
+    """Return what each plug-in adds, and its package; a built-in name wins, two of one do not."""
     from captioner.cli.caption import FORMATS as WRITERS
     from captioner.config import CELLS
     from captioner.data.load import FORMATS
     from captioner.metrics import METRICS
     from captioner.system.plugins import KINDS, plugins
 
+    counts = Counter((each.kind, each.name) for each in plugins())
     own = {"cells": CELLS, "metrics": METRICS, "datasets": FORMATS, "writers": WRITERS}
     return [
         (
             f"{KINDS[each.kind]} {each.name}",
             each.label
-            + " (not used: captioner has its own)" * (each.name in own.get(each.kind, ())),
+            + (
+                " (not used: captioner has its own)"
+                if each.name in own.get(each.kind, ())
+                else " (not usable: there are several of this name)"
+                if counts[each.kind, each.name] > 1
+                else ""
+            ),
         )
         for each in plugins()
     ]

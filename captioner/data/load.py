@@ -29,7 +29,7 @@ from captioner.errors import ConfigError, DataError, checked_names, must_be
 from captioner.hub import is_hub_data
 from captioner.system.files import not_text, read_head
 from captioner.system.foreign import excerpt, plain
-from captioner.system.plugins import guarded, load, names, plugin
+from captioner.system.plugins import guarded, load, names, plugin, tell_unused
 from captioner.system.text_encodings import bad_encoding, reading_as
 
 
@@ -173,6 +173,7 @@ def _format_named(name: str) -> Format:
         ConfigError: if a plug-in cannot be used.
     """
     if name in FORMATS:
+        tell_unused("datasets", name)
         return FORMATS[name]
     if plugin("datasets", name):
         return _OfPlugin(name)

@@ -8,6 +8,8 @@ An LSTM's h and c are concatenated over layers, so every cell has one hidden sta
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from captioner.decoder.recurrence import Elman
 from captioner.decoder.stepping import Stepper, Stepping
 from captioner.errors import ConfigError
 from captioner.search import SpecialIds, Step
-from captioner.system.plugins import guarded, load, plugin
+from captioner.system.plugins import blamed, guarded, load, plugin, tell_unused
 from captioner.text import Vocabulary
 
 SPECIAL_IDS = SpecialIds(Vocabulary.bos_id, Vocabulary.eos_id, Vocabulary.unwritable)
@@ -115,14 +117,22 @@ class Decoder(nn.Module):
 
         Returns:
             Outputs of the last layer (B, T, H), and the hidden state after the last token.
+
+        Raises:
+            PlugInError: if the cell of a plug-in fails.
         """
         words = self.dropout(self.embedding(token_ids))
         if not self.is_lstm:
-            outputs, hidden = self.cell(words, hidden)
+            with self.blamed():
+                outputs, hidden = self.cell(words, hidden)
             return outputs, hidden
         h, c = hidden.split(self.num_layers)
         outputs, state = self.cell(words, (h.contiguous(), c.contiguous()))
         return outputs, torch.cat(state)
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """Return what names the plug-in of the cell, if it has one, in an exception."""
+        return blamed("cells", None if self.config.cell in CELLS else self.config.cell)
 
     def keys(self, features: Tensor) -> Tensor | None:
         """Compute the keys of the places, (B, P, E), from features, (B, F); None if it has none."""
@@ -247,6 +257,7 @@ def _build_cell(config: DecoderConfig) -> nn.Module:
     dropout = config.dropout if config.num_layers > 1 else 0.0
     if config.cell not in CELLS:
         return _cell_of_plugin(config, dropout)
+    tell_unused("cells", config.cell)
     if config.cell == "elman":
         return Elman(*shape, nonlinearity=config.nonlinearity, dropout=dropout)
     if config.cell == "rnn":

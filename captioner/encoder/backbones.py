@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +18,15 @@ from captioner.encoder.without_compiler import import_torchvision
 from captioner.errors import ConfigError, ModelError, is_shortage
 from captioner.system.foreign import excerpt, plain
 from captioner.system.no_draws import NoDraws
-from captioner.system.plugins import PlugIn, guarded, load, names, plugin
+from captioner.system.plugins import (
+    PlugIn,
+    blamed,
+    guarded,
+    load,
+    names,
+    plugin,
+    tell_unused,
+)
 
 MAX_CALLS = 100_000  # torch calls to build a network; torchvision's deepest needs 11,215
 NOT_CNN = ("maxvit", "swin", "vit")
@@ -38,8 +47,11 @@ def check_backbone(name: str) -> None:
             f"or convnext_tiny, or a transformer of timm, such as timm:vit_base_patch16_224"
         )
     known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
+    if name in known:
+        tell_unused("backbones", name)
+    else:
+        added = [PLUGIN + name] if name in names("backbones") else []
+        close = added or difflib.get_close_matches(name, known, n=3) or ["resnet50", "mobilenet_v2"]
         raise ModelError(
             f"encoder.backbone: torchvision has no classification CNN {excerpt(name)}; "
             f"did you mean {' or '.join(close)}?"
@@ -63,6 +75,11 @@ class Building(NoDraws):
         if func in (torch.arange, torch.tensor):
             kwargs.setdefault("device", "cpu")
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def blamed_backbone(name: str) -> AbstractContextManager[None]:
+    """Return what names the plug-in of a backbone, if it has one, in an exception."""
+    return blamed("backbones", name.removeprefix(PLUGIN) if is_plugin(name) else None)
 
 
 def is_plugin(backbone: str) -> bool:

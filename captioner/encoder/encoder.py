@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Self, TypedDict
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from captioner.config import Precision
 from captioner.encoder.backbones import (
+    blamed_backbone,
     build_backbone,
     check_backbone,
     is_plugin,
@@ -245,9 +247,15 @@ class FrozenEncoder(Encoder):
         self.state = dict(network.state_dict())
         if self.grid:
             side = self.spec.preprocess.crop_size
-            network, self.channels = with_grid(network, self.grid, side, self.grid_channels)
+            with self.blamed():
+                network, self.channels = with_grid(network, self.grid, side, self.grid_channels)
             self.feature_size += self.grid**2 * self.channels
-        self.network = fast_form(network, self.dtype).to(device)
+        with self.blamed():
+            self.network = fast_form(network, self.dtype).to(device)
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """Return what names the plug-in of the CNN, if it has one, in an exception."""
+        return blamed_backbone(self.spec.backbone)
 
     @property
     def cnns(self) -> tuple[FrozenEncoder, ...]:
@@ -266,8 +274,9 @@ class FrozenEncoder(Encoder):
         pixels = pixels.to(self.device, non_blocking=True)
         size = self.images_per_pass if self.device.type == "cpu" else max(1, len(pixels))
         normalize = self.spec.preprocess.normalize
-        features = [self.network(normalize(chunk)).flatten(1) for chunk in pixels.split(size)]
-        return torch.cat(features).float()
+        with self.blamed():
+            features = [self.network(normalize(chunk)).flatten(1) for chunk in pixels.split(size)]
+            return torch.cat(features).float()
 
     def fingerprint(self, arithmetic: str | None = None) -> str:
         """Return 32 hex digits that change whenever the features change; see `Encoder`."""

@@ -50,7 +50,7 @@ def last_map(cnn: FrozenEncoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
             f"encoder: {cnn.spec.backbone} has no last feature map, as CNNs have, so gradients "
             f"have no place; explain by occlusion (--method occlusion)"
         )
-    with torch.enable_grad(), _Maps() as maps:
+    with torch.enable_grad(), _Maps() as maps, cnn.blamed():
         normal = cnn.spec.preprocess.normalize(pixels.to(cnn.device)).requires_grad_()
         features = cnn.network(normal).flatten(1).float()
     vector = features[:, : cnn.vector_size]

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from captioner.captioner import Captioner
 from captioner.decoder.decoder import Decoder
 from captioner.decoder.ensemble import Ensemble
+from captioner.encoder.backbones import blamed_backbone
 from captioner.encoder.encoder import Encoder, FrozenEncoder, side_by_side, side_by_side_features
 from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import ModelError
@@ -47,14 +48,15 @@ class _Cnn(nn.Module):
 
     def __init__(self, cnn: FrozenEncoder):
         super().__init__()
-        self.network = cnn.network
+        self.network, self.backbone = cnn.network, cnn.spec.backbone
         for name in ("mean", "std"):
             values = torch.tensor(getattr(cnn.spec.preprocess, name)).view(1, 3, 1, 1) * 255
             self.register_buffer(name, values)
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = (pixels.float() - self.mean) / self.std
-        features: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        with blamed_backbone(self.backbone):
+            features: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
         return features.flatten(1)
 
 

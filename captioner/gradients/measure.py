@@ -108,7 +108,8 @@ def state_gradients(decoder: Decoder, batch: Batch, *, label_smoothing: float = 
         reduction="sum",  # captions do not share states
         label_smoothing=label_smoothing,
     )
-    return torch.stack(torch.autograd.grad(loss, states))
+    with decoder.blamed():
+        return torch.stack(torch.autograd.grad(loss, states))
 
 
 def caption_lengths(batch: Batch) -> Tensor:

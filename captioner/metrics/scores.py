@@ -23,7 +23,7 @@ from captioner.metrics.references import Floats, PreparedReferences, Tokens, pre
 from captioner.metrics.rouge import RougeL
 from captioner.metrics.signature import sign
 from captioner.system.foreign import excerpt
-from captioner.system.plugins import guarded, load, names, plugin
+from captioner.system.plugins import guarded, load, names, plugin, tell_unused
 from captioner.system.version import __version__
 
 METRICS: Mapping[str, type[Metric]] = {
@@ -49,8 +49,11 @@ def metric_named(name: str) -> type[Metric] | None:
     Raises:
         ConfigError: if a plug-in cannot be used.
     """
-    if name in METRICS or plugin("metrics", name) is None:
-        return METRICS.get(name)
+    if name in METRICS:
+        tell_unused("metrics", name)
+        return METRICS[name]
+    if plugin("metrics", name) is None:
+        return None
     metric: type[Metric] = load("metrics", name, Metric)
     return metric
 
@@ -145,17 +148,18 @@ def score_captions(
     labels = {"tok": tokenizer, "case": case, "decode": decode, "split": split}
     scores: dict[str, Score] = {}
     for metric in _make(metrics, prepared, inputs, tokenizer):
-        statistics = _measure(metric, hypotheses)
-        values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
-        intervals: list[tuple[float, float] | None] = [None] * len(values)
-        if resamples and len(prepared) > 1 and not metric.note:
-            sums = bootstrap.resampled_sums(statistics, resamples=resamples, seed=seed)
-            intervals = [*map(_pair, bootstrap.interval(metric.combine(sums)))]
-        for k, name in enumerate(metric.names):
-            signature = _sign(name, metric, prepared, labels)
-            scores[name] = Score(
-                name, float(values[k]), per_image[:, k], intervals[k], signature, metric.note
-            )
+        with _own_errors(metric):
+            statistics = _measure(metric, hypotheses)
+            values, per_image = metric.combine(statistics.sum(axis=0)), metric.combine(statistics)
+            intervals: list[tuple[float, float] | None] = [None] * len(values)
+            if resamples and len(prepared) > 1 and not metric.note:
+                sums = bootstrap.resampled_sums(statistics, resamples=resamples, seed=seed)
+                intervals = [*map(_pair, bootstrap.interval(metric.combine(sums)))]
+            for k, name in enumerate(metric.names):
+                signature = _sign(name, metric, prepared, labels)
+                scores[name] = Score(
+                    name, float(values[k]), per_image[:, k], intervals[k], signature, metric.note
+                )
     return scores
 
 
@@ -186,25 +190,29 @@ def compare_captions(
     labels = {"tok": tokenizer, "case": case, "split": split}
     comparisons: dict[str, Comparison] = {}
     for metric in _make(metrics, prepared, inputs, tokenizer):
-        stats_a, stats_b = _measure(metric, a), _measure(metric, b)
-        test = bootstrap.paired_test(
-            stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
-        )
-        total_a, total_b = metric.combine(stats_a.sum(axis=0)), metric.combine(stats_b.sum(axis=0))
-        per_image = metric.combine(stats_b) - metric.combine(stats_a)
-        for k, name in enumerate(metric.names):
-            comparisons[name] = Comparison(
-                name,
-                float(total_a[k]),
-                float(total_b[k]),
-                float(test.difference[k]),
-                _pair(test.interval[k]),
-                float(test.p_bootstrap[k]),
-                float(test.p_randomization[k]),
-                per_image[:, k],
-                _sign(name, metric, prepared, labels),
-                metric.note,
+        with _own_errors(metric):
+            stats_a, stats_b = _measure(metric, a), _measure(metric, b)
+            test = bootstrap.paired_test(
+                stats_a, stats_b, metric.combine, resamples=resamples, seed=seed
             )
+            total_a, total_b = (
+                metric.combine(stats_a.sum(axis=0)),
+                metric.combine(stats_b.sum(axis=0)),
+            )
+            per_image = metric.combine(stats_b) - metric.combine(stats_a)
+            for k, name in enumerate(metric.names):
+                comparisons[name] = Comparison(
+                    name,
+                    float(total_a[k]),
+                    float(total_b[k]),
+                    float(test.difference[k]),
+                    _pair(test.interval[k]),
+                    float(test.p_bootstrap[k]),
+                    float(test.p_randomization[k]),
+                    per_image[:, k],
+                    _sign(name, metric, prepared, labels),
+                    metric.note,
+                )
     return comparisons
 
 
@@ -256,17 +264,18 @@ def _made(
         metric = make(references)
         metric.use(inputs, tokenizer)
         metric.plugin = name if name not in METRICS else None
+        if not isinstance(metric.names, tuple) or not all(isinstance(n, str) for n in metric.names):
+            raise TypeError(f"names must be a tuple of texts, is {excerpt(metric.names, 60)}")
     return metric
 
 
 def _measure(metric: Metric, hypotheses: SystemCaptions | Sequence[Tokens]) -> Floats:
     """Return the statistics of each image, (N, S); those of a plug-in are tried."""
-    with _own_errors(metric):
-        statistics = metric.measure(hypotheses)
-        if metric.plugin:
-            shape, wanted = metric.combine(statistics).shape, (len(statistics), len(metric.names))
-            if shape != wanted:
-                raise ValueError(f"scores of each image have shape {shape}, not {wanted}")
+    statistics = metric.measure(hypotheses)
+    if metric.plugin:
+        shape, wanted = metric.combine(statistics).shape, (len(statistics), len(metric.names))
+        if shape != wanted:
+            raise ValueError(f"scores of each image have shape {shape}, not {wanted}")
     return statistics
 
 

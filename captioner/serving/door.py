@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from captioner.errors import PlugInError
 from captioner.page.assets import POLICY
 from captioner.serving.refusal import GoneError, RefusedError, refusal_of
 from captioner.system.foreign import excerpt
@@ -121,7 +122,8 @@ class Door:
             headers = dict(error.headers or {})
             refusal = RefusedError(error.status_code, f"{path}: {what}; see /openapi.yaml", headers)
         if refusal is None:
-            self.say(f"error: {type(error).__name__} in {_place_of(error)}")
+            told = isinstance(error, PlugInError)
+            self.say(f"error: {error if told else f'{type(error).__name__} in {_place_of(error)}'}")
         refusal = refusal or RefusedError(500, "the server failed; its log says why")
         if not exchange.started:
             await exchange.refuse(scope, refusal)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from captioner.errors import CaptionerError, ConfigError, ImageError, ImageErrorKind, ShortageError
+from captioner.errors import (
+    CaptionerError,
+    ConfigError,
+    ImageError,
+    ImageErrorKind,
+    PlugInError,
+    ShortageError,
+)
 
 BUSY = 1  # seconds after which a client may try again
 
@@ -48,5 +55,7 @@ def refusal_of(error: Exception) -> RefusedError | None:
         return RefusedError(400, str(error).replace("decoding.", ""))
     if isinstance(error, ShortageError):
         return busy(str(error))
+    if isinstance(error, PlugInError):
+        return None  # a fault of the server
     # Such as a CNN without places, for which there are no maps.
     return RefusedError(422, str(error)) if isinstance(error, CaptionerError) else None

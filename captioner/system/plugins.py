@@ -6,15 +6,16 @@ Built-in names win, so a table looks here for the names that it does not have.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, lru_cache
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
-from captioner.errors import CaptionerError, ConfigError, is_shortage
+from captioner.errors import CaptionerError, ConfigError, PlugInError, is_shortage
 from captioner.system.foreign import excerpt, plain
 
 Kind = Literal["cells", "metrics", "datasets", "writers", "backbones"]
@@ -64,12 +65,17 @@ def _found(path: tuple[str, ...]) -> tuple[PlugIn, ...]:  # noqa: ARG001 the key
     seen: set[str] = set()
     for package in metadata.distributions():
         try:
+            if "captioner." not in (package.read_text("entry_points.txt") or ""):
+                continue  # reading all names would take a third of a second
             title, version, points = package.name, package.version, package.entry_points
-        except Exception:  # a damaged installation of some other package
+            fits = isinstance(title, str) and re.fullmatch(PACKAGE, title)
+            if not fits or not re.fullmatch(VERSION, version or "") or normal(title) in seen:
+                continue
+            first = metadata.distribution(title)  # of this name on Python's path
+            if (first.version, [*first.entry_points]) != (version, [*points]):
+                continue
+        except Exception:  # a damaged installation
             continue
-        fits = isinstance(title, str) and re.fullmatch(PACKAGE, title)
-        if not fits or not re.fullmatch(VERSION, version or "") or normal(title) in seen:
-            continue  # Python imports the first of a name on its path
         seen.add(normal(title))
         for kind in KINDS:
             for point in points.select(group=f"captioner.{kind}"):
@@ -89,11 +95,37 @@ def plugin(kind: Kind, name: str) -> PlugIn | None:
     Raises:
         ConfigError: if two packages add it.
     """
-    found = [each for each in plugins(kind) if each.name == name]
+    found = _called(kind, name)
+    packages = [*dict.fromkeys(each.label for each in found)]
+    if len(packages) > 1:
+        raise ConfigError(
+            f"{' and '.join(packages)} add the {KINDS[kind]} {name}; uninstall all but one of them"
+        )
     if len(found) > 1:
-        both = " and ".join(each.package for each in found)
-        raise ConfigError(f"{both} both add the {KINDS[kind]} {name}; uninstall one of them")
+        raise ConfigError(f"{packages[0]} adds the {KINDS[kind]} {name} twice; uninstall it")
     return found[0] if found else None
+
+
+def _called(kind: Kind, name: str) -> list[PlugIn]:
+    return [each for each in plugins(kind) if each.name == name]
+
+
+def tell_unused(kind: Kind, name: str) -> None:
+    """Say once, on stderr, that a built-in name is used and is not the plug-in's of that name."""
+    if found := _called(kind, name):
+        packages = " and ".join(dict.fromkeys(each.label for each in found))
+        whose, advice = "captioner's own", "its author can give it another name"
+        if kind == "backbones":
+            whose, advice = "torchvision's", f"that is plugin:{name}"
+        _say_once(
+            f"note: the {KINDS[kind]} {name} is {whose}, not the plug-in's of {packages}; {advice}"
+        )
+
+
+@cache
+def _say_once(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # the first of the processes of torchrun speaks
+        print(text, file=sys.stderr)
 
 
 def load(kind: Kind, name: str, must_be: type | tuple[str, ...] | None = None) -> Any:
@@ -125,6 +157,12 @@ def load(kind: Kind, name: str, must_be: type | tuple[str, ...] | None = None) -
         given = excerpt(thing, 60)
         raise ConfigError(f"{found}: {found.point.value} must be {wanted}, is {given}")
     return thing
+
+
+def blamed(kind: Kind, name: str | None) -> AbstractContextManager[None]:
+    """Return what makes an exception a `PlugInError` that names the plug-in; None: no plug-in."""
+    who = plugin(kind, name) if name else None
+    return guarded(who, PlugInError) if who else nullcontext()
 
 
 @contextmanager

@@ -53,7 +53,8 @@ def backward(
             logits = logits.index_fill(-1, never, -torch.inf)
         loss = cross_entropy(logits, targets.flatten()[real], label_smoothing, weights)
         loss = loss / batch.tokens
-        (scaler.scale(loss) if scaler else loss).backward()
+        with decoder.blamed():
+            (scaler.scale(loss) if scaler else loss).backward()
         total += loss.detach()
         hidden = hidden.detach()
     return total

@@ -21,6 +21,7 @@ import pytest
 from torch import Tensor
 
 from captioner.captioner import Captioner
+from captioner.errors import PlugInError
 from captioner.serving.limits import Limits
 
 import toys
@@ -268,6 +269,22 @@ def test_a_failure_of_the_model_is_one_line_and_not_the_end(gated: Gated) -> Non
         assert answer.json() == {"error": "the server failed; its log says why"}
         assert any(line.startswith("error: RuntimeError in ") for line in served.log)
         assert not any("secret" in line for line in served.log)
+        gated.captioner.search_each = whole  # type: ignore[method-assign]
+        assert served.is_alive()
+
+
+def test_a_plug_in_that_fails_is_named_in_the_log(gated: Gated) -> None:
+    with serving({"toy": gated.captioner}) as served:
+        whole, line = gated.captioner.search_each, "plug-in weak of thing 1.0 fails: ValueError: x"
+
+        def fail(*_: object, **__: object) -> None:
+            raise PlugInError(line)
+
+        gated.captioner.search_each = fail  # type: ignore[method-assign, assignment]
+        answer = post(served, png())
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "the server failed; its log says why"}
+        assert f"error: {line}" in served.log
         gated.captioner.search_each = whole  # type: ignore[method-assign]
         assert served.is_alive()
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,9 @@ from captioner.config import Config, DecoderConfig
 from captioner.data.load import load_dataset
 from captioner.decoder.decoder import Decoder
 from captioner.encoder.encoder import FrozenEncoder
-from captioner.errors import CaptionerError, ConfigError, DataError, ModelError
+from captioner.errors import CaptionerError, ConfigError, DataError, DivergedError, ModelError
 from captioner.metrics import score_captions
-from captioner.system.plugins import KINDS, plugins
+from captioner.system.plugins import KINDS, _say_once, plugins
 from captioner.training import loop
 from captioner.training.run import Stopped, train
 
@@ -346,8 +347,234 @@ def test_built_in_names_win_and_env_says_so(site: Path) -> None:
 
 def test_two_packages_with_one_name_are_told(example: Path) -> None:
     install(example, "other-thing", {"cells": "leaky = captioner_example.leaky:Leaky"})
-    with pytest.raises(ConfigError, match="both add the cell leaky; uninstall one"):
+    both = "other-thing-1.0 and captioner-example-1.0"
+    with pytest.raises(ConfigError, match=f"{both} add the cell leaky; uninstall all but one"):
         DecoderConfig(cell="leaky")
+    assert "several of this name" in run("env")[1]
+
+
+def test_a_package_that_adds_a_name_twice_is_told(site: Path) -> None:
+    install(site, "other-thing", {"metrics": "ratio = a:b\nratio = c:d"})
+    with pytest.raises(ConfigError, match=r"other-thing-1\.0 adds the metric ratio twice"):
+        score_captions([["a"]], [[["a"]]], metrics=["ratio"])
+
+
+def test_the_first_package_of_a_name_on_the_path_counts(site: Path) -> None:
+    """As Python imports its module."""
+    for folder, name in ((site, "old"), (site / "hidden", "new")):
+        install(folder, "some-thing", {"metrics": f"{name} = a:b"})
+    sys.path.append(str(site / "hidden"))
+    assert [each.name for each in plugins("metrics") if each.package == "some-thing"] == ["old"]
+
+
+SHADOWS = {
+    "cells": "gru = broken_plugin:x",
+    "metrics": "bleu = broken_plugin:x",
+    "datasets": "csv = broken_plugin:x",
+    "writers": "jsonl = broken_plugin:x",
+    "backbones": "squeezenet1_1 = broken_plugin:x",
+}
+OWN = "not the plug-in's of broken-thing-1.0; its author can give it another name"
+NOTES = {
+    "cell": f"note: the cell gru is captioner's own, {OWN}",
+    "metric": f"note: the metric bleu is captioner's own, {OWN}",
+    "data": f"note: the data format csv is captioner's own, {OWN}",
+    "output": f"note: the output format jsonl is captioner's own, {OWN}",
+    "backbone": (
+        "note: the backbone squeezenet1_1 is torchvision's, not the plug-in's of "
+        "broken-thing-1.0; that is plugin:squeezenet1_1"
+    ),
+}
+
+
+def test_each_command_says_once_that_a_built_in_name_is_not_the_plug_ins(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site / "broken_plugin.py").write_text("raise ValueError('imported')\n")
+    install(site, "broken-thing", SHADOWS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    config = toys.config(tmp_path, epochs=1)
+    (tmp_path / "toy.yaml").write_text(config.to_yaml())
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "a dog"}\n')
+    score = ["score", "a.jsonl", "a.jsonl", "--metrics"]
+    for words, wanted in (
+        (["train", "toy.yaml", "--set", "data.format=csv", "--set", "decoder.cell=gru"], "cbdm"),
+        (["caption", "dev_red_5.png", "--model", "runs/toy", "--format", "jsonl"], "cbo"),
+        (["evaluate", "--model", "runs/toy", "--metrics", "bleu,rouge_l"], "cbdm"),
+        ([*score, "bleu"], "m"),
+        ([*score, "rouge_l"], ""),
+        (["data", "captions.csv"], ""),  # the format is recognised, not named
+    ):
+        _say_once.cache_clear()
+        code, output = run(*words)
+        assert code == 0, output
+        told = [line for line in output.splitlines() if "plug-in" in line]
+        assert sorted(told) == sorted(text for kind, text in NOTES.items() if kind[0] in wanted), (
+            words
+        )
+    monkeypatch.setenv("RANK", "1")
+    _say_once.cache_clear()
+    assert "plug-in" not in run(*score, "bleu")[1]
+
+
+def test_a_model_of_a_plug_in_whose_name_captioner_took_is_refused(site: Path, tmp_path) -> None:
+    install(site, "broken-thing", {"cells": "gru = broken_plugin:x"})
+    toys.captioner(cell="gru").save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    stated = {"kind": "cells", "name": "gru", "package": "broken-thing", "version": "1.0"}
+    text = json.dumps(config | {"plugins": [stated]})
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="but captioner now has a cell of this name"):
+        Captioner.load(tmp_path / "model")
+
+
+WEAK = """
+import torch
+from captioner.captioning.writers import Writer
+from captioner.metrics.metric import Metric
+
+at = ""  # where it fails
+
+def fail(place):
+    if place == at:
+        raise ValueError("my\\nmistake")
+
+class Back(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, gradient):
+        fail("backward")
+        return gradient
+
+class cell(torch.nn.Module):
+    def __init__(self, embed, hidden, layers, *, dropout):
+        super().__init__()
+        self.gru = torch.nn.GRU(embed, hidden, layers, batch_first=True)
+    def forward(self, inputs, hidden):
+        if inputs.shape[1] != 3:  # those of the trial
+            fail("forward")
+        outputs, hidden = self.gru(inputs, hidden)
+        return (Back.apply(outputs) if outputs.requires_grad else outputs), hidden
+
+@torch.fx.wrap
+def seen(images):
+    if images.device.type != "meta":
+        fail("backbone")
+    return images
+
+class Cnn(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 10)
+    def forward(self, images):
+        return self.head(self.layer(seen(images)).mean((2, 3)))
+
+class Score(Metric):
+    names = ("weak",)
+    formula = {"mean": "arithmetic"}
+    def score(self, hypotheses):
+        fail("score")
+        return torch.ones(len(hypotheses)).double().numpy()
+    def combine(self, sums):
+        if sums.ndim == 1:
+            fail("combine")
+        return super().combine(sums)
+    def fields(self):
+        fail("fields")
+        return self.formula
+
+class Rows(Writer):
+    def __init__(self, *given, **options):
+        fail("writer")
+        super().__init__(*given, **options)
+    def _write(self, record):
+        fail("row")
+        self.file.write("- row\\n")
+    def _close(self):
+        fail("close")
+"""
+
+
+@pytest.fixture
+def weak(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A package whose things fail where its module says, a trained run and a config."""
+    (site / "broken_plugin.py").write_text(WEAK)
+    points = {
+        "cells": "weak = broken_plugin:cell",
+        "backbones": "weak = broken_plugin:Cnn",
+        "metrics": "weak = broken_plugin:Score",
+        "writers": "weak = broken_plugin:Rows",
+    }
+    install(site, "broken-thing", points)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    tree = toys.config(tmp_path, epochs=1).model_dump()
+    tree["encoder"]["cnns"][0] |= {"backbone": "plugin:weak", "weights": "none"}
+    tree["decoder"]["cell"] = "weak"
+    (tmp_path / "toy.yaml").write_text(Config.model_validate(tree).to_yaml())
+    code, output = run("train", "toy.yaml")
+    assert code == 0, output
+    import broken_plugin
+
+    return broken_plugin
+
+
+CAPTION = ("caption", "dev_red_5.png", "--model", "runs/toy")
+EVALUATE = ("evaluate", "--model", "runs/toy", "--metrics", "bleu,weak")
+EXPLAIN = ("explain", "dev_red_5.png", "--model", "runs/toy", "--output", "x.png")
+FAILURES = [
+    ("forward", ("train", "toy.yaml", "--output", "again")),
+    ("backward", ("train", "toy.yaml", "--output", "again")),
+    ("backbone", ("train", "toy.yaml", "--output", "again", "--set", "encoder.image_size=33")),
+    ("forward", CAPTION),
+    ("forward", (*CAPTION, "--output", "a.jsonl")),
+    ("forward", (*CAPTION, "--output", "parts/")),
+    ("backbone", CAPTION),
+    ("forward", EVALUATE),
+    ("score", EVALUATE),
+    ("combine", EVALUATE),
+    ("fields", EVALUATE),
+    ("forward", EXPLAIN),
+    ("backbone", EXPLAIN),
+    ("forward", ("doctor", "--model", "runs/toy")),
+    ("forward", ("gradients", "--model", "runs/toy")),
+    ("backward", ("gradients", "--model", "runs/toy")),
+    ("forward", ("export", "runs/toy", "programs", "--to", "torch")),
+    ("backbone", ("export", "runs/toy", "programs", "--to", "torch")),
+    ("writer", (*CAPTION, "--format", "weak")),
+    ("row", (*CAPTION, "--format", "weak")),
+    ("row", (*CAPTION, "--format", "weak", "--output", "a.txt")),
+    ("close", (*CAPTION, "--format", "weak", "--output", "a.txt")),
+]
+
+
+def test_what_fails_in_a_plug_in_is_one_line_that_names_it(weak: Any, tmp_path: Path) -> None:
+    wrong = []
+    for at, words in FAILURES:
+        weak.at = at
+        result = CliRunner().invoke(main, words)
+        line = "plug-in weak of broken-thing 1.0 fails: ValueError: my mistake"
+        told = result.stderr.splitlines()[-1:]
+        if result.exit_code not in (1, 2) or told != [f"captioner: error: {line}"]:
+            wrong.append(f"{at} {words[0]} {result.exit_code} {result.exception!r} {told}")
+    assert not wrong, "\n".join(wrong)
+    weak.at = ""
+    assert run(*CAPTION)[0] == 0
+
+
+def test_what_captioner_and_the_machine_raise_keeps_its_own_words(weak: Any) -> None:
+    decoder, batch = toys.decoder(cell="weak"), toys.batch()
+    for error in (DivergedError("diverged"), torch.OutOfMemoryError("CUDA out of memory")):
+
+        def fail(place: str, error: Exception = error) -> None:
+            raise error
+
+        weak.fail = fail
+        with pytest.raises(type(error)) as raised:
+            decoder(batch.inputs, decoder.init_hidden(batch.features))
+        assert raised.value is error
 
 
 def test_each_file_of_the_example_is_short() -> None:
