@@ -7,13 +7,14 @@ blocks of whole batches, so batches, and with them captions, are the same as wit
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 from captioner.captioner import Captioner
 from captioner.captioning.crew import Block, Crew
@@ -31,13 +32,15 @@ from captioner.captioning.records import (
 from captioner.captioning.sources import Item, Packed
 from captioner.captioning.sources.features import FeatureRow
 from captioner.config import DecodingConfig, DecodingOverrides
-from captioner.errors import CaptionerError, ConfigError, ImageError, checked_names
+from captioner.errors import CaptionerError, ConfigError, ImageError, ModelError, checked_names
 from captioner.images.content import Slice
-from captioner.model_config import fingerprint, model_folder
+from captioner.model_config import fingerprint, model_folder, read_config
 from captioner.system.foreign import excerpt, last_line
 from captioner.system.memory import Memory, usual_limit
+from captioner.system.plugins import KINDS, Kind, normal, plugin
 
 MOST_GPUS = 1024  # per worker
+PlugIns: TypeAlias = "Mapping[tuple[Kind, str], tuple[str, str]]"  # package and version
 
 
 @checked_names
@@ -135,7 +138,7 @@ def caption_with_ray(
             files = [ray.put(_files(model)) for model in models]
             crew = Crew(
                 ray,
-                partial(remote, captioner.name, device, options, how),
+                partial(remote, captioner.name, device, options, how, _plugins(models)),
                 concurrency or fitting,
                 files,
                 _sent,
@@ -159,6 +162,8 @@ def caption_with_ray(
                     engine=crew,
                 )
     except ray.exceptions.RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), CaptionerError):
+            raise type(cause)(str(cause)) from error  # of a worker
         raise CaptionerError(f"the Ray job failed: {last_line(error)}") from error
     except ConnectionError as error:
         raise CaptionerError(f"no Ray cluster at {address}: {last_line(error)}") from error
@@ -179,8 +184,15 @@ def _plain(job: JobOptions, has_gpu: bool) -> CaptioningOptions:
 class Worker:
     """Captions blocks of images; loads the model for the first."""
 
-    def __init__(self, name: str, device: str, options: DecodingConfig, how: CaptioningOptions):
-        self.name, self.device = name, device
+    def __init__(
+        self,
+        name: str,
+        device: str,
+        options: DecodingConfig,
+        how: CaptioningOptions,
+        plugins: PlugIns,
+    ):
+        self.name, self.device, self.plugins = name, device, plugins
         self.options, self.how = options, how
         self.max_memory = how.max_memory or usual_limit(how.num_workers)
         self.captioner: Captioner | None = None
@@ -202,6 +214,7 @@ class Worker:
     def _loaded(self, models: list[Any]) -> Captioner:
         if self.captioner:
             return self.captioner
+        _check_plugins(self.plugins)
         import ray
 
         with TemporaryDirectory() as top:
@@ -213,6 +226,29 @@ class Worker:
             self.captioner = Captioner.load(folders, self.device)
         self.captioner.name = self.name
         return self.captioner
+
+
+def _plugins(models: list[str | Path]) -> PlugIns:
+    """Return the installed plug-ins that models need."""
+    stated = [each for model in models for each in read_config(model_folder(model)).plugins]
+    found = ((each.kind, each.name, plugin(each.kind, each.name)) for each in stated)
+    return {(kind, name): (who.package, who.version) for kind, name, who in found if who}
+
+
+def _check_plugins(wanted: PlugIns) -> None:
+    """Refuse to caption on a machine that has not the plug-ins of the driver.
+
+    Raises:
+        ModelError: if one is missing, or of another package or version.
+    """
+    for (kind, name), (package, version) in wanted.items():
+        found = plugin(kind, name)
+        if found is None or (normal(found.package), found.version) != (normal(package), version):
+            has = f"{found.package} {found.version}" if found else "no such plug-in"
+            raise ModelError(
+                f"the worker on {platform.node()} needs the {KINDS[kind]} {name} of {package} "
+                f"{version} and has {has}: pip install '{package}=={version}' on every machine"
+            )
 
 
 def _sent(item: Item) -> Item:

@@ -21,6 +21,7 @@ from captioner.decoder.neighbours import Neighbours, count_ngrams
 from captioner.encoder.encoder import Encoder, dtype_of
 from captioner.errors import ConfigError, checked_names, must_be, within_memory
 from captioner.model_card import Source, write_card
+from captioner.model_config import plugins_of
 from captioner.run_dir import identity_of, saved_steps
 from captioner.steering import steered
 from captioner.system.devices import choose_device
@@ -150,7 +151,7 @@ class _Setup:
             "vocabulary": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
             **prepared.data,
         }
-        check_alike(identity, self.world)
+        check_alike(identity | {"plug-ins": self._plugins()}, self.world)
         targets = CaptionTable.build(
             prepared.dev.features,
             prepared.dev.tokens,
@@ -160,6 +161,11 @@ class _Setup:
         dev = DevSplit(prepared.dev, targets, self.assemble, log.say)
         table = prepared.train.per_image() if critic else prepared.train
         return Trainer(decoder, table, dev, config.training, log, identity, self.world, critic)
+
+    def _plugins(self) -> list[str]:
+        """Return the plug-ins of cell and CNNs, with their versions."""
+        found = plugins_of(self.config.decoder.cell, (c.backbone for c in self.config.encoder.cnns))
+        return [f"{each.name} of {each.package} {each.version}" for each in found]
 
     def _decoder(self, resumed: bool) -> Decoder:
         """Build the decoder with random weights or the weights of `training.start_from`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from captioner.captioning.wording import Wording
 from captioner.captioning.writers import JsonLinesWriter
 from captioner.cli import main
 from captioner.encoder.given_features import GivenFeatures
-from captioner.errors import ConfigError, ImageError
+from captioner.errors import ConfigError, ImageError, ModelError
 from captioner.images.content import Slice
 from captioner.model_config import fingerprint
 from captioner.system import object_store
@@ -165,6 +166,55 @@ def test_pictures_without_numbers_are_the_same_lines_too(small_cluster, items, t
     lines = output.read_text(encoding="utf-8")
     assert lines == plain([tmp_path / "broken"], items[:6], 1)
     assert lines.count(f"model {tmp_path / 'broken'} computes NaN or infinity") == 6
+
+
+WEAK = """
+import torch
+at = ""
+class Cell(torch.nn.Module):
+    def __init__(self, embed, hidden, layers, *, dropout):
+        super().__init__()
+        self.gru = torch.nn.GRU(embed, hidden, layers, batch_first=True)
+    def forward(self, inputs, hidden):
+        if inputs.shape[1] == 1:
+            raise ValueError("my mistake")
+        return self.gru(inputs, hidden)
+"""
+
+
+def test_a_worker_without_a_plug_in_is_one_line(small_cluster, items, tmp_path, monkeypatch):
+    """The driver has version 1.0; the workers have none, then 0.9, then one that fails."""
+    sites = {}
+    for version in ("1.0", "0.9"):
+        site = sites[version] = tmp_path / f"site-{version}"
+        info = site / f"weak_thing-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: weak-thing\nVersion: {version}\n"
+        )
+        (info / "entry_points.txt").write_text("[captioner.cells]\nweak = weak_thing:Cell\n")
+        (site / "weak_thing.py").write_text(WEAK)
+    monkeypatch.syspath_prepend(str(sites["1.0"]))
+    toys.captioner(cell="weak").save(tmp_path / "weak")
+
+    def message(folder: Path | None) -> str:
+        paths = os.pathsep.join(filter(None, [str(folder or ""), *sys.path[1:]]))
+        environment = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+        with pytest.raises(ModelError) as error:
+            caption_with_ray(
+                *(tmp_path / "weak", items[:6], tmp_path / "captions.jsonl"),
+                {"beam_size": 3},
+                HOW,
+                concurrency=1,
+                worker_options=environment,
+            )
+        return str(error.value)
+
+    advice = "pip install 'weak-thing==1.0' on every machine"
+    needs = f"the worker on {platform.node()} needs the cell weak of weak-thing 1.0 and has"
+    assert message(None) == f"{needs} no such plug-in: {advice}"
+    assert message(sites["0.9"]) == f"{needs} weak-thing 0.9: {advice}"
+    assert message(sites["1.0"]) == "plug-in weak of weak-thing 1.0 fails: ValueError: my mistake"
 
 
 class StoppedError(Exception):

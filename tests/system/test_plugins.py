@@ -564,6 +564,15 @@ def test_what_fails_in_a_plug_in_is_one_line_that_names_it(weak: Any, tmp_path: 
     assert run(*CAPTION)[0] == 0
 
 
+def test_machines_that_train_compare_their_plug_ins(weak: Any, monkeypatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "captioner.training.run.check_alike", lambda identity, _: seen.append(identity["plug-ins"])
+    )
+    assert run("train", "toy.yaml", "--output", "again")[0] == 0
+    assert seen == [["weak of broken-thing 1.0"] * 2]  # cell and CNN
+
+
 def test_what_captioner_and_the_machine_raise_keeps_its_own_words(weak: Any) -> None:
     decoder, batch = toys.decoder(cell="weak"), toys.batch()
     for error in (DivergedError("diverged"), torch.OutOfMemoryError("CUDA out of memory")):
