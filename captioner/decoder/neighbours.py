@@ -30,7 +30,7 @@ NEAREST = 32  # training images that vote
 TEMPERATURE = 0.05  # an image's weight is softmax(cosine / TEMPERATURE)
 MIN_IMAGES = 2  # an n-gram of fewer images is dropped: four fifths of all, no effect on scores
 UNIT = 2**40  # votes are summed as integers in units of 1 / UNIT
-MAX_SUMS = 2**24  # sums, one per image and n-gram, that are in memory at once
+MAX_SUMS = 2**22  # sums, one per image and n-gram, in memory at once; more are slower to clear
 KINDS = {
     "states": (torch.float16, 2),
     "keys": (torch.int64, 1),
