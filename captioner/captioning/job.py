@@ -260,8 +260,11 @@ def _claimed(output: Path, overwrite: bool) -> Iterator[None]:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the lock of an output; refuse a file of the lock's name that is not captioner's."""
+def locked(output: Path, shown: object = None) -> Iterator[None]:
+    """Hold the lock of an output; refuse a file of the lock's name that is not captioner's.
+
+    `shown` is what a message names; None: the output.
+    """
     lock = lock_of(output)
     if os.path.lexists(lock) and (not lock.is_file() or lock.is_symlink() or lock.stat().st_size):
         raise ConfigError(f"{lock}: not a lock file of captioner; move it away")
@@ -274,7 +277,9 @@ def locked(output: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
-        raise ConfigError(f"{output}: in use by another process; wait until it ends") from error
+        raise ConfigError(
+            f"{shown or output}: in use by another process; wait until it ends"
+        ) from error
 
 
 def how_to_continue(overwrite: bool) -> str:

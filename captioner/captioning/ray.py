@@ -21,6 +21,7 @@ from captioner.captioning.crew import Block, Crew
 from captioner.captioning.engine import Finished, Local, arithmetic_of
 from captioner.captioning.failures import listed_failures
 from captioner.captioning.job import JobOptions, caption_to_file
+from captioner.captioning.part_folders import folder_at
 from captioner.captioning.parts import caption_to_parts
 from captioner.captioning.records import (
     CaptioningOptions,
@@ -35,6 +36,7 @@ from captioner.config import DecodingConfig, DecodingOverrides
 from captioner.errors import CaptionerError, ConfigError, ImageError, ModelError, checked_names
 from captioner.images.content import Slice
 from captioner.model_config import fingerprint, model_folder, read_config
+from captioner.system.addresses import is_address
 from captioner.system.foreign import excerpt, last_line
 from captioner.system.memory import Memory, usual_limit
 from captioner.system.plugins import KINDS, Kind, normal, plugin
@@ -47,7 +49,7 @@ PlugIns: TypeAlias = "Mapping[tuple[Kind, str], tuple[str, str]]"  # package and
 def caption_with_ray(
     model: str | Path | Sequence[str | Path],
     items: Iterable[Item],
-    output: Path,
+    output: Path | str,
     overrides: DecodingOverrides | None = None,
     how: CaptioningOptions | None = None,
     *,
@@ -75,7 +77,8 @@ def caption_with_ray(
     Args:
         model: a model directory, a run directory that holds one, or several for an ensemble.
         items: images; consumed lazily.
-        output: file to write, atomically, when all images are done.
+        output: file to write, atomically, when all images are done; with `in_parts`, also the
+            address of a folder in object storage.
         overrides: search settings to change, such as {"beam_size": 5}.
         how: captioning settings of each worker; None: the defaults. A worker without a GPU asks for
             `num_workers` cores, by default 1; a worker with a GPU has one thread per core of its
@@ -125,7 +128,12 @@ def caption_with_ray(
     captioner = Captioner.load(models, "cpu")
     options = captioner.settings(n_best=how.n_best, **(overrides or {}))
     next(caption_files(captioner, (), options, how), None)  # checks the settings
-    listed_failures(output)  # an unreadable list fails before the cluster is asked
+    if in_parts:
+        folder_at(output)  # an impossible address fails before the cluster is asked
+    elif is_address(str(output)):
+        raise ConfigError(f"output: {excerpt(output)}: an address needs in_parts=True")
+    else:
+        listed_failures(Path(output))  # an unreadable list, too
 
     try:
         with _connected(ray, address):
@@ -147,12 +155,20 @@ def caption_with_ray(
             with closing(crew):
                 if in_parts:
                     return caption_to_parts(
-                        crew, items, output, options, job, model=name, tell=tell
+                        crew,
+                        items,
+                        output,
+                        options,
+                        job,
+                        model=name,
+                        tell=tell,
+                        say=say,
+                        count=count,
                     )
                 return caption_to_file(
                     lambda: captioner,
                     items,
-                    output,
+                    Path(output),
                     options,
                     job,
                     model=name,

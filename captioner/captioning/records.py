@@ -154,7 +154,7 @@ class Totals:
     images: int
     failed: int
     fresh: int  # images captioned or failed in this run; earlier runs did the others
-    errors: Path | None = None  # file that lists the failures
+    errors: Path | str | None = None  # file, or its address, that lists the failures
     blank: int = 0  # images in which the CNN sees one colour only
     new_failed: int = 0  # failures that the file did not list before this run
     renamed: int = 0  # see `Writer`

@@ -43,22 +43,57 @@ def local_output(address: str) -> Path:
     Raises:
         ConfigError: if the store cannot put an object in one step, or its package is missing.
     """
-    scheme, name = scheme_of(address), address.rpartition("/")[2]
-    if scheme not in ATOMIC:
-        raise ConfigError(
-            f"--output: {scheme} cannot put a whole object in one step; name a file, or an address "
-            f"of {', '.join(ATOMIC)}"
-        )
-    if not name or "/" not in address.partition("://")[2] or "?" in address:
-        raise ConfigError(f"--output: {plain(shown(address))} names no file")
-    check_installed(address)
+    check_address(address)
     if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1"):
         raise ConfigError(
             "--output: an address needs the processes of one machine; use --engine ray, or a file "
             "on a common disk"
         )
+    return place_on_disk(address) / address.rpartition("/")[2]
+
+
+def check_address(address: str, *, is_folder: bool = False) -> None:
+    """Refuse an address at which nothing can be put.
+
+    Raises:
+        ConfigError: if the store cannot put an object in one step, its package is missing, or no
+            file, or no folder in a bucket, is named.
+    """
+    scheme = scheme_of(address)
+    if scheme not in ATOMIC:
+        raise ConfigError(
+            f"--output: {scheme} cannot put a whole object in one step; name a file, or an address "
+            f"of {', '.join(ATOMIC)}"
+        )
+    path = address.partition("://")[2].partition("/")[2]
+    name = path.rstrip("/") if is_folder else path.rpartition("/")[2]
+    if not name or "?" in address:
+        what = "folder in a bucket" if is_folder else "file"
+        raise ConfigError(f"--output: {plain(shown(address))} names no {what}")
+    check_installed(address)
+
+
+def place_on_disk(address: str) -> Path:
+    """Return the folder on this machine for the job of an address, in the cache."""
     digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
-    return cache_folder() / "outputs" / digest / name
+    return cache_folder() / "outputs" / digest
+
+
+@contextmanager
+def made(output: Path | str) -> Iterator[Path]:
+    """Give the file to write; if the output is an address, put it after the block.
+
+    Raises:
+        ConfigError: if something else is at the address.
+        DataError: if the store does not answer.
+    """
+    if isinstance(output, Path):
+        yield output
+        return
+    local = local_output(output)
+    with kept(output, overwrite=True):
+        yield local
+    local.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -79,7 +114,7 @@ def kept(
     local = local_output(address)
     before = _version(local)  # the clock of a common disk may differ from this machine's
     local.parent.mkdir(parents=True, exist_ok=True)
-    with _named(address):
+    with named(address):
         _check_place(address, local, overwrite)
         known = overwrite or journals_of(local)
         if not known and (count := _fetch_journals(address, local)):
@@ -203,7 +238,7 @@ def _stop(stop: Event, copying: Thread) -> None:
 
 
 @contextmanager
-def _named(address: str) -> Iterator[None]:
+def named(address: str) -> Iterator[None]:
     """Name the address in the error of a store."""
     try:
         yield

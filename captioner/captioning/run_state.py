@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
+import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from captioner.system.files import no_stream
 
@@ -25,6 +29,8 @@ COUNTS = "SELECT count(*), coalesce(sum(failed), 0), '' FROM records"
 FIRST = f"INSERT INTO run SELECT * FROM ({COUNTS}) WHERE NOT EXISTS (SELECT 1 FROM run)"
 UPDATE = "UPDATE run SET state = ?"
 PATIENCE = 5  # seconds to wait for a job that is writing
+SILENCE = 60  # seconds after which a job on another machine counts as stopped
+DRIFT = 5  # seconds by which the start of a process may seem to change
 
 
 @dataclass
@@ -34,7 +40,7 @@ class RunState:
     Attributes:
         run: the same for all processes of a run.
         rank: of the process in its job, from 0.
-        process: its id on its machine.
+        process: its id on its machine; 0: it has ended.
         born: when the process started, in seconds since 1970, because ids are used again.
         host: name of its machine.
         processes: number of processes of the run.
@@ -126,8 +132,38 @@ def noted_in(path: Path) -> Noted:
     raise last
 
 
+def is_running(state: RunState, beat: float | None) -> bool:
+    """Whether the process of a state lives; on another machine, a sign of life tells.
+
+    Args:
+        state: of the leader of a job.
+        beat: its last sign of life, in seconds since 1970; None: it has ended.
+    """
+    if beat is None or not state.process:
+        return False
+    if state.host != socket.gethostname():
+        return time.time() - beat < SILENCE
+    try:
+        process = psutil.Process(state.process)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(abs(process.create_time() - state.born) < DRIFT)
+    except psutil.AccessDenied:
+        return time.time() - beat < SILENCE
+    except psutil.Error:
+        return False
+
+
+def state_of(content: Any) -> RunState | None:
+    """Return the state in parsed JSON; None if there is none, or it is of another version."""
+    try:
+        return RunState(**content)
+    except TypeError:
+        return None
+
+
 def _state(text: Any) -> RunState | None:
     try:
-        return RunState(**json.loads(text))
-    except (TypeError, ValueError):  # none yet, or of another version
+        return state_of(json.loads(text))
+    except (TypeError, ValueError):
         return None

@@ -1,34 +1,29 @@
 """How far a captioning job is, seen from outside: running, stopped or finished.
 
-Only its journal is read. The job is not disturbed, and its lock is never taken.
+Only its journal, or what it notes in its folder of parts, is read. The job is not disturbed, and
+its lock is never taken.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
-import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from captioner.captioning.journal import journals_of, lock_of
-from captioner.captioning.parts import images_of, manifests
-from captioner.captioning.run_state import Noted, RunState, noted_in
+from captioner.captioning.part_folders import Folder, LocalFolder, RemoteFolder, folder_at
+from captioner.captioning.parts import manifests, run_of
+from captioner.captioning.run_state import Noted, is_running, noted_in
 from captioner.captioning.sidecar_files import FORMS, place_of
 from captioner.captioning.sidecar_journal import JOURNAL, SidecarJournal
 from captioner.errors import DataError
 from captioner.images.members import is_image
 from captioner.system.foreign import plain
-from captioner.system.ownership import check, owns
-
-SILENCE = 60  # seconds after which a job on another machine counts as stopped
-DRIFT = 5  # seconds by which the start of a process may seem to change
+from captioner.system.ownership import check
 
 State = Literal["running", "stopped", "finished", "unknown"]
 
@@ -50,7 +45,7 @@ class JobStatus:
         folder: in which the command was given.
     """
 
-    output: Path
+    output: Path | str
     state: State
     done: int
     last_sign: float
@@ -71,18 +66,25 @@ class JobStatus:
         return max(0, self.total - self.done) / self.rate
 
 
-def job_status(output: Path) -> JobStatus:
+def job_status(output: Path | str) -> JobStatus:
     """Return how far the job that writes an output is.
 
     Args:
-        output: the file or the folder of `--output`, or a folder with files beside the images.
+        output: the file or the folder of `--output`, or a folder with files beside the images. A
+            text is the address of a folder of parts.
 
     Raises:
         ConfigError: if a file with the name of the journal is not captioner's.
-        DataError: if there is no journal, or it is damaged.
+        DataError: if there is no journal, it is damaged, or a store does not answer.
     """
+    folder = folder_at(output)
+    if folder.owned():
+        return _of_parts(folder)
+    if isinstance(folder, RemoteFolder):
+        raise DataError(f"{folder}: no such folder of parts; name the --output of a captioning job")
+    output = Path(output)
     if output.is_dir():
-        return _of_parts(output) if owns(output, "parts") else _beside(output)
+        return _beside(output)
     journals = _journals(output)
     if not journals:
         what = "has no journal" if output.exists() else "no such output, and no journal of it"
@@ -120,7 +122,7 @@ def _of_journals(output: Path, notes: dict[Path, Noted]) -> JobStatus:
     if leader is None:
         return JobStatus(output, "unknown", done, last_sign, failed)
     state: State = "finished" if leader.finished else "stopped"
-    if _is_running(leader, lock_of(output)):
+    if is_running(leader, _changed(lock_of(output))):
         state = "running"
     total = leader.total
     if total is not None:  # images that are not listed any more also have records
@@ -139,39 +141,33 @@ def _of_journals(output: Path, notes: dict[Path, Noted]) -> JobStatus:
     )
 
 
-def _of_parts(folder: Path) -> JobStatus:
-    """Return how many images the whole parts of a folder hold; nothing tells whether its job runs.
+def _of_parts(folder: Folder) -> JobStatus:
+    """Return how many images the parts of a folder hold, and whether its job runs.
 
     Raises:
         DataError: if the folder cannot be read.
     """
     try:
-        found = [manifest for _, manifest in manifests(folder)]
-        last_sign = max(_changed(path) or 0.0 for path in folder.iterdir())
+        found = [manifest for _, manifest in manifests(folder, read=False)]
+        images, run = run_of(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
     done = sum(manifest.end - manifest.start for manifest in found)
     failed = sum(len(manifest.failures) for manifest in found)
-    total = images_of(folder)
-    state: State = "finished" if done == total else "unknown"
-    return JobStatus(folder, state, done, last_sign, failed, total)
-
-
-def _is_running(state: RunState, lock: Path) -> bool:
-    """Whether the leader of a job lives; on another machine, its lock says when it last did."""
-    if (beat := _changed(lock)) is None:
-        return False
-    if state.host != socket.gethostname():
-        return time.time() - beat < SILENCE
-    try:
-        process = psutil.Process(state.process)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return bool(abs(process.create_time() - state.born) < DRIFT)
-    except psutil.AccessDenied:
-        return time.time() - beat < SILENCE
-    except psutil.Error:
-        return False
+    whole = images is not None and done == images
+    state: State = "finished" if whole else "stopped" if run else "unknown"
+    last_sign = run.updated if run else 0.0
+    if isinstance(folder, LocalFolder):
+        last_sign = max(_changed(path) or 0.0 for path in folder.path.iterdir())
+    if run is None:
+        return JobStatus(folder.given, state, done, last_sign, failed, images)
+    if is_running(run, folder.last_sign(run.updated)):
+        state, done = "running", max(done, run.listed)
+    total = run.total if images is None else images
+    done = done if total is None else min(done, total)
+    rate, command = run.rate or None, run.command
+    given = (failed, total, rate, run.processes, command, run.folder)
+    return JobStatus(folder.given, state, done, last_sign, *given)
 
 
 def _changed(path: Path) -> float | None:

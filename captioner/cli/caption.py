@@ -104,6 +104,7 @@ class RunOptions:
     maps: Path | None
     progress: str
     device: str
+    address: str = ""  # of the folder of parts
 
     @property
     def command(self) -> str:
@@ -118,9 +119,11 @@ class RunOptions:
         return bool(self.output and (self.output.is_dir() or self.output.name == SLASH))
 
     @property
-    def folder(self) -> Path:
-        """The folder of parts."""
+    def folder(self) -> Path | str:
+        """The folder of parts, or its address."""
         assert self.output
+        if self.address:
+            return self.address
         return self.output.parent if self.output.name == SLASH else self.output
 
     @property
@@ -260,9 +263,11 @@ def command(
     from captioner.run_dir import find_models
 
     address = output if isinstance(output, str) else ""
+    in_parts = address.endswith("/")
     output = _local(output)
     default = ENDINGS.get(output.suffix.lower(), "jsonl") if output else "text"
-    how = RunOptions(models=[], output=output, format=format or default, **options)
+    options |= {"address": address if in_parts else "", "format": format or default}
+    how = RunOptions(models=[], output=output, **options)
     if problem := next(_problems(how), None):
         raise click.UsageError(problem)
     if how.dry_run:
@@ -272,7 +277,7 @@ def command(
     here = _to_parts if how.in_parts else _to_file if output else _to_stdout
     caption = _on_ray if how.engine == "ray" else here
     started = time.perf_counter()
-    with _kept(address, how):
+    with _kept("" if in_parts else address, how):
         totals = caption(images, decoding, how)
     if totals:
         _say_totals(totals, time.perf_counter() - started, how)
@@ -284,8 +289,11 @@ def _local(output: str | Path | None) -> Path | None:
     """Return the file that a job writes; of an address, the file that is put there."""
     if not isinstance(output, str):
         return output
-    from captioner.captioning.remote_output import local_output
+    from captioner.captioning.remote_output import check_address, local_output
 
+    if output.endswith("/"):
+        check_address(output, is_folder=True)
+        return Path(SLASH)
     return local_output(output)
 
 
@@ -466,6 +474,7 @@ def _to_file(
 def _to_parts(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
     """Caption into a folder of parts."""
     from captioner.captioning.engine import Local
+    from captioner.captioning.job import how_to_continue
     from captioner.captioning.parts import caption_to_parts
     from captioner.model_config import fingerprint
     from captioner.system.memory import Memory
@@ -479,7 +488,20 @@ def _to_parts(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOpti
         engine = Local(lambda: captioner, options, replace(job, words=job.needs_words), memory)
         model = "+".join(map(fingerprint, how.models))
         items = _items(images, how, memory)
-        return caption_to_parts(engine, items, how.folder, options, job, model=model, tell=_report)
+        try:
+            return caption_to_parts(
+                engine,
+                items,
+                how.folder,
+                options,
+                job,
+                model=model,
+                tell=_report,
+                say=say,
+                count=partial(_total, images, how),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; {how_to_continue(how.overwrite)}") from None
 
 
 def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOptions) -> Totals:
@@ -658,11 +680,9 @@ def _problems_of_parts(how: RunOptions) -> Iterator[str]:
     """Yield what a folder of parts does not support."""
     if how.in_parts and how.format not in ("jsonl", "parquet"):
         yield f"--output: a folder of parts holds jsonl or parquet, not {how.format}"
-    unsupported = how.retry_errors or how.salvage or how.stop_on_error or how.maps
-    if how.in_parts and (unsupported or how.progress == "json"):
+    if how.in_parts and (how.retry_errors or how.salvage or how.stop_on_error or how.maps):
         yield (
-            "--retry-errors, --salvage, --on-error fail, --maps and --progress json need --output "
-            "FILE, not a folder"
+            "--retry-errors, --salvage, --on-error fail and --maps need --output FILE, not a folder"
         )
 
 
@@ -682,7 +702,7 @@ def _say_totals(totals: Totals, seconds: float, how: RunOptions) -> None:
     """Say what a job did; nothing about a few images whose captions are all on stdout."""
     few = 0 < totals.images < SHOW_RATE_FROM
     if not few or totals.failed or totals.blank or how.output or how.is_beside:
-        say_totals(totals, seconds, how.folder if how.in_parts else how.output)
+        say_totals(totals, seconds, _shown_output(how))
     if totals.renamed:
         say(f"{totals.renamed:,} image(s) have their path as COCO id, others have the same name")
     if how.min_confidence is not None:
@@ -690,6 +710,15 @@ def _say_totals(totals: Totals, seconds: float, how: RunOptions) -> None:
             f"{totals.unsure:,} of {totals.captioned:,} caption(s) are not confident: below "
             f"{how.min_confidence:g}"
         )
+
+
+def _shown_output(how: RunOptions) -> Path | str | None:
+    """Return how messages name the output."""
+    from captioner.system.addresses import shown
+
+    if how.address:
+        return plain(shown(how.address))
+    return how.folder if how.in_parts else how.output
 
 
 def _map_folder(how: RunOptions) -> MapFolder | None:

@@ -10,22 +10,25 @@ from captioner.cli.options import SLASH, OutputPath, say
 
 
 @click.command("merge")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=OutputPath())
 @click.option(
     "--output",
     type=OutputPath(),
-    help="File to write.  [default: next to FOLDER, with its name]",
+    help="File or address to write.  [default: next to FOLDER, with its name]",
 )
-def command(folder: Path, output: str | Path | None) -> None:
+def command(folder: str | Path, output: str | Path | None) -> None:
     """Join the parts in FOLDER to one file.
 
-    FOLDER is that of `captioner caption --output FOLDER/`. The file is that of a job without parts,
-    byte for byte. The parts stay.
+    FOLDER is that of `captioner caption --output FOLDER/`, or an address. The file is that of a job
+    without parts, byte for byte. The parts stay.
     """
     from captioner.captioning.parts import merge_parts
+    from captioner.system.addresses import shown
     from captioner.system.foreign import plain
 
-    if isinstance(output, str) or (output and output.name == SLASH):
-        raise click.UsageError("--output: name a file on this machine")
+    if str(output or "").endswith(("/", SLASH)):
+        raise click.UsageError("--output: name a file, not a folder")
+    if isinstance(folder, Path) and folder.name == SLASH:
+        folder = folder.parent
     file, totals = merge_parts(folder, output)
-    say(f"{totals.images:,} image(s), {totals.failed:,} failed, in {plain(file)}")
+    say(f"{totals.images:,} image(s), {totals.failed:,} failed, in {plain(shown(str(file)))}")

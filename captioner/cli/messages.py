@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from captioner.captioning.sidecars import Sidecars
 
 
-def say_totals(totals: Totals, seconds: float, output: Path | None) -> None:
+def say_totals(totals: Totals, seconds: float, output: Path | str | None) -> None:
     """Say how many images were captioned, and how fast."""
     before = totals.images - totals.fresh
     say(

@@ -31,11 +31,13 @@ def command(output: str | Path, as_json: bool) -> None:
     """
     from captioner.captioning.status import job_status
 
-    if isinstance(output, str):
+    if isinstance(output, str) and not output.endswith("/"):
         from captioner.captioning.remote_output import local_output
 
         output = local_output(output)
-    status = job_status(output.parent if output.name == SLASH else output)
+    if isinstance(output, Path) and output.name == SLASH:
+        output = output.parent
+    status = job_status(output)
     show(json.dumps(_as_dict(status)) if as_json else "\n".join(_lines(status)))
 
 

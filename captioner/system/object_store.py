@@ -140,6 +140,20 @@ def put(local: Path, address: str) -> None:
     _tried(address, lambda: files.put_file(str(local), path))
 
 
+def delete(address: str) -> None:
+    """Delete an object, if it is there.
+
+    Raises:
+        UnreachableError: if it cannot be deleted.
+    """
+    files, path = _at(address)
+    try:
+        _tried(address, lambda: files.rm_file(path))
+    except UnreachableError as error:
+        if not error.is_missing:
+            raise
+
+
 def fetch(address: str, local: Path) -> None:
     """Copy an object into a file.
 

@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import tarfile
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,9 +21,12 @@ import pytest
 import stores
 from click.testing import CliRunner
 
-from captioner.captioning import remote_output
+from captioner.captioning import part_folders, parts, remote_output
+from captioner.captioning.job import locked
+from captioner.captioning.run_state import SILENCE
 from captioner.captioning.sources import list_images
 from captioner.captioning.sources.tables import remote_row
+from captioner.captioning.status import job_status
 from captioner.cli import main
 from captioner.errors import ConfigError, ImageError
 from captioner.images.content import Content
@@ -281,7 +286,8 @@ def test_no_foreign_object_is_replaced(folder, traffic, model, cache):
     [
         ("https://user:hunter2secret@host/captions.jsonl", "cannot put a whole object in one step"),
         ("s3://bucket", "names no file"),
-        ("s3://bucket/folder/", "names no file"),
+        ("s3://bucket/", "names no folder in a bucket"),
+        ("https://user:hunter2secret@host/out/", "cannot put a whole object in one step"),
     ],
 )
 def test_an_output_that_cannot_be_put_is_refused(folder, model, cache, output, message):
@@ -308,6 +314,172 @@ def test_an_output_that_is_not_put_stays_and_is_put_by_the_same_command(
     done = CliRunner().invoke(main, given)
     assert done.exit_code == 0 and "6 in earlier runs" in done.stderr
     assert stored("later/captions.jsonl").count(b"\n") == 6
+
+
+@pytest.fixture
+def parts_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_IMAGES", 4)
+
+
+def in_parts(folder: Path, model: Path, output: str, *words: str) -> Any:
+    """Caption 13 pictures, one broken, into parts of 4 images, or into a file."""
+    given = ["caption", f"{folder}/folders", "--recursive", "--model", str(model), *words]
+    return CliRunner().invoke(main, [*given, "--batch-size", "2", "--output", output])
+
+
+def merged(address: str, *output: str) -> None:
+    done = CliRunner().invoke(main, ["merge", address, *output])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_parts_at_an_address_merge_to_the_bytes_of_a_plain_job(
+    folder, traffic, model, tmp_path, cache, parts_of_four, format
+):
+    pytest.importorskip("pyarrow" if format == "parquet" else "json")
+    traffic.every = 4
+    address, ending = f"{BUCKET}/{format}/out/", ("--format", format)
+    whole = tmp_path / f"whole.{format}"
+    in_parts(folder, model, str(whole), *ending)
+    done = in_parts(folder, model, address, *ending)
+    assert done.exit_code == 1 and "1 failed, " in done.stderr
+    assert f"in {address}; failures in {address}errors.jsonl" in done.stderr
+    numbers = {f"part-{number:05}.{end}" for number in range(4) for end in ("json", format)}
+    names = {entry.address.rpartition("/")[2] for entry in object_store.listing(address)}
+    assert names == {*numbers, ".captioner.json", "parts.json", "errors.jsonl"}
+    assert json.loads(stored(f"{format}/out/errors.jsonl"))["kind"] == "not_an_image"
+
+    shutil.rmtree(cache)  # another machine, without a slash and with one
+    merged(address[:-1], "--output", str(tmp_path / "all"))
+    assert (tmp_path / "all").read_bytes() == whole.read_bytes()
+    merged(address)
+    assert stored(f"{format}/out.{format}") == whole.read_bytes()
+    assert json.loads(stored(f"{format}/out.{format}.errors.jsonl"))["path"].endswith("broken.png")
+    status = CliRunner().invoke(main, ["status", address])
+    assert f"{address}: finished, 13 of 13 image(s) done, 1 failed" in status.output
+    assert traffic.faults.keys() == {"500", "slow", "cut"}
+
+
+def test_only_missing_and_damaged_parts_are_put_again(
+    folder, traffic, model, tmp_path, cache, parts_of_four
+):
+    address = f"{BUCKET}/again/"
+    in_parts(folder, model, address)
+    merged(address, "--output", str(tmp_path / "before"))
+    (tmp_path / "torn").write_bytes(b"{")
+    for torn in (False, True):
+        if torn:
+            object_store.put(tmp_path / "torn", f"{address}part-00002.jsonl")
+        else:
+            object_store.delete(f"{address}part-00002.json")
+        done = CliRunner().invoke(main, ["merge", address, "--output", str(tmp_path / "no")])
+        assert done.exit_code == 1 and "the part of image 8 is missing or damaged" in done.stderr
+        assert not (tmp_path / "no").exists()
+        traffic.clear()
+        assert "(9 in earlier runs)" in in_parts(folder, model, address).stderr
+        put = {path.partition("?")[0] for method, path, _ in traffic.seen if method == "PUT"}
+        ends = ("json", "jsonl")
+        assert {name.rpartition("/")[2] for name in put} - {"parts.json", "errors.jsonl"} == {
+            f"part-00002.{end}" for end in ends
+        }
+    merged(address, "--output", str(tmp_path / "after"))
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a kill."""
+
+
+def test_killed_before_and_after_each_put_the_same_command_goes_on(
+    folder, traffic, model, tmp_path, cache, parts_of_four, monkeypatch
+):
+    whole = tmp_path / "whole.jsonl"
+    in_parts(folder, model, str(whole))
+    put, deaths = object_store.put, 0
+
+    def deadly(after: int, *, is_put: bool) -> Any:
+        """Puts that kill at one of them, before or after it is put; none comes after."""
+        puts = iter(range(after + 1))
+
+        def one(local: Path, address: str) -> None:
+            nonlocal deaths
+            number = next(puts, None)
+            if number is None:
+                raise object_store.UnreachableError("dead")
+            if number < after or is_put:
+                put(local, address)
+            if number == after:
+                deaths += 1
+                raise Killed
+
+        return one
+
+    # A mark, a note, four parts with their manifests, a note, the list of failures.
+    for after, is_put in product(range(12), (False, True)):
+        address = f"{BUCKET}/killed/{after}{is_put}/"
+        monkeypatch.setattr(part_folders, "put", deadly(after, is_put=is_put))
+        with pytest.raises(Killed):
+            in_parts(folder, model, address)
+        shutil.rmtree(cache, ignore_errors=True)
+        monkeypatch.setattr(part_folders, "put", put)
+        assert "13 image(s)" in in_parts(folder, model, address).stderr
+        merged(address, "--output", str(tmp_path / "all"))
+        assert (tmp_path / "all").read_bytes() == whole.read_bytes()
+    assert deaths == 24
+
+
+def test_a_foreign_folder_of_a_store_is_left_alone(folder, traffic, model, cache):
+    for words in ((), ("--overwrite",)):
+        done = in_parts(folder, model, f"{BUCKET}/folders/1/", *words)
+        assert done.exit_code == 2 and "not marked as captioner's parts folder" in done.stderr
+    assert stored("folders/1/01.png") == (folder / "folders/1/01.png").read_bytes()
+    assert all(method in ("GET", "HEAD") for method, *_ in traffic.seen)
+    for verb in ("status", "merge"):
+        done = CliRunner().invoke(main, [verb, f"{BUCKET}/folders/1/"])
+        assert done.exit_code == 1 and done.stderr.count("\n") == 1
+
+
+def test_overwrite_discards_the_parts_of_another_job(folder, traffic, model, cache, parts_of_four):
+    address = f"{BUCKET}/two/"
+    in_parts(folder, model, address)
+    done = in_parts(folder, model, address, "--beam-size", "2")
+    assert done.exit_code == 2 and f"{address}: this job was started with different" in done.stderr
+    done = in_parts(folder, model, address, "--beam-size", "2", "--overwrite")
+    assert "13 image(s), 12 captioned" in done.stderr
+    with locked(part_folders.folder_at(address).lock):
+        done = in_parts(folder, model, address, "--beam-size", "2")
+        assert f"{address}: in use by another process" in done.stderr
+
+
+def test_a_store_that_is_away_is_said_in_one_line(folder, traffic, model, cache, parts_of_four):
+    address = f"{BUCKET}/away/"
+    in_parts(folder, model, address)
+    traffic.every, traffic.kinds = 1, ("500",)
+    for done in (
+        in_parts(folder, model, address),
+        CliRunner().invoke(main, ["status", address]),
+        CliRunner().invoke(main, ["merge", address]),
+    ):
+        assert done.exit_code == 1 and done.stderr.count("\n") == 1
+        assert f"{BUCKET}/away/" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_job_of_another_machine_runs_while_it_gives_signs(
+    folder, traffic, model, tmp_path, cache, parts_of_four
+):
+    address = f"{BUCKET}/elsewhere/"
+    in_parts(folder, model, address)
+    object_store.delete(f"{address}part-00003.json")
+    noted = json.loads(stored("elsewhere/parts.json"))
+    for silence, state in ((5, "running"), (SILENCE + 5, "stopped")):
+        changes = {"host": "other", "process": 1, "updated": time.time() - silence}
+        text = json.dumps(noted | {"images": None, "run": noted["run"] | changes})
+        (tmp_path / "parts.json").write_text(text)
+        object_store.put(tmp_path / "parts.json", f"{address}parts.json")
+        assert job_status(address).state == state
+        told = in_parts(folder, model, address).stderr
+        assert ("a job on other wrote here" in told) == (state == "running")
+        assert job_status(address).state == "finished"
 
 
 SECRETS = ("hunter2secret", "AKIAEXAMPLEEXAMPLE", "c2lnbmF0dXJlc2lnbmF0dXJl", "sasSignature123")

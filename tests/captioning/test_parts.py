@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import tqdm
 from click.testing import CliRunner
 
+import captioner
 from captioner.captioning import parts
 from captioner.captioning.engine import Local
 from captioner.captioning.job import locked
+from captioner.captioning.journal import lock_of
 from captioner.captioning.parts import caption_to_parts, merge_parts
+from captioner.captioning.run_state import SILENCE
 from captioner.captioning.sources import list_images
 from captioner.captioning.status import job_status
 from captioner.cli import main
@@ -21,6 +30,12 @@ from captioner.system.memory import Memory
 import toys
 
 IMAGES = 23
+START = """
+from captioner.captioning import part_folders, parts
+parts.PART_IMAGES, part_folders.EVERY = 8, 0.1
+from captioner.cli import main
+main()
+"""
 
 
 @pytest.fixture
@@ -144,7 +159,7 @@ def test_a_foreign_folder_and_other_formats_are_refused(home):
     code, said = caption("--output", "mine")
     assert code != 0 and "not marked as captioner's" in said
     assert caption("--output", "x/", "--format", "csv")[0] == 2
-    for words in (["--retry-errors"], ["--progress", "json"]):
+    for words in (["--retry-errors"], ["--salvage"], ["--on-error", "fail"], ["--maps", "m"]):
         assert caption("--output", "x/", *words)[0] == 2
     done = CliRunner().invoke(main, ["merge", "mine"])
     assert done.exit_code == 1 and "no finished job" in done.stderr
@@ -160,11 +175,11 @@ def test_a_second_job_leaves_the_parts_of_a_running_one(home):
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
-def test_a_merge_writes_next_to_this_folder_and_to_no_address(home, monkeypatch):
+def test_a_merge_writes_next_to_this_folder_and_to_no_folder(home, monkeypatch):
     caption("--output", "out/")
-    for output in ("s3://bucket/all.jsonl", "new/"):
+    for output in ("s3://bucket/new/", "new/"):
         done = CliRunner().invoke(main, ["merge", "out", "--output", output])
-        assert done.exit_code == 2 and "name a file on this machine" in done.stderr
+        assert done.exit_code == 2 and "name a file, not a folder" in done.stderr
     monkeypatch.chdir("out")
     done = CliRunner().invoke(main, ["merge", "."])
     assert done.exit_code == 0, done.output
@@ -181,3 +196,83 @@ def test_the_status_counts_whole_parts(home):
     assert (status.state, status.done, status.failed, status.total) == ("unknown", 15, 1, None)
     done = CliRunner().invoke(main, ["status", "none/"])
     assert done.exit_code == 1 and "error: none: no such output" in done.stderr
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_job_without_images_keeps_its_format(home, format):
+    pytest.importorskip("pyarrow" if format == "parquet" else "json")
+    for output in ("out/", f"plain.{format}"):
+        code, said = caption("--format", format, "--output", output, pictures="-")
+        assert code == 0 and "0 image(s)" in said
+    code, _ = caption("--format", format, "--output", "out/", pictures="-")
+    assert code == 0
+    merged = CliRunner().invoke(main, ["merge", "out/"])
+    assert merged.exit_code == 0, merged.output
+    assert Path(f"out.{format}").read_bytes() == Path(f"plain.{format}").read_bytes()
+    code, said = caption("--format", format, "--output", "out/")
+    assert code == 2 and "was written from another list of images" in said
+
+
+def progress_of(said: str) -> list[dict]:
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+def test_progress_counts_the_parts_of_earlier_runs(home, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tqdm.tqdm, "update", lambda bar, count: seen.append(count))
+    code, said = caption("--output", "out/", "--progress", "json")
+    *_, last = progress_of(said)
+    assert code == 1 and (last["done"], last["failed"], last["total"]) == (IMAGES, 1, IMAGES)
+    assert last["rate"] > 0 and last["eta"] == 0 and last["shares"]["writing"] > 0
+    assert sum(seen) == IMAGES
+    Path("out/part-00001.json").unlink()
+    seen.clear()
+    _, said = caption("--output", "out/", "--progress", "json")
+    *_, last = progress_of(said)
+    assert (last["done"], last["failed"], last["total"]) == (IMAGES, 1, IMAGES)
+    assert seen == [8, 7, 4, 4]
+    assert not progress_of(caption("--output", "out/")[1])
+
+
+def test_the_status_tells_whether_the_job_runs(home, monkeypatch):
+    for number in range(IMAGES, 300):
+        shutil.copy("p/01.png", f"p/{number:03}.png")
+    start = [sys.executable, "-c", START, "caption", "p", "--model", "model", "--batch-size", "1"]
+    process = subprocess.Popen(
+        [*start, "--output", "out/"],
+        env=os.environ | {"PYTHONPATH": str(Path(captioner.__file__).parents[1])},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (Path("out/part-00000.json").exists() and job_status(Path("out")).total):
+            assert process.poll() is None
+            time.sleep(0.01)
+        running = job_status(Path("out"))
+    finally:
+        process.kill()
+        process.wait()
+    assert running.state == "running" and 8 <= running.done < 300
+    assert running.total == 300 and running.command.endswith("--output out/")
+    dead = CliRunner().invoke(main, ["status", "out"])
+    assert "out: stopped, " in dead.output and "to go on: captioner caption p" in dead.output
+    code, said = caption("--output", "out/", "--batch-size", "1")
+    assert code in (0, 1) and "in earlier runs" in said  # the part of the broken picture may be new
+    status = job_status(Path("out"))
+    assert (status.state, status.done, status.eta) == ("finished", 300, 0)
+
+
+def test_a_job_that_fails_counts_as_stopped(home, monkeypatch):
+    caption("--output", "out/")
+    Path("p/00.png").unlink()
+    assert caption("--output", "out/")[0] == 2
+    assert job_status(Path("out")).state == "stopped"
+    noted = json.loads(Path("out/parts.json").read_text())
+    assert noted["images"] is None and noted["run"]["process"] == 0
+    noted["run"] |= {"host": "elsewhere", "process": 1}
+    Path("out/parts.json").write_text(json.dumps(noted))
+    assert job_status(Path("out")).state == "stopped"  # its lock is gone
+    with locked(Path("out/parts")):
+        assert job_status(Path("out")).state == "running"
+        long_ago = time.time() - SILENCE - 1
+        os.utime(lock_of(Path("out/parts")), (long_ago, long_ago))
+        assert job_status(Path("out")).state == "stopped"

@@ -17,8 +17,8 @@ import captioner
 from captioner.captioning import progress
 from captioner.captioning.journal import lock_of
 from captioner.captioning.progress import Progress, command_to_continue
-from captioner.captioning.run_state import RunState, noted_in
-from captioner.captioning.status import SILENCE, job_status
+from captioner.captioning.run_state import SILENCE, RunState, noted_in
+from captioner.captioning.status import job_status
 from captioner.cli import main
 from captioner.cli.status import duration
 from captioner.errors import ConfigError, DataError
