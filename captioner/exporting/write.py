@@ -18,6 +18,7 @@ from captioner.decoder.decoder import SPECIAL_IDS
 from captioner.encoder.given_features import GivenFeatures
 from captioner.errors import ConfigError, ImageError, checked_names, must_be
 from captioner.exporting.int8 import compute_int8, store_int8
+from captioner.exporting.joining import joining
 from captioner.exporting.programs import Program, trace
 from captioner.images.decode import SUFFIXES, read_image
 from captioner.steering import steered
@@ -25,7 +26,6 @@ from captioner.system.files import whole_folder
 from captioner.system.foreign import excerpt
 from captioner.system.ownership import check
 from captioner.system.version import __version__
-from captioner.text import Vocabulary
 
 Form = Literal["onnx", "torch"]
 ENDINGS: dict[Form, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -176,19 +176,13 @@ def _about(
         "eos_id": ids.eos_id,
         "never_ids": ids.suppress_ids,
         "repeatable_ids": ids.repeatable,
-        "words": [_appended(words, token) for token in range(len(words))],
+        **joining(words)._asdict(),
     }
     if not isinstance(captioner.encoder, GivenFeatures):
         preprocess = captioner.encoder.preprocess
         for name in ("resize_size", "crop_size", "interpolation", "squash"):
             about[name] = getattr(preprocess, name)
     return about
-
-
-def _appended(vocabulary: Vocabulary, token_id: int) -> str:
-    """Return what a token adds to a caption, with the space before it if it needs one."""
-    join, token = vocabulary.tokenizer.detokenize, vocabulary.shown(token_id)
-    return join([token, token]).removeprefix(join([token]))
 
 
 def _readme(captioner: Captioner, about: dict[str, Any], programs: dict[str, Program]) -> str:

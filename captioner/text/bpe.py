@@ -117,6 +117,10 @@ class Bpe(Tokenizer):
         r"""Return a piece without the space before it; bytes that are no text become `\xe4`."""
         return _text([token], "backslashreplace").strip() or token
 
+    def spelt(self, token: str) -> bytes:
+        """Return the bytes of a piece, with the space before it."""
+        return bytes(_BYTES[char] for char in token if char in _BYTES)
+
     @cached_property
     def _pieces(self) -> _Pieces:
         return _Pieces(self.merges, self.pieces)

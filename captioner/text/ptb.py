@@ -200,6 +200,11 @@ class Ptb(Tokenizer):
 
     name: ClassVar[str] = "ptb"
 
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """A word, a number, a clitic, brackets, and the words that are spelt together."""
+        return ("a", "1", "'s", *_MARKS, *(word for pair in _SPELT_TOGETHER for word in pair))
+
     def tokenize(self, caption: str) -> list[str]:
         """Split a caption into lower-case PTB tokens; see the function `tokenize`."""
         return tokenize(caption)

@@ -20,6 +20,11 @@ class Tokenizer(ABC):
         """The tokens that a vocabulary needs although no caption may hold them."""
         return ()
 
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Tokens, one of each kind that `detokenize` tells apart; empty if it adds no spaces."""
+        return ()
+
     @abstractmethod
     def tokenize(self, caption: str) -> list[str]:
         """Split a caption into tokens, in lower case."""
@@ -39,3 +44,7 @@ class Tokenizer(ABC):
     def shown(self, token: str) -> str:
         """Return a token as captions show it."""
         return token
+
+    def spelt(self, token: str) -> bytes:
+        """Return what a token adds to a caption, beside spaces, in UTF-8."""
+        return self.shown(token).encode()

@@ -56,6 +56,11 @@ class Unicode(Tokenizer):
 
     name: ClassVar[str] = "unicode"
 
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """A word, a word without spaces around it, and a vowel that joins the character before."""
+        return ("a", "一", "\u0e33")
+
     def tokenize(self, caption: str) -> list[str]:
         """Split a caption into words in lower case, without punctuation."""
         must_be("caption", caption, str)
