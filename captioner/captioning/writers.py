@@ -9,8 +9,8 @@ import csv
 import errno
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self, TextIO, cast
 
@@ -19,9 +19,10 @@ from captioner.captioning.records import Record, Totals
 from captioner.captioning.sidecars import ADVICE, Existing, Sidecars
 from captioner.captioning.sources.item import text_id
 from captioner.captioning.wording import Wording
-from captioner.errors import DataError
+from captioner.errors import ConfigError, DataError
 from captioner.system.escapes import COLUMNS, LINE_NAME, escape, isolated, to_json, utf8_name
 from captioner.system.files import MOVED, whole_file
+from captioner.system.foreign import excerpt
 from captioner.system.plugins import PlugIn, guarded, load, plugin, tell_unused
 from captioner.system.version import __version__
 from captioner.text import Caption
@@ -247,6 +248,8 @@ def writer_named(format: str) -> type[Writer]:
         tell_unused("writers", format)
         return FORMATS[format]
     writer: type[Writer] = load("writers", format, Writer)
+    if lacks := ", ".join(sorted(writer.__abstractmethods__)):
+        raise ConfigError(f"{plugin('writers', format)}: {writer.__name__} must define {lacks}")
     writer._who = plugin("writers", format)
     return writer
 
@@ -319,6 +322,24 @@ def _with_structs(row: dict[str, object]) -> dict[str, object]:
     return row
 
 
+@contextmanager
+def _recognised(path: Path, format: str) -> Iterator[None]:
+    """Raise `DataError` if the block writes a line that a plug-in's `line` does not match."""
+    yield
+    writer = writer_named(format)
+    if not writer._who or writer.line is None:
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not writer.line.fullmatch(line):
+                shown = excerpt(line.decode(errors="replace"))
+                raise DataError(
+                    f"{writer._who}: line {number:,} of its file, {shown}, does "
+                    f"not match its `line`, so no later job could replace the file; nothing was "
+                    f"written; correct `line` and run the same command again"
+                )
+
+
 def write_output(
     records: Iterable[Record],
     output: Path,
@@ -334,6 +355,7 @@ def write_output(
     with (
         whole_file(output, "captions") as aside,
         failure_list(output) as add_failure,
+        _recognised(aside, format),
         aside.open("w", encoding="utf-8") as file,
         make_writer(
             format,

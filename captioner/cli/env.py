@@ -29,11 +29,11 @@ def _plugins() -> list[tuple[str, str]]:
     from captioner.config import CELLS
     from captioner.data.load import FORMATS
     from captioner.metrics import METRICS
-    from captioner.system.plugins import KINDS, plugins
+    from captioner.system.plugins import KINDS, ignored, plugins
 
     counts = Counter((each.kind, each.name) for each in plugins())
     own = {"cells": CELLS, "metrics": METRICS, "datasets": FORMATS, "writers": WRITERS}
-    return [
+    rows = [
         (
             f"{KINDS[each.kind]} {each.name}",
             each.label
@@ -47,3 +47,4 @@ def _plugins() -> list[tuple[str, str]]:
         )
         for each in plugins()
     ]
+    return rows + [(what, f"{label} (not used: {reason})") for what, label, reason in ignored()]

@@ -164,6 +164,7 @@ def _fresh(
 ) -> Decoder:
     torch.manual_seed(seed)
     decoder = Decoder(config, vocab_size=vocab_size, **sizes)
+    decoder.try_cell()
     decoder.measure(table.features, table.rows.unique())
     return decoder
 

@@ -55,7 +55,7 @@ class Metric:
 
     def score(self, hypotheses: Sequence[Tokens]) -> Floats:
         """Score each image, (N,); only for metrics of which the score is the mean over images."""
-        raise NotImplementedError
+        raise NotImplementedError("it must define score, or statistics and combine")
 
     def statistics(self, hypotheses: Sequence[Tokens]) -> Floats:
         """Return the statistics of each image, (N, S): here its score and the count 1.

@@ -273,6 +273,9 @@ def _measure(metric: Metric, hypotheses: SystemCaptions | Sequence[Tokens]) -> F
     """Return the statistics of each image, (N, S); those of a plug-in are tried."""
     statistics = metric.measure(hypotheses)
     if metric.plugin:
+        images = len(hypotheses.best if isinstance(hypotheses, SystemCaptions) else hypotheses)
+        if len(statistics) != images:
+            raise ValueError(f"{len(statistics):,} scores for {images:,} images")
         shape, wanted = metric.combine(statistics).shape, (len(statistics), len(metric.names))
         if shape != wanted:
             raise ValueError(f"scores of each image have shape {shape}, not {wanted}")

@@ -61,7 +61,34 @@ def names(kind: Kind) -> list[str]:
 
 @lru_cache(4)
 def _found(path: tuple[str, ...]) -> tuple[PlugIn, ...]:  # noqa: ARG001 the key of the cache
-    found: list[PlugIn] = []
+    return tuple(
+        PlugIn(kind, point.name, package, version, point)
+        for package, version, points in _packages()
+        for kind in KINDS
+        for point in points.select(group=f"captioner.{kind}")
+        if re.fullmatch(NAME, point.name)
+    )
+
+
+def ignored() -> list[tuple[str, str, str]]:
+    """Return what installed packages add in vain: group and name, package, and the reason."""
+    groups = [f"captioner.{kind}" for kind in KINDS]
+    found = []
+    for package, version, points in _packages():
+        for point in points:
+            reason = None
+            if point.group.startswith("captioner.") and point.group not in groups:
+                reason = f"the groups are {', '.join(groups)}"
+            elif point.group in groups and not re.fullmatch(NAME, point.name):
+                reason = "a name has small letters, digits and _, and starts with a letter"
+            if reason:
+                what = plain(f"{point.group} {point.name}")
+                found.append((what[:80], f"{package}-{version}", reason))
+    return found
+
+
+def _packages() -> Iterator[tuple[str, str, metadata.EntryPoints]]:
+    """Yield name, version and entry points of the packages that have any for captioner."""
     seen: set[str] = set()
     for package in metadata.distributions():
         try:
@@ -77,11 +104,7 @@ def _found(path: tuple[str, ...]) -> tuple[PlugIn, ...]:  # noqa: ARG001 the key
         except Exception:  # a damaged installation
             continue
         seen.add(normal(title))
-        for kind in KINDS:
-            for point in points.select(group=f"captioner.{kind}"):
-                if re.fullmatch(NAME, point.name):
-                    found.append(PlugIn(kind, point.name, title, version, point))
-    return tuple(found)
+        yield title, version, points
 
 
 def normal(package: str) -> str:

@@ -174,6 +174,7 @@ class _Setup:
         check_room(self.config.decoder, training, self.device, vocab_size=words, features=sizes)
         torch.manual_seed(training.seed)
         decoder = Decoder(self.config.decoder, vocab_size=words, **sizes)
+        decoder.try_cell()
         if training.start_from is None:
             decoder.measure(prepared.train.features, prepared.train.rows.unique())
         elif not resumed:  # a checkpoint replaces the weights, and start_from may be gone

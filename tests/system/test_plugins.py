@@ -591,3 +591,139 @@ def test_each_file_of_the_example_is_short() -> None:
     assert len(files) == 6
     for path in files:
         assert len(path.read_text().splitlines()) < 40, path.name
+
+
+RULES = """
+import re
+import torch
+from torch import nn
+from captioner.captioning.writers import Writer
+from captioner.metrics.metric import Metric
+
+class Cell(nn.Module):
+    def __init__(self, embed_size, hidden_size, num_layers, *, dropout):
+        super().__init__()
+        self.gru = nn.GRU(embed_size, hidden_size, num_layers, batch_first=True)
+    def forward(self, inputs, hidden):
+        return self.change(*self.gru(inputs, hidden))
+    def change(self, outputs, hidden):
+        return outputs, hidden
+
+class good(Cell): pass
+class one(Cell):
+    def change(self, outputs, hidden): return outputs
+class two_states(Cell):
+    def change(self, outputs, hidden): return outputs, (hidden, hidden)
+class swapped(Cell):
+    def change(self, outputs, hidden): return hidden, outputs
+class double(Cell):
+    def change(self, outputs, hidden): return outputs.double(), hidden
+class over_time(Cell):
+    def change(self, outputs, hidden): return outputs + outputs.mean(1, keepdim=True), hidden
+class over_rows(Cell):
+    def change(self, outputs, hidden): return outputs + outputs.mean(0, keepdim=True), hidden
+class detached(Cell):
+    def forward(self, inputs, hidden): return self.gru(inputs, hidden.detach())
+
+class short(Metric):
+    names, formula = ("short",), {}
+    def score(self, hypotheses): return [1.0] * (len(hypotheses) - 1)
+class no_score(Metric):
+    names, formula = ("no_score",), {}
+class no_names(Metric):
+    formula = {}
+    def score(self, hypotheses): return [1.0] * len(hypotheses)
+class text_names(no_names):
+    names = "text"
+class no_formula(Metric):
+    names = ("no_formula",)
+    def score(self, hypotheses): return [1.0] * len(hypotheses)
+
+class no_write(Writer): pass
+class headed(Writer):
+    line = re.compile(rb"<li>.*\\n")
+    def _open(self): self.file.write("<ul>\\n")
+    def _write(self, record): self.file.write(f"<li>{record.captions[0].text}\\n")
+"""
+
+
+@pytest.fixture
+def rules(site: Path) -> Path:
+    """A package whose cells, metrics and writers each break one rule of the contributor's page."""
+    (site / "broken_plugin.py").write_text(RULES.replace("\\\\", "\\"))
+    cells = ["good", "one", "two_states", "swapped", "double", "over_time", "over_rows", "detached"]
+    metrics = ["short", "no_score", "no_names", "text_names", "no_formula"]
+    groups = {"cells": cells, "metrics": metrics, "writers": ["no_write", "headed"]}
+    points = {
+        kind: "\n".join(f"{name} = broken_plugin:{name}" for name in names)
+        for kind, names in groups.items()
+    }
+    install(site, "broken-thing", points)
+    return site
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("one", r"forward must return two tensors \(outputs, hidden\), not Tensor"),
+        ("two_states", r"must return two tensors \(outputs, hidden\), not \(Tensor, tuple\)"),
+        ("swapped", r"have shapes \(2, 2, 8\) and \(2, 3, 8\), not \(\(2, 3, 8\), \(2, 2, 8\)\)"),
+        ("double", "must have the dtype of inputs, not torch.float64"),
+        ("over_time", "3 words in one call and in 3 calls differ"),
+        ("over_rows", "2 captions together and each alone differ"),
+        ("detached", "no gradient from outputs reaches hidden"),
+    ],
+)
+def test_a_cell_that_breaks_a_rule_is_said_before_training(rules, cell, problem) -> None:
+    config = DecoderConfig(cell=cell, num_layers=2, hidden_size=8, embed_size=4)
+    with pytest.raises(
+        ConfigError, match=rf"plug-in {cell} of broken-thing 1.0 fails: .*{problem}"
+    ):
+        Decoder(config, vocab_size=9, feature_size=4).try_cell()
+
+
+def test_a_good_cell_is_tried_without_a_trace(rules: Path) -> None:
+    config = DecoderConfig(cell="good", num_layers=2, hidden_size=8, embed_size=4)
+    decoder = Decoder(config, vocab_size=9, feature_size=4)
+    state = torch.get_rng_state()
+    decoder.try_cell()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert decoder.training and decoder.cell.training
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        ("short", "1 scores for 2 images"),
+        ("no_score", "must define score, or statistics and combine"),
+        ("no_names", "names"),
+        ("text_names", "names must be a tuple of texts"),
+        ("no_formula", "formula"),
+    ],
+)
+def test_a_metric_that_breaks_a_rule_is_one_line(rules, metric, problem) -> None:
+    with pytest.raises(CaptionerError, match=rf"plug-in {metric} of broken-thing 1.0.*{problem}"):
+        score_captions([["a"], ["b"]], [[["a"]], [["b"]]], metrics=[metric])
+
+
+def test_a_writer_that_writes_nothing_is_said_before_the_job(rules: Path, tmp_path: Path) -> None:
+    toys.draw(tmp_path / "a.png", "red", 1)
+    code, output = run("caption", tmp_path / "a.png", "--format", "no_write", "--model", "scenes")
+    assert code and "plug-in no_write of broken-thing 1.0: no_write must define _write" in output
+
+
+def test_a_line_that_the_writer_would_not_know_again_is_said(rules: Path, tmp_path: Path) -> None:
+    toys.draw(tmp_path / "a.png", "red", 1)
+    job = ("caption", tmp_path / "a.png", "--model", "scenes", "--format", "headed")
+    code, output = run(*job, "--output", tmp_path / "a.html")
+    assert code and "plug-in headed of broken-thing 1.0: line 1 of its file, " in output
+    assert "<ul>" in output and not (tmp_path / "a.html").exists()
+
+
+def test_env_shows_what_is_added_in_vain(site: Path) -> None:
+    install(site, "odd-thing", {"cell": "x = y:z", "cells": "my-cell = y:z\nMyCell = y:z"})
+    output = run("env")[1]
+    for name in ("my-cell", "MyCell"):
+        assert re.search(rf"captioner.cells {name} +odd-thing-1.0 \(not used: a name has", output)
+    assert re.search(r"captioner.cell x +odd-thing-1.0 \(not used: the groups are .*cells", output)
