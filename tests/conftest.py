@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from processes import ended
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +53,13 @@ def _own_numbers() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def ends_what_it_starts() -> Iterator[None]:
+    """What the test starts ends with it."""
+    with ended():
+        yield
 
 
 def draw(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

@@ -102,14 +102,14 @@ def test_a_job_killed_at_twenty_random_moments_ends_with_the_same_bytes(model, p
         for path in journals_of(whole):
             path.unlink()
         began = time.monotonic()
-        process = PROCESSES.Process(target=work, args=(model, pictures, whole))
+        process = PROCESSES.Process(target=work, args=(model, pictures, whole), daemon=True)
         process.start()
         process.join()
         length = time.monotonic() - began
     assert process.exitcode == 0
     dice, reached = random.Random(0), []
     for _ in range(20):
-        process = PROCESSES.Process(target=work, args=(model, pictures, killed))
+        process = PROCESSES.Process(target=work, args=(model, pictures, killed), daemon=True)
         process.start()
         process.join(dice.uniform(0.2, 0.9) * length)
         process.kill()

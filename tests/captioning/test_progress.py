@@ -26,6 +26,7 @@ from captioner.system.stages import during, measured, timed
 
 import toys
 
+pytestmark = pytest.mark.usefixtures("ends_what_it_starts")
 IMAGES = 21
 KEYS = ["seconds", "done", "failed", "total", "rate", "eta", "shares"]
 ENVIRONMENT = {

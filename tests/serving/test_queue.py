@@ -319,6 +319,7 @@ class Clients:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.usefixtures("ends_what_it_starts")
 def test_sigterm_finishes_what_runs_and_refuses_the_rest(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:

@@ -282,6 +282,7 @@ def test_killed_at_any_moment_the_old_folder_or_the_new_one_is_there(
     assert finished
 
 
+@pytest.mark.usefixtures("ends_what_it_starts")
 def test_what_a_killed_process_was_writing_is_swept_and_nothing_else(tmp_path: Path) -> None:
     begin(tmp_path, "checkpoints")
     code = (

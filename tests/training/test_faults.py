@@ -50,7 +50,7 @@ def work(config, folder: Path, room: int | None) -> None:
 
 
 def start(config, folder: Path, room: int | None = None):
-    process = PROCESSES.Process(target=work, args=(config, folder, room))
+    process = PROCESSES.Process(target=work, args=(config, folder, room), daemon=True)
     process.start()
     return process
 
@@ -89,6 +89,7 @@ def test_a_full_disk_is_one_error_and_the_checkpoints_before_it_stay(config, tmp
     folder = tmp_path / "run"
     process = start(config, folder)
     while not list(folder.rglob("step-*.safetensors")):
+        assert process.is_alive()
         time.sleep(0.02)
     process.kill()
     process.join()

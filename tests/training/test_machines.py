@@ -19,12 +19,14 @@ from captioner.system.world import World
 from captioner.training.machines import check_alike, check_newest
 
 import toys
+from processes import ended
 
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(captioner.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+pytestmark = pytest.mark.usefixtures("ends_what_it_starts")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 TRAIN = ("-m", "captioner", "train", "toy.yaml", "--output", "run", "--device", "cpu")
 
@@ -75,8 +77,9 @@ class Machine:
 def one_machine(tmp_path_factory) -> Machine:
     machine = Machine(tmp_path_factory.mktemp("machines") / "one")
     machine.furnish()
-    process = machine.start("--standalone", "--nproc-per-node=2", *TRAIN)
-    assert process.wait(300) == 0, machine.said
+    with ended():
+        process = machine.start("--standalone", "--nproc-per-node=2", *TRAIN)
+        assert process.wait(300) == 0, machine.said
     return machine
 
 
@@ -141,17 +144,14 @@ def test_two_machines_without_a_common_disk_train_what_one_trains(killed, one_ma
         lead.furnish()
         other.furnish()
         (other.folder / "toy.yaml").unlink()  # the first machine's settings hold
-        launchers = start_job(machines)
-        try:
+        with ended():
+            launchers = start_job(machines)
             while killed and not list(lead.folder.rglob("step-*.safetensors")):
                 assert launchers[0].poll() is None, lead.said
                 time.sleep(0.02)
             if killed:
                 kill_worker(launchers[1])
             assert [launcher.wait(300) for launcher in launchers] == [0, 0], lead.said + other.said
-        finally:
-            for launcher in launchers:
-                launcher.kill()
     starts = [int(line.split()[3]) for line in lead.said.splitlines() if "resuming" in line]
     assert len(starts) == 1 + killed
     assert all(0 < step < 120 for step in starts[1:])

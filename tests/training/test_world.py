@@ -21,7 +21,7 @@ from captioner.training.run import train
 
 import toys
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ends_what_it_starts")]
 
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(captioner.__file__).parents[1]),
