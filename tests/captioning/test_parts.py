@@ -234,6 +234,7 @@ def test_progress_counts_the_parts_of_earlier_runs(home, monkeypatch):
     assert not progress_of(caption("--output", "out/")[1])
 
 
+@pytest.mark.usefixtures("ends_what_it_starts")
 def test_the_status_tells_whether_the_job_runs(home, monkeypatch):
     for number in range(IMAGES, 300):
         shutil.copy("p/01.png", f"p/{number:03}.png")
