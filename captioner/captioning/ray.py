@@ -152,31 +152,13 @@ def caption_with_ray(
                 _sent,
             )
             name = "+".join(fingerprint(model_folder(each)) for each in models)
+            work = (
+                partial(caption_to_parts, crew, items, output)
+                if in_parts
+                else partial(caption_to_file, lambda: captioner, items, Path(output), engine=crew)
+            )
             with closing(crew):
-                if in_parts:
-                    return caption_to_parts(
-                        crew,
-                        items,
-                        output,
-                        options,
-                        job,
-                        model=name,
-                        tell=tell,
-                        say=say,
-                        count=count,
-                    )
-                return caption_to_file(
-                    lambda: captioner,
-                    items,
-                    Path(output),
-                    options,
-                    job,
-                    model=name,
-                    tell=tell,
-                    say=say,
-                    count=count,
-                    engine=crew,
-                )
+                return work(options, job, model=name, tell=tell, say=say, count=count)
     except ray.exceptions.RayError as error:
         if isinstance(cause := getattr(error, "cause", None), CaptionerError):
             raise type(cause)(str(cause)) from error  # of a worker
