@@ -9,7 +9,6 @@ An LSTM's h and c are concatenated over layers, so every cell has one hidden sta
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from captioner.decoder.attention import Attention
 from captioner.decoder.dropout import Dropout
 from captioner.decoder.recurrence import Elman
 from captioner.decoder.stepping import Stepper, Stepping
+from captioner.decoder.trial import check_form, check_rules
 from captioner.errors import ConfigError
 from captioner.search import SpecialIds, Step
 from captioner.system.plugins import blamed, guarded, load, plugin, tell_unused
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         if self.config.cell not in CELLS and (who := plugin("cells", self.config.cell)):
             training = self.cell.training
             with guarded(who, ConfigError):
-                _try_rules(self.cell.eval(), self.config)
+                check_rules(self.cell.eval(), self.config)
             self.cell.train(training)
 
     def blamed(self) -> AbstractContextManager[None]:
@@ -288,60 +288,14 @@ def _cell_of_plugin(config: DecoderConfig, dropout: float) -> nn.Module:
     """Build a plug-in's cell, and try it on two captions of three words.
 
     Raises:
-        ConfigError: if it cannot be built or called, or its results have other shapes.
+        ConfigError: if it cannot be built or called, or its results have another form.
     """
     make = load("cells", config.cell)
     who = plugin("cells", config.cell)
     assert who
-    state = (config.num_layers, 2, config.hidden_size)
     with guarded(who, ConfigError):
         cell = make(config.embed_size, config.hidden_size, config.num_layers, dropout=dropout)
         if not isinstance(cell, nn.Module):
             raise TypeError(f"it builds no torch.nn.Module but {type(cell).__name__}")
-        cell.eval()
-        with torch.no_grad():
-            results = cell(torch.zeros(2, 3, config.embed_size), torch.zeros(state))
-        if (
-            not isinstance(results, tuple)
-            or len(results) != 2
-            or not all(isinstance(each, Tensor) for each in results)
-        ):
-            kinds = (
-                f"({', '.join(type(each).__name__ for each in results)})"
-                if isinstance(results, tuple)
-                else type(results).__name__
-            )
-            raise TypeError(f"forward must return two tensors (outputs, hidden), not {kinds}")
-        found = tuple(tuple(each.shape) for each in results)
-        if found != (wanted := ((2, 3, config.hidden_size), state)):
-            shapes = " and ".join(map(str, found))
-            raise ValueError(f"outputs and hidden have shapes {shapes}, not {wanted}")
-        if others := {each.dtype for each in results} - {torch.float32}:
-            raise TypeError(f"outputs and hidden must have the dtype of inputs, not {others.pop()}")
+        check_form(cell.eval(), config)
     return cell.train()
-
-
-def _try_rules(cell: nn.Module, config: DecoderConfig) -> None:
-    """Raise `ValueError` if a cell breaks a rule that search and training rely on."""
-    generator = torch.Generator().manual_seed(0)  # other draws stay as they are
-    words = torch.randn(2, 3, config.embed_size, generator=generator)
-    state = torch.randn(config.num_layers, 2, config.hidden_size, generator=generator)
-    outputs, hidden = cell(words, state.requires_grad_())
-    each, last = [], state
-    for word in words.split(1, dim=1):
-        output, last = cell(word, last)
-        each.append(output)
-    alone = [cell(words[i : i + 1], state[:, i : i + 1].contiguous()) for i in (0, 1)]
-    close = partial(torch.allclose, rtol=1e-3, atol=1e-4)
-    if not (close(torch.cat(each, 1), outputs) and close(last, hidden)):
-        raise ValueError("3 words in one call and in 3 calls differ; the state must hold all")
-    if not (
-        close(torch.cat([output for output, _ in alone]), outputs)
-        and close(torch.cat([end for _, end in alone], 1), hidden)
-    ):
-        raise ValueError("2 captions together and each alone differ; rows must be independent")
-    reached = outputs.requires_grad and torch.autograd.grad(
-        outputs.sum(), state, allow_unused=True
-    )[0] is not None  # fmt: skip
-    if not reached:
-        raise ValueError("no gradient from outputs reaches hidden, which holds the image")
