@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from captioner.captioning.journal import Journal
 from captioner.captioning.run_state import Noted, RunState
-from captioner.system.addresses import without_secrets
+from captioner.system.addresses import COMMAND, without_secrets
 from captioner.system.cores import torchrun_number
 from captioner.system.stages import measured
 from captioner.system.world import World
@@ -195,7 +195,7 @@ def command_to_continue(words: Sequence[str]) -> str:
     for word in words:
         if word == "--overwrite":
             continue
-        safe = "pipe:..." if word.startswith("pipe:") else without_secrets(word)
+        safe = f"{COMMAND}..." if word.startswith(COMMAND) else without_secrets(word)
         shown.append(shlex.quote(safe))
     start = "captioner"
     if (size := torchrun_number("WORLD_SIZE", "1", least=1)) > 1:

@@ -532,7 +532,9 @@ def _on_ray(images: tuple[str, ...], decoding: DecodingOverrides, how: RunOption
 
 def _total(images: tuple[str, ...], how: RunOptions) -> int | None:
     """Count the images; None if that reads a compressed archive, a store, a pipe or stdin."""
-    if _is_read_once(images) or any(name.startswith("pipe:") or "://" in name for name in images):
+    from captioner.system.addresses import COMMAND
+
+    if _is_read_once(images) or any(name.startswith(COMMAND) or "://" in name for name in images):
         return None
     total = 0
     for item in _items(images, how, None, quiet=True):

@@ -22,18 +22,18 @@ from filelock import FileLock
 from captioner.data.formats.webdataset import MOST_SHARDS, expand
 from captioner.errors import DataError
 from captioner.images.tars import compression
+from captioner.system.addresses import COMMAND
 from captioner.system.files import cache_folder, whole_file
 from captioner.system.foreign import excerpt, plain
 from captioner.system.ownership import begin
 
-PREFIX = "pipe:"
 LOCK = "run.lock"
 _SHARD = re.compile(r"[\w.-]+\.tar\b")
 
 
 def is_stream(root: str | Path) -> bool:
     """Return whether a `data.root` is a command that writes a tar stream."""
-    return str(root).startswith(PREFIX)
+    return str(root).startswith(COMMAND)
 
 
 def keep(source: str, say: Callable[[str], None]) -> Path:
@@ -51,7 +51,7 @@ def keep(source: str, say: Callable[[str], None]) -> Path:
         DataError: if a command fails, or writes no tar stream or a compressed one.
         OSError: if the folder cannot be written to.
     """
-    shards = _shards(source.removeprefix(PREFIX))
+    shards = _shards(source.removeprefix(COMMAND))
     place = f"{Path.cwd()}\0{source}".encode("utf-8", "surrogateescape")  # relative paths in it
     digest = hashlib.blake2b(place, digest_size=8).hexdigest()
     folder = cache_folder() / "streams" / digest
@@ -80,7 +80,7 @@ def _shards(command: str) -> dict[str, str]:
         raise DataError(f"{excerpt(command)}: more than {MOST_SHARDS:,} shards")
     commands = ["".join(chosen) for chosen in product(*words)]
     if not command.strip():
-        raise DataError("pipe: has no command; write pipe:COMMAND")
+        raise DataError(f"{COMMAND} has no command; write {COMMAND}COMMAND")
     names = ["".join(_SHARD.findall(each)[-1:]).lstrip(".-") for each in commands]
     often = Counter(name.lower() for name in names)
     return {
@@ -97,7 +97,7 @@ def _run(command: str, shard: Path) -> None:
                 command, shell=True, stdin=subprocess.DEVNULL, stdout=file, check=False
             ).returncode
         if problem := _problem(aside, status):
-            raise DataError(f"pipe:{excerpt(command)}: {problem}")
+            raise DataError(f"{COMMAND}{excerpt(command)}: {problem}")
 
 
 def _problem(written: Path, status: int) -> str | None:

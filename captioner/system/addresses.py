@@ -19,6 +19,7 @@ PACKAGES = {
     "https": "aiohttp",
     "hdfs": "pyarrow",
 }
+COMMAND = "pipe:"  # before a command that writes a tar stream, as in WebDataset; only if typed
 # Stores that show an object only when it was put completely.
 ATOMIC = ("s3", "gs", "az", "hf")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

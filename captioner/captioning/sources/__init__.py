@@ -28,11 +28,11 @@ from captioner.captioning.sources.item import (
 from captioner.captioning.sources.remote import remote_images
 from captioner.captioning.sources.tables import SUFFIXES as TABLES
 from captioner.captioning.sources.tables import table_images
-from captioner.captioning.sources.tar import COMMAND, command_images, tar_images
+from captioner.captioning.sources.tar import command_images, tar_images
 from captioner.captioning.sources.zip import Packed, zip_images
 from captioner.errors import DataError, ImageError, checked_names, must_be
 from captioner.images.tars import TARS
-from captioner.system.addresses import is_address
+from captioner.system.addresses import COMMAND, is_address
 from captioner.system.foreign import plain
 from captioner.system.memory import Memory
 

@@ -27,13 +27,12 @@ from captioner.images.content import Content, Slice, bomb, name_in
 from captioner.images.members import is_image, refusal
 from captioner.images.remote_content import RemoteSlice
 from captioner.images.tars import compression, headers, open_tar
-from captioner.system.addresses import shown
+from captioner.system.addresses import COMMAND, shown
 from captioner.system.files import no_stream
 from captioner.system.foreign import plain
 from captioner.system.memory import Held, Memory
 from captioner.system.object_store import PIECE, Entry, UnreachableError, opened, read
 
-COMMAND = "pipe:"  # WebDataset's prefix of a command that writes a tar stream
 HEADERS = 2**14  # bytes that a request for a header in object storage fetches
 _CHUNK = 2**18  # bytes per read
 
