@@ -11,7 +11,7 @@ import hashlib
 import re
 import subprocess
 import tarfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import product
 from math import prod
@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from captioner.data.formats.webdataset import MOST_SHARDS, expand
 from captioner.errors import DataError
-from captioner.images.tars import compression
+from captioner.images.tars import compression, headers, open_tar
 from captioner.system.addresses import COMMAND
 from captioner.system.files import cache_folder, whole_file
 from captioner.system.foreign import excerpt, plain
@@ -48,7 +48,7 @@ def keep(source: str, say: Callable[[str], None]) -> Path:
         say: gets a line about the commands to run, or the shards of an earlier time.
 
     Raises:
-        DataError: if a command fails, or writes no tar stream or a compressed one.
+        DataError: if a command fails, or writes no tar stream, a truncated or a compressed one.
         OSError: if the folder cannot be written to.
     """
     shards = _shards(source.removeprefix(COMMAND))
@@ -109,8 +109,11 @@ def _problem(written: Path, status: int) -> str | None:
     if packed := compression(head):
         tool = {"gzip": "gzip", "bzip2": "bzip2", "xz": "xz"}[packed]
         return f"the command writes a {packed} file; end it with `| {tool} -dc`"
+    found = "no tar file"
     try:
-        with tarfile.open(written, "r:"):
+        with written.open("rb") as file, open_tar(file, "r:") as archive:
+            found = "a damaged tar file"
+            deque(headers(archive, written.stat().st_size), maxlen=0)
             return None
     except tarfile.TarError as error:
-        return f"the command writes no tar file: {plain(error)}"
+        return f"the command writes {found}: {plain(error)}"

@@ -95,6 +95,8 @@ def test_shards_have_the_names_of_their_files(home: Path, command: str, names: l
         ("cat train-0.tar | xz", "the command writes a xz file; end it with `| xz -dc`"),
         ("echo a page", "the command writes no tar file: truncated header"),
         (":", "the command writes no tar file: empty file"),
+        ("head -c 2000 train-0.tar | cat", "the command writes a damaged tar file: truncated"),
+        ("head -c 1024 train-0.tar", "the command writes a damaged tar file: truncated"),
         (" ", "pipe: has no command; write pipe:COMMAND"),
         ("cat {0..999999}.tar {0..1}.tar", "more than 1,000,000 shards"),
     ],
