@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from captioner.errors import ConfigError
 from captioner.system.disk import writing
 from captioner.system.ownership import MARKER, check, is_empty, mark, owns, writes
 from captioner.system.text_encodings import decode, decode_head
@@ -60,10 +61,17 @@ MOVED = "not written: its folder was moved or removed while it was written"
 
 
 def cache_folder() -> Path:
-    """Return captioner's cache: `$CAPTIONER_CACHE`, or else `~/.cache/captioner`."""
+    """Return captioner's cache: `$CAPTIONER_CACHE`, or else `~/.cache/captioner`.
+
+    Raises:
+        ConfigError: if the user has no home folder, as in some containers.
+    """
     folder = os.environ.get("CAPTIONER_CACHE")
     folder = folder or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/captioner"
-    return Path(folder).expanduser()
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: no home folder is known; set CAPTIONER_CACHE") from error
 
 
 def read_head(path: Path, size: int = 512) -> bytes:

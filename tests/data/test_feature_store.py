@@ -27,7 +27,7 @@ from captioner.data.feature_store import (
 )
 from captioner.data.fill import fill_store
 from captioner.encoder.encoder import FrozenEncoder
-from captioner.errors import DataError, ModelError
+from captioner.errors import ConfigError, DataError, ModelError
 from captioner.images.decode import MAX_PIXELS, read_image
 from captioner.system.ownership import begin
 
@@ -358,3 +358,14 @@ def test_where_stores_live(monkeypatch: pytest.MonkeyPatch) -> None:
     assert features_folder() == Path("/home/somebody/.cache/captioner/features")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert features_folder() == Path("/caches/captioner/features")
+
+
+def test_without_a_home_folder_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> str:
+        return "~"
+
+    for name in ("CAPTIONER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", unknown)  # a user without an entry in /etc/passwd
+    with pytest.raises(ConfigError, match="no home folder is known; set CAPTIONER_CACHE"):
+        features_folder()
