@@ -29,22 +29,16 @@ def _plugins() -> list[tuple[str, str]]:
     from captioner.config import CELLS
     from captioner.data.load import FORMATS
     from captioner.metrics import METRICS
-    from captioner.system.plugins import KINDS, ignored, plugins
+    from captioner.system.plugins import KINDS, PlugIn, ignored, plugins
 
-    counts = Counter((each.kind, each.name) for each in plugins())
     own = {"cells": CELLS, "metrics": METRICS, "datasets": FORMATS, "writers": WRITERS}
-    rows = [
-        (
-            f"{KINDS[each.kind]} {each.name}",
-            each.label
-            + (
-                " (not used: captioner has its own)"
-                if each.name in own.get(each.kind, ())
-                else " (not usable: there are several of this name)"
-                if counts[each.kind, each.name] > 1
-                else ""
-            ),
-        )
-        for each in plugins()
-    ]
+    counts = Counter((each.kind, each.name) for each in plugins())
+
+    def unused(each: PlugIn) -> str:
+        if each.name in own.get(each.kind, ()):
+            return " (not used: captioner has its own)"
+        several = counts[each.kind, each.name] > 1
+        return " (not usable: there are several of this name)" if several else ""
+
+    rows = [(f"{KINDS[each.kind]} {each.name}", each.label + unused(each)) for each in plugins()]
     return rows + [(what, f"{label} (not used: {reason})") for what, label, reason in ignored()]
